@@ -1,0 +1,37 @@
+# Every target can be repeated; the virtual environment is rebuilt only when what it installs has changed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := build/demo
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: demo serve test lint types bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,test,dev]'
+	touch $@
+
+demo: $(STAMP)  ## train, fold, prove, serve and predict, once through
+	$(BIN)/python -m models.demo --out $(DEMO)
+
+serve: $(STAMP)  ## serve what the demo folded, until Ctrl-C
+	@test -d $(DEMO)/repository || $(MAKE) demo
+	$(BIN)/bnfold serve $(DEMO)/repository
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.serving
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,137 @@
+"""From an eval-mode PyTorch module to the unfolded ONNX graph, with every BatchNorm still in it.
+
+`torch.onnx.export` folds BatchNorm itself when it optimises, silently and only in part, so it is told not to. What it
+leaves unoptimised then (computed zero biases, constants behind casts and reshapes) is folded here, by constant folding
+alone, which knows nothing of BatchNorm.
+"""
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from fold.errors import BnfoldError
+from fold.graph import constant
+
+BATCH = "batch"
+
+
+def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ir.Model:
+    """The unfolded graph of `module` in eval mode, BatchNorm intact, with a dynamic batch as the first axis.
+
+    `inputs` are example inputs with the batch first, of any batch size; the graph's inputs are named as the arguments
+    of `forward`, its outputs `output`, or `output_0`, `output_1`, … . The module is not touched. Raises `BnfoldError`
+    if it cannot be exported.
+    """
+    return export_graph(export_program(module, inputs))
+
+
+def export_program(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ExportedProgram:
+    """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made."""
+    examples = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    # A batch of 1 would be taken for a constant, and every other size of the example for its own.
+    examples = tuple(example.repeat(3, *[1] * (example.ndim - 1))[:3] for example in examples)
+    module = copy.deepcopy(module).eval()
+    batch = Dim(BATCH)
+    dynamic_shapes = tuple({0: batch} for _ in examples)
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(module, examples, dynamic_shapes=dynamic_shapes)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        raise BnfoldError(
+            f"{type(module).__name__}: torch.export cannot trace it with inputs of shape "
+            f"{[tuple(example.shape) for example in examples]}: {_first_line(error)}; check --input and forward()"
+        ) from error
+
+
+def export_graph(program: ExportedProgram) -> ir.Model:
+    """The unfolded graph of an exported program."""
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    except Exception as error:
+        raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {_first_line(error)}") from error
+    assert exported is not None
+    model = exported.model
+    _fold_constants(model, set(program.state_dict))
+    _name_batch(model)
+    _name_outputs(model)
+    return model
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write the reference as a `.pt2` without example inputs, which would be pickled."""
+    program = copy.copy(program)
+    program._example_inputs = None
+    with _quiet(), path.open("wb") as stream:
+        torch.export.save(program, stream)
+
+
+def _fold_constants(model: ir.Model, named: set[str]) -> None:
+    """Evaluate what depends on nothing, leave every BatchNorm, and drop the zero biases that the exporter made up."""
+    optimizer.fold_constants(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in model.graph:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3:
+            bias = node.inputs[2]
+            tensor = constant(bias)
+            if bias is not None and bias.name not in named and tensor is not None and not tensor.numpy().any():
+                node.resize_inputs(2)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.ShapeInferencePass()(model)
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Give the batch its name back, which the exporter replaces by a number of its own."""
+    graph = model.graph
+    first = next((value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape)), None)
+    symbol = first.value if isinstance(first, ir.SymbolicDim) else None
+    if symbol is None:
+        return
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, symbol) for dim in value.shape])
+
+
+def _renamed(dim: Any, symbol: str) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None else re.sub(rf"\b{re.escape(symbol)}\b", BATCH, str(dim.value))
+
+
+def _name_outputs(model: ir.Model) -> None:
+    outputs = model.graph.outputs
+    taken = {value.name for value in model.graph.inputs}
+    for position, value in enumerate(outputs):
+        name = "output" if len(outputs) == 1 else f"output_{position}"
+        value.name = f"{name}_" if name in taken else name
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own deprecations and logs that torchvision is missing; neither helps a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,69 @@
+"""Reading an onnx_ir graph: constants, attributes, shapes and the names that a user knows."""
+
+import ast
+
+import numpy as np
+import onnx_ir as ir
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in FLOATS
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant; None for what is computed, and for initializers that a caller could override."""
+    if value is None or value.is_graph_input():
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def float64(tensor: ir.TensorProtocol) -> np.ndarray:
+    return tensor.numpy().astype(np.float64)
+
+
+def integers(node: ir.Node, name: str, default: list[int] | None = None) -> list[int]:
+    attribute = node.attributes.get(name)
+    return (default or []) if attribute is None else [int(i) for i in attribute.as_ints()]
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def real(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute. ONNX stores these in float32, whatever the precision of the number that was set."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(np.float32(attribute.as_float()))
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+Dims = list[int | str | None]
+
+
+def dims(value: ir.Value) -> Dims | None:
+    """Dimensions of a tensor: a number, the name of a symbol, or None where nothing is known."""
+    if value.shape is None:
+        return None
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def display_name(node: ir.Node) -> str:
+    """The module's name in the checkpoint where the exporter left it, else the node's, else its output's."""
+    scopes = node.metadata_props.get(NAME_SCOPES)
+    if scopes:
+        names = ast.literal_eval(scopes)
+        if len(names) > 1 and names[-2]:
+            return str(names[-2])
+    if node.op_type == "BatchNormalization":
+        for value, suffix in zip(node.inputs[1:], (".weight", ".bias", ".running_mean", ".running_var"), strict=False):
+            if value is not None and value.name is not None and value.name.endswith(suffix):
+                return value.name.removesuffix(suffix)
+    return node.name or node.outputs[0].name or node.op_type

@@ -1,0 +1,150 @@
+"""Which BatchNorms vanish, and under which gauges.
+
+A BatchNorm `v = s*u + t` vanishes if `p_u = s*p_v` and `q_u = t*p_v + q_v` hold beside everything that the laws demand.
+Scales are solved first (fold.scales), then shifts (fold.shifts). BatchNorms are taken in graph order, each whole or
+not at all; the constraint that one runs into is the reason that the user reads. Where a shift cannot move, the scale
+need not have moved either: that BatchNorm is left out and all is solved again, until nothing contradicts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.affine import Array, Gauge
+from fold.gauge import Absorber, Candidate, Gauges, Layout, Refusal
+from fold.graph import display_name
+from fold.scales import NOBODY, Conflict, Ids, Scales
+from fold.shifts import Shifts
+
+DROWNING = 2.0**10
+"""A shift this many times larger than the signal that it is added to costs 10 of float32's 24 bits."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """`vanished` in graph order, why the others stay, and p and q of every variable."""
+
+    vanished: list[Candidate]
+    refusals: dict[ir.Node, Refusal]
+    p: Array
+    q: Array
+    scale_classes: Ids
+
+    def gauge(self, layout: Layout) -> Gauge:
+        return Gauge(self.p[layout.scale], self.q[layout.shift])
+
+
+def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
+    """Let every BatchNorm vanish that can, but for those in `refused`."""
+    refused = {**gauges.refusals, **refused}
+    while True:
+        scales, refusals = _base_scales(gauges), dict(refused)
+        moved = []
+        for candidate in gauges.candidates:
+            if candidate.node in refused:
+                continue
+            conflict = scales.relate(candidate.u.scale, candidate.v.scale, candidate.s, candidate.cause)
+            if conflict is None:
+                moved.append(candidate)
+            else:
+                refusals[candidate.node] = _scale_refusal(gauges, candidate, conflict)
+        anchors = [candidate.v.scale for candidate in moved]
+        p = scales.values(np.concatenate([*anchors, np.empty(0, np.int64)]))
+
+        shifts, new = _base_shifts(gauges), {}
+        for candidate in moved:
+            u, v = candidate.u, candidate.v
+            conflict = shifts.add([(1.0, u.shift), (-1.0, v.shift)], candidate.t * p[v.scale], candidate.cause)
+            if conflict is not None:
+                new[candidate.node] = _shift_refusal(gauges, candidate, conflict)
+        q = shifts.values()
+        if not new:
+            new = {c.node: refusal for c in moved if (refusal := _drowning(c, p, q)) is not None}
+        if not new:
+            classes, _ = scales.find(np.arange(gauges.scale_count))
+            return Solution(moved, refusals, p, q, classes)
+        refused.update(new)
+
+
+def _base_scales(gauges: Gauges) -> Scales:
+    """The scales with what the laws demand, which can never contradict: `p = 1` everywhere satisfies it."""
+    readers = [absorber.read.scale for absorber in (*gauges.absorbers, *(c.absorber for c in gauges.candidates))]
+    reads = np.bincount(np.concatenate([*readers, np.empty(0, np.int64)]), minlength=gauges.scale_count)
+    scales = Scales(reads)
+    for constraint in gauges.constraints:
+        if constraint.kind == "equal":
+            (_, a), (_, b) = constraint.terms
+            scales.relate(a, b, np.ones(len(a)), constraint.cause)
+    for constraint in gauges.constraints:
+        if constraint.kind == "one":
+            scales.fix(constraint.terms[0][1], constraint.cause)
+        elif constraint.kind == "positive":
+            scales.hold_positive(constraint.terms[0][1], constraint.cause)
+    return scales
+
+
+def _base_shifts(gauges: Gauges) -> Shifts:
+    """The shifts with what the laws demand, which can never contradict: `q = 0` everywhere satisfies it."""
+    shifts = Shifts(gauges.shift_preferences)
+    for constraint in gauges.constraints:
+        if constraint.kind == "sum":
+            shifts.add(list(constraint.terms), np.zeros(len(constraint.terms[0][1])), constraint.cause)
+    return shifts
+
+
+def _scale_refusal(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Refusal:
+    s = candidate.s[conflict.position]
+    if not conflict.dead:
+        return _refusal(
+            gauges, candidate, f"the scale of channel {conflict.position} ({s:.3g}) cannot move", conflict.cause
+        )
+    what = f"γ is 0 in channel {conflict.position}, which only weights that feed nothing else can take up"
+    if conflict.cause != NOBODY:
+        return _refusal(gauges, candidate, what, conflict.cause)
+    source = candidate.node.inputs[0]
+    users = [user for user, _ in source.uses() if user is not candidate.node] if source is not None else []
+    culprit = display_name(users[0]) if users else (source.name if source is not None else "") or ""
+    return Refusal(
+        f"{what}: {culprit} reads the same tensor" if users else f"{what}: {culprit} is used elsewhere", culprit
+    )
+
+
+def _shift_refusal(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Refusal:
+    t = candidate.t[conflict.position]
+    what = f"the shift of channel {conflict.position} ({t:.3g}) cannot move"
+    return _refusal(gauges, candidate, what, conflict.cause)
+
+
+def _refusal(gauges: Gauges, candidate: Candidate, what: str, cause: int) -> Refusal:
+    if cause in (NOBODY, candidate.cause):
+        culprit = display_name(candidate.node)
+        return Refusal(f"{what}: what surrounds it fixes it twice", culprit)
+    found = gauges.causes[cause]
+    return Refusal(f"{what}: {found.node} {found.demand}", found.node)
+
+
+def _drowning(candidate: Candidate, p: Array, q: Array) -> Refusal | None:
+    """Refuse where others read u out of a sum in which the shift is so large that u's low bits are gone."""
+    if candidate.private:
+        return None
+    shift, signal = np.abs(q[candidate.u.shift]), np.abs(p[candidate.u.scale]) * candidate.size
+    drowned = (shift > DROWNING * signal) & (signal > 0)  # p = 0: a dead channel, from which nobody else reads
+    if not drowned.any():
+        return None
+    channel = int(np.flatnonzero(drowned)[0])
+    return Refusal(
+        f"in channel {channel} its shift would be {shift[channel] / signal[channel]:.0f} times the signal that other "
+        "nodes read from the same tensor, and rounding would drown it",
+        display_name(candidate.node),
+    )
+
+
+def guilty(solution: Solution, absorber: Absorber) -> list[Candidate]:
+    """The vanished BatchNorms whose scales share a class with what `absorber` reads or writes."""
+    touched = solution.scale_classes[np.concatenate([absorber.read.scale.ravel(), absorber.write.scale.ravel()])]
+    return [
+        candidate
+        for candidate in solution.vanished
+        if np.isin(solution.scale_classes[np.concatenate([candidate.u.scale, candidate.v.scale])], touched).any()
+    ]
