@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
+ABANDONED_SECONDS = 24 * 3600
 
 
 class _Strict(BaseModel):
@@ -158,35 +160,42 @@ def next_version(repository: Path, name: str) -> int:
     return max(version_numbers(repository / name), default=0) + 1
 
 
-@contextmanager
-def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
-    """A folder to write one version into; it is published when the block ends well and removed when it raises.
-
-    The block must leave a manifest there, by `write_manifest`. Raises `BnfoldError` for a name that is no name, or a
-    version that exists: published versions are never overwritten.
-    """
+def refuse_version(repository: Path, name: str, version: int) -> None:
+    """Raise `BnfoldError` for a name that is no name, or a version that exists: none is ever overwritten."""
     if not NAME_PATTERN.fullmatch(name):
         raise BnfoldError(
             f"model name {name!r}: expected letters, digits, '_', '-' and '.', and a letter or digit first"
         )
     if version < 1:
         raise BnfoldError(f"version {version}: expected a whole number from 1")
+    final = repository / name / str(version)
+    if final.exists():
+        raise BnfoldError(f"{final}: exists, and a published version is never overwritten; choose another --version")
+
+
+@contextmanager
+def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
+    """A folder to write one version into; it is published when the block ends well and removed when it raises.
+
+    The block must leave a manifest there, by `write_manifest`. Raises `BnfoldError` as `refuse_version` does, and for
+    what cannot be written.
+    """
+    refuse_version(repository, name, version)
     model = repository / name
     final = model / str(version)
-    _refuse_existing(final)
+    incoming = model / f"{INCOMING}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         model.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(model)
+        incoming.mkdir()
     except OSError as error:
         raise BnfoldError(f"{model}: cannot be created ({error.strerror}); choose another --out") from error
-    _remove_abandoned(model)
-    incoming = model / f"{INCOMING}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    incoming.mkdir()
     try:
         yield incoming
         for file in incoming.iterdir():
             _sync(file)
         _sync(incoming)
-        _refuse_existing(final)
+        refuse_version(repository, name, version)
         incoming.rename(final)
         _sync(model)
     except OSError as error:
@@ -237,16 +246,10 @@ def _manifest_digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _refuse_existing(final: Path) -> None:
-    if final.exists():
-        raise BnfoldError(f"{final}: exists, and a published version is never overwritten; choose another --version")
-
-
 def _remove_abandoned(model: Path) -> None:
-    """Remove what writers that died left behind; a writer that lives keeps its folder."""
+    """Remove what writers that died left behind. Age decides, since a writer may live in another container."""
     for path in model.glob(f"{INCOMING}*"):
-        pid = path.name.removeprefix(INCOMING).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -102,13 +102,16 @@ def _solve_and_express(gauges: Gauges) -> tuple[Solution, list[Change]]:
 
 
 def _attribute(gauges: Gauges, solution: Solution, changes: list[Change]) -> dict[ir.Node, list[Absorber]]:
-    """For each vanished BatchNorm the changed absorbers next to it: writers before it, readers behind it."""
-    changed = {change.absorber.node: change.absorber for change in changes}
+    """For each vanished BatchNorm the nearest absorbers that took it up: on what they write before it, or on what they
+    read behind it."""
     absorbing = {absorber.node for absorber in gauges.absorbers} | {c.node for c in gauges.candidates}
+    changed = {change.absorber.node: change.absorber for change in changes}
+    writing = {node for node, absorber in changed.items() if not solution.gauge(absorber.write).trivial}
+    reading = {node for node, absorber in changed.items() if not solution.gauge(absorber.read).trivial}
     return {
         candidate.node: [
-            *(changed[node] for node in _writers(candidate, absorbing) if node in changed),
-            *(changed[node] for node in _readers(candidate, absorbing) if node in changed),
+            *(changed[node] for node in _writers(candidate, absorbing) if node in writing),
+            *(changed[node] for node in _readers(candidate, absorbing) if node in reading),
         ]
         for candidate in solution.vanished
     }

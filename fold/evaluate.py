@@ -1,5 +1,7 @@
 """Evaluates a graph in float64, whatever the type of its weights, with onnx's reference implementation."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -16,10 +18,10 @@ def as_float64(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if tensor is not None and tensor.dtype in FLOATS:
             value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new type: clones share theirs with the original
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
         if value.dtype in FLOATS:
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in FLOATS:
@@ -53,7 +55,7 @@ class Evaluator:
 class ConvTranspose(OpRun):
     """Transposed convolution of any rank and number of groups; onnx's own fails for groups (seen in onnx 1.23)."""
 
-    def _run(  # type: ignore[override]
+    def _run(
         self,
         X: np.ndarray,
         W: np.ndarray,
@@ -85,7 +87,9 @@ class ConvTranspose(OpRun):
                 slice(d * at, d * at + s * (n - 1) + 1, s)
                 for at, d, s, n in zip(position, dilation, stride, X.shape[2:], strict=True)
             )
-            Y[(..., *places)] += np.einsum("ngi...,gio->ngo...", x, w[(..., *position)])
+            here: tuple[Any, ...] = (..., *places)
+            Y[here] += np.einsum("ngi...,gio->ngo...", x, w[(..., *position)])
         Y = Y.reshape(X.shape[0], -1, *full)
-        Y = Y[(..., *(slice(pad[a], full[a] - pad[rank + a]) for a in range(rank)))]
+        inner: tuple[Any, ...] = (..., *(slice(pad[a], full[a] - pad[rank + a]) for a in range(rank)))
+        Y = Y[inner]
         return (Y if B is None else Y + B.reshape(-1, *[1] * rank),)

@@ -67,6 +67,8 @@ def export_graph(program: ExportedProgram) -> ir.Model:
     _fold_constants(model, set(program.state_dict))
     _name_batch(model)
     _name_outputs(model)
+    for node in model.graph:  # the user's source and its paths have no place in a served file
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return model
 
 

@@ -59,6 +59,8 @@ class Absorber:
     write: Layout
     parameters: Callable[[Gauge, Gauge], Parameters]
     attributes: dict[str, float] = field(default_factory=dict)
+    divides: bool = True
+    """Whether it must undo the scale of what it reads, which cannot be done to a scale of 0."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,10 @@ class Gauges:
             if value is not None and is_float(value):
                 self.pin(value, cause)
 
-    def absorb(self, absorber: Absorber) -> None:
+    def absorb(self, absorber: Absorber, writer: ir.Node | None = None) -> None:
+        """Enter a node with parameters; `writer` is the one that delivers its output, where that is another."""
         self.absorbers.append(absorber)
-        self._absorbing.add(absorber.node)
+        self._absorbing.add(writer or absorber.node)
 
     def keep(self, node: ir.Node, reason: str) -> None:
         """A BatchNorm that cannot be expressed as scale and shift at all."""

@@ -113,7 +113,7 @@ def matmul(node: ir.Node, gauges: Gauges) -> None:
         W_new, B_new = affine.linear(float64(weights), B, reads.reading(), writes)
         return {(node, 1): W_new, (node, 2) if bias is None else bias[:2]: B_new}
 
-    return gauges.absorb(Absorber(node, read, write, parameters))
+    return gauges.absorb(Absorber(node, read, write, parameters), output.producer())
 
 
 def _bias_after(node: ir.Node, features: int) -> tuple[ir.Node, int, ir.TensorProtocol] | None:
@@ -206,7 +206,7 @@ def _add_constant(node: ir.Node, gauges: Gauges, position: int) -> None:
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
         return {(node, position): reads.p * float64(tensor) - reads.q + writes.q}
 
-    return gauges.absorb(Absorber(node, layout, write, parameters))
+    return gauges.absorb(Absorber(node, layout, write, parameters, divides=False))
 
 
 def max_pool(node: ir.Node, gauges: Gauges) -> None:
@@ -316,7 +316,7 @@ def matching_blocks(before: Dims, after: Dims) -> list[Block] | None:
     """Cut two shapes of one sequence of elements into the smallest blocks that hold the same elements.
 
     Equal leading dimensions (numbers, or symbols of one name) correspond, and so do equal trailing ones; between them
-    the products of known sizes must meet. None if they do not.
+    the products of known sizes must meet, or all in between is one opaque block. None for tensors without elements.
     """
     if 0 in before or 0 in after:
         return None
@@ -325,7 +325,7 @@ def matching_blocks(before: Dims, after: Dims) -> list[Block] | None:
     while i < len(before) or j < len(after):
         old = before[i] if i < len(before) else 1
         new = after[j] if j < len(after) else 1
-        if i < len(before) and j < len(after) and old == new and old is not None:
+        if i < len(before) and j < len(after) and _same_size(before[i:], after[j:]):
             blocks.append(Block([i], [j]))
             i, j = i + 1, j + 1
         elif old == 1 and i < len(before):
@@ -341,6 +341,18 @@ def matching_blocks(before: Dims, after: Dims) -> list[Block] | None:
             blocks.append(block)
             i, j = i + len(block.old), j + len(block.new)
     return blocks
+
+
+def _same_size(before: Dims, after: Dims) -> bool:
+    """Whether the first dimensions of two shapes of as many elements are equal: by name, or because all others are
+    known and multiply to the same."""
+    if before[0] == after[0] is not None:
+        return True
+    if isinstance(before[0], int) or isinstance(after[0], int):
+        return False
+    rests = [[size for size in dims[1:] if isinstance(size, int)] for dims in (before, after)]
+    known = len(rests[0]) == len(before) - 1 and len(rests[1]) == len(after) - 1
+    return known and math.prod(rests[0]) == math.prod(rests[1])
 
 
 def _static_block(before: Dims, after: Dims, i: int, j: int) -> Block | None:

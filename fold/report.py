@@ -1,7 +1,14 @@
-"""What became of every BatchNorm: folded into what, or kept and why."""
+"""What became of every BatchNorm: folded into what, or kept and why; for programs, a terminal and a browser."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fold.artifact import Manifest
+    from fold.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -54,3 +61,38 @@ class FoldReport:
             "flushed": self.flushed,
             "seconds": round(self.seconds, 4),
         }
+
+
+def fold_table(report: FoldReport) -> "Table":
+    """A row for each BatchNorm, kept ones first: they are what a user must see."""
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
+    for kept in report.kept:
+        table.add_row(kept.name, str(kept.channels), "[yellow]kept[/]", kept.reason)
+    for folded in report.folded:
+        what = ", ".join(folded.into) or "nothing needed to change"
+        warning = f" [yellow]({folded.warning})[/]" if folded.warning else ""
+        table.add_row(folded.name, str(folded.channels), "[green]folded[/]", what + warning)
+    return table
+
+
+def verdict_table(verdict: "Verdict") -> "Table":
+    """A row for each output: how far the unfolded and the folded model are from float64."""
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("Output", "Unfolded", "Folded", "Limit", "", box=None, pad_edge=False, header_style="bold")
+    for output in verdict.outputs:
+        judged = "[green]equivalent[/]" if output.equivalent else "[red]NOT equivalent[/]"
+        numbers = (f"{error:.3g}" for error in (output.unfolded_error, output.folded_error, output.limit))
+        table.add_row(output.name, *numbers, judged)
+    return table
+
+
+def write_html(path: Path, manifest: "Manifest", report: FoldReport) -> None:
+    """The same for a browser, in one file that needs no network."""
+    from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
+
+    environment = Environment(loader=PackageLoader("fold"), autoescape=select_autoescape())
+    page = environment.get_template("report.html").render(manifest=manifest, report=report)
+    path.write_text(page, encoding="utf-8")

@@ -69,7 +69,8 @@ def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
 
 def _base_scales(gauges: Gauges) -> Scales:
     """The scales with what the laws demand, which can never contradict: `p = 1` everywhere satisfies it."""
-    readers = [absorber.read.scale for absorber in (*gauges.absorbers, *(c.absorber for c in gauges.candidates))]
+    absorbers = (*gauges.absorbers, *(candidate.absorber for candidate in gauges.candidates))
+    readers = [absorber.read.scale.ravel() for absorber in absorbers if absorber.divides]
     reads = np.bincount(np.concatenate([*readers, np.empty(0, np.int64)]), minlength=gauges.scale_count)
     scales = Scales(reads)
     for constraint in gauges.constraints:

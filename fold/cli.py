@@ -1,0 +1,180 @@
+"""The command line: a thin caller of what the library does.
+
+Exit 0: done. 1: the proof failed. 2: bad input or usage, said in one line on stderr. Tables and progress go to stderr
+and `--json` prints one object on stdout, so that a program can always read stdout.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fold.errors import BnfoldError
+
+PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="bnfold",
+    help="Fold trained BatchNorm into the weights around it, prove that the model is the same, and serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+Provider = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where ONNX Runtime computes; auto takes a GPU if there is one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many inputs to draw for the proof.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the inputs that are drawn.")]
+
+
+@app.command()
+def fold(
+    source: Annotated[Path, typer.Argument(help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors), .pt2 or .onnx.")],
+    out: Annotated[Path, typer.Option(metavar="REPOSITORY", help="The model repository to publish into.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's name by default.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="The version; the next free one by default.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(metavar="MODULE:CALLABLE", help="What makes the module of a state_dict.")
+    ] = None,
+    arch_arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for it.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="SHAPE", help="An input without the batch: 3,224,224 or name:3,224,224:float32."
+        ),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
+    ] = None,
+    samples: Samples = 16,
+    seed: Seed = 0,
+    provider: Provider = "auto",
+    trust: Annotated[bool, typer.Option("--trust", help="Open a .pt2, which can run code of its author.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
+    from fold.convert import Source, Target, convert  # noqa: PLC0415
+    from fold.report import fold_table, verdict_table  # noqa: PLC0415
+
+    with console.status("starting") as status:
+        conversion = convert(
+            Source(source, arch, arch_arg or (), inputs or (), trust),
+            Target(out, name, version, labels, preprocessing),
+            samples=samples,
+            seed=seed,
+            provider=provider,
+            announce=lambda step: status.update(escape(step)),
+        )
+    if as_json:
+        _print_json(conversion.to_dict())
+    else:
+        report = conversion.report
+        console.print(fold_table(report))
+        console.print(
+            f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept "
+            f"in {report.seconds:.2f} s.",
+            highlight=False,
+        )
+        console.print(verdict_table(conversion.verdict))
+    if conversion.path is None:
+        console.print(f"[red]{escape(conversion.verdict.message)}; nothing was published[/]", soft_wrap=True)
+        raise typer.Exit(PROOF_FAILED)
+    console.print(f"[green]{escape(conversion.verdict.message)}[/]", soft_wrap=True, highlight=False)
+    console.print(f"published {escape(str(conversion.path))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def verify(
+    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
+    inputs: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name.")] = None,
+    samples: Samples = 16,
+    seed: Seed = 0,
+    provider: Provider = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Prove a published model again, on this machine, from its directory alone."""
+    from fold.artifact import read_version, version_numbers  # noqa: PLC0415
+    from fold.report import verdict_table  # noqa: PLC0415
+    from fold.verify import read_inputs, verify_version  # noqa: PLC0415
+
+    numbers = version_numbers(model_dir)
+    folder = model_dir / str(numbers[-1]) if numbers else model_dir
+    with console.status(f"proving {escape(str(folder))}"):
+        version = read_version(folder)
+        given = None if inputs is None else read_inputs(inputs)
+        verdict = verify_version(version, given, samples=samples, seed=seed, provider=provider)
+    if as_json:
+        _print_json({"model": version.manifest.name, "version": version.manifest.version, **verdict.to_dict()})
+    else:
+        console.print(verdict_table(verdict))
+    colour = "green" if verdict else "red"
+    console.print(f"[{colour}]{escape(verdict.message)}[/]", soft_wrap=True, highlight=False)
+    if not verdict:
+        raise typer.Exit(PROOF_FAILED)
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Argument(help="The model repository that bnfold fold published into.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port, 0 for a free one [8000].")] = None,
+    provider: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute [auto].")] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch [64].")] = None,
+) -> None:
+    """Serve every model of REPOSITORY over HTTP until SIGTERM. Every BNFOLD_… variable is a setting, too."""
+    from service.app import serve as serve_repository  # noqa: PLC0415
+    from service.settings import Settings  # noqa: PLC0415
+
+    given: dict[str, Any] = {
+        "repository": repository,
+        "host": host,
+        "port": port,
+        "provider": provider,
+        "threads": threads,
+        "max_batch_size": max_batch_size,
+    }
+    # what is not given on the command line is left to the environment
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    raise typer.Exit(serve_repository(settings))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit the process with its code."""
+    warnings.simplefilter("ignore")  # of libraries, to which a user can do nothing
+    try:
+        code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
+    except BnfoldError as error:
+        code = _complain(str(error))
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "bnfold"
+        code = _complain(f"{error.format_message()} See {command} --help.")
+    except click.ClickException as error:
+        code = _complain(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has left; python would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
+    return BAD_INPUT
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,238 @@
+"""The whole conversion: read a source, export, fold, prove, and publish what was proven."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+from pydantic import ValidationError
+
+from fold.artifact import (
+    Manifest,
+    ModelVersion,
+    Preprocessing,
+    new_version,
+    next_version,
+    refuse_version,
+    sha256,
+    write_manifest,
+    write_triton_config,
+)
+from fold.engine import fold_model
+from fold.errors import BnfoldError
+from fold.graph import tensor_specs
+from fold.report import FoldReport, write_html
+from fold.runtime import Provider
+from fold.verify import Verdict, verify_version
+
+OLDEST_OPSET = 9
+"""Before it, BatchNormalization had attributes of another meaning."""
+TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to fold: a checkpoint with its architecture and input shapes, a `.pt2`, or an `.onnx`."""
+
+    path: Path
+    arch: str | None = None
+    arch_args: Sequence[str] = ()
+    inputs: Sequence[str] = ()
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to publish, and what belongs to the model beside its weights."""
+
+    repository: Path
+    name: str | None = None
+    version: int | None = None
+    labels: Path | None = None
+    preprocessing: Path | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What came of it. `path` is None if the proof failed: then nothing was published."""
+
+    path: Path | None
+    name: str
+    version: int
+    report: FoldReport
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `bnfold fold --json`."""
+        return {
+            **self.report.to_dict(),
+            "model": self.name,
+            "version": str(self.version),
+            "model_dir": None if self.path is None else str(self.path),
+            "verdict": self.verdict.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class _Unfolded:
+    """A source that was read: the unfolded graph, how to write the reference, and defaults that the file brought."""
+
+    model: ir.Model
+    reference: Literal["reference.pt2", "unfolded.onnx"]
+    write_reference: Callable[[Path], None]
+    described: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class _ProofFailedError(Exception):
+    """Leaves the block of `new_version` so that nothing is published."""
+
+
+def convert(
+    source: Source,
+    target: Target,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+    provider: Provider = "auto",
+    announce: Callable[[str], None] = lambda step: None,
+) -> Conversion:
+    """Read, export, fold, prove and publish. `announce` is told each step before it is taken.
+
+    Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
+    """
+    name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.stem).lstrip(".-") or "model"
+    version = target.version or next_version(target.repository, name)
+    refuse_version(target.repository, name, version)  # before minutes are spent on what could not be published
+    announce(f"reading {source.path}")
+    unfolded = _read(source, announce)
+    announce("folding")
+    model, report = fold_model(unfolded.model)
+    manifest = Manifest(
+        name=name,
+        version=str(version),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described},
+        reference=unfolded.reference,
+        inputs=tensor_specs(model.graph.inputs),
+        outputs=tensor_specs(model.graph.outputs),
+        preprocessing=_preprocessing(target, unfolded.metadata, model),
+        labels=_labels(target, unfolded.metadata),
+        fold=report.to_dict(),
+        verdict={},
+        versions={tool: found for tool in TOOLS if (found := _installed(tool)) is not None},
+    )
+    verdict: Verdict | None = None
+    try:
+        with new_version(target.repository, name, version) as folder:
+            announce("writing")
+            ir.save(model, folder / "model.onnx")
+            unfolded.write_reference(folder / unfolded.reference)
+            if manifest.labels:
+                (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
+            announce("proving")
+            verdict = verify_version(ModelVersion(folder, manifest), samples=samples, seed=seed, provider=provider)
+            if not verdict:
+                raise _ProofFailedError
+            manifest = manifest.model_copy(update={"verdict": verdict.to_dict()})
+            write_html(folder / "report.html", manifest, report)
+            write_manifest(folder, manifest)
+            write_triton_config(target.repository / name, manifest)
+    except _ProofFailedError:
+        assert verdict is not None
+        return Conversion(None, name, version, report, verdict)
+    return Conversion(target.repository / name / str(version), name, version, report, verdict)
+
+
+def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
+    if not source.path.is_file():
+        raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
+    if source.path.suffix == ".onnx":
+        return _read_onnx(source)
+    # PyTorch takes seconds to import, and an .onnx needs none of it.
+    from fold import checkpoint, export  # noqa: PLC0415
+
+    metadata: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    if source.path.suffix == ".pt2":
+        if not source.trust:
+            raise BnfoldError(
+                f"{source.path}: opening a .pt2 can run code; pass --trust if you know where the file comes from"
+            )
+        program = checkpoint.load_program(source.path, trust=True)
+        described = {"kind": "pt2"}
+    else:
+        loaded = checkpoint.load_checkpoint(source.path)
+        metadata = loaded.metadata
+        if source.arch is None:
+            raise BnfoldError(
+                f"{source.path}: holds weights alone; name their architecture with --arch module:callable"
+            )
+        arguments = {**_mapping(metadata.get("arch_args")), **checkpoint.parse_arch_args(source.arch_args)}
+        module = checkpoint.build_module(loaded, source.arch, arguments)
+        shapes = [checkpoint.parse_input(text) for text in source.inputs or metadata.get("inputs", ())]
+        if not shapes:
+            raise BnfoldError(
+                f"{source.path}: give the shape of one input without the batch, such as --input 3,224,224"
+            )
+        announce("exporting")
+        program = export.export_program(module, checkpoint.example_inputs(module, shapes))
+        described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments}
+    model = export.export_graph(program)
+    return _Unfolded(model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata)
+
+
+def _read_onnx(source: Source) -> _Unfolded:
+    try:
+        model = ir.load(source.path)
+    except Exception as error:  # protobuf's and onnx_ir's errors share no base
+        raise BnfoldError(f"{source.path}: is no ONNX model: {error}") from error
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise BnfoldError(
+            f"{source.path}: is of opset {opset}, expected {OLDEST_OPSET} or later; lift it with onnx.version_converter"
+        )
+    return _Unfolded(model, "unfolded.onnx", lambda path: ir.save(model, path), {"kind": "onnx", "opset": opset})
+
+
+def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
+    if target.labels is None:
+        return tuple(str(label) for label in metadata.get("labels") or ()) or None
+    try:
+        lines = target.labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BnfoldError(f"{target.labels}: cannot be read ({error}); expected one label a line") from error
+    return tuple(line.strip() for line in lines if line.strip()) or None
+
+
+def _preprocessing(target: Target, metadata: dict[str, Any], model: ir.Model) -> Preprocessing | None:
+    where = str(target.preprocessing or "the checkpoint's preprocessing")
+    try:
+        content = (
+            json.loads(target.preprocessing.read_text()) if target.preprocessing else metadata.get("preprocessing")
+        )
+        found = None if content is None else Preprocessing.model_validate(content)
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise BnfoldError(f"{where}: {reason}; see docs/formats.md") from error
+    names = [value.name for value in model.graph.inputs]
+    if found is not None and found.input not in names:
+        raise BnfoldError(f"{where}: the model has no input {found.input!r}; it takes {', '.join(map(str, names))}")
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _installed(tool: str) -> str | None:
+    try:
+        return installed_version(tool)
+    except PackageNotFoundError:
+        return None

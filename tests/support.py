@@ -1,0 +1,156 @@
+"""Building graphs, drawing statistics, and the one numeric check that carries every test of folding."""
+
+import importlib
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+import fold
+from fold.evaluate import as_float64, evaluate
+from fold.report import FoldReport
+
+ARCHITECTURES = {
+    "mlp": (1, 8, 8),
+    "cnn": (1, 8, 8),
+    "vgg_after": (1, 8, 8),
+    "resnet": (1, 8, 8),
+    "preact_resnet": (1, 8, 8),
+    "mobilenet": (1, 8, 8),
+    "densenet": (1, 8, 8),
+    "unet": (1, 8, 8),
+    "repvgg": (1, 8, 8),
+    "conv1d_tcn": (1, 8, 8),
+}
+
+
+def architecture(name: str, **arguments: object) -> nn.Module:
+    return getattr(importlib.import_module(f"models.{name}"), name)(**arguments).eval()
+
+
+def randomise(module: nn.Module, seed: int, *, hostile: bool = True) -> nn.Module:
+    """Draw every statistic at random. Hostile γ has both signs, a zero and a tiny one in each BatchNorm."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for batchnorm in module.modules():
+            if not isinstance(batchnorm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                continue
+            n = batchnorm.num_features
+            batchnorm.running_mean.copy_(torch.randn(n, generator=generator))
+            batchnorm.running_var.copy_(torch.rand(n, generator=generator) * 2 + 0.1)
+            gamma = torch.rand(n, generator=generator) + 0.2
+            if hostile:
+                gamma = torch.where(torch.rand(n, generator=generator) < 0.3, -gamma, gamma)
+                gamma[0], gamma[-1] = 0, 1e-7
+            batchnorm.weight.copy_(gamma)
+            batchnorm.bias.copy_(torch.randn(n, generator=generator))
+    return module
+
+
+class GraphBuilder:
+    """Builds a float64 graph node by node; shapes of values are inferred when it is finished."""
+
+    def __init__(self, *input_shape: int | str, seed: int = 0, opset: int = 20) -> None:
+        self.random = np.random.default_rng(seed)
+        self.x = self.input("x", *input_shape)
+        self._opset = opset
+
+    inputs: list[ir.Value]
+
+    def input(self, name: str, *shape: int | str) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.DOUBLE))
+        self.inputs = [*getattr(self, "inputs", []), value]
+        self.nodes: list[ir.Node] = getattr(self, "nodes", [])
+        self.initializers: list[ir.Value] = getattr(self, "initializers", [])
+        return value
+
+    def constant(self, array: np.ndarray | list[float] | list[int], name: str | None = None) -> ir.Value:
+        tensor = ir.tensor(np.asarray(array))
+        value = ir.Value(
+            name=name or f"c{len(self.initializers)}",
+            shape=ir.Shape(np.asarray(array).shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.initializers.append(value)
+        return value
+
+    def normal(self, *shape: int) -> ir.Value:
+        return self.constant(self.random.standard_normal(shape))
+
+    def op(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: object) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=f"{op_type}_{len(self.nodes)}")
+        for position, value in enumerate(node.outputs):
+            value.name = f"{node.name}_{position}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def batchnorm(
+        self, x: ir.Value, channels: int, *, hostile: bool = False, positive: bool = False, **attributes: object
+    ) -> ir.Value:
+        gamma = self.random.uniform(0.2, 2, channels)
+        if not positive:
+            gamma *= self.random.choice([-1, 1], channels)
+        if hostile:
+            gamma[0], gamma[-1] = 0, 1e-7
+        return self.op(
+            "BatchNormalization",
+            x,
+            self.constant(gamma),
+            self.normal(channels),
+            self.normal(channels),
+            self.constant(self.random.uniform(0.1, 3, channels)),
+            **attributes,
+        )
+
+    def finish(self, *outputs: ir.Value) -> ir.Model:
+        for value in outputs:
+            value.type = value.type or ir.TensorType(ir.DataType.DOUBLE)
+        graph = ir.Graph(
+            self.inputs,
+            outputs,
+            nodes=self.nodes,
+            initializers=self.initializers,
+            opset_imports={"": self._opset},
+            name="g",
+        )
+        model = ir.Model(graph, ir_version=10)
+        return ir.from_proto(__import__("onnx").shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True))
+
+
+def batchnorms(model: ir.Model) -> int:
+    return sum(node.op_type == "BatchNormalization" for node in model.graph)
+
+
+def interface(model: ir.Model) -> list[tuple[object, ...]]:
+    return [(v.name, v.dtype, str(v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
+
+
+def check_fold(model: ir.Model, *, kept: int | None = None, seed: int = 0) -> tuple[ir.Model, FoldReport]:
+    """Fold in float64 and compare on several families of inputs: equal to 1e-12 of the largest output.
+
+    Also holds what is true of every fold: the argument is untouched, inputs and outputs keep names, types and shapes,
+    every BatchNorm is accounted for, and `kept` of them, if given, are left.
+    """
+    model = as_float64(model)
+    before = ir.to_proto(model).SerializeToString()
+    folded, report = fold.fold_model(model)
+    assert ir.to_proto(model).SerializeToString() == before
+    assert interface(folded) == interface(model)
+    assert report.batchnorms == batchnorms(model)
+    assert len(report.kept) == batchnorms(folded)
+    if kept is not None:
+        assert len(report.kept) == kept, [entry.reason for entry in report.kept]
+    generator = np.random.default_rng(seed)
+    for rows in (1, 3):
+        for offset, spread in ((0, 1), (50, 1), (-3, 10)):
+            inputs = {
+                value.name: offset
+                + spread * generator.standard_normal([d if isinstance(d, int) else rows for d in value.shape])
+                for value in model.graph.inputs
+            }
+            expected, actual = evaluate(model, inputs), evaluate(folded, inputs)
+            for name, truth in expected.items():
+                np.testing.assert_allclose(actual[name], truth, rtol=0, atol=1e-12 * max(np.abs(truth).max(), 1e-300))
+    return folded, report
