@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.affine import Array, Gauge
-from fold.graph import display_name, is_float
+from fold.graph import constant, display_name, is_float
 from fold.scales import Ids
 
 FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 2, 1, 0
@@ -140,9 +140,8 @@ class Gauges:
         producer = value.producer()
         if producer is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
-        return producer in self._absorbing or all(
-            self.private(v) for v in producer.inputs if v is not None and is_float(v)
-        )
+        inputs = [v for v in producer.inputs if v is not None and is_float(v) and constant(v) is None]
+        return producer in self._absorbing or all(self.private(v) for v in inputs)
 
     def of(self, value: ir.Value) -> Layout:
         """The layout of a tensor. One that no law has written, a constant or a graph input, is carried as it is."""

@@ -106,6 +106,11 @@ class Scales:
             self._state["weight"][ids] = weight
         return None
 
+    def release(self, x: Ids) -> None:
+        """The node that asked for a relation on x has vanished, and does not read x any more."""
+        root, _ = self.find(x)
+        np.subtract.at(self._state["reads"], root, 1)
+
     def values(self, anchors: Ids) -> Array:
         """p of every variable. A free class gets the factor that leaves its anchors at 1; where they differ by more
         than a power of two, at a geometric mean of 1, so that no tensor is stretched more than another.
@@ -202,8 +207,8 @@ def _merge(
         part[name][parent[empty]] = new[empty]
         part[f"{name}_cause"][parent[empty]] = kids[f"{name}_cause"][empty]
     up = part[parent]
-    conflict = refuse(signed & (up["sign"] != sign), up["sign_cause"])
-    conflict = conflict or refuse(fixed & (np.abs(value / up["value"] - 1) > RELATIVE_TOLERANCE), up["value_cause"])
+    conflict = refuse(signed & (up["sign"] != sign), kids["sign_cause"])
+    conflict = conflict or refuse(fixed & (np.abs(value / up["value"] - 1) > RELATIVE_TOLERANCE), kids["value_cause"])
     contrary = (up["sign"] != 0) & ~np.isnan(up["value"]) & (np.sign(up["value"]) != up["sign"])
     conflict = conflict or refuse(contrary, up["sign_cause"])
     if conflict is not None:

@@ -47,6 +47,7 @@ def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
             conflict = scales.relate(candidate.u.scale, candidate.v.scale, candidate.s, candidate.cause)
             if conflict is None:
                 moved.append(candidate)
+                scales.release(candidate.u.scale)
             else:
                 refusals[candidate.node] = _scale_refusal(gauges, candidate, conflict)
         anchors = [candidate.v.scale for candidate in moved]

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from support import ARCHITECTURES, architecture, batchnorms, check_fold, randomise
+from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise
 
 import fold
 

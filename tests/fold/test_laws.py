@@ -1,8 +1,8 @@
-"""One picture an operator: what folds through it, what it stops, always compared in float64 (support.check_fold)."""
+"""One picture an operator: what folds through it, what it stops, always compared in float64 (folding.check_fold)."""
 
 import numpy as np
 import pytest
-from support import GraphBuilder, batchnorms, check_fold
+from folding import GraphBuilder, batchnorms, check_fold
 
 import fold
 from fold.laws import LAWS, Block, matching_blocks

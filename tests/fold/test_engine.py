@@ -1,0 +1,334 @@
+"""What must never break, whatever is folded: sharing, outputs, overridable weights, odd parameters, random graphs."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from folding import GraphBuilder, batchnorms, check_fold
+
+import fold
+from fold.evaluate import evaluate
+
+
+# --- sharing
+
+
+def test_a_shared_convolution_weight_is_never_overwritten() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    W = g.normal(4, 3, 1, 1)
+    a, b = (g.batchnorm(g.op("Conv", g.x, W), 4) for _ in range(2))
+    folded, _ = check_fold(g.finish(a, b), kept=0)
+    first, second = (node.inputs[1].name for node in folded.graph if node.op_type == "Conv")
+    assert first != second
+
+
+def test_a_weight_shared_with_a_node_that_is_not_folded() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    W = g.normal(4, 3, 1, 1)
+    check_fold(g.finish(g.batchnorm(g.op("Conv", g.x, W), 4), g.op("Tanh", g.op("Conv", g.x, W))), kept=0)
+
+
+def test_a_convolution_output_that_is_read_elsewhere_keeps_its_batchnorm() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    _, report = check_fold(g.finish(g.op("Relu", g.batchnorm(y, 4)), g.op("Tanh", y)), kept=1)
+    assert report.kept[0].culprit.startswith("Tanh")
+
+
+def test_a_convolution_output_that_is_a_graph_output_keeps_its_batchnorm() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    _, report = check_fold(g.finish(g.op("Relu", g.batchnorm(y, 4)), y), kept=1)
+    assert "output of the graph" in report.kept[0].reason
+
+
+def test_one_batchnorm_parameter_set_used_twice() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    parameters = [g.constant(g.random.uniform(0.5, 2, 4)) for _ in range(4)]
+    a, b = (g.op("BatchNormalization", g.op("Conv", g.x, g.normal(4, 3, 1, 1)), *parameters) for _ in range(2))
+    check_fold(g.finish(a, b), kept=0)
+
+
+def test_two_batchnorms_of_one_tensor() -> None:
+    """The first takes the weights; the second would need other ones, and says so."""
+    g = GraphBuilder("n", 3, 6, 7)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    a, b = g.batchnorm(y, 4), g.batchnorm(y, 4)
+    _, report = check_fold(g.finish(g.op("Tanh", a), g.op("Tanh", b)), kept=1)
+    assert report.kept[0].culprit.startswith("Tanh") or report.kept[0].culprit.startswith("BatchNormalization")
+
+
+def test_batchnorm_of_batchnorm_of_batchnorm() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    check_fold(g.finish(g.batchnorm(g.batchnorm(g.batchnorm(y, 4), 4), 4, hostile=True)), kept=0)
+
+
+# --- inputs and outputs of the graph
+
+
+def test_a_batchnorm_between_input_and_output_stays() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    _, report = check_fold(g.finish(g.batchnorm(g.x, 3)), kept=1)
+    assert "carried as it is" in report.kept[0].reason
+
+
+def test_a_batchnorm_that_does_nothing_vanishes_even_there() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    one, zero = np.ones(3), np.zeros(3)
+    parameters = (one, zero, zero, one - np.float64(np.float32(1e-5)))
+    folded, report = check_fold(g.finish(g.op("BatchNormalization", g.x, *(g.constant(a) for a in parameters))), kept=0)
+    assert [node.op_type for node in folded.graph] == ["Identity"]
+    assert report.folded[0].into == ()
+
+
+def test_the_output_name_survives_where_the_batchnorm_was_last() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    model = g.finish(g.batchnorm(g.op("Conv", g.x, g.normal(4, 3, 1, 1)), 4))
+    folded, _ = check_fold(model, kept=0)
+    assert folded.graph.outputs[0].name == model.graph.outputs[0].name
+    assert len(folded.graph) == 1
+
+
+def test_overridable_weights_are_left_alone() -> None:
+    """An initializer that is also a graph input may be replaced by a caller (onnxsim and onnxslim fold and drop it)."""
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    model = g.finish(g.batchnorm(y, 4))
+    variance = next(n for n in model.graph if n.op_type == "BatchNormalization").inputs[4]
+    model.graph.inputs.append(variance)
+    folded, report = fold.fold_model(model)
+    assert len(report.kept) == 1
+    assert "override" in report.kept[0].reason
+    assert [v.name for v in folded.graph.inputs] == [v.name for v in model.graph.inputs]
+
+
+# --- odd BatchNorms
+
+
+def _parameters(**changed: np.ndarray) -> list[np.ndarray]:
+    ordinary = {"gamma": np.full(4, 0.7), "beta": np.ones(4), "mean": np.ones(4), "variance": np.full(4, 2.0)}
+    return list({**ordinary, **changed}.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"variance": np.array([1, -1, 1, 1.0])}, "variance of channel 1"),
+        ({"mean": np.array([1, np.nan, 1, 1.0])}, "not finite"),
+        ({"gamma": np.array([1, np.inf, 1, 1.0])}, "not finite"),
+    ],
+)
+def test_a_batchnorm_whose_numbers_make_no_sense_is_kept(changed, reason) -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    model = g.finish(g.op("BatchNormalization", y, *(g.constant(a) for a in _parameters(**changed))))
+    folded, report = fold.fold_model(model)
+    assert reason in report.kept[0].reason
+    assert batchnorms(folded) == 1
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-30, -5e-6])
+def test_variance_near_zero_is_folded_with_its_epsilon(variance) -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    parameters = _parameters(variance=np.array([1, variance, 2, 3.0]))
+    check_fold(g.finish(g.op("BatchNormalization", y, *(g.constant(a) for a in parameters))), kept=0)
+
+
+def test_training_mode_is_kept() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    v = g.op("BatchNormalization", y, *(g.constant(a) for a in _parameters()), outputs=3, training_mode=1)
+    _, report = fold.fold_model(g.finish(v))
+    assert "training mode" in report.kept[0].reason
+
+
+def test_a_computed_scale_is_kept() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    gamma, *others = (g.constant(a) for a in _parameters())
+    v = g.op("BatchNormalization", g.op("Conv", g.x, g.normal(4, 3, 1, 1)), g.op("Tanh", gamma), *others)
+    check_fold(g.finish(v), kept=1)
+
+
+def test_epsilon_is_the_float32_that_the_graph_holds() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    parameters = _parameters(variance=np.full(4, 1e-7))
+    check_fold(g.finish(g.op("BatchNormalization", y, *(g.constant(a) for a in parameters), epsilon=1e-3)), kept=0)
+
+
+def test_folded_weights_that_would_overflow_are_kept_unfolded() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.constant(g.random.uniform(1, 2, (4, 3, 1, 1)) * 1e4))
+    parameters = _parameters(gamma=np.full(4, 1e3))
+    model = g.finish(g.op("BatchNormalization", y, *(g.constant(a) for a in parameters)))
+    half = _as_type(model, np.float16)
+    folded, report = fold.fold_model(half)
+    assert "overflow" in report.kept[0].reason
+    assert batchnorms(folded) == 1
+
+
+def test_float16_weights_beside_float32_statistics() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    W = g.normal(4, 3, 1, 1)
+    model = g.finish(g.batchnorm(g.op("Conv", g.x, W), 4))
+    half = _as_type(model, np.float16, only={W.name})
+    folded, report = fold.fold_model(half)
+    assert len(report.folded) == 1
+    types = {v.name: v.dtype for v in folded.graph.initializers.values()}
+    assert set(types.values()) == {ir.DataType.FLOAT16}
+
+
+def test_subnormal_weights_become_zero_and_are_counted() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.constant(np.full((4, 3, 1, 1), 1e-20)))
+    parameters = _parameters(gamma=np.array([1e-25, 1, 1, 1.0]), mean=np.zeros(4))
+    model = _as_type(g.finish(g.op("BatchNormalization", y, *(g.constant(a) for a in parameters))), np.float32)
+    folded, report = fold.fold_model(model)
+    W = next(node for node in folded.graph if node.op_type == "Conv").inputs[1].const_value.numpy()
+    assert report.flushed == 3
+    assert (W[0] == 0).all()
+    assert (W[1:] != 0).all()
+
+
+def test_a_shift_that_would_drown_the_signal_is_refused() -> None:
+    """A tiny γ beside an ordinary β asks the stream to carry t/s, a million times its own size."""
+    g = GraphBuilder("n", 4, 6, 7)
+    stream = g.op("Conv", g.x, g.normal(4, 4, 1, 1))
+    parameters = _parameters(gamma=np.full(4, 1e-6))
+    branch = g.op("Relu", g.op("BatchNormalization", stream, *(g.constant(a) for a in parameters)))
+    stream = g.op("Add", stream, g.op("Conv", branch, g.normal(4, 4, 1, 1)))
+    branch = g.op("Relu", g.batchnorm(stream, 4, positive=True))
+    _, report = check_fold(g.finish(g.op("Conv", branch, g.normal(2, 4, 1, 1))), kept=1)
+    assert "drown" in report.kept[0].reason
+
+
+def _as_type(model: ir.Model, dtype: type, only: set[str] | None = None) -> ir.Model:
+    for value in model.graph.initializers.values():
+        if value.const_value.dtype == ir.DataType.DOUBLE and (only is None or value.name in only):
+            value.const_value = ir.tensor(value.const_value.numpy().astype(dtype), name=value.name)
+            value.type = ir.TensorType(value.const_value.dtype)
+    if only is None:
+        for value in (*model.graph.inputs, *(output for node in model.graph for output in node.outputs)):
+            value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+    return model
+
+
+# --- subgraphs
+
+
+def test_what_a_subgraph_reads_is_carried_as_it_is() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
+    v = g.batchnorm(y, 4)
+
+    def branch(op: str) -> ir.Graph:
+        node = ir.node(op, [y], name=f"inner_{op}")
+        node.outputs[0].name = f"inner_{op}_0"
+        node.outputs[0].type = ir.TensorType(ir.DataType.DOUBLE)
+        node.outputs[0].shape = ir.Shape(["n", 4, 4, 5])
+        return ir.Graph([], [node.outputs[0]], nodes=[node], name=op, opset_imports={"": 20})
+
+    chosen = g.op("If", g.constant(np.array(True)), then_branch=branch("Neg"), else_branch=branch("Abs"))
+    model = g.finish(v, chosen)
+    folded, report = fold.fold_model(model)
+    assert len(report.kept) == 1
+    assert "subgraph" in report.kept[0].reason
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 4, 5))}
+    expected, actual = evaluate(model, x), evaluate(folded, x)
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], atol=1e-12)
+
+
+# --- whole random graphs
+
+
+@st.composite
+def graphs(draw):
+    """A random graph over the operators that have laws: branches, sharing, pools, reshapes, BatchNorms everywhere."""
+    g = GraphBuilder("n", 3, 6, 7, seed=draw(st.integers(0, 2**16)))
+    values = [(g.x, 3)]
+    weights: dict[tuple[int, ...], ir.Value] = {}
+    for _ in range(draw(st.integers(3, 12))):
+        x, c = draw(st.sampled_from(values))
+        kind = draw(
+            st.sampled_from(
+                [
+                    "conv",
+                    "pad",
+                    "depthwise",
+                    "bn",
+                    "bn",
+                    "bn",
+                    "dead",
+                    "relu",
+                    "max",
+                    "mean",
+                    "add",
+                    "concat",
+                    "const",
+                    "deconv",
+                    "tanh",
+                    "shuffle",
+                ]
+            )
+        )
+        if kind in ("conv", "pad"):
+            outputs = draw(st.sampled_from([3, 4, 6]))
+            size = 3 if kind == "pad" else 1
+            key = (outputs, c, size, size)
+            shared = draw(st.booleans()) and key in weights
+            W = (
+                weights[key]
+                if shared
+                else weights.setdefault(key, g.normal(*key))
+                if key not in weights
+                else g.normal(*key)
+            )
+            B = [g.normal(outputs)] if draw(st.booleans()) else []
+            values.append((g.op("Conv", x, W, *B, pads=[size // 2] * 4), outputs))
+        elif kind == "depthwise":
+            values.append((g.op("Conv", x, g.normal(c, 1, 3, 3), group=c, pads=[1] * 4), c))
+        elif kind == "deconv":
+            values.append((g.op("ConvTranspose", x, g.normal(c, 4, 3, 3), pads=[1] * 4), 4))
+        elif kind in ("bn", "dead"):
+            values.append((g.batchnorm(x, c, hostile=kind == "dead", positive=draw(st.booleans())), c))
+        elif kind == "relu":
+            values.append((g.op("Relu", x), c))
+        elif kind == "tanh":
+            values.append((g.op("Tanh", x), c))
+        elif kind in ("max", "mean"):
+            op = "MaxPool" if kind == "max" else "AveragePool"
+            values.append((g.op(op, x, kernel_shape=[3, 3], pads=[1] * 4), c))
+        elif kind == "const":
+            values.append((g.op("Add", x, g.normal(c, 1, 1)), c))
+        elif kind == "shuffle":
+            y = g.op("Reshape", x, g.constant([0, 1, c, 6, 7]))
+            y = g.op("Transpose", y, perm=[0, 2, 1, 3, 4])
+            values.append((g.op("Reshape", y, g.constant([0, c, 6, 7])), c))
+        else:
+            others = [(v, d) for v, d in values if d == c] if kind == "add" else values
+            y, d = draw(st.sampled_from(others))
+            values.append((g.op("Add", x, y), c) if kind == "add" else (g.op("Concat", x, y, axis=1), c + d))
+    outputs = [v for v, _ in values[1:] if not any(v in node.inputs for node in g.nodes)]
+    if draw(st.booleans()):  # weights behind it, so that gauges need not be trivial at the end
+        c = next(c for v, c in values if v is outputs[-1])
+        outputs[-1] = g.op("Conv", outputs[-1], g.normal(2, c, 1, 1))
+    return g.finish(*outputs)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graphs(), st.integers(0, 1000))
+def test_any_graph_computes_what_it_did(model, seed) -> None:
+    check_fold(model, seed=seed)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graphs())
+def test_folding_again_finds_nothing_more(model) -> None:
+    folded, report = fold.fold_model(model)
+    again, second = fold.fold_model(folded)
+    assert len(second.kept) == len(report.kept)
+    assert ir.to_proto(again) == ir.to_proto(folded) or len(second.folded) == 0
