@@ -24,6 +24,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fold.errors import BnfoldError
+from fold.export import quiet
 
 METADATA = "bnfold"
 """Key of a checkpoint under which training may leave defaults: `arch_args`, `inputs`, `labels`, `preprocessing`."""
@@ -171,7 +172,7 @@ def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     if not trust:
         _refuse_pickles(path)
     try:
-        with path.open("rb") as stream:
+        with quiet(), path.open("rb") as stream:
             return torch.export.load(stream)
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror})") from error

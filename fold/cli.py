@@ -11,13 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from fold.errors import BnfoldError
 
+# Typer's own base of usage errors: click's in older versions, its own copy of click in newer ones.
+UsageError: Any = typer.BadParameter.__bases__[0]
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -135,18 +136,16 @@ def serve(
 ) -> None:
     """Serve every model of REPOSITORY over HTTP until SIGTERM. Every BNFOLD_… variable is a setting, too."""
     from service.app import serve as serve_repository  # noqa: PLC0415
-    from service.settings import Settings  # noqa: PLC0415
+    from service.settings import load_settings  # noqa: PLC0415
 
-    given: dict[str, Any] = {
-        "repository": repository,
-        "host": host,
-        "port": port,
-        "provider": provider,
-        "threads": threads,
-        "max_batch_size": max_batch_size,
-    }
-    # what is not given on the command line is left to the environment
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    settings = load_settings(
+        repository=repository,
+        host=host,
+        port=port,
+        provider=provider,
+        threads=threads,
+        max_batch_size=max_batch_size,
+    )
     raise typer.Exit(serve_repository(settings))
 
 
@@ -157,12 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
     except BnfoldError as error:
         code = _complain(str(error))
-    except click.UsageError as error:
+    except UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bnfold"
         code = _complain(f"{error.format_message()} See {command} --help.")
-    except click.ClickException as error:
-        code = _complain(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
         # whoever read our output has left; python would complain when it flushes at exit

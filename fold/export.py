@@ -46,7 +46,7 @@ def export_program(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Ten
     batch = Dim(BATCH)
     dynamic_shapes = tuple({0: batch} for _ in examples)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             return torch.export.export(module, examples, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise BnfoldError(
@@ -58,7 +58,7 @@ def export_program(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Ten
 def export_graph(program: ExportedProgram) -> ir.Model:
     """The unfolded graph of an exported program."""
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as error:
         raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {_first_line(error)}") from error
@@ -76,7 +76,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     """Write the reference as a `.pt2` without example inputs, which would be pickled."""
     program = copy.copy(program)
     program._example_inputs = None
-    with _quiet(), path.open("wb") as stream:
+    with quiet(), path.open("wb") as stream:
         torch.export.save(program, stream)
 
 
@@ -126,14 +126,16 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecations and logs that torchvision is missing; neither helps a user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """PyTorch warns of its own deprecations and logs what it tried; what a user can mend, our own errors say."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

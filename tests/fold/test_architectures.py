@@ -7,6 +7,7 @@ import torch
 from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise
 
 import fold
+from fold.evaluate import as_float64
 
 # How many BatchNorms must stay, without and with hostile γ (negative, zero and tiny), closed activations. The reasons
 # are in docs/folding.md; a smaller number is progress, a larger one is a regression.
@@ -35,7 +36,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[str, bool, torch.nn.Module
 
 
 def test_export_leaves_every_batchnorm_and_the_batch_free(exported) -> None:
-    name, _, module, model = exported
+    _, _, module, model = exported
     assert batchnorms(model) == sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
     assert [value.name for value in model.graph.inputs] == ["x"]
     assert str(model.graph.inputs[0].shape[0]) == "batch"
@@ -55,7 +56,7 @@ def test_the_served_graph_is_as_close_to_float64_as_the_module(exported) -> None
 
 
 def test_report_speaks_the_names_of_the_checkpoint(exported) -> None:
-    name, _, module, model = exported
+    _, _, module, model = exported
     folded, report = fold.fold_model(model)
     modules = {n for n, m in module.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     assert {entry.name for entry in (*report.folded, *report.kept)} == modules
@@ -75,7 +76,7 @@ def test_weights_are_rounded_once() -> None:
     """Each stored weight is the float32 nearest to the exact one, which a fold in float64 gives."""
     module = randomise(architecture("resnet"), seed=5)
     model = fold.export_module(module, torch.randn(2, 1, 8, 8))
-    exact, _ = fold.fold_model(__import__("fold.evaluate", fromlist=["as_float64"]).as_float64(model))
+    exact, _ = fold.fold_model(as_float64(model))
     stored, _ = fold.fold_model(model)
     assert set(exact.graph.initializers) == set(stored.graph.initializers)
     for name, value in stored.graph.initializers.items():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from folding import architecture
+from safetensors.torch import save_file
 from torch import nn
 
 from fold.checkpoint import (

@@ -3,13 +3,12 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from folding import GraphBuilder, batchnorms, check_fold
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from folding import GraphBuilder, batchnorms, check_fold
 
 import fold
 from fold.evaluate import evaluate
-
 
 # --- sharing
 

@@ -1,12 +1,14 @@
 """One picture an operator: what folds through it, what it stops, always compared in float64 (folding.check_fold)."""
 
+from pathlib import Path
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 from folding import GraphBuilder, batchnorms, check_fold
 
 import fold
 from fold.laws import LAWS, Block, matching_blocks
-
 
 # --- nodes with weights, before and behind a BatchNorm
 
@@ -226,7 +228,7 @@ def test_concatenation_of_convolutions() -> None:
     g = GraphBuilder("n", 3, 6, 7)
     a = g.op("Conv", g.x, g.normal(2, 3, 1, 1))
     b = g.op("Relu", g.op("Conv", g.x, g.normal(5, 3, 1, 1)))
-    folded, report = check_fold(
+    _, report = check_fold(
         g.finish(g.batchnorm(g.op("Concat", a, g.op("Conv", b, g.normal(4, 5, 1, 1)), axis=1), 6)), kept=0
     )
     assert len(report.folded[0].into) == 4
@@ -331,15 +333,11 @@ def test_dimensions_are_matched_in_blocks(before, after, blocks) -> None:
 
 
 def test_every_law_is_named_in_the_design_and_folding_documents() -> None:
-    from pathlib import Path
-
     text = (Path(__file__).parents[2] / "docs" / "folding.md").read_text()
     assert [op for op in LAWS if op not in text] == []
 
 
 def test_a_model_without_batchnorm_comes_out_equal_to_the_letter() -> None:
-    import onnx_ir as ir
-
     g = GraphBuilder("n", 3, 4, 5)
     model = g.finish(g.op("Relu", g.op("Conv", g.x, g.normal(4, 3, 1, 1), g.constant(np.zeros(4)))))
     folded, report = fold.fold_model(model)

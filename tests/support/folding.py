@@ -3,6 +3,7 @@
 import importlib
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -116,7 +117,7 @@ class GraphBuilder:
             name="g",
         )
         model = ir.Model(graph, ir_version=10)
-        return ir.from_proto(__import__("onnx").shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True))
+        return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True))
 
 
 def batchnorms(model: ir.Model) -> int:

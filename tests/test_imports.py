@@ -1,0 +1,71 @@
+"""The walls of the house (docs/design.md): who may import whom, and what serving never loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TORCH_ALLOWED = {
+    "fold/checkpoint.py",
+    "fold/export.py",
+    "fold/verify.py",  # inside the functions that load a PyTorch reference
+    *(str(path.relative_to(ROOT)) for path in (ROOT / "models").glob("*.py")),
+}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """Names of the modules that a file imports; those under `if TYPE_CHECKING` are not run."""
+    tree = ast.parse(path.read_text())
+    nodes = list(tree.body if top_level else ast.walk(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            hidden = {id(inner) for inner in ast.walk(node)}
+            nodes = [inner for inner in nodes if id(inner) not in hidden]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+    return found
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fold").glob("*.py")), ids=lambda path: path.name)
+def test_fold_never_imports_service_or_models(path) -> None:
+    assert "models" not in packages(imports(path))
+    if path.name == "cli.py":  # `bnfold serve` starts it, when it is called
+        assert "service" not in packages(imports(path, top_level=True))
+    else:
+        assert "service" not in packages(imports(path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("*.py")), ids=lambda path: path.name)
+def test_service_imports_neither_models_nor_what_makes_graphs(path) -> None:
+    assert packages(imports(path)) & {"models", "torch", "onnx", "onnx_ir", "onnxscript"} == set()
+
+
+@pytest.mark.parametrize("folder", ["fold", "service", "models"])
+def test_torch_is_imported_only_where_a_module_is_at_hand(folder) -> None:
+    users = {str(p.relative_to(ROOT)) for p in (ROOT / folder).glob("*.py") if "torch" in packages(imports(p))}
+    assert users <= TORCH_ALLOWED
+    lazily = {path for path in users if "torch" not in packages(imports(ROOT / path, top_level=True))}
+    assert "fold/verify.py" not in users - lazily
+
+
+def test_the_service_and_the_command_line_start_without_torch_and_onnx() -> None:
+    code = "import sys, fold, fold.cli, service.app; print(sorted({'torch', 'onnx', 'onnx_ir'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_functions_are_where_users_look() -> None:
+    code = "import fold; print([callable(getattr(fold, name)) for name in fold.__all__])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "False" not in done.stdout
