@@ -90,9 +90,30 @@ def _fold_constants(model: ir.Model, named: set[str]) -> None:
             tensor = constant(bias)
             if bias is not None and bias.name not in named and tensor is not None and not tensor.numpy().any():
                 node.resize_inputs(2)
+    _fix_reshapes(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
     common.ShapeInferencePass()(model)
+
+
+def _fix_reshapes(model: ir.Model) -> None:
+    """Give a Reshape whose target is computed from the batch a constant one, where the batch is its only free size."""
+    for node in list(model.graph):
+        result = node.outputs[0]
+        if node.op_type != "Reshape" or constant(node.inputs[1]) is not None or result.shape is None:
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in result.shape]
+        if sizes.count(-1) > 1 or 0 in sizes:
+            continue
+        target = ir.Value(
+            name=f"{result.name}_shape",
+            shape=ir.Shape([len(sizes)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.tensor(sizes, dtype=ir.DataType.INT64),
+        )
+        model.graph.register_initializer(target)
+        node.replace_input_with(1, target)
+        node.attributes.pop("allowzero", None)
 
 
 def _name_batch(model: ir.Model) -> None:

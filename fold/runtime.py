@@ -53,11 +53,12 @@ def open_session(
     threads: int = 0,
     spinning: bool = False,
     tf32: bool = False,
-    optimize: bool = True,
+    record_placement: bool = False,
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
-    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime. Raises `ProviderUnavailableError` if
+    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; `record_placement` lets `placement`
+    tell where each node runs. Raises `ProviderUnavailableError` if
     `cuda` was asked for and the session would not run there, `BnfoldError` if the model cannot be loaded.
     """
     options = ort.SessionOptions()
@@ -65,8 +66,8 @@ def open_session(
     if threads:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if record_placement:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     wanted = resolve_provider(provider)
     providers: list[Any]
     if wanted == "cuda":
@@ -75,7 +76,6 @@ def open_session(
                 "provider cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --provider cpu"
             )
         ort.preload_dlls()
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         cuda_options = {
             "use_tf32": "1" if tf32 else "0",
@@ -102,6 +102,14 @@ def open_session(
             "provider cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --provider cpu"
         )
     return session
+
+
+def placement(session: ort.InferenceSession) -> dict[str, list[str]]:
+    """Operator types of the nodes on each provider, for a session opened with `record_placement`."""
+    nodes: dict[str, list[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        nodes.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    return nodes
 
 
 def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

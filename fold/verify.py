@@ -106,8 +106,11 @@ class ModuleReference:
     """A PyTorch module in eval mode and a copy of it in float64; arguments are passed in the order of `input_names`."""
 
     def __init__(self, module: "nn.Module", input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        from fold.export import quiet  # noqa: PLC0415
+
         self._single = module
-        self._double = copy.deepcopy(module).double()
+        with quiet():
+            self._double = copy.deepcopy(module).double()
         self._input_names = input_names
         self._output_names = output_names
 

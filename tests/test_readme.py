@@ -1,0 +1,87 @@
+"""The README's examples are run, in order, as a reader would: they cannot rot."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from fold.cli import app
+
+README = Path(__file__).parents[1] / "README.md"
+EXPECTED = {
+    "bnfold fold": "published build/repository/digits/1",
+    "bnfold verify build/repository/digits --json": '"equivalent":true',
+    "/v2/models/digits\n": '"platform":"onnxruntime_onnx"',
+    "repository/index": '"state":"READY"',
+    "image/png": '"label":"',
+    "equivalence": '"equivalent":true',
+    "/metrics": "bnfold_",
+    "tritonclient": "right: 1.0",
+    "fold_model": "folded, 0 kept",
+}
+"""What the output must hold, for examples that contain the key."""
+
+
+def examples() -> list[tuple[str, str]]:
+    """Language and text of every fenced example that names a language."""
+    return re.findall(r"^```(sh server|sh|python)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_every_example_runs(tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NO_PROXY": "localhost"}
+    (tmp_path / "build").mkdir()
+    server: subprocess.Popen[bytes] | None = None
+    ran = dict.fromkeys(EXPECTED, 0)
+    try:
+        for language, written in examples():
+            text = written.replace("8000", str(port))
+            command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+            if language == "sh server":
+                server = subprocess.Popen(["bash", "-c", f"exec {text}"], cwd=tmp_path, env=environment)
+                _wait_until_ready(port)
+                continue
+            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+            for key, wanted in EXPECTED.items():
+                if key in text:
+                    ran[key] += 1
+                    output = (done.stdout + done.stderr).replace('": ', '":')  # JSON with or without spaces
+                    assert wanted in output, f"{text}\n{output}"
+        assert all(ran.values()), ran
+        assert server is not None
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        if server is not None and server.poll() is None:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_ready(port: int) -> None:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise AssertionError("the server did not become ready")
+
+
+def test_every_command_and_make_target_stands_in_the_readme() -> None:
+    text = README.read_text()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"bnfold {command.callback.__name__}" in text
+    for target in ("make demo", "make test", "make serve"):
+        assert target in text
