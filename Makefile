@@ -31,6 +31,7 @@ test: lint types
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
+	$(BIN)/python -m benchmarks.folding
 	$(BIN)/python -m benchmarks.serving
 
 clean:
