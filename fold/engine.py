@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fold.errors import BnfoldError
 from fold.gauge import Absorber, Candidate, Cause, Gauges, Refusal
 from fold.graph import constant, display_name, float64, is_float
 from fold.laws import LAWS
@@ -17,12 +18,15 @@ from fold.solver import Solution, guilty, solve
 BATCHNORM = "BatchNormalization"
 
 
-def fold_model(model: ir.Model) -> tuple[ir.Model, FoldReport]:
-    """Fold every BatchNorm of `model` for which exact algebra exists.
+def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.Model, FoldReport]:
+    """Fold every BatchNorm of `model` that exact algebra can remove while activations stay as they are.
 
     Returns a new model and what became of each BatchNorm; `model` is not touched. A model without a BatchNorm that can
     go comes back equal. Arithmetic is in float64, and every weight is rounded once, to the type it was stored in.
+    Raises `BnfoldError` for `open_activations`: no law of this version opens one.
     """
+    if open_activations:
+        raise BnfoldError("open_activations: this version folds with activations closed only; leave it out")
     started = time.perf_counter()
     model = model.clone()
     graph = model.graph

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fold
+from fold.errors import BnfoldError
 from fold.evaluate import evaluate
 
 # --- sharing
@@ -331,3 +332,9 @@ def test_folding_again_finds_nothing_more(model) -> None:
     again, second = fold.fold_model(folded)
     assert len(second.kept) == len(report.kept)
     assert ir.to_proto(again) == ir.to_proto(folded) or len(second.folded) == 0
+
+
+def test_opening_activations_is_refused_in_words() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    with pytest.raises(BnfoldError, match="activations closed only"):
+        fold.fold_model(g.finish(g.batchnorm(g.x, 3)), open_activations=True)

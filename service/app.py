@@ -1,0 +1,159 @@
+"""The application: one process that speaks the Open Inference Protocol, and the v1 convention beside it.
+
+`create_app` builds it from explicit data and touches nothing; models are loaded when the server starts it. The infer
+paths are answered before the framework's middleware and routing, which would take longer than the rest of a request.
+"""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
+
+from service.equivalence import Equivalence, equivalence_routes
+from service.errors import ServiceError, error_body
+from service.infer import Infer, error_answer, infer_target
+from service.metadata import metadata_routes, package_version
+from service.metrics import Metrics
+from service.openapi import INFER_PATHS
+from service.page import render_page
+from service.predict import predict_routes
+from service.repository import Repository
+from service.server import bind, run
+from service.settings import Settings
+
+
+class Application(FastAPI):
+    """FastAPI with the infer paths in front of it, and the one question that a load balancer asks."""
+
+    def __init__(self, settings: Settings, repository: Repository) -> None:
+        super().__init__(
+            title="bnfold",
+            version=package_version(),
+            description="Serves networks with folded BatchNorm, and proves on request that they compute the same.",
+            lifespan=_lifespan,
+            redirect_slashes=False,  # a redirect would be an answer without {"error": …}
+            redoc_url=None,
+        )
+        self.settings = settings
+        self.repository = repository
+        self.metrics = Metrics(repository, self.takes_requests)
+        self.equivalence = Equivalence(settings)
+        self.infer = Infer(settings, repository, self.metrics)
+        self.started = False
+        self.stopping = False
+
+    def takes_requests(self) -> bool:
+        """Readiness: false before the models are loaded, and from the first signal to stop."""
+        return self.started and not self.stopping
+
+    def stop_being_ready(self) -> None:
+        self.stopping = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/infer"):
+            target = infer_target(scope["path"].removeprefix(scope.get("root_path", "")))
+            if target is not None:
+                await self.infer(target, scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["paths"].update(INFER_PATHS)
+        return document
+
+
+def create_app(settings: Settings, repository: Repository | None = None) -> Application:
+    """The application. A repository that is loaded already is served as it is."""
+    repository = Repository(settings) if repository is None else repository
+    app = Application(settings, repository)
+    app.include_router(metadata_routes(settings, repository, app.takes_requests))
+    app.include_router(predict_routes(settings, repository, app.metrics))
+    app.include_router(equivalence_routes(settings, repository, app.metrics, app.equivalence))
+    _add_pages(app)
+    _answer_errors_in_json(app)
+    return app
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, then 0. Raises `BnfoldError` if the port is taken or nothing can be served."""
+    listener = bind(settings.host, settings.port)
+    repository = Repository(settings)
+    try:
+        repository.load()
+    except BaseException:
+        listener.close()
+        raise
+    app = create_app(settings, repository)
+    return run(app, listener, settings, on_start=partial(_announce, repository), on_stop=app.stop_being_ready)
+
+
+def _announce(repository: Repository, url: str) -> None:
+    for broken in repository.broken():
+        print(f"bnfold: not serving {broken}: {broken.reason}", file=sys.stderr, flush=True)
+    models = repository.ready()
+    names = ", ".join(map(str, models))
+    print(f"bnfold: serving {names} on {url} ({models[0].session.provider})", file=sys.stderr, flush=True)
+
+
+@asynccontextmanager
+async def _lifespan(app: Any) -> AsyncIterator[None]:
+    if not app.repository.loaded:
+        app.repository.load()
+    for model in app.repository.ready():
+        app.metrics.watch(model)
+    app.started = True
+    yield
+    app.stop_being_ready()
+    await app.repository.drain()
+    app.equivalence.stop()
+
+
+def _add_pages(app: Application) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> HTMLResponse:
+        ready = app.takes_requests()
+        return HTMLResponse(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics() -> Response:
+        """Counters and gauges for Prometheus."""
+        return Response(app.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _answer_errors_in_json(app: FastAPI) -> None:
+    @app.exception_handler(ServiceError)
+    async def refused(request: Request, error: ServiceError) -> Response:
+        headers, body = error_answer(error)
+        return _response(error.status, body, {name.decode(): value.decode() for name, value in headers})
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path[:200]}"
+        texts = {
+            404: f"{where}: no such path; /docs lists those that there are",
+            405: f"{where}: not this method; expected {(error.headers or {}).get('Allow', 'another')}",
+        }
+        return _response(
+            error.status_code, error_body(texts.get(error.status_code, f"{where}: {error.detail}")), error.headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _response(422, error_body(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _response(500, error_body("internal error; the service's log has the details"))
+
+
+def _response(status: int, body: bytes, headers: Any = None) -> Response:
+    return Response(body, status, dict(headers or {}), media_type="application/json")

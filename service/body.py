@@ -1,0 +1,86 @@
+"""A request's body, whole, within its limits, and no longer compressed.
+
+The limit holds for what arrives and for what it unpacks to: a few kilobytes of gzip can stand for gigabytes.
+"""
+
+import asyncio
+import zlib
+from typing import Any
+
+from starlette.types import Receive, Scope
+
+from service.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
+
+INLINE = 1 << 16
+"""Compressed bodies up to this size are unpacked on the event loop: a thread would cost more."""
+
+_WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+
+
+def request_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Headers by lower-case name, as ASGI gives them; of a repeated one the last."""
+    return dict(scope["headers"])
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The body, unpacked. Raises `TooLargeError` as soon as the limit is known to be passed."""
+    declared = headers.get(b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise TooLargeError(f"the body has {int(declared)} bytes, at most {limit} are taken")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        body = await _read_rest(body, receive, limit)
+    elif message["type"] == "http.disconnect":
+        raise ClientGoneError("the client left before its body was complete")
+    elif len(body) > limit:
+        raise _too_large(limit)
+    encoding = headers.get(b"content-encoding")
+    return body if encoding is None else await _unpack(body, encoding.strip().lower(), limit)
+
+
+async def _read_rest(first: bytes, receive: Receive, limit: int) -> bytes:
+    parts, size, more = [first], len(first), True
+    while more:
+        if size > limit:
+            raise _too_large(limit)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("the client left before its body was complete")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    if size > limit:
+        raise _too_large(limit)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body has more than the {limit} bytes that are taken")
+
+
+async def _unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in _WINDOW:
+        name = encoding.decode("latin-1")
+        raise UnsupportedError(f"Content-Encoding {name!r} is not read here; expected gzip, deflate or none")
+    if len(body) <= INLINE:
+        return _inflate(body, encoding, limit)
+    return await asyncio.to_thread(_inflate, body, encoding, limit)
+
+
+def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
+    name = encoding.decode()
+    stream: Any = zlib.decompressobj(_WINDOW[encoding])
+    try:
+        plain: bytes = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadRequestError(f"the body is not valid {name}: {error}") from error
+    if len(plain) > limit:
+        raise TooLargeError(f"the body unpacks to more than the {limit} bytes that are taken")
+    if not stream.eof:
+        raise BadRequestError(f"the body is not valid {name}: it ends too early")
+    if stream.unused_data:
+        raise BadRequestError(f"the body is not valid {name}: {len(stream.unused_data)} bytes follow its end")
+    return plain

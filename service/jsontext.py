@@ -1,0 +1,86 @@
+"""JSON with what tensors need beyond it: bare `NaN` and `Infinity` in and out, numpy arrays out, bounded nesting.
+
+orjson is several times faster than the standard library but refuses the bare tokens and writes non-finite numbers as
+null, which would lose them silently. So it does the work, and the standard library takes over for exactly those texts.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.errors import BadRequestError
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def parse_json(text: bytes, max_depth: int) -> Any:
+    """The value that `text` stands for. Raises `BadRequestError` if it is no JSON or nested deeper than `max_depth`."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise BadRequestError(f"the body is not JSON: {error}") from error
+        value = _parse_with_bare_tokens(text)
+    if deeper_than(text, max_depth):
+        raise BadRequestError(f"the JSON is nested deeper than {max_depth} levels, the most that is taken here")
+    return value
+
+
+def parse_object(text: bytes, max_depth: int, expected: str) -> dict[str, Any]:
+    """As `parse_json`, for a text that must be an object; `expected` says of what kind."""
+    value = parse_json(text, max_depth)
+    if not isinstance(value, dict):
+        raise BadRequestError(f"the body is a JSON {type(value).__name__}; expected {expected}")
+    return value
+
+
+def _parse_with_bare_tokens(text: bytes) -> Any:
+    def finite(number: str) -> float:
+        value = float(number)
+        if math.isinf(value):
+            raise ValueError(f"number {number[:40]} is beyond double precision")
+        return value
+
+    try:
+        return json.loads(text.decode(), parse_float=finite)
+    except RecursionError as error:
+        raise BadRequestError("the JSON is nested too deeply to be read") from error
+    except ValueError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from error
+
+
+def deeper_than(text: bytes, limit: int) -> bool:
+    """Whether valid JSON nests deeper than `limit`. Each round removes the innermost brackets, at the speed of C."""
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    brackets = _STRING.sub(b"", text).translate(_TO_SQUARE, _NOT_BRACKETS)
+    for _ in range(limit):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+def render_json(value: Any) -> bytes:
+    """JSON of plain values, arrays that went through `json_array`, and fragments."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_array(array: np.ndarray) -> Any:
+    """`array` in a form that `render_json` writes in full: non-finite numbers become the bare tokens."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return orjson.Fragment(json.dumps(array.tolist(), separators=(",", ":")))
+    if array.ndim == 0 or not array.flags.c_contiguous:
+        return array.tolist()
+    return array
+
+
+def render_verdict(value: dict[str, Any]) -> bytes:
+    """JSON of a small document whose plain numbers may be NaN or infinite, which a failed proof's are."""
+    return json.dumps(value, ensure_ascii=False).encode()

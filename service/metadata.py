@@ -1,0 +1,98 @@
+"""What the Open Inference Protocol tells of the server and its models: health, metadata, readiness, the index."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from fold.artifact import TensorSpec
+from service.body import read_body, request_headers
+from service.errors import BadRequestError, NotReadyError, shown
+from service.jsontext import parse_object
+from service.repository import Model, Repository
+from service.settings import Settings
+
+EXTENSIONS = ["binary_tensor_data"]
+"""Of the protocol's extensions those that work here in full."""
+
+
+def package_version() -> str:
+    try:
+        return version("bnfold")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+def metadata_routes(settings: Settings, repository: Repository, ready: Callable[[], bool]) -> APIRouter:
+    router = APIRouter(prefix="/v2", tags=["v2"])
+
+    @router.get("/health/live")
+    async def live() -> dict[str, bool]:
+        """The process runs."""
+        return {"live": True}
+
+    @router.get("/health/ready")
+    async def server_ready() -> dict[str, bool]:
+        """Requests are taken; 503 while stopping."""
+        if not ready():
+            raise NotReadyError("the service is starting or stopping; send requests elsewhere")
+        return {"ready": True}
+
+    @router.get("")
+    async def server() -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
+
+    @router.get("/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        """Inputs and outputs of a model; -1 is a free dimension."""
+        return _metadata(repository.find(name))
+
+    @router.get("/models/{name}/versions/{version}")
+    async def model_version(name: str, version: str) -> dict[str, Any]:
+        """As above, for one version."""
+        return _metadata(repository.find(name, version))
+
+    @router.get("/models/{name}/ready")
+    async def model_ready(name: str) -> dict[str, Any]:
+        """Whether the model serves; 503 with the reason if not."""
+        return {"name": repository.find(name).name, "ready": True}
+
+    @router.get("/models/{name}/versions/{version}/ready")
+    async def version_ready(name: str, version: str) -> dict[str, Any]:
+        """As above, for one version."""
+        return {"name": repository.find(name, version).name, "ready": True}
+
+    @router.post("/repository/index", openapi_extra=_INDEX_BODY)
+    async def index(request: Request) -> list[dict[str, Any]]:
+        """Every version with its state; `{"ready": true}` leaves out those that cannot serve."""
+        body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
+        expected = '{"ready": true or false}, {} or an empty body'
+        asked = parse_object(body, settings.max_json_depth, expected) if body else {}
+        ready = asked.get("ready", False)
+        if type(ready) is not bool:
+            raise BadRequestError(f"ready is {shown(ready)}; expected {expected}")
+        return repository.index(ready=ready)
+
+    def _metadata(found: Model) -> dict[str, Any]:
+        return {
+            "name": found.name,
+            "versions": repository.versions(found.name),
+            "platform": "onnxruntime_onnx",
+            "inputs": [_tensor(spec) for spec in found.manifest.inputs],
+            "outputs": [_tensor(spec) for spec in found.manifest.outputs],
+        }
+
+    return router
+
+
+_INDEX_BODY = {
+    "requestBody": {
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}
+    }
+}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}

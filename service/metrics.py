@@ -1,0 +1,176 @@
+"""What Prometheus is told: plain numbers that only the event loop changes, turned into metric families when scraped.
+
+A request then pays a few additions, not a dozen locks. Model names come from the repository, never from a request's
+path, so nobody can grow the list of labels from outside.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from service.batcher import BatchStats
+from service.errors import ServiceError
+from service.repository import Model, Repository
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+Labels = tuple[str, str]
+"""Model and version; empty where a request named none that exists."""
+NO_MODEL: Labels = ("", "")
+
+
+class Histogram:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        names = [*map(str, self.bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
+
+
+@dataclass
+class _OfModel:
+    rows: int = 0
+    batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    compute_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+
+    def add(self, stats: BatchStats) -> None:
+        self.rows += stats.rows
+        self.batch_rows.add(stats.rows)
+        self.compute_seconds.add(stats.compute)
+        for seconds in stats.queued:
+            self.queue_seconds.add(seconds)
+
+
+@dataclass
+class Counted:
+    """One request of which it is not yet known how it ends."""
+
+    model: Model | None = None
+
+
+class Metrics:
+    """The counters of one app, and the page that shows them."""
+
+    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
+        self.requests: Counter[tuple[str, str, str, str]] = Counter()
+        self.errors: Counter[tuple[str, str, str]] = Counter()
+        self._models: dict[Labels, _OfModel] = {}
+        self._repository = repository
+        self._ready = ready
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def watch(self, model: Model) -> None:
+        """Count the batches of `model` from now on."""
+        counts = self._models.setdefault(_labels(model), _OfModel())
+        model.batcher.on_batch = counts.add
+
+    def answered(self, route: str, model: Model | None, status: int = 200) -> None:
+        self.requests[(*_labels(model), route, f"{status // 100}xx")] += 1
+
+    def failed(self, route: str, model: Model | None, error: ServiceError) -> None:
+        self.answered(route, model, error.status)
+        self.errors[(*_labels(model), error.kind)] += 1
+
+    @contextmanager
+    def counting(self, route: str) -> Iterator[Counted]:
+        """Count what the block does as one request of `route`; the block names the model once it knows it."""
+        counted = Counted()
+        try:
+            yield counted
+        except ServiceError as error:
+            self.failed(route, counted.model, error)
+            raise
+        except Exception:
+            self.failed(route, counted.model, ServiceError())
+            raise
+        self.answered(route, counted.model)
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus_client for every scrape."""
+        yield _gauge("bnfold_ready", "1 while the service takes requests", [], [((), float(self._ready()))])
+        entries = self._repository.entries()
+        states = [((e.name, e.version), float(isinstance(e, Model))) for e in entries]
+        yield _gauge("bnfold_model_ready", "1 if the version serves", ["model", "version"], states)
+        models = self._repository.ready()
+        queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
+        yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
+        running = [(_labels(model), float(model.batcher.running_rows)) for model in models]
+        yield _gauge("bnfold_running_rows", "Rows of the batch that is being computed", ["model", "version"], running)
+
+        requests = CounterMetricFamily(
+            "bnfold_requests", "Requests answered", labels=["model", "version", "route", "status"]
+        )
+        for labels, count in self.requests.items():
+            requests.add_metric(labels, count)
+        yield requests
+        errors = CounterMetricFamily("bnfold_errors", "Requests refused or failed", labels=["model", "version", "kind"])
+        for error_labels, count in self.errors.items():
+            errors.add_metric(error_labels, count)
+        yield errors
+        rows = CounterMetricFamily("bnfold_rows", "Rows computed", labels=["model", "version"])
+        for model_labels, counts in self._models.items():
+            rows.add_metric(model_labels, counts.rows)
+        yield rows
+        yield self._histogram("bnfold_batch_rows", "Rows of one batch", lambda counts: counts.batch_rows)
+        yield self._histogram(
+            "bnfold_queue_seconds", "A request's wait in the queue", lambda counts: counts.queue_seconds
+        )
+        yield self._histogram("bnfold_compute_seconds", "Time to run one batch", lambda counts: counts.compute_seconds)
+        yield from self._of_verdicts()
+
+    def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=["model", "version"])
+        for labels, counts in self._models.items():
+            histogram = pick(counts)
+            family.add_metric(labels, histogram.buckets(), histogram.sum)
+        return family
+
+    def _of_verdicts(self) -> Iterator[Metric]:
+        """Nothing before the first check: a model that was never checked here is neither equivalent nor not."""
+        proofs = [(_labels(model), model.proof) for model in self._repository.ready() if model.proof is not None]
+        labels = ["model", "version"]
+        equivalent = [(key, float(bool(proof.verdict["equivalent"]))) for key, proof in proofs]
+        yield _gauge("bnfold_equivalent", "1 if the last check found the served graph equivalent", labels, equivalent)
+        times = [(key, proof.at) for key, proof in proofs]
+        yield _gauge("bnfold_equivalence_timestamp_seconds", "When it was last checked", labels, times)
+        for name, text, key in (
+            ("bnfold_equivalence_error", "Largest distance of the served graph from float64", "folded_error"),
+            ("bnfold_equivalence_limit", "Largest distance that counts as equivalent", "limit"),
+        ):
+            values = [
+                ((*model, output["name"]), float(output[key]))
+                for model, proof in proofs
+                for output in proof.verdict["outputs"]
+            ]
+            yield _gauge(name, text, [*labels, "output"], values)
+
+
+def _gauge(name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _labels(model: Model | None) -> Labels:
+    return NO_MODEL if model is None else (model.name, model.version)

@@ -1,0 +1,78 @@
+"""The page for people at `/`: which models serve, what they take, what was folded, and how they were proven.
+
+Self-contained on purpose: no script, no font and no style comes from anywhere else. Jinja is imported with the first
+visit.
+"""
+
+import json
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fold.artifact import DATATYPES, TensorSpec
+from service.metadata import package_version
+from service.repository import Model, Repository
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
+    return _template().render(
+        version=package_version(),
+        ready=ready,
+        base_url=base_url.rstrip("/"),
+        models=[_model(model, base_url.rstrip("/")) for model in repository.ready()],
+        broken=repository.broken(),
+    )
+
+
+@cache
+def _template() -> "Template":
+    import jinja2  # noqa: PLC0415  # most processes are never visited
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "index.html"
+    )
+
+
+def _model(model: Model, base_url: str) -> dict[str, Any]:
+    manifest = model.manifest
+    checked = model.proof.at if model.proof else None
+    when = datetime.fromtimestamp(checked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if checked else "when it was folded"
+    return {
+        "name": model.name,
+        "version": model.version,
+        "provider": model.session.provider,
+        "inputs": [_tensor(spec) for spec in manifest.inputs],
+        "outputs": [_tensor(spec) for spec in manifest.outputs],
+        "batchnorms": manifest.fold.get("batchnorms", 0),
+        "folded": len(manifest.fold.get("folded", ())),
+        "kept": manifest.fold.get("kept", ()),
+        "verdict": model.proof.verdict if model.proof else manifest.verdict,
+        "checked": when,
+        "images": manifest.preprocessing is not None,
+        "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [_example(manifest.inputs)]}),
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, str]:
+    shape = " × ".join("n" if size == -1 else str(size) for size in spec.shape) or "scalar"
+    return {"name": spec.name, "datatype": spec.datatype, "shape": shape}
+
+
+def _example(specs: tuple[TensorSpec, ...]) -> Any:
+    """A row that the model takes, as far as the manifest tells; nothing where it would be too long to read."""
+    if len(specs) != 1:
+        return {spec.name: "…" for spec in specs}
+    rows = specs[0].shape[1:]
+    value: Any = False if DATATYPES[specs[0].datatype].kind == "b" else 0
+    for size in reversed(rows):
+        value = [value] * max(size, 1)
+    return value if len(json.dumps(value)) <= 400 else "…"
+
+
+def _curl(url: str, body: dict[str, Any]) -> str:
+    return f"curl {url} \\\n  -d '{json.dumps(body, ensure_ascii=False)}'"

@@ -1,0 +1,179 @@
+"""`POST /v1/models/{name}:predict`, the v1 convention: rows in, rows out, no datatypes and no shapes to declare.
+
+An instance is one row of the input, or an object by input name where there are several; a prediction is one row of the
+output likewise. A model that declares preprocessing takes an image as well, and answers with labels and probabilities.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from service.body import read_body, request_headers
+from service.errors import BadRequestError, ComputeError, UnsupportedError, shown
+from service.images import FORMATS, tensor_of_image
+from service.infer import compute
+from service.jsontext import json_array, parse_object, render_json
+from service.metrics import Metrics
+from service.repository import Model, Repository
+from service.settings import Settings
+from service.signature import Arrays, Signature
+from service.tensors import flatten, numbers
+
+EXPECTED = '{"instances": [...]}'
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["instances"],
+                    "properties": {"instances": {"type": "array", "items": {}, "minItems": 1}},
+                }
+            },
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS},
+        },
+    }
+}
+
+
+def predict_routes(settings: Settings, repository: Repository, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["v1"])
+
+    @router.get("/v1/models/{name}")
+    async def model_ready(name: str) -> dict[str, Any]:
+        """Whether the model serves."""
+        return {"name": repository.find(name).name, "ready": True}
+
+    @router.post("/v1/models/{name}:predict", openapi_extra=_BODY)
+    async def predict(name: str, request: Request) -> Response:
+        """Predictions for rows of numbers, or for one image where the model declares preprocessing."""
+        with metrics.counting("predict") as counted:
+            counted.model = model = repository.find(name)
+            headers = request_headers(request.scope)
+            body = await read_body(headers, request.receive, settings.max_body_bytes)
+            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+            if kind.startswith("image/"):
+                predictions = await _of_image(model, kind, body, request, settings)
+            else:
+                predictions = await _of_instances(model, _instances(body, kind, settings), request, settings)
+            return Response(render_json({"predictions": predictions}), media_type="application/json")
+
+    return router
+
+
+def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
+    try:
+        document = parse_object(body, settings.max_json_depth, EXPECTED)
+    except BadRequestError as error:
+        # Clients send JSON under many names, so the name counts only where the body is no JSON.
+        if kind in ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded"):
+            raise
+        raise UnsupportedError(
+            f"Content-Type {shown(kind)} is not read here; expected JSON, {EXPECTED}, or {' or '.join(FORMATS)}"
+        ) from error
+    instances = document.get("instances")
+    if type(instances) is not list or not instances:
+        raise BadRequestError(f'"instances" is missing or no list with elements; expected {EXPECTED}')
+    if len(instances) > settings.max_batch_size:
+        raise BadRequestError(f"{len(instances)} instances came, at most {settings.max_batch_size} are taken")
+    return instances
+
+
+async def _of_instances(model: Model, instances: list[Any], request: Request, settings: Settings) -> Any:
+    signature = model.session.signature
+    columns = _columns(instances, signature)
+    if not signature.batched:
+        found = []
+        for position in range(len(instances)):
+            arrays = {
+                name: _array(name, values[position : position + 1], signature)[0] for name, values in columns.items()
+            }
+            signature.check(arrays, settings.max_batch_size)
+            found.append(_named(await compute(model, arrays, 1, request.scope)))
+        return found
+    arrays = {name: _array(name, values, signature) for name, values in columns.items()}
+    rows = signature.check(arrays, settings.max_batch_size)
+    outputs = await compute(model, arrays, rows, request.scope)
+    if len(outputs) == 1:
+        return json_array(next(iter(outputs.values())))
+    return [_named({name: array[row, ...] for name, array in outputs.items()}) for row in range(rows)]
+
+
+def _named(outputs: Arrays) -> Any:
+    """One prediction: the output itself where there is one, an object by name where there are several."""
+    values = {name: json_array(np.asarray(array)) for name, array in outputs.items()}
+    return next(iter(values.values())) if len(values) == 1 else values
+
+
+def _columns(instances: list[Any], signature: Signature) -> dict[str, list[Any]]:
+    """Each input's values over the instances."""
+    if len(signature.inputs) == 1 and type(instances[0]) is not dict:
+        return {next(iter(signature.inputs)): instances}
+    for position, instance in enumerate(instances):
+        if type(instance) is not dict or instance.keys() != signature.inputs.keys():
+            names = ", ".join(repr(name) for name in signature.inputs)
+            raise BadRequestError(f"instance {position} is {shown(instance)}; expected an object with {names}")
+    return {name: [instance[name] for instance in instances] for name in signature.inputs}
+
+
+def _array(name: str, values: Sequence[Any], signature: Signature) -> np.ndarray:
+    """The values as one array with a first axis for the instances. A row may be flat where its shape is fixed."""
+    spec = signature.inputs[name]
+    row_shape = spec.shape[1:] if signature.batched else spec.shape
+    measured = _nesting(values[0])
+    shape: tuple[int, ...]
+    if len(measured) == 1 and len(row_shape) > 1 and -1 not in row_shape and measured[0] == prod(row_shape):
+        measured, shape = row_shape, (len(values), prod(row_shape))
+    else:
+        shape = (len(values), *measured)
+    flat = flatten(name, list(values), shape)
+    return numbers(f"input {name!r}", spec.datatype, flat).reshape(len(values), *measured)
+
+
+def _nesting(value: Any) -> tuple[int, ...]:
+    shape = []
+    while type(value) is list:
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)
+
+
+async def _of_image(model: Model, kind: str, body: bytes, request: Request, settings: Settings) -> Any:
+    how = model.manifest.preprocessing
+    signature = model.session.signature
+    if how is None or how.input not in signature.inputs:
+        raise UnsupportedError(f"model {model} declares no preprocessing, so it takes no images; expected {EXPECTED}")
+    if kind not in FORMATS:
+        raise UnsupportedError(f"Content-Type {shown(kind)} is not read here; expected {' or '.join(FORMATS)}")
+    datatype = signature.inputs[how.input].datatype
+    # Decoding releases the interpreter for most of its time, and a photograph takes longer than many a model.
+    tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, settings.max_image_pixels)
+    arrays = {how.input: tensor}
+    rows = signature.check(arrays, settings.max_batch_size)
+    outputs = await compute(model, arrays, rows, request.scope)
+    scores = next(iter(outputs.values()))
+    if len(outputs) > 1 or scores.ndim != 2:
+        return [_named({name: array[row, ...] for name, array in outputs.items()}) for row in range(rows)]
+    return [_classified(row, model.manifest.labels) for row in scores.astype(np.float64)]
+
+
+def _classified(scores: np.ndarray, labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """The softmax of one row of scores, by label."""
+    if not np.isfinite(scores).all():
+        raise ComputeError("the model's scores for this image are not finite, so no label follows from them")
+    names = labels if labels is not None and len(labels) == len(scores) else tuple(map(str, range(len(scores))))
+    weights = np.exp(scores - scores.max())
+    probabilities = weights / weights.sum()
+    best = int(probabilities.argmax())
+    return {
+        "label": names[best],
+        "index": best,
+        "probability": float(probabilities[best]),
+        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+    }

@@ -1,0 +1,79 @@
+"""One version of a model, opened in ONNX Runtime: what the batches run through, and the proof as well.
+
+The very same session serves and is proven; nothing is opened a second time for the certificate.
+"""
+
+import numpy as np
+import onnxruntime as ort
+
+from fold.artifact import DATATYPES, ModelVersion
+from fold.errors import BnfoldError
+from fold.runtime import Provider, open_session
+from service.errors import first_line
+from service.signature import Arrays, Signature
+
+_SHORT = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+
+class ModelSession:
+    def __init__(self, session: ort.InferenceSession, version: ModelVersion) -> None:
+        self.version = version
+        self._refuse_unknown_datatypes()
+        self.signature = Signature.of(version.manifest)
+        self._session = session
+        self._outputs = [spec.name for spec in version.manifest.outputs]
+        provider = session.get_providers()[0]
+        self.provider: str = _SHORT.get(provider, provider)
+        self._refuse_other_graph()
+
+    @classmethod
+    def open(cls, version: ModelVersion, *, provider: Provider, threads: int, spinning: bool) -> "ModelSession":
+        """Raises `BnfoldError` if ONNX Runtime cannot load the graph, or not on this provider."""
+        session = open_session(version.model_file, provider=provider, threads=threads, spinning=spinning)
+        return cls(session, version)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """One run; several threads may call it. Outputs by name."""
+        # A binary tensor begins where the JSON before it happened to end, and kernels may load aligned.
+        feeds = {name: a if a.flags.aligned else a.copy() for name, a in inputs.items()}
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+    def warm_up(self) -> None:
+        """Run once on zeros, so that no request pays for what the first run sets up.
+
+        Where a dimension beside the batch is free, no size is known to be valid: there the first request is the first.
+        """
+        specs = self.version.manifest.inputs
+        batch = 1 if self.signature.batched else 0
+        if any(-1 in spec.shape[batch:] for spec in specs):
+            return
+        zeros = {s.name: np.zeros([1] * batch + list(s.shape[batch:]), DATATYPES[s.datatype]) for s in specs}
+        try:
+            self.run(zeros)
+        except Exception as error:
+            raise BnfoldError(
+                f"{self.version.model_file}: a run on zeros fails: {first_line(error)}; fold the model again"
+            ) from error
+
+    def _refuse_unknown_datatypes(self) -> None:
+        manifest = self.version.manifest
+        for spec in (*manifest.inputs, *manifest.outputs):
+            if spec.datatype not in DATATYPES:
+                known = ", ".join(DATATYPES)
+                raise BnfoldError(
+                    f"tensor {spec.name!r} is {spec.datatype}, which is not served; expected one of {known}"
+                )
+
+    def _refuse_other_graph(self) -> None:
+        """The manifest is what requests are checked against, so it must tell of this graph."""
+        manifest = self.version.manifest
+        for kind, specs, nodes in (
+            ("inputs", manifest.inputs, self._session.get_inputs()),
+            ("outputs", manifest.outputs, self._session.get_outputs()),
+        ):
+            said = sorted(spec.name for spec in specs)
+            has = sorted(node.name for node in nodes)
+            if said != has:
+                raise BnfoldError(
+                    f"{self.version.model_file}: its {kind} are {has}, the manifest says {said}; fold the model again"
+                )

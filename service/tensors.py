@@ -1,0 +1,112 @@
+"""One tensor between the wire and numpy: raw little-endian bytes, and JSON lists, flat or nested.
+
+Sizes are compared as Python integers before anything is allocated, so a shape that lies costs nothing. JSON values must
+be of the datatype's own kind: numpy alone would turn null into NaN, "1" into 1.0 and true into 1 without a word.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from fold.artifact import DATATYPES
+from service.errors import BadRequestError, shown
+
+WIRE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
+"""The datatypes as they travel; on a little-endian machine the very same numpy types."""
+
+MAX_RANK = 32
+MAX_BYTES = 1 << 46
+"""More than any body can hold, and far below where numpy's own sizes overflow."""
+
+_JSON_TYPES: dict[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+    "f": frozenset({int, float}),
+}
+_EXPECTED = {"b": "true or false", "i": "whole numbers", "u": "whole numbers from 0", "f": "numbers"}
+
+
+def wire_dtype(name: str, datatype: Any) -> np.dtype[Any]:
+    try:
+        return WIRE[datatype]
+    except (KeyError, TypeError):
+        known = ", ".join(WIRE)
+        raise BadRequestError(
+            f"input {name!r}: datatype {shown(datatype)} is not served; expected one of {known}"
+        ) from None
+
+
+def checked_shape(name: str, shape: Any, itemsize: int) -> tuple[tuple[int, ...], int]:
+    """The shape as a tuple, and its number of elements."""
+    if type(shape) is not list or len(shape) > MAX_RANK:
+        raise BadRequestError(f"input {name!r}: shape is {shown(shape)}; expected a list of at most {MAX_RANK} numbers")
+    count = extent = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise BadRequestError(f"input {name!r}: shape {shown(shape)}; expected whole numbers from 0")
+        count *= size
+        extent *= size or 1  # a zero must not hide a dimension that numpy could not represent
+    if extent * itemsize > MAX_BYTES:
+        raise BadRequestError(f"input {name!r}: shape {shown(shape)} is more than any request can hold")
+    return tuple(shape), count
+
+
+def from_bytes(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], count: int, body: bytes, offset: int
+) -> np.ndarray:
+    """A view of `count` elements of `body`; the caller has compared the lengths."""
+    if count == 0:
+        return np.empty(shape, dtype)
+    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
+    if dtype.kind == "b" and array.view(np.uint8).max() > 1:
+        raise BadRequestError(f"input {name!r}: a BOOL is one byte, 0 or 1; {array.view(np.uint8).max()} came")
+    return array
+
+
+def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any) -> np.ndarray:
+    """An array of the elements of `data`, which is a flat list or one nested as `shape` says."""
+    if datatype == "FP16":
+        raise BadRequestError(f"input {name!r}: FP16 has no form in JSON; send it as binary data, or declare FP32")
+    if type(data) is not list:
+        raise BadRequestError(f"input {name!r}: data is a JSON {type(data).__name__}; expected a list")
+    flat = flatten(name, data, shape) if data and type(data[0]) is list else data
+    if len(flat) != count:
+        raise BadRequestError(f"input {name!r}: data has {len(flat)} elements, shape {list(shape)} needs {count}")
+    return numbers(f"input {name!r}", datatype, flat).reshape(shape)
+
+
+def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
+    """A flat array of `datatype` from JSON values; `what` they are is named in errors."""
+    dtype = DATATYPES[datatype]
+    strange = set(map(type, flat)) - _JSON_TYPES[dtype.kind]
+    if strange:
+        position = next(i for i, value in enumerate(flat) if type(value) in strange)
+        raise BadRequestError(
+            f"{what}: element {position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
+        )
+    try:
+        with np.errstate(over="raise"):
+            return np.array(flat, dtype)
+    except (OverflowError, FloatingPointError):
+        raise BadRequestError(f"{what}: a number is beyond the range of {datatype}") from None
+
+
+def flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """The elements of lists that are nested exactly as `shape` says, one level at a time."""
+    level = [data]
+    for axis, size in enumerate(shape):
+        if set(map(type, level)) - {list}:
+            raise BadRequestError(
+                f"input {name!r}: data is nested {axis} deep in places; shape {list(shape)} expects more"
+            )
+        lengths = set(map(len, level))
+        if lengths - {size}:
+            came = next(iter(lengths - {size}))
+            raise BadRequestError(
+                f"input {name!r}: a list on axis {axis} has {came} elements, shape {list(shape)} says {size}"
+            )
+        level = list(chain.from_iterable(level))
+    return level

@@ -1,0 +1,52 @@
+"""One thread that does one thing at a time for the event loop.
+
+A job goes over by a queue and its outcome comes back as a callback on the loop: cheaper than an executor, whose futures
+cost more than a small model takes to run. The thread is a daemon, so a run that hangs cannot keep the process alive.
+"""
+
+import asyncio
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+Job = Callable[[], T]
+Done = Callable[[T | Exception], None]
+
+
+class Works(Protocol):
+    """What a batcher asks of its worker; a test may put one here that runs when told."""
+
+    def submit(self, job: Job[T], done: Done[T]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Worker:
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[tuple[Job[Any], Done[Any], asyncio.AbstractEventLoop] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job[T], done: Done[T]) -> None:
+        """Run `job` on the thread after those before it, then `done` on the calling loop with the outcome."""
+        self._jobs.put((job, done, asyncio.get_running_loop()))
+
+    def stop(self) -> None:
+        """Let the thread end once the jobs submitted so far are done."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, done, loop = item
+            try:
+                outcome = job()
+            except Exception as error:
+                outcome = error
+            try:
+                loop.call_soon_threadsafe(done, outcome)
+            except RuntimeError:  # the loop closed meanwhile: nobody is left to tell
+                return
+            del item, job, done, outcome  # the next job may be long in coming, and a batch is large

@@ -1,0 +1,234 @@
+"""What clients send that no client library would, over a real socket: refused in JSON, and nobody else notices."""
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+FREE = "/v2/models/free/infer"
+
+
+def raw(service: Any, *parts: bytes, pause: float = 0.0) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are and read one answer until the connection closes or its body is complete."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(65536)
+        head, body = received.split(b"\r\n\r\n", 1)
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        while len(body) < int(headers["content-length"]):
+            body += connection.recv(65536)
+        return int(status.split(" ")[1]), headers, body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/nowhere", 404, "GET /nowhere: no such path; /docs lists"),
+        ("GET", "/v2/", 404, "no such path"),
+        ("POST", "/v2/models/a/b/infer", 404, "no such path"),
+        ("POST", "/v2/models//infer", 404, "no model is named ''"),
+        ("POST", "/v2/models/..%2f..%2fetc/infer", 404, "no such path"),
+        ("GET", "/v2/models/../../etc/passwd", 404, "no such path"),
+        ("GET", FREE, 405, "this path takes POST"),
+        ("PUT", "/v2/health/ready", 405, "expected GET"),
+        ("GET", "/v2/models/nobody", 404, "no model is named 'nobody'; here are: broken, echo"),
+        ("GET", "/v2/models/net/versions/7/ready", 404, "has no version '7'; here are: 1"),
+        ("GET", "/v2/models/broken/ready", 503, "model broken/1 is not ready"),
+        ("GET", "/v1/models/nobody", 404, "no model is named"),
+        ("POST", "/v1/models/nobody:predict", 404, "no model is named"),
+        ("POST", "/v2/models/nobody/equivalence", 404, "no model is named"),
+    ],
+)
+def test_every_refusal_is_json(service: Any, method: str, path: str, status: int, message: str) -> None:
+    got, headers, body = raw(service, f"{method} {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".encode())
+    assert got == status
+    assert headers["content-type"] == "application/json"
+    assert message in json.loads(body)["error"]
+    assert ("allow" in headers) is (status == 405)
+
+
+def test_what_is_no_http_is_told_so_in_json(service: Any) -> None:
+    status, _, body = raw(service, b"INFER PLEASE\r\n\r\n")
+    assert (status, json.loads(body)) == (400, {"error": "the request is not valid HTTP"})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not JSON"),
+        (b"hello", "the body is not JSON"),
+        (b'{"inputs": [', "the body is not JSON"),
+        (b"[1]", "the body is a JSON list"),
+        (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the body is not JSON: depth"),
+        (b'{"inputs": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper than 32 levels"),
+        (b"\x00\xff\xfe", "the body is not JSON"),
+    ],
+)
+def test_bodies_that_are_no_request(service: Any, body: bytes, message: str) -> None:
+    answer = service.post(FREE, content=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+def test_bodies_may_come_in_chunks(service: Any) -> None:
+    body = json.dumps(ROW).encode()
+    answer = service.post(FREE, content=iter([body[:7], b"", body[7:]]))
+    assert answer.json()["outputs"] == [{"name": "total", "datatype": "FP32", "shape": [1], "data": [6.0]}]
+
+
+def test_a_tensor_alone_as_the_body(service: Any) -> None:
+    headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
+    answer = service.post(FREE, content=np.array([1, 2, 3, 4], np.float32).tobytes(), headers=headers)
+    length = int(answer.headers["inference-header-content-length"])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert json.loads(answer.content[:length])["outputs"][0]["parameters"] == {"binary_data_size": 4}
+    assert np.frombuffer(answer.content[length:], np.float32) == [10]
+
+
+def test_compressed_bodies_and_their_limits(service: Any, repository: Path, start: Callable[..., Any]) -> None:
+    body = json.dumps(ROW).encode()
+    large = json.dumps({"inputs": [{"name": "x", "shape": [1, 40000], "datatype": "FP32", "data": [0.123] * 40000}]})
+    for encoding, pack in (("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)):
+        for content in (body, large.encode()):
+            answer = service.post(FREE, content=pack(content), headers={"Content-Encoding": encoding})
+            assert answer.status_code == 200, answer.text
+    for content, encoding, status, message in (
+        (body, "br", 415, "Content-Encoding 'br' is not read here; expected gzip, deflate or none"),
+        (body, "gzip", 400, "not valid gzip"),
+        (gzip.compress(body)[:-9], "gzip", 400, "ends too early"),
+        (gzip.compress(body) + b"more", "gzip", 400, "4 bytes follow its end"),
+    ):
+        answer = service.post(FREE, content=content, headers={"Content-Encoding": encoding})
+        assert (answer.status_code, message in answer.json()["error"]) == (status, True), answer.text
+    with start(repository, max_body_bytes=10_000) as small:
+        bomb = gzip.compress(bytes(50_000_000))
+        for options, message in (
+            ({"content": bytes(10_001)}, "the body has 10001 bytes, at most 10000 are taken"),
+            ({"content": iter([bytes(6000), bytes(6000), bytes(6000)])}, "more than the 10000 bytes"),
+            (
+                {"content": gzip.compress(bytes(10_001)), "headers": {"Content-Encoding": "gzip"}},
+                "unpacks to more than",
+            ),
+            ({"content": bomb[:9000], "headers": {"Content-Encoding": "gzip"}}, "unpacks to more than"),
+        ):
+            answer = small.post(FREE, **options)
+            assert (answer.status_code, message in answer.json()["error"]) == (413, True), answer.text
+        assert small.post(FREE, json=ROW).status_code == 200
+
+
+def test_the_index_takes_an_empty_body_and_a_filter(service: Any) -> None:
+    everything = service.post("/v2/repository/index").json()
+    assert {entry["name"] for entry in everything} == {
+        "net", "echo", "slow", "pick", "free", "single", "pair", "broken",
+    }  # fmt: skip
+    assert service.post("/v2/repository/index", json={}).json() == everything
+    ready = service.post("/v2/repository/index", json={"ready": True}).json()
+    assert ready == [entry for entry in everything if entry["name"] != "broken"]
+    refused = service.post("/v2/repository/index", json={"ready": "yes"})
+    assert (refused.status_code, "ready is 'yes'" in refused.json()["error"]) == (400, True)
+
+
+def test_a_bad_request_does_not_touch_its_neighbours(service: Any) -> None:
+    """Good, malformed and failing requests side by side: the good ones are all answered with their own numbers."""
+
+    async def one(client: httpx.AsyncClient, number: int) -> None:
+        match number % 4:
+            case 0:
+                index = {"name": "index", "shape": [1], "datatype": "INT64", "data": [10]}
+                answer = await client.post("/v2/models/pick/infer", json={"inputs": [index]})
+                assert answer.status_code == 500
+                assert "model pick/1: the run failed" in answer.json()["error"]
+            case 1:
+                index = {"name": "index", "shape": [2], "datatype": "INT64", "data": [10]}
+                answer = await client.post("/v2/models/pick/infer", json={"inputs": [index]})
+                assert answer.status_code == 400
+            case _:
+                index = {"name": "index", "shape": [2], "datatype": "INT64", "data": [number % 10, 3]}
+                answer = await client.post("/v2/models/pick/infer", json={"inputs": [index]})
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["outputs"][0]["data"] == [number % 10 / 4, 0.75]
+
+    async def all_at_once() -> None:
+        limits = httpx.Limits(max_connections=32)
+        async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=60) as client:
+            await asyncio.gather(*(one(client, number) for number in range(400)))
+
+    asyncio.run(all_at_once())
+
+
+def slow(amount: float) -> dict[str, Any]:
+    """A request that computes for about `amount` thousand steps of a loop."""
+    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [amount]}]}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+QUEUED, RUNNING = (f'bnfold_{what}_rows{{model="slow",version="1"}}' for what in ("queue", "running"))
+
+
+def test_a_full_queue_is_429_and_the_accepted_are_answered(repository: Path, start: Callable[..., Any]) -> None:
+    with start(repository, queue_rows=2) as service, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        waiting = [pool.submit(service.post, "/v2/models/slow/infer", json=slow(0)) for _ in range(2)]
+        until(lambda: service.metric(QUEUED) == 2)
+        refused = service.post("/v2/models/slow/infer", json=slow(0))
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert "1 rows came, 2 are queued already and at most 2 may be" in refused.json()["error"]
+        assert service.post(FREE, json=ROW).status_code == 200, "another model has a queue of its own"
+        assert [call.result().status_code for call in (first, *waiting)] == [200, 200, 200]
+
+
+def test_a_client_that_leaves_takes_its_request_along(repository: Path, start: Callable[..., Any]) -> None:
+    with start(repository) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        body = json.dumps(slow(7)).encode()
+        head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head + body)
+            until(lambda: service.metric(QUEUED) == 1)
+        until(lambda: service.metric(QUEUED) == 0)
+        assert not first.done(), "it left the queue, it was not computed"
+        assert first.result().status_code == 200
+        assert service.metric('bnfold_rows_total{model="slow",version="1"}') == 1
+        assert service.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(service: Any) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(f"POST {FREE} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n".encode() + b"{")
+    gone = 'bnfold_errors_total{kind="client_gone",model="free",version="1"}'
+    until(lambda: f"{gone} 1.0" in service.get("/metrics").text)
+    assert service.post(FREE, json=ROW).status_code == 200
+
+
+def test_what_waits_past_its_deadline_is_503(repository: Path, start: Callable[..., Any]) -> None:
+    with start(repository, timeout_seconds=0.3) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        late = service.post("/v2/models/slow/infer", json=slow(0))
+        assert (late.status_code, late.json()) == (503, {"error": "model slow/1: not begun within 0.3 seconds"})
+        assert first.result().status_code == 200
