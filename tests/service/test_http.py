@@ -15,6 +15,9 @@ import httpx
 import numpy as np
 import pytest
 
+from service.app import create_app
+from service.settings import Settings
+
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 FREE = "/v2/models/free/infer"
 
@@ -232,3 +235,26 @@ def test_what_waits_past_its_deadline_is_503(repository: Path, start: Callable[.
         late = service.post("/v2/models/slow/infer", json=slow(0))
         assert (late.status_code, late.json()) == (503, {"error": "model slow/1: not begun within 0.3 seconds"})
         assert first.result().status_code == 200
+
+
+def test_a_fault_of_ours_is_500_in_json_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """In this process, with a repository that breaks: in front of the framework and behind it."""
+    app = create_app(Settings(repository=Path("/nowhere")))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    app.repository.entry = fail  # type: ignore[method-assign]
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [
+                await client.post("/v2/models/m/infer", json=ROW),
+                await client.post("/v1/models/m:predict", json={}),
+            ]
+
+    for answer in asyncio.run(ask()):
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "internal error; the service's log has the details"}
+    assert "a bug" in caplog.text
