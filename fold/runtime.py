@@ -75,6 +75,10 @@ def open_session(
             raise ProviderUnavailableError(
                 "provider cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --provider cpu"
             )
+        if not cuda_devices():
+            raise ProviderUnavailableError(
+                "provider cuda: no NVIDIA driver or device is visible here; check nvidia-smi, or use --provider cpu"
+            )
         ort.preload_dlls()
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         cuda_options = {

@@ -1,0 +1,95 @@
+# Two images from one file: `service` (the default) serves a model repository, `example` also trains and folds the
+# digits into one. docs/deployment.md says how to build and run them, and what each argument is for.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS base
+ENV PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+
+# What to install, read from pyproject.toml: later stages depend on these lists and not on the file, so that a change
+# of its other tables installs nothing anew.
+FROM base AS requirements
+ARG EXTRA=gpu
+COPY pyproject.toml ./
+RUN python -c "import pathlib, tomllib; \
+    content = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
+    project = content['project']; extras = project['optional-dependencies']; \
+    lists = { \
+        'tools': content['build-system']['requires'], \
+        'dependencies': project['dependencies'] + extras['${EXTRA}'], \
+        'train': extras['train'], \
+    }; \
+    folder = pathlib.Path('/requirements'); folder.mkdir(); \
+    [(folder / f'{name}.txt').write_text('\n'.join(lines) + '\n') for name, lines in lists.items()]"
+
+# The environment that is shipped has no pip: one beside it installs into it. The three PIP_ arguments are pip's own
+# variables; each may stay empty.
+FROM base AS tools
+ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_FIND_LINKS=""
+COPY constraints.txt ./
+COPY --from=requirements /requirements/tools.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/tools \
+    && /opt/tools/bin/pip install -c constraints.txt -r tools.txt
+
+FROM tools AS dependencies
+ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_FIND_LINKS=""
+COPY --from=requirements /requirements/dependencies.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/bnfold \
+    && /opt/tools/bin/pip --python /opt/bnfold/bin/python install -c constraints.txt -r dependencies.txt
+
+# With --root, what is new lies apart from what is there already, and becomes a layer of its own.
+FROM dependencies AS train
+ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_FIND_LINKS=""
+COPY --from=requirements /requirements/train.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/tools/bin/pip --python /opt/bnfold/bin/python install --root /new -c constraints.txt -r train.txt
+
+FROM dependencies AS code
+COPY README.md pyproject.toml ./
+COPY fold fold
+COPY service service
+COPY models models
+RUN /opt/tools/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir dist . \
+    && /opt/tools/bin/pip --python /opt/bnfold/bin/python install --root /new --no-index --no-deps dist/*.whl
+
+FROM ${BASE} AS runtime
+LABEL org.opencontainers.image.title="bnfold" \
+      org.opencontainers.image.description="Serves networks with folded BatchNorm, and proves on request that they compute the same"
+# HOME is the one place that a read-only container can write to. /models exists and belongs to the user because a fresh
+# named volume takes over the owner of the folder that it is mounted on.
+RUN groupadd --gid 10001 bnfold \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bnfold \
+    && install -d -o 10001 -g 10001 /models
+ENV PATH="/opt/bnfold/bin:${PATH}" \
+    HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /models
+COPY --from=dependencies /opt/bnfold /opt/bnfold
+COPY --from=code /new/opt/bnfold /opt/bnfold
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["bnfold"]
+
+FROM runtime AS example
+COPY --from=train /new/opt/bnfold /opt/bnfold
+# A model that is there already is kept, so the job can run at every start.
+ENTRYPOINT ["/bin/sh", "-euc"]
+CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository already'; exit 0; fi; \
+    python -m models.digits train --arch models.resnet:resnet --out /tmp/digits.pt; \
+    bnfold fold /tmp/digits.pt --arch models.resnet:resnet --out /models --name digits"]
+
+FROM runtime AS service
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
+CMD ["serve", "/models", "--host", "0.0.0.0"]
