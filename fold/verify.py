@@ -22,6 +22,7 @@ from fold.errors import BnfoldError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
     from torch import nn
 
     from fold.runtime import Provider
@@ -160,15 +161,16 @@ def load_reference(version: ModelVersion) -> Reference:
 def verify_model(
     module: "nn.Module",
     model: "ir.Model",
-    inputs: "Mapping[str, np.ndarray] | None" = None,
+    inputs: "Mapping[str, Any] | Sequence[Any] | np.ndarray | torch.Tensor | None" = None,
     *,
     samples: int = 16,
     seed: int = 0,
 ) -> Verdict:
     """Whether `model`, folded, computes in ONNX Runtime on the CPU what `module` computes in eval mode.
 
-    `inputs` are arrays by the graph's input names, batch first; without them `samples` inputs are drawn from `seed`.
-    Neither argument is touched.
+    `inputs` are arrays or tensors, batch first: by the graph's input names, in their order, or just the one there is.
+    Without them `samples` inputs are drawn from `seed`. No argument is touched. Raises `BnfoldError` for inputs that do
+    not fit.
     """
     import onnx_ir as ir  # noqa: PLC0415
 
@@ -180,8 +182,17 @@ def verify_model(
     reference = ModuleReference(
         copy.deepcopy(module).eval(), [spec.name for spec in specs], [spec.name for spec in output_specs]
     )
-    drawn = draw_inputs(specs, samples, seed) if inputs is None else dict(inputs)
-    return compare(reference, lambda arrays: run(session, arrays), drawn, seed=seed if inputs is None else None)
+    given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, _by_name(specs, inputs))
+    return compare(reference, lambda arrays: run(session, arrays), given, seed=seed if inputs is None else None)
+
+
+def _by_name(specs: Sequence[TensorSpec], inputs: Any) -> Arrays:
+    if not isinstance(inputs, Mapping):
+        listed = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if len(listed) != len(specs):
+            raise BnfoldError(f"{len(listed)} inputs were given; the model takes {len(specs)}")
+        inputs = {spec.name: array for spec, array in zip(specs, listed, strict=True)}
+    return {name: np.asarray(array) for name, array in inputs.items()}
 
 
 def draw_inputs(specs: Sequence[TensorSpec], samples: int, seed: int) -> Arrays:

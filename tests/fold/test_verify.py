@@ -71,9 +71,11 @@ def test_a_planted_fault_is_caught(module, folded, change) -> None:
 
 def test_inputs_of_the_callers_own(module, folded) -> None:
     x = np.random.default_rng(3).random((5, 1, 8, 8), np.float32)
-    verdict = fold.verify_model(module, folded, {"x": x})
-    assert verdict.samples == 5
-    assert verdict.seed is None
+    verdicts = [fold.verify_model(module, folded, given) for given in ({"x": x}, [x], x, torch.from_numpy(x))]
+    assert [(bool(verdict), verdict.samples, verdict.seed) for verdict in verdicts] == [(True, 5, None)] * 4
+    assert len({verdict.outputs for verdict in verdicts}) == 1
+    with pytest.raises(BnfoldError, match="2 inputs were given"):
+        fold.verify_model(module, folded, [x, x])
 
 
 def test_neither_argument_is_touched(module, folded) -> None:
