@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from fold.errors import BnfoldError
-from fold.graph import constant
+from fold.graph import constant, display_name
 
 BATCH = "batch"
 
@@ -85,6 +85,8 @@ def _fold_constants(model: ir.Model, named: set[str]) -> None:
     optimizer.fold_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in model.graph:
+        if node.op_type == "MatMul":
+            _name_transposed(node, named)
         if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3:
             bias = node.inputs[2]
             tensor = constant(bias)
@@ -94,6 +96,15 @@ def _fold_constants(model: ir.Model, named: set[str]) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
     common.ShapeInferencePass()(model)
+
+
+def _name_transposed(node: ir.Node, named: set[str]) -> None:
+    """A Linear on three axes multiplies by its weight transposed, which constant folding left with a made-up name."""
+    weight, name = node.inputs[1], f"{display_name(node)}.weight"
+    if weight is not None and weight.is_initializer() and weight.name not in named and name in named:
+        graph = weight.graph
+        if graph is not None and f"{name}.T" not in graph.initializers:
+            weight.name = f"{name}.T"
 
 
 def _fix_reshapes(model: ir.Model) -> None:

@@ -7,7 +7,7 @@ import torch
 from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise
 
 import fold
-from fold.evaluate import as_float64
+from fold.evaluate import as_float64, evaluate
 
 # How many BatchNorms must stay, without and with hostile γ (negative, zero and tiny), closed activations. The reasons
 # are in docs/folding.md; a smaller number is progress, a larger one is a regression.
@@ -85,3 +85,33 @@ def test_weights_are_rounded_once() -> None:
             wanted = exact.graph.initializers[name].const_value.numpy().astype(np.float32)
             wanted[np.abs(wanted) < np.finfo(np.float32).tiny] = 0
             np.testing.assert_array_equal(array, wanted)
+
+
+class Tokens(torch.nn.Module):
+    """A Linear over the last of three axes, its BatchNorm over what it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(5, 4)
+        self.bn = torch.nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.bn(self.linear(x).transpose(1, 2))
+        return {"y": y, "first": y[:, 0]}
+
+
+def test_a_linear_on_three_axes_keeps_its_name_and_several_outputs_get_stable_ones() -> None:
+    module = randomise(Tokens().eval(), seed=1)
+    model = fold.export_module(module, torch.randn(2, 3, 5))
+    assert [value.name for value in model.graph.outputs] == ["output_0", "output_1"]
+    folded, report = fold.fold_model(model)
+    assert report.folded[0].into == ("linear.weight.T", "linear.bias")
+    assert fold.verify_model(module, folded, samples=4)
+    check_fold(model, kept=0)
+
+
+def test_a_reshape_by_the_batch_becomes_constant_and_takes_every_batch() -> None:
+    model = fold.export_module(architecture("cnn"), torch.randn(1, 1, 8, 8))
+    assert "Shape" not in {node.op_type for node in model.graph}
+    for rows in (0, 1, 5):
+        assert evaluate(model, {"x": np.zeros((rows, 1, 8, 8))})["output"].shape == (rows, 10)
