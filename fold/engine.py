@@ -29,8 +29,10 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
         raise BnfoldError("open_activations: this version folds with activations closed only; leave it out")
     started = time.perf_counter()
     model = model.clone()
+    if any(_is_batchnorm(node) for function in model.functions.values() for node in function):
+        common.InlinePass()(model)  # a function has no weights of its own to fold into
     graph = model.graph
-    nodes = [node for node in graph if node.op_type == BATCHNORM and node.domain in ("", "ai.onnx")]
+    nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if _is_batchnorm(node)]
     if not nodes:
         return model, FoldReport((), (), seconds=time.perf_counter() - started)
     gauges = trace(model)
@@ -47,7 +49,7 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
             targets = tuple(dict.fromkeys(name for absorber in into[node] for name in names[absorber.node]))
             folded.append(Folded(name, node_name, channels[node], targets, warnings[node]))
         else:
-            refusal = solution.refusals[node]
+            refusal = solution.refusals.get(node) or Refusal("it is inside a subgraph, where folding stops", name)
             kept.append(Kept(name, node_name, channels[node], refusal.reason, refusal.culprit))
     flushed = sum(change.flushed for change in changes)
     return model, FoldReport(tuple(folded), tuple(kept), flushed, seconds=time.perf_counter() - started)
@@ -152,6 +154,10 @@ def _readers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]
                 yield reader
             else:
                 stack.extend(reader.outputs)
+
+
+def _is_batchnorm(node: ir.Node) -> bool:
+    return node.op_type == BATCHNORM and node.domain in ("", "ai.onnx")
 
 
 def _captured(node: ir.Node) -> Iterable[ir.Value]:

@@ -6,6 +6,7 @@ import pytest
 from folding import GraphBuilder, batchnorms, check_fold
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import fold
 from fold.errors import BnfoldError
@@ -240,6 +241,46 @@ def test_what_a_subgraph_reads_is_carried_as_it_is() -> None:
     expected, actual = evaluate(model, x), evaluate(folded, x)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-12)
+
+
+def test_a_batchnorm_inside_a_subgraph_is_accounted_for() -> None:
+    g = GraphBuilder("n", 3, 4, 5)
+    y = g.op("Conv", g.x, g.normal(3, 3, 1, 1))
+    inner = ir.node("BatchNormalization", [y, *(g.constant(np.ones(3)) for _ in range(4))], name="inner")
+    inner.outputs[0].name = "inner_0"
+    inner.outputs[0].type = ir.TensorType(ir.DataType.DOUBLE)
+    inner.outputs[0].shape = ir.Shape(["n", 3, 4, 5])
+    then = ir.Graph([], [inner.outputs[0]], nodes=[inner], name="then", opset_imports={"": 20})
+    other = ir.node("Neg", [y], name="neg")
+    other.outputs[0].name = "neg_0"
+    other.outputs[0].type, other.outputs[0].shape = inner.outputs[0].type, inner.outputs[0].shape
+    otherwise = ir.Graph([], [other.outputs[0]], nodes=[other], name="else", opset_imports={"": 20})
+    chosen = g.op("If", g.constant(np.array(True)), then_branch=then, else_branch=otherwise)
+    _, report = fold.fold_model(g.finish(chosen))
+    assert [entry.name for entry in report.kept] == ["inner"]
+    assert "subgraph" in report.kept[0].reason
+
+
+def test_a_batchnorm_inside_a_function_is_folded() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 20, "my" : 1]>
+        g (float[n,3,4,5] x) => (float[n,3,4,5] y)
+        <float[3,3,1,1] W = {1,2,3,4,5,6,7,8,9}, float[3] gamma = {1,2,-3}, float[3] beta = {4,5,6},
+         float[3] mean = {1,0,2}, float[3] variance = {1,2,3}> { y = my.block(x, W, gamma, beta, mean, variance) }
+        <opset_import: ["" : 20], domain: "my">
+        block (x, W, gamma, beta, mean, variance) => (y) {
+            u = Conv(x, W)
+            y = BatchNormalization(u, gamma, beta, mean, variance)
+        }
+    """
+    model = ir.from_onnx_text(text)
+    folded, report = fold.fold_model(model)
+    assert len(report.folded) == 1
+    assert len(model.functions) == 1
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)}
+    expected = ReferenceEvaluator(ir.to_proto(model)).run(None, x)[0]
+    actual = ReferenceEvaluator(ir.to_proto(folded)).run(None, x)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 # --- whole random graphs
