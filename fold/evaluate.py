@@ -69,8 +69,6 @@ class ConvTranspose(OpRun):
         pads: list[int] | None = None,
         strides: list[int] | None = None,
     ) -> tuple[np.ndarray]:
-        if output_shape or (auto_pad or "NOTSET") not in ("NOTSET", "VALID"):
-            raise NotImplementedError("ConvTranspose with output_shape or auto_pad cannot be evaluated in float64")
         rank = X.ndim - 2
         stride, dilation = strides or [1] * rank, dilations or [1] * rank
         extra, pad = output_padding or [0] * rank, pads or [0] * 2 * rank
@@ -79,6 +77,12 @@ class ConvTranspose(OpRun):
             s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, X.shape[2:], dilation, kernel, strict=True)
         ]
         full = [size + e for size, e in zip(sizes, extra, strict=True)]
+        if not output_shape and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            output_shape = [s * n for s, n in zip(stride, X.shape[2:], strict=True)]
+        if output_shape:  # the padding follows from it: half on each side, the odd one as auto_pad says
+            total = [max(0, size - wanted) for size, wanted in zip(full, output_shape[-rank:], strict=True)]
+            before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+            pad = before + [t - b for t, b in zip(total, before, strict=True)]
         Y = np.zeros((X.shape[0], groups, W.shape[1], *full), X.dtype)
         x = X.reshape(X.shape[0], groups, -1, *X.shape[2:])
         w = W.reshape(groups, -1, *W.shape[1:])

@@ -140,11 +140,21 @@ class GraphReference:
         import onnx_ir as ir  # noqa: PLC0415
 
         from fold.evaluate import Evaluator  # noqa: PLC0415
-        from fold.runtime import open_session, run  # noqa: PLC0415
+        from fold.runtime import open_session  # noqa: PLC0415
 
-        self.exact = Evaluator(ir.load(path))
-        session = open_session(path, provider="cpu")
-        self.unfolded = lambda inputs: run(session, inputs)
+        self._evaluate = Evaluator(ir.load(path))
+        self._session = open_session(path, provider="cpu")
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        try:
+            return self._evaluate(inputs)
+        except Exception as error:  # onnx's reference implementation raises many types
+            raise BnfoldError(f"the unfolded graph cannot be evaluated in float64: {error}") from error
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        from fold.runtime import run  # noqa: PLC0415
+
+        return run(self._session, inputs)
 
 
 def load_reference(version: ModelVersion) -> Reference:
