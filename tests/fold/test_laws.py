@@ -8,7 +8,8 @@ import pytest
 from folding import GraphBuilder, batchnorms, check_fold
 
 import fold
-from fold.laws import LAWS, Block, matching_blocks
+from fold.blocks import Block, matching_blocks
+from fold.laws import LAWS
 
 # --- nodes with weights, before and behind a BatchNorm
 
