@@ -1,4 +1,4 @@
-"""Which dimensions of a tensor become which dimensions of its reshaped form: symbolic, and never by equal sizes alone."""
+"""Which dimensions of a tensor become which of its reshaped form: followed, never guessed from equal sizes."""
 
 import math
 from dataclasses import dataclass, field
