@@ -100,8 +100,3 @@ def linear(W: Array, B: Array | None, reading: Reading, gauge: Gauge) -> tuple[A
     if B is not None:
         bias = bias + B
     return reading.a[:, None] * W * gauge.p, gauge.p * bias + gauge.q
-
-
-def add_constant(c: Array, reading: Reading, gauge: Gauge) -> Array:
-    """The constant of `y = x + c` where `p` of both tensors is the same: `c` broadcasts against the channels."""
-    return gauge.p * (c + reading.b) + gauge.q

@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from fold.errors import BnfoldError
 from fold.gauge import Absorber, Candidate, Cause, Gauges, Refusal
-from fold.graph import constant, display_name, float64, is_float
+from fold.graph import constant, display_name, float64, is_float, is_standard
 from fold.laws import LAWS
 from fold.report import Folded, FoldReport, Kept
 from fold.rewrite import Change, apply, express
@@ -68,11 +68,11 @@ def trace(model: ir.Model) -> Gauges:
     for node in graph:
         if gauges.known(node):
             continue
-        law = LAWS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        law = LAWS.get(node.op_type) if is_standard(node) else None
         shaped = all(value.shape is not None for value in (*node.inputs, *node.outputs) if value is not None)
         if law is not None and shaped:
             law(node, gauges)
-        elif node.op_type == BATCHNORM:
+        elif _is_batchnorm(node):
             gauges.keep(node, "the shape of its input is not known")
         else:
             gauges.boundary(node)
@@ -137,7 +137,7 @@ def _writers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]
         else:
             for read in producer.inputs:
                 others = [] if read is None else [user for user, _ in read.uses() if user is not candidate.node]
-                if not any(user.op_type == BATCHNORM for user in others):
+                if not any(_is_batchnorm(user) for user in others):
                     stack.append(read)
 
 
@@ -157,7 +157,7 @@ def _readers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]
 
 
 def _is_batchnorm(node: ir.Node) -> bool:
-    return node.op_type == BATCHNORM and node.domain in ("", "ai.onnx")
+    return node.op_type == BATCHNORM and is_standard(node)
 
 
 def _captured(node: ir.Node) -> Iterable[ir.Value]:

@@ -21,7 +21,7 @@ from onnxscript import optimizer
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 from fold.graph import constant, display_name
 
 BATCH = "batch"
@@ -51,7 +51,7 @@ def export_program(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Ten
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise BnfoldError(
             f"{type(module).__name__}: torch.export cannot trace it with inputs of shape "
-            f"{[tuple(example.shape) for example in examples]}: {_first_line(error)}; check --input and forward()"
+            f"{[tuple(example.shape) for example in examples]}: {first_line(error)}; check --input and forward()"
         ) from error
 
 
@@ -61,7 +61,7 @@ def export_graph(program: ExportedProgram) -> ir.Model:
         with quiet():
             exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as error:
-        raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {_first_line(error)}") from error
+        raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {first_line(error)}") from error
     assert exported is not None
     model = exported.model
     _fold_constants(model, set(program.state_dict))
@@ -151,10 +151,6 @@ def _name_outputs(model: ir.Model) -> None:
     for position, value in enumerate(outputs):
         name = "output" if len(outputs) == 1 else f"output_{position}"
         value.name = f"{name}_" if name in taken else name
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

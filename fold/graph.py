@@ -17,6 +17,11 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in FLOATS
 
 
+def is_standard(node: ir.Node) -> bool:
+    """Whether the operator is ONNX's own and not another domain's of the same name."""
+    return node.domain in ("", "ai.onnx")
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a constant; None for what is computed, and for initializers that a caller could override."""
     if value is None or value.is_graph_input():

@@ -31,7 +31,7 @@ from fold import affine
 from fold.affine import Gauge
 from fold.blocks import matching_blocks
 from fold.gauge import FROM_BATCHNORM, FROM_WEIGHTS, Absorber, Candidate, Gauges, Layout, Parameters
-from fold.graph import constant, dims, float64, integer, integers, real, text
+from fold.graph import constant, dims, float64, integer, integers, is_standard, real, text
 from fold.scales import Ids
 
 Law = Callable[[ir.Node, Gauges], None]
@@ -122,7 +122,7 @@ def _bias_after(node: ir.Node, features: int) -> tuple[ir.Node, int, ir.TensorPr
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     ((consumer, index),) = uses
-    if consumer.op_type != "Add" or consumer.domain not in ("", "ai.onnx"):
+    if consumer.op_type != "Add" or not is_standard(consumer):
         return None
     tensor = constant(consumer.inputs[1 - index])
     if tensor is None or tensor.shape[-1:] != (features,) or tensor.size != features:

@@ -65,15 +65,16 @@ class FoldReport:
 
 def fold_table(report: FoldReport) -> "Table":
     """A row for each BatchNorm, kept ones first: they are what a user must see."""
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
     for kept in report.kept:
-        table.add_row(kept.name, str(kept.channels), "[yellow]kept[/]", kept.reason)
+        table.add_row(escape(kept.name), str(kept.channels), "[yellow]kept[/]", escape(kept.reason))
     for folded in report.folded:
-        what = ", ".join(folded.into) or "nothing needed to change"
+        what = escape(", ".join(folded.into)) or "nothing needed to change"
         warning = f" [yellow]({folded.warning})[/]" if folded.warning else ""
-        table.add_row(folded.name, str(folded.channels), "[green]folded[/]", what + warning)
+        table.add_row(escape(folded.name), str(folded.channels), "[green]folded[/]", what + warning)
     return table
 
 

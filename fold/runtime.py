@@ -15,9 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""ONNX Runtime's names for them."""
 
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
@@ -31,7 +34,7 @@ def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
     """`auto` is CUDA where this build of ONNX Runtime has it and a device answers, else the CPU."""
     if provider != "auto":
         return provider
-    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() and cuda_devices() else "cpu"
+    return "cuda" if PROVIDERS["cuda"] in ort.get_available_providers() and cuda_devices() else "cpu"
 
 
 def cuda_devices() -> int:
@@ -71,7 +74,7 @@ def open_session(
     wanted = resolve_provider(provider)
     providers: list[Any]
     if wanted == "cuda":
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
+        if PROVIDERS["cuda"] not in ort.get_available_providers():
             raise ProviderUnavailableError(
                 "provider cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --provider cpu"
             )
@@ -87,9 +90,9 @@ def open_session(
             "arena_extend_strategy": "kSameAsRequested",
             "do_copy_in_default_stream": "1",
         }
-        providers = [("CUDAExecutionProvider", cuda_options)]
+        providers = [(PROVIDERS["cuda"], cuda_options)]
     else:
-        providers = ["CPUExecutionProvider"]
+        providers = [PROVIDERS["cpu"]]
     source = model if isinstance(model, bytes) else str(model)
     name = "the model" if isinstance(model, bytes) else str(model)
     try:
@@ -97,15 +100,21 @@ def open_session(
             source, options, providers=providers, disabled_optimizers=FAULTY_OPTIMIZERS, enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         if wanted == "cuda":
             raise ProviderUnavailableError(f"provider cuda: {text}; check the driver, or use --provider cpu") from error
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
-    if wanted == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+    if provider_of(session) != wanted:
         raise ProviderUnavailableError(
             "provider cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --provider cpu"
         )
     return session
+
+
+def provider_of(session: ort.InferenceSession) -> str:
+    """Where a session runs: `cpu` or `cuda`."""
+    first = session.get_providers()[0]
+    return next((name for name, known in PROVIDERS.items() if known == first), first)
 
 
 def placement(session: ort.InferenceSession) -> dict[str, list[str]]:

@@ -232,16 +232,14 @@ def verify_version(
     provider: "Provider" = "auto",
 ) -> Verdict:
     """Prove a model directory anew: its folded graph, as this machine would serve it, against its own reference."""
-    from fold.runtime import open_session, resolve_provider, run  # noqa: PLC0415
+    from fold.runtime import open_session, provider_of, run  # noqa: PLC0415
 
     specs = version.manifest.inputs
     given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, inputs)
     session = open_session(version.model_file, provider=provider)
     reference = load_reference(version)
     noted = seed if inputs is None else None
-    return compare(
-        reference, lambda arrays: run(session, arrays), given, seed=noted, provider=resolve_provider(provider)
-    )
+    return compare(reference, lambda arrays: run(session, arrays), given, seed=noted, provider=provider_of(session))
 
 
 def read_inputs(path: Path) -> Arrays:

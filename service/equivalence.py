@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 from service.batcher import Run
 from service.body import read_body, request_headers
 from service.errors import (
@@ -22,7 +22,6 @@ from service.errors import (
     ComputeError,
     NotOfferedError,
     ServiceError,
-    first_line,
     shown,
 )
 from service.infer import WITHDRAW

@@ -101,8 +101,3 @@ def shown(value: Any) -> str:
     """A value from a request as an error may repeat it: quoted, printable, and never longer than a line."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of another library says, as one line of ours may repeat it."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

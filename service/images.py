@@ -8,7 +8,8 @@ from io import BytesIO
 import numpy as np
 
 from fold.artifact import DATATYPES, Preprocessing
-from service.errors import BadRequestError, first_line
+from fold.errors import first_line
+from service.errors import BadRequestError
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG"}
 

@@ -9,8 +9,9 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
+from fold.errors import first_line
 from service.body import read_body, request_headers
-from service.errors import ClientGoneError, ComputeError, Headers, MethodError, ServiceError, error_body, first_line
+from service.errors import ClientGoneError, ComputeError, Headers, MethodError, ServiceError, error_body
 from service.metrics import Metrics
 from service.protocol import JSON, LENGTH_HEADER, decode, encode
 from service.repository import Model, Repository

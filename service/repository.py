@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fold.artifact import Manifest, model_names, read_version, version_numbers
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 from fold.runtime import ProviderUnavailableError
 from service.batcher import Batcher
-from service.errors import NotFoundError, NotReadyError, first_line, shown
+from service.errors import NotFoundError, NotReadyError, shown
 from service.session import ModelSession
 from service.settings import Settings
 

@@ -7,12 +7,9 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.artifact import DATATYPES, ModelVersion
-from fold.errors import BnfoldError
-from fold.runtime import Provider, open_session
-from service.errors import first_line
+from fold.errors import BnfoldError, first_line
+from fold.runtime import Provider, open_session, provider_of
 from service.signature import Arrays, Signature
-
-_SHORT = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 
 class ModelSession:
@@ -22,8 +19,7 @@ class ModelSession:
         self.signature = Signature.of(version.manifest)
         self._session = session
         self._outputs = [spec.name for spec in version.manifest.outputs]
-        provider = session.get_providers()[0]
-        self.provider: str = _SHORT.get(provider, provider)
+        self.provider = provider_of(session)
         self._refuse_other_graph()
 
     @classmethod
