@@ -54,6 +54,18 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def first_input(node: ir.Node) -> ir.Value:
+    """The first input of a node whose operator requires one."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def padded(node: ir.Node) -> bool:
+    """Whether a convolution or pool pads its input."""
+    return any(integers(node, "pads")) or text(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+
+
 Dims = list[int | str | None]
 
 
