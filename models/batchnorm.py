@@ -30,6 +30,17 @@ class Norm:
         """For [N, channels, H, W]."""
         return nn.BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)
 
+    def bn3d(self, channels: int) -> nn.BatchNorm3d:
+        """For [N, channels, D, H, W]."""
+        return nn.BatchNorm3d(channels, eps=self.eps, momentum=self.momentum)
+
+    def conv_bn2d(
+        self, in_channels: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1
+    ) -> nn.Sequential:
+        """A convolution without a bias, and BatchNorm; an odd `kernel` keeps H and W (divided by `stride`)."""
+        conv = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        return nn.Sequential(conv, self.bn2d(channels))
+
     def relu1d(self, channels: int) -> nn.Sequential:
         """BatchNorm and ReLU, in the order of `placement`, for [N, channels] or [N, channels, L]."""
         return self._with_relu(self.bn1d(channels))

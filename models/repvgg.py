@@ -29,16 +29,28 @@ class RepVGGBlock(nn.Module):
 
 
 class RepVGG(nn.Module):
-    """[N, in_channels, H, W] to [N, classes]; every stage but the first halves H and W, rounding up."""
+    """[N, in_channels, H, W] to [N, classes]; every stage but the first halves H and W, rounding up.
 
-    def __init__(self, *, in_channels: int, channels: Sequence[int], depth: int, classes: int, norm: Norm) -> None:
+    The first divides them by `stride`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        stride: int,
+        classes: int,
+        norm: Norm,
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         width = in_channels
-        for stage, out_width in enumerate(channels):
+        for stage, (out_width, depth) in enumerate(zip(channels, depths, strict=True)):
             for block in range(depth):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(RepVGGBlock(width, out_width, stride, norm))
+                first = stride if stage == 0 else 2
+                blocks.append(RepVGGBlock(width, out_width, first if block == 0 else 1, norm))
                 width = out_width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -53,10 +65,22 @@ def repvgg(
     *,
     in_channels: int = 1,
     channels: Sequence[int] = (24, 48),
-    depth: int = 2,
+    depth: int | Sequence[int] = 2,
+    stride: int = 1,
     classes: int = 10,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> RepVGG:
-    """One stage for each entry of `channels`, with `depth` blocks in each."""
-    return RepVGG(in_channels=in_channels, channels=channels, depth=depth, classes=classes, norm=Norm(momentum, eps))
+    """One stage for each entry of `channels`, with `depth` blocks in each, or as many as `depth` has for it.
+
+    `stride` is that of the first stage. RepVGG-A0 is channels (48, 48, 96, 192, 1280), depth (1, 2, 4, 14, 1) and
+    stride 2. Raises `ValueError` where `channels` and a sequence `depth` differ in length.
+    """
+    return RepVGG(
+        in_channels=in_channels,
+        channels=channels,
+        depths=[depth] * len(channels) if isinstance(depth, int) else depth,
+        stride=stride,
+        classes=classes,
+        norm=Norm(momentum, eps),
+    )
