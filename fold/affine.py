@@ -8,6 +8,7 @@ from a gauged input, the gauged output. They hold for every sign of `p` and for 
 Shapes: I input channels, O output channels, g groups, k the kernel's spatial sizes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,11 @@ class Gauge(NamedTuple):
         return bool((self.p == 1).all() and (self.q == 0).all())
 
     def reading(self) -> "Reading":
-        """How a node sees a tensor of this gauge; `p` must not be 0."""
-        return Reading(1 / self.p, -self.q / self.p)
+        """How a node sees a tensor of this gauge; `p` must not be 0.
+
+        An infinite `p` tells that the tensor is the constant `-q` there, and that what is carried means nothing.
+        """
+        return Reading(1 / self.p, np.where(np.isinf(self.p), -self.q, -self.q / self.p))
 
 
 class Reading(NamedTuple):
@@ -80,6 +84,35 @@ def conv(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge)
     return W * factor.reshape(*factor.shape, *spatial), gauge.p * bias + gauge.q
 
 
+def shift_per_tap(W: Array, groups: int, b: Array) -> Array:
+    """What each tap of a convolution's kernel adds to its output if its input is shifted by `b`, [I]: [O, *k].
+
+    `W` is [O, I/g, *k]: `V[o, tap] = sum_i W[o, i, tap] b[i]`.
+    """
+    per_group = W.shape[0] // groups
+    spread = np.repeat(b.reshape(groups, -1), per_group, axis=0)
+    V: Array = (W * spread.reshape(*spread.shape, *(1,) * (W.ndim - 2))).sum(axis=1)
+    return V
+
+
+def shift_per_tap_transposed(W: Array, groups: int, b: Array) -> Array:
+    """The same of a transposed convolution, whose `W` is [I, O/g, *k]: [O, *k]."""
+    products = (W * b.reshape(-1, *(1,) * (W.ndim - 1))).reshape(groups, -1, *W.shape[1:])
+    V: Array = products.sum(axis=1).reshape(-1, *W.shape[2:])
+    return V
+
+
+def border_map(V: Array, reached: Sequence[NDArray[np.bool_]]) -> Array:
+    """What a shifted input adds at each output position, [1, O, *out]: taps that fall on padding add nothing.
+
+    `V` is [O, *k]; `reached[axis]`, [out, k], tells which taps of an axis read the input at which output position.
+    """
+    M = V
+    for taps in reached:
+        M = np.tensordot(M, taps.astype(np.float64), axes=([1], [1]))
+    return M[None]
+
+
 def conv_transpose(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge) -> tuple[Array, Array]:
     """Weights and bias of a transposed convolution of any rank.
 
@@ -94,8 +127,8 @@ def conv_transpose(W: Array, B: Array | None, groups: int, reading: Reading, gau
 
 
 def linear(W: Array, B: Array | None, reading: Reading, gauge: Gauge) -> tuple[Array, Array]:
-    """Weights and bias of `y = x @ W + B`: `W` is [K, N], `B` broadcasts to [M, N] or is None, the reading is [K] and
-    the gauge is [N]."""
+    """Weights and bias of `y = x @ W + B`: `W` is [..., K, N], `B` broadcasts to [M, N] or is None, the reading is [K]
+    and the gauge is [N]."""
     bias = reading.b @ W
     if B is not None:
         bias = bias + B

@@ -58,6 +58,10 @@ def fold(
     preprocessing: Annotated[
         Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
     ] = None,
+    open_activations: Annotated[
+        bool,
+        typer.Option("--open-activations", help="Let a ReLU become a clip by channel where a BatchNorm would stay."),
+    ] = False,
     samples: Samples = 16,
     seed: Seed = 0,
     provider: Provider = "auto",
@@ -72,6 +76,7 @@ def fold(
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust),
             Target(out, name, version, labels, preprocessing),
+            open_activations=open_activations,
             samples=samples,
             seed=seed,
             provider=provider,
@@ -83,8 +88,8 @@ def fold(
         report = conversion.report
         console.print(fold_table(report))
         console.print(
-            f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept "
-            f"in {report.seconds:.2f} s.",
+            f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
+            f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
             highlight=False,
         )
         console.print(verdict_table(conversion.verdict))
@@ -105,12 +110,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again, on this machine, from its directory alone."""
-    from fold.artifact import read_version, version_numbers  # noqa: PLC0415
+    from fold.artifact import read_version  # noqa: PLC0415
     from fold.report import verdict_table  # noqa: PLC0415
     from fold.verify import read_inputs, verify_version  # noqa: PLC0415
 
-    numbers = version_numbers(model_dir)
-    folder = model_dir / str(numbers[-1]) if numbers else model_dir
+    folder = _version_folder(model_dir)
     with console.status(f"proving {escape(str(folder))}"):
         version = read_version(folder)
         given = None if inputs is None else read_inputs(inputs)
@@ -123,6 +127,54 @@ def verify(
     console.print(f"[{colour}]{escape(verdict.message)}[/]", soft_wrap=True, highlight=False)
     if not verdict:
         raise typer.Exit(PROOF_FAILED)
+
+
+@app.command()
+def bench(
+    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
+    batch: Annotated[str | None, typer.Option(metavar="N,N,…", help="Rows in one run [1,8,32].")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How often each graph is timed.")] = 50,
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to measure; auto is everywhere that is present.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = 0,
+    seed: Seed = 0,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the latencies as bars.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a published model unfolded and folded, in turn, after both were seen to answer right."""
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
+    from fold.bench_report import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
+
+    batches = None if batch is None else parse_batches(batch)
+    if picture is not None:
+        check_picture(picture)
+    try:
+        # a status that turns 12 times a second would take its share of what is measured
+        with console.status("starting", refresh_per_second=1) as status:
+            benchmark = bench_version(
+                read_version(_version_folder(model_dir)),
+                batches=batches,
+                rounds=rounds,
+                provider=provider,
+                threads=threads,
+                seed=seed,
+                announce=lambda step: status.update(escape(step)),
+            )
+    except AnswersDifferError as error:
+        raise typer.Exit(_complain(str(error), PROOF_FAILED)) from error
+    if as_json:
+        _print_json(benchmark.to_dict())
+    else:
+        console.print(f"[bold]{escape(benchmark.model)}[/] version {benchmark.version}", highlight=False)
+        for line in captions(benchmark):
+            console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print()
+        console.print(bench_table(benchmark))
+    if picture is not None:
+        write_picture(picture, benchmark)
+        console.print(f"drawn {escape(str(picture))}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -168,9 +220,17 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _complain(message: str) -> int:
+def _version_folder(model_dir: Path) -> Path:
+    """The latest version in REPOSITORY/NAME; what is no such folder is taken for a version itself."""
+    from fold.artifact import version_numbers  # noqa: PLC0415
+
+    numbers = version_numbers(model_dir)
+    return model_dir / str(numbers[-1]) if numbers else model_dir
+
+
+def _complain(message: str, code: int = BAD_INPUT) -> int:
     sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
-    return BAD_INPUT
+    return code
 
 
 def _print_json(content: dict[str, Any]) -> None:

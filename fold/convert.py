@@ -1,5 +1,6 @@
 """The whole conversion: read a source, export, fold, prove, and publish what was proven."""
 
+import gc
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 from pydantic import ValidationError
 
 from fold.artifact import (
@@ -27,12 +29,14 @@ from fold.artifact import (
 from fold.engine import fold_model
 from fold.errors import BnfoldError
 from fold.graph import tensor_specs
+from fold.lift import lift
+from fold.onnxfile import read_graph, save_graph
 from fold.report import FoldReport, write_html
 from fold.runtime import Provider
 from fold.verify import Verdict, verify_version
 
-OLDEST_OPSET = 9
-"""Before it, BatchNormalization had attributes of another meaning."""
+OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Behind these exporters hide parameters; they are evaluated whatever their size, as they make nothing larger."""
 TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -98,6 +102,7 @@ def convert(
     source: Source,
     target: Target,
     *,
+    open_activations: bool = False,
     samples: int = 16,
     seed: int = 0,
     provider: Provider = "auto",
@@ -113,7 +118,7 @@ def convert(
     announce(f"reading {source.path}")
     unfolded = _read(source, announce)
     announce("folding")
-    model, report = fold_model(unfolded.model)
+    model, report = fold_model(unfolded.model, open_activations=open_activations)
     manifest = Manifest(
         name=name,
         version=str(version),
@@ -132,10 +137,12 @@ def convert(
     try:
         with new_version(target.repository, name, version) as folder:
             announce("writing")
-            ir.save(model, folder / "model.onnx")
+            save_graph(model, folder / "model.onnx")
             unfolded.write_reference(folder / unfolded.reference)
             if manifest.labels:
                 (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
+            del unfolded, model  # the proof reads what was written, and needs their memory
+            gc.collect()  # graphs hold themselves in cycles
             announce("proving")
             verdict = verify_version(ModelVersion(folder, manifest), samples=samples, seed=seed, provider=provider)
             if not verdict:
@@ -154,7 +161,7 @@ def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
     if not source.path.is_file():
         raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
     if source.path.suffix == ".onnx":
-        return _read_onnx(source)
+        return _read_onnx(source, announce)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold import checkpoint, export  # noqa: PLC0415
 
@@ -176,6 +183,7 @@ def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
             )
         arguments = {**_mapping(metadata.get("arch_args")), **checkpoint.parse_arch_args(source.arch_args)}
         module = checkpoint.build_module(loaded, source.arch, arguments)
+        del loaded  # its weights are in the module now, and are not held twice
         shapes = [checkpoint.parse_input(text) for text in source.inputs or metadata.get("inputs", ())]
         if not shapes:
             raise BnfoldError(
@@ -183,22 +191,33 @@ def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
             )
         announce("exporting")
         program = export.export_program(module, checkpoint.example_inputs(module, shapes))
+        del module  # the program has a copy
         described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments}
     model = export.export_graph(program)
     return _Unfolded(model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata)
 
 
-def _read_onnx(source: Source) -> _Unfolded:
+def _read_onnx(source: Source, announce: Callable[[str], None]) -> _Unfolded:
+    from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second, which the first line need not wait for
+
+    given = read_graph(source.path)
     try:
-        model = ir.load(source.path)
-    except Exception as error:  # protobuf's and onnx_ir's errors share no base
-        raise BnfoldError(f"{source.path}: is no ONNX model: {error}") from error
-    opset = model.opset_imports.get("", 0)
-    if opset < OLDEST_OPSET:
-        raise BnfoldError(
-            f"{source.path}: is of opset {opset}, expected {OLDEST_OPSET} or later; lift it with onnx.version_converter"
-        )
-    return _Unfolded(model, "unfolded.onnx", lambda path: ir.save(model, path), {"kind": "onnx", "opset": opset})
+        lifted = lift(given.model)
+    except BnfoldError as error:
+        raise BnfoldError(f"{source.path}: {error}") from error
+    for note in lifted.notes:
+        announce(note)
+    described = {
+        "kind": "onnx",
+        "opset": lifted.opset,
+        "ir_version": given.model.ir_version,
+        "changes": lifted.notes,
+        "external_data": {str(file.relative_to(source.path.absolute().parent)): sha256(file) for file in given.beside},
+    }
+    model = lifted.model.clone()
+    optimizer.fold_constants(model, should_fold=lambda node: node.op_type in OF_PARAMETERS or None)
+    common.RemoveUnusedNodesPass()(model)
+    return _Unfolded(model, "unfolded.onnx", given.copy_to, described)
 
 
 def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:

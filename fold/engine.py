@@ -2,66 +2,125 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.errors import BnfoldError
+from fold.branches import find_branches
 from fold.gauge import Absorber, Candidate, Cause, Gauges, Refusal
 from fold.graph import constant, display_name, float64, is_float, is_standard
 from fold.laws import LAWS
-from fold.report import Folded, FoldReport, Kept
-from fold.rewrite import Change, apply, express
+from fold.laws.normalisation import written_out
+from fold.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
+from fold.report import Folded, FoldReport, Kept, TensorSize
+from fold.rewrite import Change, apply, can_store, express, merge, round_merged
 from fold.solver import Solution, guilty, solve
 
 BATCHNORM = "BatchNormalization"
 
 
 def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.Model, FoldReport]:
-    """Fold every BatchNorm of `model` that exact algebra can remove while activations stay as they are.
+    """Fold every BatchNorm of `model` that exact algebra can remove.
 
-    Returns a new model and what became of each BatchNorm; `model` is not touched. A model without a BatchNorm that can
-    go comes back equal. Arithmetic is in float64, and every weight is rounded once, to the type it was stored in.
-    Raises `BnfoldError` for `open_activations`: no law of this version opens one.
+    With `open_activations`, a ReLU or clip beside a BatchNorm that would stay may become a clip by channel (Max, Min),
+    and a padded convolution behind one may be followed by a constant map: fewer BatchNorms, and not always faster.
+    Without it this is done only where no pass over a tensor is added.
+
+    Returns a new model and what became of each BatchNorm; `model` is not touched. A model without a BatchNorm comes
+    back equal. Arithmetic is in float64, and every weight is rounded once, to the type it was stored in.
     """
-    if open_activations:
-        raise BnfoldError("open_activations: this version folds with activations closed only; leave it out")
     started = time.perf_counter()
-    model = model.clone()
+    source, model = model, model.clone()
     if any(_is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)  # a function has no weights of its own to fold into
     graph = model.graph
-    nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if _is_batchnorm(node)]
-    if not nodes:
-        return model, FoldReport((), (), seconds=time.perf_counter() - started)
-    gauges = trace(model)
-    solution, changes = _solve_and_express(gauges)
+    batchnorms = _find_batchnorms(model)
+    if not batchnorms:
+        return source.clone(), FoldReport((), (), seconds=time.perf_counter() - started)
+    merged, branches_merged = _merge(graph)
+    gauges, solution, changes = _solve(model, open_activations)
     into = _attribute(gauges, solution, changes)
-    channels = {node: _channels(node) for node in nodes}
-    warnings = {node: _warning(node) for node in nodes}
     names = apply(graph, changes, solution.vanished)
-    folded, kept = [], []
     vanished = {candidate.node for candidate in solution.vanished}
-    for node in nodes:
-        name, node_name = display_name(node), node.name or ""
-        if node in vanished:
-            targets = tuple(dict.fromkeys(name for absorber in into[node] for name in names[absorber.node]))
-            folded.append(Folded(name, node_name, channels[node], targets, warnings[node]))
+    folded, kept = [], []
+    for found in batchnorms:
+        if found.node in merged:
+            folded.append(Folded(found.name, found.node_name, found.channels, merged[found.node], found.warning))
+        elif found.node in vanished:
+            targets = tuple(dict.fromkeys(name for absorber in into[found.node] for name in names[absorber.node]))
+            folded.append(Folded(found.name, found.node_name, found.channels, targets, found.warning))
         else:
-            refusal = solution.refusals.get(node) or Refusal("it is inside a subgraph, where folding stops", name)
-            kept.append(Kept(name, node_name, channels[node], refusal.reason, refusal.culprit))
-    flushed = sum(change.flushed for change in changes)
-    return model, FoldReport(tuple(folded), tuple(kept), flushed, seconds=time.perf_counter() - started)
+            refusal = solution.refusals.get(found.node)
+            refusal = refusal or Refusal("it is inside a subgraph, where folding stops", found.name)
+            kept.append(
+                Kept(found.name, found.node_name, found.channels, refusal.reason, refusal.culprit, found.tensor)
+            )
+    flushed = sum(change.flushed for change in changes) + round_merged(graph)
+    return model, FoldReport(
+        tuple(folded), tuple(kept), flushed, branches_merged, seconds=time.perf_counter() - started
+    )
 
 
-def trace(model: ir.Model) -> Gauges:
-    """Let every node's law write down what it demands. Shapes that are missing are inferred first, in place."""
-    graph = model.graph
-    outputs = [value for node in graph for value in node.outputs]
+def _merge(graph: ir.Graph) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
+    """Merge parallel branches; for each node that went, the initializers that took it up, and how many branches did.
+
+    Before anything is solved: a scale that had to pass an identity branch would otherwise grow from block to block.
+    """
+    merged: dict[ir.Node, tuple[str, ...]] = {}
+    count = 0
+    for root, branches in find_branches(graph):
+        if can_store(branches, root.outputs[0]):
+            names = merge(graph, root, branches)
+            merged |= dict.fromkeys(branches.nodes, names)
+            count += branches.count
+    return merged, count
+
+
+@dataclass(frozen=True)
+class _BatchNorm:
+    """One to report, described before anything changes. `node` is its only or last node."""
+
+    node: ir.Node
+    name: str
+    node_name: str
+    channels: int
+    warning: str | None
+    tensor: TensorSize
+
+
+def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
+    """Every BatchNormalization, also in subgraphs, and every one that is written out with constants, in graph order."""
+    infer_shapes(model)
+    found, spoken_for = [], set[ir.Node]()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        nodes: tuple[ir.Node, ...] = (node,)
+        if _is_batchnorm(node):
+            channels = _channels(node)
+        elif node in spoken_for or node.graph is not model.graph or (run := written_out(node)) is None:
+            continue
+        else:
+            nodes, channels = run
+        spoken_for.update(nodes)
+        last = nodes[-1]
+        warning = _warning(node) if _is_batchnorm(node) else None
+        found.append(
+            _BatchNorm(last, display_name(last), last.name or "", channels, warning, TensorSize.of(last.outputs[0]))
+        )
+    return found
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Add the types and shapes that are missing, in place."""
+    outputs = [value for node in model.graph for value in node.outputs]
     if any(value.dtype is None or (is_float(value) and value.shape is None) for value in outputs):
         common.ShapeInferencePass()(model)
-    gauges = Gauges()
+
+
+def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
+    """Let every node's law write down what it demands; `opened` nodes may become other operators."""
+    gauges = Gauges(opened)
     for value in graph.inputs:
         if is_float(value):
             gauges.pin(value, Cause(value.name or "", "is an input of the graph, carried as it is"))
@@ -82,6 +141,33 @@ def trace(model: ir.Model) -> Gauges:
         if is_float(value):
             gauges.pin(value, Cause(value.name or "", "is an output of the graph, carried as it is"))
     return gauges
+
+
+Solved = tuple[Gauges, Solution, list[Change]]
+
+
+def _solve(model: ir.Model, open_activations: bool) -> Solved:
+    """Solve with everything closed, then open nodes near the BatchNorms that stay, step by step, where it helps."""
+    gauges = trace(model.graph)
+    best = gauges, *_solve_and_express(gauges)
+    searches = (activations_beside, activations_around, borders_behind) if open_activations else (cheap_borders_behind,)
+    opened = frozenset[ir.Node]()
+    for search in searches:
+        gauges, solution, _ = best
+        staying = [candidate for candidate in gauges.candidates if candidate.node in solution.refusals]
+        more = search([candidate for candidate in staying if candidate.reported]) - opened
+        if not more:
+            continue
+        opened |= more
+        gauges = trace(model.graph, opened)
+        trial = gauges, *_solve_and_express(gauges)
+        if _reported(trial) > _reported(best):
+            best = trial
+    return best
+
+
+def _reported(solved: Solved) -> int:
+    return sum(candidate.reported for candidate in solved[1].vanished)
 
 
 def _solve_and_express(gauges: Gauges) -> tuple[Solution, list[Change]]:
@@ -110,7 +196,8 @@ def _solve_and_express(gauges: Gauges) -> tuple[Solution, list[Change]]:
 def _attribute(gauges: Gauges, solution: Solution, changes: list[Change]) -> dict[ir.Node, list[Absorber]]:
     """For each vanished BatchNorm the nearest absorbers that took it up: on what they write before it, or on what they
     read behind it."""
-    absorbing = {absorber.node for absorber in gauges.absorbers} | {c.node for c in gauges.candidates}
+    absorbing = {absorber.node for absorber in gauges.absorbers if absorber.divides}
+    absorbing |= {candidate.node for candidate in gauges.candidates}
     changed = {change.absorber.node: change.absorber for change in changes}
     writing = {node for node, absorber in changed.items() if not solution.gauge(absorber.write).trivial}
     reading = {node for node, absorber in changed.items() if not solution.gauge(absorber.read).trivial}

@@ -14,13 +14,14 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fold.affine import Array, Gauge
 from fold.graph import constant, display_name, is_float
 from fold.scales import Ids
 
-FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 2, 1, 0
-"""Which shift is the first to move: one that a bias absorbs."""
+BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 3, 2, 1, 0
+"""Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs."""
 
 
 @dataclass(frozen=True)
@@ -42,41 +43,66 @@ class Cause:
     demand: str
 
 
+BEHIND = -1
+"""In place of an input's index: a constant that is added to what the node writes."""
+
 Parameters = dict[tuple[ir.Node, int], Array]
-"""New parameters in float64, by the node and which input of it they are."""
+"""New parameters in float64, by the node and which input of it they are (or BEHIND)."""
+
+Steps = list[tuple[str, Array]]
+"""Element-wise operators, each with one constant in float64, that stand in the place of a node, in order."""
 
 
 @dataclass(frozen=True)
 class Absorber:
-    """A node with parameters that can take up any gauge on either side.
+    """A node with parameters that can take up gauges.
 
-    `parameters(read, write)` gives its parameters for the gauge of what it reads and of what it writes. `attributes`
-    are to be set along with them.
+    `parameters(read, write)` says what becomes of it under the gauge of what it reads and of what it writes: new
+    parameters, or steps in the place of all of `nodes`, or None where it stays as it is. `attributes` are to be set
+    along with new parameters.
     """
 
     node: ir.Node
     read: Layout
     write: Layout
-    parameters: Callable[[Gauge, Gauge], Parameters]
+    parameters: Callable[[Gauge, Gauge], Parameters | Steps | None]
     attributes: dict[str, float] = field(default_factory=dict)
     divides: bool = True
     """Whether it must undo the scale of what it reads, which cannot be done to a scale of 0."""
+    nodes: tuple[ir.Node, ...] = ()
+    """Where it is more than one node in a row: all of them, in order."""
+    always: bool = False
+    """Whether it may have to change although all that it touches is carried as it is."""
+
+    @property
+    def source(self) -> ir.Value:
+        """What it reads, its constants aside."""
+        first = self.nodes[0] if self.nodes else self.node
+        return next(value for value in first.inputs if value is not None and constant(value) is None)
+
+    @property
+    def result(self) -> ir.Value:
+        return (self.nodes[-1] if self.nodes else self.node).outputs[0]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A BatchNorm `v = s*u + t` that could vanish; `absorber` re-expresses it where it stays.
+    """A map `v = s*u + t` that could vanish; `absorber` re-expresses it where it stays.
 
-    `size` is how large u is by the BatchNorm's own statistics, `|mean| + 3*sqrt(variance)`. `private` tells that
-    nothing else takes anything from u. Arrays and layouts have shape [channels].
+    A BatchNorm, as one node or written out, is `reported`; a lone product or sum with a constant is not. `size` is how
+    large u is by the BatchNorm's own statistics, `|mean| + 3*sqrt(variance)`, where there are any. `private` tells that
+    nothing else takes anything from u. `dead` are the channels of scale 0 that need no equation, because the opened
+    activations behind them write their constant. Arrays and layouts have shape [channels].
     """
 
     absorber: Absorber
     s: Array
     t: Array
-    size: Array
-    private: bool
     cause: int
+    reported: bool = True
+    size: Array | None = None
+    private: bool = True
+    dead: NDArray[np.bool_] | None = None
 
     @property
     def node(self) -> ir.Node:
@@ -109,9 +135,15 @@ class Constraint:
 
 
 class Gauges:
-    """A layout for every float tensor, the constraints between the variables, and who can absorb or vanish."""
+    """A layout for every float tensor, the constraints between the variables, and who can absorb or vanish.
 
-    def __init__(self) -> None:
+    `opened` are the nodes that may become another operator where that lets a BatchNorm go.
+    """
+
+    def __init__(self, opened: frozenset[ir.Node] = frozenset()) -> None:
+        self.opened = opened
+        self.dead: dict[ir.Value, tuple[NDArray[np.bool_], Array]] = {}
+        """Where the tensor that an opened activation reads is constant, and which constants: the layout's shape."""
         self.absorbers: list[Absorber] = []
         self.candidates: list[Candidate] = []
         self.refusals: dict[ir.Node, Refusal] = {}
@@ -169,6 +201,11 @@ class Gauges:
         others = [other for other in range(rank) if other != axis % rank]
         return self.uniform(value, others, cause).map(lambda ids: np.broadcast_to(ids.reshape(-1), (size,)))
 
+    @staticmethod
+    def nothing() -> Layout:
+        """The layout of what a node without a float input to absorb reads."""
+        return Layout(np.empty(0, np.int64), np.empty(0, np.int64))
+
     # What a law writes.
 
     def cause(self, node: ir.Node, demand: str) -> int:
@@ -221,9 +258,7 @@ class Gauges:
         if value not in self._layouts:
             self.set(value, self.fresh((1,) * _rank(value)))
         self.causes.append(cause)
-        layout = self._layouts[value]
-        self._constrain("one", len(self.causes) - 1, (1.0, layout.scale))
-        self._constrain("sum", len(self.causes) - 1, (1.0, layout.shift))
+        self.fixed(self._layouts[value], len(self.causes) - 1)
 
     def boundary(self, node: ir.Node, demand: str = "lets no scale and no shift pass") -> None:
         """A node that we know nothing of, or not enough: everything around it is carried as it is."""
@@ -233,9 +268,18 @@ class Gauges:
                 self.pin(value, cause)
 
     def absorb(self, absorber: Absorber, writer: ir.Node | None = None) -> None:
-        """Enter a node with parameters; `writer` is the one that delivers its output, where that is another."""
+        """Enter a node with weights; `writer` is the one that delivers its output, where that is another."""
         self.absorbers.append(absorber)
         self._absorbing.add(writer or absorber.node)
+
+    def open(self, absorber: Absorber) -> None:
+        """Enter a node that becomes others where the gauge asks for it."""
+        self.absorbers.append(absorber)
+
+    def fixed(self, layout: Layout, cause: int) -> None:
+        """`p = 1` and `q = 0`."""
+        self._constrain("one", cause, (1.0, layout.scale))
+        self._constrain("sum", cause, (1.0, layout.shift))
 
     def keep(self, node: ir.Node, reason: str) -> None:
         """A BatchNorm that cannot be expressed as scale and shift at all."""

@@ -54,6 +54,24 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def parameter(node: ir.Node, index: int, name: str) -> np.ndarray | None:
+    """What newer operator sets take as a constant input and older ones as an attribute; None where it is left out.
+
+    None as well for an input that is not constant: ask `computed` first.
+    """
+    tensor = constant(node.inputs[index]) if index < len(node.inputs) else None
+    if tensor is not None:
+        return tensor.numpy()
+    attribute = node.attributes.get(name)
+    return None if attribute is None else np.asarray(attribute.value)
+
+
+def computed(node: ir.Node, *indices: int) -> bool:
+    """Whether one of these inputs is there and only known at run time."""
+    given = [node.inputs[index] for index in indices if index < len(node.inputs)]
+    return any(value is not None and constant(value) is None for value in given)
+
+
 def first_input(node: ir.Node) -> ir.Value:
     """The first input of a node whose operator requires one."""
     value = node.inputs[0]
@@ -62,8 +80,27 @@ def first_input(node: ir.Node) -> ir.Value:
 
 
 def padded(node: ir.Node) -> bool:
-    """Whether a convolution or pool pads its input."""
-    return any(integers(node, "pads")) or text(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    """Whether a convolution or pool pads its input, or might."""
+    if any(integers(node, "pads")):
+        return True
+    if text(node, "auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
+        return False
+    weights = node.inputs[1] if len(node.inputs) > 1 else None
+    sizes = (dims(first_input(node)) or [])[2:]
+    kernel = integers(node, "kernel_shape") or ((None if weights is None else dims(weights)) or [])[2:]
+    strides = integers(node, "strides", [1] * len(sizes))
+    if not len(sizes) == len(kernel) == len(strides) > 0 or any(d != 1 for d in integers(node, "dilations")):
+        return True  # what SAME means with dilations differs between runtimes
+    return not all(_fits(n, k, s) for n, k, s in zip(sizes, kernel, strides, strict=True))
+
+
+def _fits(size: int | str | None, kernel: int | str | None, stride: int) -> bool:
+    """Whether ceil(size / stride) windows cover no more than the input."""
+    if kernel == 1:
+        return True
+    if not isinstance(size, int) or not isinstance(kernel, int):
+        return False
+    return (-(-size // stride) - 1) * stride + kernel <= size
 
 
 Dims = list[int | str | None]

@@ -1,10 +1,14 @@
 """What became of every BatchNorm: folded into what, or kept and why; for programs, a terminal and a browser."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fold.graph import dims
+
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from rich.table import Table
 
     from fold.artifact import Manifest
@@ -23,14 +27,50 @@ class Folded:
 
 
 @dataclass(frozen=True)
+class TensorSize:
+    """The dimensions of a tensor, where they are not known their names or None, and the bytes of one element."""
+
+    dims: tuple[int | str | None, ...] | None
+    itemsize: int
+
+    @classmethod
+    def of(cls, value: "ir.Value") -> "TensorSize":
+        sizes = dims(value)
+        return cls(None if sizes is None else tuple(sizes), 4 if value.dtype is None else int(value.dtype.itemsize))
+
+    def bytes(self, **sizes: int) -> int | None:
+        """Bytes of the tensor with these sizes for its named dimensions; a first dimension without a size is 1. None
+        where others are not known."""
+        known = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.dims or (None, None)]
+        if not isinstance(known[0], int):
+            known[0] = 1
+        numbers = [size for size in known if isinstance(size, int)]
+        return math.prod(numbers) * self.itemsize if len(numbers) == len(known) else None
+
+
+@dataclass(frozen=True)
 class Kept:
-    """A BatchNorm that stays, the reason in one sentence, and the node that is the culprit."""
+    """A BatchNorm that stays, the reason in one sentence, and the node that is the culprit.
+
+    It still costs one pass over its tensor, which is read and written.
+    """
 
     name: str
     node: str
     channels: int
     reason: str
     culprit: str
+    tensor: TensorSize = field(default=TensorSize(None, 4), compare=False)
+
+    def bytes_moved(self, **sizes: int) -> int | None:
+        """Bytes read and written in that pass, for given sizes of the graph's named dimensions (`batch=8`); one row of
+        the batch by default. None where the tensor's sizes are not known."""
+        size = self.tensor.bytes(**sizes)
+        return None if size is None else 2 * size
+
+    def to_dict(self) -> dict[str, Any]:
+        content = {key: value for key, value in asdict(self).items() if key != "tensor"}
+        return {**content, "passes": 1, "bytes_per_row": self.bytes_moved()}
 
 
 @dataclass(frozen=True)
@@ -56,7 +96,7 @@ class FoldReport:
         return {
             "batchnorms": self.batchnorms,
             "folded": [asdict(entry) for entry in self.folded],
-            "kept": [asdict(entry) for entry in self.kept],
+            "kept": [entry.to_dict() for entry in self.kept],
             "branches_merged": self.branches_merged,
             "flushed": self.flushed,
             "seconds": round(self.seconds, 4),

@@ -4,13 +4,15 @@ A folded node always gets initializers of its own, so a weight that others share
 uses any more is removed. Names, types and shapes of the graph's inputs and outputs stay as they are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from fold.affine import Array
-from fold.gauge import Absorber, Candidate
+from fold.branches import Branches
+from fold.gauge import BEHIND, Absorber, Candidate
+from fold.graph import constant
 from fold.solver import Solution
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
@@ -19,32 +21,95 @@ SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.
 
 @dataclass(frozen=True)
 class Change:
-    """New parameters of one absorber, rounded once to the type in which they are stored."""
+    """What becomes of one absorber, its constants rounded once to the type in which they are stored: new parameters,
+    or steps in its place."""
 
     absorber: Absorber
-    tensors: dict[tuple[ir.Node, int], ir.TensorProtocol]
-    flushed: int
-    overflows: bool
+    tensors: dict[tuple[ir.Node, int], ir.TensorProtocol] = field(default_factory=dict)
+    steps: list[tuple[str, ir.TensorProtocol]] | None = None
+    flushed: int = 0
+    overflows: bool = False
 
 
 def express(absorber: Absorber, solution: Solution) -> Change | None:
     """The parameters of a node under the solution's gauges; None if it stays as it is."""
     read, write = solution.gauge(absorber.read), solution.gauge(absorber.write)
-    if read.trivial and write.trivial:
+    if read.trivial and write.trivial and not absorber.always:
         return None
-    tensors, flushed, overflows = {}, 0, False
-    for (node, index), exact in absorber.parameters(read, write).items():
-        existing = node.inputs[index] if index < len(node.inputs) else None
-        stored_as = existing if existing is not None else absorber.node.inputs[1]
-        assert stored_as is not None
-        assert stored_as.dtype is not None
-        if existing is None and not exact.any():
+    exact = absorber.parameters(read, write)
+    if exact is None:
+        return None
+    rounded = _Rounded()
+    if isinstance(exact, list):
+        steps = [(operator, rounded.tensor(array, absorber.result)) for operator, array in exact]
+        return Change(absorber, {}, steps, rounded.flushed, rounded.overflows)
+    tensors = {}
+    for (node, index), array in exact.items():
+        existing = node.inputs[index] if 0 <= index < len(node.inputs) else None
+        if existing is None and not array.any():
             continue  # a bias that is not there and is not needed
-        array, small = _round(exact, stored_as.dtype)
-        flushed += small
-        overflows |= not np.isfinite(array.astype(np.float64)).all()
-        tensors[node, index] = ir.tensor(np.ascontiguousarray(array), dtype=stored_as.dtype)
-    return Change(absorber, tensors, flushed, overflows)
+        weights = next(value for value in absorber.node.inputs if value is not None and constant(value) is not None)
+        tensors[node, index] = rounded.tensor(array, existing or weights)
+    return Change(absorber, tensors, None, rounded.flushed, rounded.overflows)
+
+
+def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]:
+    """Put one convolution in the place of parallel branches; returns the names of its weights and bias.
+
+    Both stay in float64 until `round_merged`, so that a BatchNorm that folds into them later is no second rounding.
+    """
+    y = root.outputs[0]
+    kernel = branches.W.shape[2:]
+    nodes = [node for node in graph if node in branches.nodes]
+    dtype = y.dtype
+    assert dtype is not None
+    conv = ir.node(
+        "Conv",
+        [branches.base],
+        {
+            "group": branches.groups,
+            "kernel_shape": list(kernel),
+            "strides": list(branches.strides),
+            "dilations": list(branches.dilations),
+            "pads": branches.pads,
+        },
+        name=f"{root.name}_merged",
+        metadata_props=dict(root.metadata_props),
+    )
+    result = conv.outputs[0]
+    result.shape, result.type = y.shape, y.type
+    graph.insert_after(root, conv)
+    _take_over(graph, y, result)
+    left_over: list[ir.Value] = []
+    for node in reversed(nodes):
+        left_over += [value for value in node.inputs if value is not None and constant(value) is not None]
+        graph.remove(node, safe=True)
+    _discard_unused(graph, left_over)
+    wanted = branches.name or f"{conv.name}.weight"
+    weights = _initializer(graph, _free_name(graph, wanted), ir.tensor(branches.W), dtype)
+    bias = _initializer(graph, _free_name(graph, _bias_name(weights.name, conv)), ir.tensor(branches.b), dtype)
+    conv.resize_inputs(3)
+    conv.replace_input_with(1, weights)
+    conv.replace_input_with(2, bias)
+    return weights.name or "", bias.name or ""
+
+
+def can_store(branches: Branches, value: ir.Value) -> bool:
+    """Whether the merged weights fit into the type that stores them."""
+    rounded = _Rounded()
+    for array in (branches.W, branches.b):
+        rounded.tensor(array, value)
+    return not rounded.overflows
+
+
+def round_merged(graph: ir.Graph) -> int:
+    """Round what is still kept more exactly than its type says; returns how many numbers were set to zero."""
+    rounded = _Rounded()
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and value.dtype is not None and tensor.dtype != value.dtype:
+            value.const_value = rounded.tensor(tensor.numpy(), value)
+    return rounded.flushed
 
 
 def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> dict[ir.Node, tuple[str, ...]]:
@@ -52,6 +117,9 @@ def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> 
     names: dict[ir.Node, tuple[str, ...]] = {}
     left_over: list[ir.Value] = []
     for change in changes:
+        if change.steps is not None:
+            names[change.absorber.node] = _write_steps(graph, change.absorber, change.steps, left_over)
+            continue
         new = []
         for (node, index), tensor in change.tensors.items():
             value = _store(graph, node, index, tensor, left_over)
@@ -60,43 +128,46 @@ def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> 
             change.absorber.node.attributes[name] = ir.AttrFloat32(name, number)
         names[change.absorber.node] = tuple(new)
     for candidate in vanished:
-        left_over += [value for value in candidate.node.inputs[1:] if value is not None]
-        _bypass(graph, candidate.node)
-    for value in left_over:
-        if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
-            _discard(graph, value)
+        _bypass(graph, candidate.absorber, left_over)
+    _discard_unused(graph, left_over)
     return names
 
 
-def _round(exact: Array, dtype: ir.DataType) -> tuple[np.ndarray, int]:
-    """Round to the nearest number of `dtype`; where subnormals are slow, set them to zero and count them."""
-    with np.errstate(over="ignore", under="ignore"):
-        array = exact.astype(dtype.numpy())
-    if dtype not in SLOW_SUBNORMALS or not array.size:
-        return array, 0
-    smallest = {ir.DataType.DOUBLE: np.finfo(np.float64).tiny}.get(dtype, np.finfo(np.float32).tiny)
-    small = (np.abs(exact) < smallest) & (exact != 0)
-    if small.any():
-        array = np.where(small, np.zeros((), array.dtype), array)
-    return array, int(small.sum())
+class _Rounded:
+    """Rounds each exact number once, and counts what that does to it."""
+
+    def __init__(self) -> None:
+        self.flushed = 0
+        self.overflows = False
+
+    def tensor(self, exact: Array, stored_as: ir.Value) -> ir.TensorProtocol:
+        """Rounded to the nearest number of the value's type; where subnormals are slow, they become zero."""
+        dtype = stored_as.dtype
+        assert dtype is not None
+        with np.errstate(over="ignore", under="ignore"):
+            array = exact.astype(dtype.numpy())
+        self.overflows |= bool((np.isfinite(exact) & ~np.isfinite(array.astype(np.float64))).any())
+        if dtype in SLOW_SUBNORMALS:
+            smallest = {ir.DataType.DOUBLE: np.finfo(np.float64).tiny}.get(dtype, np.finfo(np.float32).tiny)
+            small = (np.abs(exact) < smallest) & (exact != 0)
+            self.flushed += int(small.sum())
+            array = np.where(small, np.zeros((), array.dtype), array) if small.any() else array
+        return ir.tensor(np.ascontiguousarray(array).reshape(exact.shape), dtype=dtype)
 
 
 def _store(
     graph: ir.Graph, node: ir.Node, index: int, tensor: ir.TensorProtocol, left_over: list[ir.Value]
 ) -> ir.Value:
     """Give a node an initializer of its own for one of its inputs. A MatMul takes a bias through an Add behind it."""
-    old = node.inputs[index] if index < len(node.inputs) else None
+    old = node.inputs[index] if 0 <= index < len(node.inputs) else None
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         name = old.name or "folded"
         graph.initializers.pop(name, None)
         old.name = None
     else:
         name = _free_name(graph, _name_for(node, index, old))
-    value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    if old is None and node.op_type == "MatMul":
+    value = _initializer(graph, name, tensor)
+    if index == BEHIND:
         _add_behind(graph, node, value)
         return value
     if index >= len(node.inputs):
@@ -111,7 +182,10 @@ def _name_for(node: ir.Node, index: int, old: ir.Value | None) -> str:
     """`layer.bias` beside `layer.weight`; the name of a shared initializer with a suffix."""
     if old is not None:
         return f"{old.name}_folded"
-    weight = node.inputs[1].name if node.inputs[1] is not None else None
+    return _bias_name(node.inputs[1].name if node.inputs[1] is not None else None, node)
+
+
+def _bias_name(weight: str | None, node: ir.Node) -> str:
     if weight is not None and weight.endswith(".weight"):
         return weight.removesuffix("weight") + "bias"
     return f"{weight or node.name or node.op_type}_bias"
@@ -127,11 +201,41 @@ def _free_name(graph: ir.Graph, wanted: str) -> str:
 
 def _add_behind(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
     product = node.outputs[0]
-    added = ir.node("Add", [product, bias], name=f"{node.name}_bias", metadata_props=dict(node.metadata_props))
-    total = added.outputs[0]
-    total.shape, total.type = product.shape, product.type
-    graph.insert_after(node, added)
-    _take_over(graph, product, total, keep=added)
+    total = _step(graph, node, "Add", product, bias)
+    _take_over(graph, product, total, keep=total.producer())
+
+
+def _step(graph: ir.Graph, after: ir.Node, operator: str, x: ir.Value, constant: ir.Value) -> ir.Value:
+    """An element-wise node with a constant, put behind another; returns what it writes."""
+    name = f"{after.name}_{operator.lower()}"
+    node = ir.node(operator, [x, constant], name=name, metadata_props=dict(after.metadata_props))
+    node.outputs[0].shape, node.outputs[0].type = x.shape, x.type
+    graph.insert_after(after, node)
+    return node.outputs[0]
+
+
+def _write_steps(
+    graph: ir.Graph, absorber: Absorber, steps: list[tuple[str, ir.TensorProtocol]], left_over: list[ir.Value]
+) -> tuple[str, ...]:
+    """Put element-wise nodes in the place of others; returns the names of their constants."""
+    nodes = absorber.nodes or (absorber.node,)
+    value, names, last = absorber.source, [], nodes[-1]
+    for operator, tensor in steps:
+        wanted = f"{last.name or last.op_type}_{operator.lower()}"
+        bound = _initializer(graph, _free_name(graph, wanted), tensor)
+        value = _step(graph, last, operator, value, bound)
+        last = value.producer() or last
+        names.append(bound.name or "")
+    _bypass(graph, absorber, left_over, value)
+    return tuple(names)
+
+
+def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, dtype: ir.DataType | None = None) -> ir.Value:
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(dtype or tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
@@ -143,24 +247,31 @@ def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | No
         if output is old:
             graph.outputs[position] = new
             name = old.name
-            old.name = None
+            old.name = None if keep is None else f"{name}_unshifted"
             new.name = name
             new.shape, new.type = old.shape, old.type
 
 
-def _bypass(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove a BatchNorm whose input is carried as its output."""
-    u, v = node.inputs[0], node.outputs[0]
-    assert u is not None
+def _bypass(graph: ir.Graph, absorber: Absorber, left_over: list[ir.Value], instead: ir.Value | None = None) -> None:
+    """Remove nodes in a row, whose input is carried as their output (or that another value stands for)."""
+    u, v = instead or absorber.source, absorber.result
+    nodes = absorber.nodes or (absorber.node,)
     if v.is_graph_output() and (u.is_graph_output() or u.is_graph_input() or u.is_initializer()):
         # The name of v must be delivered, and u cannot take it: an Identity hands it over.
-        handing = ir.node("Identity", [u], name=node.name)
-        graph.insert_before(node, handing)
+        handing = ir.node("Identity", [u], name=absorber.node.name)
+        graph.insert_before(nodes[-1], handing)
         handing.outputs[0].shape, handing.outputs[0].type = v.shape, v.type
-        _take_over(graph, v, handing.outputs[0])
-    else:
-        _take_over(graph, v, u)
-    graph.remove(node, safe=True)
+        u = handing.outputs[0]
+    _take_over(graph, v, u)
+    for node in reversed(nodes):
+        left_over += [value for value in node.inputs if value is not None and constant(value) is not None]
+        graph.remove(node, safe=True)
+
+
+def _discard_unused(graph: ir.Graph, values: list[ir.Value]) -> None:
+    for value in values:
+        if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+            _discard(graph, value)
 
 
 def _discard(graph: ir.Graph, value: ir.Value) -> None:

@@ -65,7 +65,7 @@ def open_session(
     `cuda` was asked for and the session would not run there, `BnfoldError` if the model cannot be loaded.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings of the optimizer are not the user's business
+    options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
     if threads:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
@@ -126,6 +126,12 @@ def placement(session: ort.InferenceSession) -> dict[str, list[str]]:
 
 
 def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One run, outputs by name."""
+    """One run, outputs by name. Raises `BnfoldError` if the graph cannot take these inputs."""
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    try:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise BnfoldError(
+            f"ONNX Runtime cannot run the graph on inputs of shape {shapes}: {first_line(error)}"
+        ) from error

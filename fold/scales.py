@@ -32,6 +32,7 @@ _VARIABLE = np.dtype(
         ("sign_cause", np.int64),
         ("zero", np.bool_),
         ("reads", np.int64),  # how many parametric nodes divide by p of some member
+        ("members", np.int64),
     ]
 )
 
@@ -51,7 +52,7 @@ class Scales:
     def __init__(self, reads: Ids) -> None:
         self._state = np.zeros(len(reads), _VARIABLE)
         self._state["parent"] = np.arange(len(reads))
-        self._state["weight"] = 1
+        self._state["weight"] = self._state["members"] = 1
         self._state["value"] = np.nan
         self._state["reads"] = reads
         for cause in ("link_cause", "value_cause", "sign_cause"):
@@ -105,6 +106,18 @@ class Scales:
             self._state["parent"][ids] = root
             self._state["weight"][ids] = weight
         return None
+
+    def unbound(self, x: Ids) -> NDArray[np.bool_]:
+        """Which variables nothing is related to, and nothing holds to a value or sign."""
+        root, _ = self.find(x)
+        held = self._state[root]
+        alone: NDArray[np.bool_] = (held["members"] == 1) & (held["sign"] == 0) & ~held["zero"]
+        alone &= np.isnan(held["value"])
+        return alone
+
+    def bar(self, x: Ids) -> None:
+        """Nothing may be related to these variables from now on."""
+        self._state["zero"][x] = True
 
     def release(self, x: Ids) -> None:
         """The node that asked for a relation on x has vanished, and does not read x any more."""
@@ -217,4 +230,5 @@ def _merge(
     part["weight"][child] = factor
     part["link_cause"][child] = cause
     np.add.at(part["reads"], parent, kids["reads"])
+    np.add.at(part["members"], parent, kids["members"])
     return None

@@ -2,14 +2,19 @@
 
 A BatchNorm `v = s*u + t` vanishes if `p_u = s*p_v` and `q_u = t*p_v + q_v` hold beside everything that the laws demand.
 Scales are solved first (fold.scales), then shifts (fold.shifts). BatchNorms are taken in graph order, each whole or
-not at all; the constraint that one runs into is the reason that the user reads. Where a shift cannot move, the scale
-need not have moved either: that BatchNorm is left out and all is solved again, until nothing contradicts.
+not at all, before lone products and sums with constants; the constraint that one runs into is the reason that the user
+reads. Where a shift cannot move, the scale need not have moved either: that BatchNorm is left out and all is solved
+again, until nothing contradicts.
+
+A dead channel (s = 0) has no inverse. Its u may become 0 (`p_u = 0`), if nothing else reads u; or its v may be left
+unwritten, if only weights read v: these take the constant t for it, whatever is carried there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fold.affine import Array, Gauge
 from fold.gauge import Absorber, Candidate, Gauges, Layout, Refusal
@@ -38,40 +43,87 @@ class Solution:
 def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
     """Let every BatchNorm vanish that can, but for those in `refused`."""
     refused = {**gauges.refusals, **refused}
+    candidates = sorted(gauges.candidates, key=lambda candidate: not candidate.reported)
     while True:
         scales, refusals = _base_scales(gauges), dict(refused)
-        moved = []
-        for candidate in gauges.candidates:
-            if candidate.node in refused:
-                continue
-            conflict = scales.relate(candidate.u.scale, candidate.v.scale, candidate.s, candidate.cause)
-            if conflict is None:
-                moved.append(candidate)
-                scales.release(candidate.u.scale)
-            else:
-                refusals[candidate.node] = _scale_refusal(gauges, candidate, conflict)
-        anchors = [candidate.v.scale for candidate in moved]
+        moved, unwritten = _move(gauges, scales, [c for c in candidates if c.node not in refused], refusals)
+        anchors = [candidate.v.scale for candidate, _ in moved]
         p = scales.values(np.concatenate([*anchors, np.empty(0, np.int64)]))
-
+        p[unwritten] = np.inf
         shifts, new = _base_shifts(gauges), {}
-        for candidate in moved:
-            u, v = candidate.u, candidate.v
-            conflict = shifts.add([(1.0, u.shift), (-1.0, v.shift)], candidate.t * p[v.scale], candidate.cause)
+        for candidate, live in moved:
+            conflict = _shift(shifts, candidate, live, p)
             if conflict is not None:
                 new[candidate.node] = _shift_refusal(gauges, candidate, conflict)
         q = shifts.values()
         if not new:
-            new = {c.node: refusal for c in moved if (refusal := _drowning(c, p, q)) is not None}
+            new = {c.node: refusal for c, _ in moved if (refusal := _drowning(c, p, q)) is not None}
         if not new:
             classes, _ = scales.find(np.arange(gauges.scale_count))
-            return Solution(moved, refusals, p, q, classes)
+            return Solution([candidate for candidate, _ in moved], refusals, p, q, classes)
         refused.update(new)
+
+
+Moved = list[tuple[Candidate, NDArray[np.bool_]]]
+"""Candidates whose scales moved, each with the channels that take part."""
+
+
+def _move(
+    gauges: Gauges, scales: Scales, candidates: list[Candidate], refusals: dict[ir.Node, Refusal]
+) -> tuple[Moved, Ids]:
+    """Relate the scales of all that can; returns these, and the scale variables of dead channels left unwritten."""
+    read_whole = np.zeros(gauges.scale_count, bool)  # by nodes that do not divide by the scale
+    for absorber in _absorbers(gauges):
+        if not absorber.divides:
+            read_whole[absorber.read.scale] = True
+    moved: Moved = []
+    unwritten = np.empty(0, np.int64)
+    for candidate in candidates:
+        live = np.ones(len(candidate.s), bool) if candidate.dead is None else ~candidate.dead
+        conflict = _relate(scales, candidate, live)
+        if conflict is not None and conflict.dead:
+            dead = candidate.v.scale[live & (candidate.s == 0)]
+            if scales.unbound(dead).all() and not read_whole[dead].any():
+                live &= candidate.s != 0
+                conflict = _relate(scales, candidate, live)
+                if conflict is None:
+                    scales.bar(dead)
+                    unwritten = np.concatenate([unwritten, dead])
+        if conflict is not None:
+            refusals[candidate.node] = _scale_refusal(gauges, candidate, conflict)
+            continue
+        moved.append((candidate, live))
+        if candidate.absorber.divides:
+            scales.release(candidate.u.scale)
+    return moved, unwritten
+
+
+def _relate(scales: Scales, candidate: Candidate, live: NDArray[np.bool_]) -> Conflict | None:
+    u, v = candidate.u.scale[live], candidate.v.scale[live]
+    conflict = scales.relate(u, v, candidate.s[live], candidate.cause)
+    if conflict is None:
+        return None
+    return replace(conflict, position=int(np.flatnonzero(live)[conflict.position]))
+
+
+def _shift(shifts: Shifts, candidate: Candidate, live: NDArray[np.bool_], p: Array) -> Conflict | None:
+    """The equations of the channels that take part, and for unwritten ones `q_v = -t`, as a void gauge is read."""
+    u, v, t = candidate.u, candidate.v, candidate.t
+    conflict = shifts.add([(1.0, u.shift[live]), (-1.0, v.shift[live])], t[live] * p[v.scale[live]], candidate.cause)
+    unwritten = np.isinf(p[v.scale])
+    if conflict is None and unwritten.any():
+        conflict = shifts.add([(-1.0, v.shift[unwritten])], t[unwritten], candidate.cause)
+        live = unwritten
+    return None if conflict is None else replace(conflict, position=int(np.flatnonzero(live)[conflict.position]))
+
+
+def _absorbers(gauges: Gauges) -> list[Absorber]:
+    return [*gauges.absorbers, *(candidate.absorber for candidate in gauges.candidates)]
 
 
 def _base_scales(gauges: Gauges) -> Scales:
     """The scales with what the laws demand, which can never contradict: `p = 1` everywhere satisfies it."""
-    absorbers = (*gauges.absorbers, *(candidate.absorber for candidate in gauges.candidates))
-    readers = [absorber.read.scale.ravel() for absorber in absorbers if absorber.divides]
+    readers = [absorber.read.scale.ravel() for absorber in _absorbers(gauges) if absorber.divides]
     reads = np.bincount(np.concatenate([*readers, np.empty(0, np.int64)]), minlength=gauges.scale_count)
     scales = Scales(reads)
     for constraint in gauges.constraints:
@@ -128,10 +180,10 @@ def _refusal(gauges: Gauges, candidate: Candidate, what: str, cause: int) -> Ref
 
 def _drowning(candidate: Candidate, p: Array, q: Array) -> Refusal | None:
     """Refuse where others read u out of a sum in which the shift is so large that u's low bits are gone."""
-    if candidate.private:
+    if candidate.private or candidate.size is None:
         return None
     shift, signal = np.abs(q[candidate.u.shift]), np.abs(p[candidate.u.scale]) * candidate.size
-    drowned = (shift > DROWNING * signal) & (signal > 0)  # p = 0: a dead channel, from which nobody else reads
+    drowned = (shift > DROWNING * signal) & (signal > 0)  # p = 0: a dead channel, which nobody else reads
     if not drowned.any():
         return None
     channel = int(np.flatnonzero(drowned)[0])

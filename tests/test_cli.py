@@ -1,16 +1,20 @@
 """The command line as a user has it: a subprocess, its output, its exit code, and what it leaves on disk."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from folding import GraphBuilder, architecture, batchnorms, randomise
+
+from fold.artifact import Manifest, write_manifest
 
 Run = subprocess.CompletedProcess[str]
 
@@ -102,8 +106,8 @@ def test_a_failed_proof_publishes_nothing_and_exits_with_1(checkpoint, tmp_path)
 import sys, numpy as np, onnx_ir as ir
 from fold import convert, cli
 right = convert.fold_model
-def wrong(model):
-    folded, report = right(model)
+def wrong(model, **options):
+    folded, report = right(model, **options)
     bias = folded.graph.initializers["classifier.bias"] if "classifier.bias" in folded.graph.initializers else next(
         v for n, v in folded.graph.initializers.items() if n.endswith("bias"))
     bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(1), name=bias.name)
@@ -157,6 +161,59 @@ def test_versions_count_up_and_are_never_overwritten(published, checkpoint) -> N
     assert json.loads(done.stdout)["version"] == "2"
 
 
+def test_bench_prints_json_and_draws_a_picture(published, tmp_path) -> None:
+    repository, _ = published
+    picture = tmp_path / "bench.svg"
+    done = bnfold("bench", repository / "digits" / "1", "--batch", "1,3", "--rounds", 2, "--provider", "cpu",
+                  "--picture", picture, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [(one["provider"], one["batch"]) for one in answer["measurements"]] == [("cpu", 1), ("cpu", 3)]
+    assert answer["graphs"]["unfolded"] == {**answer["graphs"]["unfolded"], "file": "reference.pt2", "batchnorms": 4}
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert str(picture) in done.stderr
+
+
+def test_bench_prints_a_table_on_stderr_and_takes_the_latest_version(published) -> None:
+    repository, _ = published
+    done = bnfold("bench", repository / "digits", "--batch", "2", "--rounds", 1, "--provider", "cpu", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for words in ("unfolded: reference.pt2", "folded: model.onnx", "Unfolded/folded", "1 threads", "onnxruntime"):
+        assert words in done.stderr
+
+
+def test_bench_of_a_wrong_graph_exits_with_1_and_tells_no_time(published, tmp_path) -> None:
+    repository, _ = published
+    folder = tmp_path / "digits" / "1"
+    shutil.copytree(repository / "digits" / "1", folder)
+    model = ir.load(folder / "model.onnx")
+    weight = next(value for value in model.graph.initializers.values() if value.name.endswith("weight"))
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
+    ir.save(model, folder / "model.onnx")
+    write_manifest(folder, Manifest.model_validate_json((folder / "manifest.json").read_text()))
+    done = bnfold("bench", tmp_path / "digits", "--rounds", 1, "--provider", "cpu", "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert "the folded graph at batch 1 on cpu: NOT equivalent" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch", "1,two"], ["--batch 1,two", "such as 1,8,32"]),
+        (["--picture", "bench.jpg"], ["bench.jpg", ".svg"]),
+        (["--picture", "nowhere/bench.svg"], ["nowhere", "no folder"]),
+        (["--rounds", 0], ["--rounds"]),
+        (["--provider", "tpu"], ["tpu"]),
+    ],
+)
+def test_bad_options_of_bench_get_one_line(published, tmp_path, arguments, words) -> None:
+    repository, _ = published
+    assert_one_line(bnfold("bench", repository / "digits", *arguments, cwd=tmp_path), *words)
+
+
 def test_labels_and_preprocessing_reach_the_manifest(checkpoint, tmp_path) -> None:
     (tmp_path / "labels.txt").write_text("zero\none\n")
     preprocessing = {"input": "x", "mode": "L", "height": 8, "width": 8}
@@ -191,6 +248,7 @@ def test_labels_and_preprocessing_reach_the_manifest(checkpoint, tmp_path) -> No
         (lambda c: ["fold", c, "--out", "r", "--colour"], ["--colour", "--help"]),
         (lambda c: ["fold", c, "--out", "r", "--name", "../up"], ["../up"]),
         (lambda c: ["verify", "nowhere"], ["nowhere", "REPOSITORY/NAME/VERSION"]),
+        (lambda c: ["bench", "nowhere"], ["nowhere", "REPOSITORY/NAME/VERSION"]),
         (lambda c: ["serve", "nowhere"], ["nowhere"]),
         (lambda c: ["mend"], ["mend"]),
     ],

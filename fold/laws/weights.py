@@ -2,14 +2,30 @@
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fold import affine
-from fold.affine import Gauge
-from fold.gauge import FROM_WEIGHTS, Absorber, Gauges, Parameters
-from fold.graph import constant, first_input, float64, integer, is_standard, padded, real
+from fold.affine import Gauge, Reading
+from fold.gauge import BEHIND, FROM_WEIGHTS, Absorber, Gauges, Parameters
+from fold.graph import (
+    constant,
+    dims,
+    first_input,
+    float64,
+    integer,
+    integers,
+    is_float,
+    is_standard,
+    padded,
+    real,
+    text,
+)
+from fold.laws.movement import gather
 
 
 def conv(node: ir.Node, gauges: Gauges) -> None:
+    """Padding with zeros needs `q = 0` on what is read; opened, a constant map is added to the output instead, which
+    knows how much of the kernel each position near the border reads."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, "has weights or a bias that are not constant")
@@ -17,18 +33,26 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
     outputs, inputs = weights.shape.numpy()[0], weights.shape.numpy()[1] * groups
     cause = gauges.cause(node, "reads one gauge for each input channel")
     read = gauges.along(x, 1, inputs, cause)
-    if padded(node):
+    border = padded(node)
+    if border and node not in gauges.opened:
         gauges.zero(read.shift, gauges.cause(node, "pads its input with zeros, so that may carry no shift"))
     write = gauges.fresh_along(node.outputs[0], 1, outputs, FROM_WEIGHTS)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
-        new = affine.conv(float64(weights), _optional(bias), groups, reads.reading(), writes)
-        return {(node, 1): new[0], (node, 2): new[1]}
+        a, b = reads.reading()
+        W = float64(weights)
+        if not (border and b.any()):
+            W_new, B_new = affine.conv(W, _optional(bias), groups, Reading(a, b), writes)
+            return {(node, 1): W_new, (node, 2): B_new}
+        W_new, B_new = affine.conv(W, _optional(bias), groups, Reading(a, np.zeros_like(b)), writes)
+        added = affine.border_map(affine.shift_per_tap(W, groups, b), conv_taps(node))
+        return {(node, 1): W_new, (node, 2): B_new, (node, BEHIND): _by_channel(writes.p, added.ndim) * added}
 
     return gauges.absorb(Absorber(node, read, write, parameters))
 
 
 def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
+    """Each output position sums another part of the kernel, so it reads no shift; opened, a constant map is added."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, "has weights or a bias that are not constant")
@@ -38,12 +62,18 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
         node, "sums another part of its kernel at each output position, so its input may carry no shift"
     )
     read = gauges.along(x, 1, inputs, cause)
-    gauges.zero(read.shift, cause)
+    if node not in gauges.opened:
+        gauges.zero(read.shift, cause)
     write = gauges.fresh_along(node.outputs[0], 1, outputs, FROM_WEIGHTS)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
-        new = affine.conv_transpose(float64(weights), _optional(bias), groups, reads.reading(), writes)
-        return {(node, 1): new[0], (node, 2): new[1]}
+        a, b = reads.reading()
+        W = float64(weights)
+        new = affine.conv_transpose(W, _optional(bias), groups, Reading(a, np.zeros_like(b)), writes)
+        if not b.any():
+            return {(node, 1): new[0], (node, 2): new[1]}
+        added = affine.border_map(affine.shift_per_tap_transposed(W, groups, b), conv_transpose_taps(node))
+        return {(node, 1): new[0], (node, 2): new[1], (node, BEHIND): _by_channel(writes.p, added.ndim) * added}
 
     return gauges.absorb(Absorber(node, read, write, parameters))
 
@@ -68,40 +98,122 @@ def gemm(node: ir.Node, gauges: Gauges) -> None:
 
 
 def matmul(node: ir.Node, gauges: Gauges) -> None:
-    """A product with one constant matrix, together with the bias that is added to nothing but it, if there is one."""
-    x, weights = first_input(node), constant(node.inputs[1])
-    if weights is None or len(weights.shape) != 2 or x.shape is None or len(x.shape) < 2:
-        return gauges.boundary(node, "is not a product with one constant matrix on the right")
-    K, N = weights.shape.numpy()
+    """A product with one constant, on either side, together with the bias that is added to nothing but it."""
+    left, right = constant(node.inputs[0]), constant(node.inputs[1])
+    weights, position = (right, 1) if right is not None else (left, 0)
+    x = node.inputs[1 - position]
+    if weights is None or x is None or constant(x) is not None or len(x.shape or ()) < max(2, len(weights.shape)):
+        return gauges.boundary(node, "is not a product of a tensor with constant weights of its rank or less")
+    if len(weights.shape) < 2:
+        return gauges.boundary(node, "is a product with a vector")
+    axis = -1 if position == 1 else -2  # the features, of what is read and of what is written
+    K, N = weights.shape.numpy()[-2:][:: 1 if position == 1 else -1]
     cause = gauges.cause(node, "reads one gauge for each input feature")
-    read = gauges.along(x, -1, K, cause)
-    bias = _bias_after(node, N)
+    read = gauges.along(x, axis, K, cause)
+    bias = _bias_after(node, N, axis)
     output = node.outputs[0] if bias is None else bias[0].outputs[0]
-    write = gauges.fresh_along(output, -1, N, FROM_WEIGHTS)
+    write = gauges.fresh_along(output, axis, N, FROM_WEIGHTS)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
         B = None if bias is None else float64(bias[2]).reshape(-1)
-        W_new, B_new = affine.linear(float64(weights), B, reads.reading(), writes)
-        return {(node, 1): W_new, (node, 2) if bias is None else bias[:2]: B_new}
+        W64 = float64(weights) if position == 1 else np.swapaxes(float64(weights), -1, -2)
+        W_new, B_new = affine.linear(W64, B, reads.reading(), writes)
+        if position == 0:
+            W_new = np.swapaxes(W_new, -1, -2)
+        shaped = B_new[..., None] if position == 0 else B_new if B_new.ndim == 1 else B_new[..., None, :]
+        return {(node, position): W_new, (node, BEHIND) if bias is None else bias[:2]: shaped}
 
     return gauges.absorb(Absorber(node, read, write, parameters), output.producer())
 
 
-def _bias_after(node: ir.Node, features: int) -> tuple[ir.Node, int, ir.TensorProtocol] | None:
+def _bias_after(node: ir.Node, features: int, axis: int) -> tuple[ir.Node, int, ir.TensorProtocol] | None:
     """The Add behind a product, which input of it is the constant, and that constant, if it holds one number for each
     feature and nobody else reads the product."""
-    uses = node.outputs[0].uses()
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    product = node.outputs[0]
+    uses = product.uses()
+    if len(uses) != 1 or product.is_graph_output():
         return None
     ((consumer, index),) = uses
     if consumer.op_type != "Add" or not is_standard(consumer):
         return None
     tensor = constant(consumer.inputs[1 - index])
-    if tensor is None or tensor.shape[-1:] != (features,) or tensor.size != features:
+    if tensor is None or tensor.size != features or len(tensor.shape) > len(product.shape or ()):
         return None
-    if len(tensor.shape) > len(node.outputs[0].shape or ()):
-        return None
-    return consumer, 1 - index, tensor
+    by_feature = len(tensor.shape) >= -axis and tensor.shape.numpy()[axis] == features
+    return (consumer, 1 - index, tensor) if by_feature else None
+
+
+def embedding_or_gather(node: ir.Node, gauges: Gauges) -> None:
+    """Rows of a constant table (an embedding), whose columns take up any gauge."""
+    table = constant(node.inputs[0])
+    if table is None or not is_float(node.inputs[0]):
+        return gather(node, gauges)
+    rank = len(table.shape)
+    if rank < 2 or integer(node, "axis", 0) % rank == rank - 1:
+        return gauges.boundary(node, "takes single numbers out of a table")
+    write = gauges.fresh_along(node.outputs[0], -1, table.shape.numpy()[-1], FROM_WEIGHTS)
+
+    def parameters(_: Gauge, writes: Gauge) -> Parameters:
+        return {(node, 0): writes.p * float64(table) + writes.q}
+
+    return gauges.absorb(Absorber(node, gauges.nothing(), write, parameters))
+
+
+def conv_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
+    """For each axis of a convolution which taps read the input, and not its padding, at which output position."""
+    reached = []
+    for begin, stride, dilation, taps, size, out in _axes(node):
+        at = stride * np.arange(out)[:, None] + dilation * np.arange(taps) - begin
+        reached.append((at >= 0) & (at < size))
+    return reached
+
+
+def conv_transpose_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
+    """For each axis of a transposed convolution which taps write to which output position."""
+    reached = []
+    for begin, stride, dilation, taps, size, out in _axes(node):
+        source = np.arange(out)[:, None] + begin - dilation * np.arange(taps)
+        reached.append((source % stride == 0) & (source >= 0) & (source < stride * size))
+    return reached
+
+
+def _axes(node: ir.Node) -> list[tuple[int, ...]]:
+    """Padding before, stride, dilation, taps, input and output size of each axis; all sizes must be known."""
+    weights, sizes, outs = node.inputs[1], _sizes(first_input(node)), _sizes(node.outputs[0])
+    assert weights is not None
+    assert sizes is not None
+    assert outs is not None
+    kernel = [size for size in dims(weights) or [] if isinstance(size, int)][2:]
+    strides = integers(node, "strides", [1] * len(kernel))
+    dilations = integers(node, "dilations", [1] * len(kernel))
+    begins = integers(node, "pads", [0] * 2 * len(kernel))[: len(kernel)]
+    how = text(node, "auto_pad", "NOTSET")
+    if how.startswith("SAME") or (node.op_type == "ConvTranspose" and node.attributes.get("output_shape")):
+        extra = integers(node, "output_padding", [0] * len(kernel))
+        for axis in range(len(kernel)):
+            spread, (few, many) = dilations[axis] * (kernel[axis] - 1) + 1, (outs[axis], sizes[axis])
+            if node.op_type == "ConvTranspose":
+                few, many, spread = sizes[axis], outs[axis], spread + extra[axis]
+            total = max(0, strides[axis] * (few - 1) + spread - many)
+            begins[axis] = total // 2 if how == "SAME_UPPER" else total - total // 2
+    return list(zip(begins, strides, dilations, kernel, sizes, outs, strict=True))
+
+
+def _sizes(value: ir.Value) -> list[int] | None:
+    """Sizes behind batch and channels, if all are known."""
+    sizes = [size for size in (dims(value) or [])[2:] if isinstance(size, int)]
+    return sizes if len(sizes) == len(dims(value) or []) - 2 else None
+
+
+def knows_its_borders(node: ir.Node) -> bool:
+    """Whether a node is a convolution whose shifted input a constant map can make up for: its sizes are known."""
+    return (
+        node.op_type in ("Conv", "ConvTranspose")
+        and is_standard(node)
+        and _sizes(first_input(node)) is not None
+        and _sizes(node.outputs[0]) is not None
+        and _linear_inputs(node)[1] is not None
+    )
 
 
 def _linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None, ir.TensorProtocol | None]:
@@ -113,3 +225,7 @@ def _linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None, i
 
 def _optional(tensor: ir.TensorProtocol | None) -> np.ndarray | None:
     return None if tensor is None else float64(tensor)
+
+
+def _by_channel(p: np.ndarray, rank: int) -> np.ndarray:
+    return p.reshape(1, -1, *(1,) * (rank - 2))

@@ -197,7 +197,7 @@ def test_two_normalised_branches_that_are_added() -> None:
 def test_batchnorm_of_a_sum_goes_into_both_branches() -> None:
     g = GraphBuilder("n", 3, 6, 7)
     a = g.op("Conv", g.x, g.normal(4, 3, 1, 1))
-    b = g.op("Conv", g.x, g.normal(4, 3, 3, 3), pads=[1, 1, 1, 1])
+    b = g.op("Conv", g.op("Tanh", g.x), g.normal(4, 3, 3, 3), pads=[1, 1, 1, 1])
     _, report = check_fold(g.finish(g.batchnorm(g.op("Add", a, b), 4, hostile=True)), kept=0)
     assert len(report.folded[0].into) == 3  # two scaled weights, and one bias that took the shift
 
@@ -280,8 +280,8 @@ def test_what_does_nothing_in_eval_mode(op) -> None:
     check_fold(g.finish(g.batchnorm(y, 4)), kept=0)
 
 
-@pytest.mark.parametrize(("mode", "kept"), [("constant", 1), ("reflect", 1)])
-def test_explicit_padding_takes_no_shift(mode, kept) -> None:
+@pytest.mark.parametrize(("mode", "kept"), [("constant", 1), ("reflect", 0)])
+def test_explicit_padding_with_zeros_takes_no_shift(mode, kept) -> None:
     g = GraphBuilder("n", 3, 6, 7)
     y = g.op("Pad", g.batchnorm(g.x, 3), g.constant([0, 0, 1, 2, 0, 0, 0, 1]), mode=mode)
     check_fold(g.finish(g.op("Conv", y, g.normal(4, 3, 2, 2))), kept=kept)

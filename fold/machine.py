@@ -1,0 +1,64 @@
+"""Where something was measured: the processor, the graphics card, and the versions of the tools."""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+TOOLS = ("bnfold", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnx-ir", "numpy")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`cores` are those that this process may use; `gpu` is None where none took part or none has a name."""
+
+    cpu: str
+    cores: int
+    gpu: str | None
+    system: str
+
+
+def this_machine(*, gpu: bool) -> Machine:
+    """The machine that this process runs on, with its first GPU if one took part."""
+    return Machine(_cpu_name(), _cores(), _gpu_name() if gpu else None, platform.platform())
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of Python and of the installed tools, by name."""
+    found = {"python": platform.python_version()}
+    for tool in TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    """The model's name; the architecture's where the system does not tell, as Linux on ARM."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu_name() -> str | None:
+    """What the CUDA driver calls its first device, the one that ONNX Runtime takes."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+        return None
+    return name.value.decode(errors="replace")

@@ -1,0 +1,179 @@
+"""Operators that onnx's reference implementation gets wrong or does not know in all their versions (seen in onnx 1.23).
+
+Its MaxPool fails or errs with padding and ceil_mode, its AveragePool with ceil_mode; its Pad cannot crop; its Resize
+computes cubic weights in float32 and does not know opset 10, and its Upsample only knows whole factors in opset 9.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_resize
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a pool lie along each axis of space: how many there are, and what is padded before."""
+
+    counts: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        sizes: tuple[int, ...],
+        kernel_shape: list[int],
+        auto_pad: str | None,
+        ceil_mode: int | None,
+        dilations: list[int] | None,
+        pads: list[int] | None,
+        strides: list[int] | None,
+    ) -> "Windows":
+        rank = len(sizes)
+        steps, spread = strides or [1] * rank, dilations or [1] * rank
+        reach = [d * (k - 1) + 1 for k, d in zip(kernel_shape, spread, strict=True)]
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            counts = [-(-n // s) for n, s in zip(sizes, steps, strict=True)]
+            missing = [max(0, (m - 1) * s + r - n) for m, s, r, n in zip(counts, steps, reach, sizes, strict=True)]
+            before = [m // 2 if auto_pad == "SAME_UPPER" else m - m // 2 for m in missing]
+            behind = [m - b for m, b in zip(missing, before, strict=True)]
+        else:
+            pads = [0] * 2 * rank if auto_pad == "VALID" or not pads else pads
+            before, behind = pads[:rank], pads[rank:]
+            free = [n + b + e - r for n, b, e, r in zip(sizes, before, behind, reach, strict=True)]
+            counts = [f // s + 1 for f, s in zip(free, steps, strict=True)]
+            if ceil_mode and auto_pad != "VALID":  # a last window, if it starts before the padding behind
+                more = [-(-f // s) + 1 for f, s in zip(free, steps, strict=True)]
+                starts_inside = [(m - 1) * s < n + b for m, s, n, b in zip(more, steps, sizes, before, strict=True)]
+                counts = [m if inside else c for m, c, inside in zip(more, counts, starts_inside, strict=True)]
+        return cls(tuple(counts), tuple(kernel_shape), tuple(steps), tuple(spread), tuple(before), tuple(behind))
+
+    def places(self, X: np.ndarray, fill: float) -> Iterator[np.ndarray]:
+        """For each place of the kernel what lies there in every window, `fill` outside of X: [N, C, *counts]."""
+        needed = [
+            s * (m - 1) + d * (k - 1) + 1
+            for s, m, d, k in zip(self.strides, self.counts, self.dilations, self.kernel, strict=True)
+        ]
+        widths = [(b, max(0, n - b - size)) for b, n, size in zip(self.before, needed, X.shape[2:], strict=True)]
+        padded = np.pad(X, [(0, 0), (0, 0), *widths], constant_values=fill)
+        for place in itertools.product(*(range(k) for k in self.kernel)):
+            inside = (
+                slice(d * at, d * at + s * (m - 1) + 1, s)
+                for at, d, s, m in zip(place, self.dilations, self.strides, self.counts, strict=True)
+            )
+            yield padded[(slice(None), slice(None), *inside)]
+
+
+class AveragePool(OpRun):
+    """Over what lies in the input, or in its padding as well where that counts; never over what lies beyond."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        dilations: list[int] | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        windows = Windows.of(X.shape[2:], kernel_shape or [], auto_pad, ceil_mode, dilations, pads, strides)
+        counted = np.ones((1, 1, *X.shape[2:]))
+        if count_include_pad:
+            widths = [(0, 0), (0, 0), *zip(windows.before, windows.behind, strict=True)]
+            counted = np.pad(counted, widths, constant_values=1)
+            X = np.pad(X, widths)
+            windows = replace(windows, before=(0,) * len(windows.kernel))
+        total, count = (sum(windows.places(array, 0), np.zeros(())) for array in (X, counted))
+        return ((total / count).astype(X.dtype),)
+
+
+class MaxPool(OpRun):
+    """With the index of the first maximum in X, row by row or (`storage_order` 1) column by column."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: list[int] | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        storage_order: int | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        sizes = X.shape[2:]
+        windows = Windows.of(sizes, kernel_shape or [], auto_pad, ceil_mode, dilations, pads, strides)
+        lowest = -np.inf if np.issubdtype(X.dtype, np.floating) else np.iinfo(X.dtype).min
+        within = np.arange(np.prod(sizes)).reshape(sizes, order="F" if storage_order else "C")
+        indices = np.arange(X.shape[0] * X.shape[1]).reshape(*X.shape[:2], *[1] * len(sizes)) * within.size + within
+        values = np.full((*X.shape[:2], *windows.counts), lowest, X.dtype)
+        at = np.full(values.shape, -1)
+        for here, index in zip(windows.places(X, lowest), windows.places(indices, -1), strict=True):
+            larger = (here > values) | ((at == -1) & (index >= 0))
+            values, at = np.where(larger, here, values), np.where(larger, index, at)
+        return (values, at)[: len(self.output)]
+
+
+class Pad(OpRun):
+    """Crops by what is negative first, then pads."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        pads: np.ndarray,
+        constant_value: np.ndarray | None = None,
+        axes: np.ndarray | None = None,
+        mode: Literal["constant", "reflect", "edge", "wrap"] = "constant",
+        value: float | None = None,
+    ) -> tuple[np.ndarray]:
+        widths = np.zeros((X.ndim, 2), np.int64)
+        widths[slice(None) if axes is None else axes] = np.reshape(pads, (2, -1)).T
+        cropped = tuple(slice(max(0, -a), n - max(0, -b)) for (a, b), n in zip(widths, X.shape, strict=True))
+        grown = np.maximum(widths, 0)
+        if mode != "constant":
+            return (np.pad(X[cropped], grown, mode=mode),)
+        filling = value if constant_value is None else constant_value
+        return (np.pad(X[cropped], grown, constant_values=0 if filling is None else np.reshape(filling, -1)[0]),)
+
+
+UPSAMPLING: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+"""How Upsample, and Resize of opset 10, find the places that they take."""
+
+
+class Resize(op_resize.Resize):
+    """Of every opset, in opset 10 with the scales as the second input; axes of any sign; cubic weights in float64."""
+
+    def _run(  # type: ignore[override]
+        self,
+        X: np.ndarray,
+        roi: np.ndarray | None = None,
+        scales: np.ndarray | None = None,
+        sizes: np.ndarray | None = None,
+        axes: list[int] | None = None,
+        cubic_coeff_a: float = -0.75,
+        **attributes: Any,
+    ) -> Any:
+        attributes["axes"] = None if axes is None else [axis % X.ndim for axis in axes]
+        attributes["cubic_coeff_a"] = float(cubic_coeff_a)  # a float32 scalar draws all that it meets into float32
+        if scales is None and sizes is None:
+            return super()._run(X, None, roi, None, **{**attributes, **UPSAMPLING})
+        return super()._run(X, roi, scales, sizes, **attributes)
+
+
+class Upsample(op_resize.Resize):
+    """With the scales as an input or, in opset 7, an attribute."""
+
+    def _run(self, X: np.ndarray, scales: np.ndarray | list[float], mode: str = "nearest") -> Any:  # type: ignore[override]
+        return super()._run(X, None, np.asarray(scales), None, mode=mode, **UPSAMPLING)
+
+
+OPERATORS: list[type[OpRun]] = [AveragePool, MaxPool, Pad, Resize, Upsample]
