@@ -31,7 +31,9 @@ test: lint types
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.folding
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.serving
 
 clean:
