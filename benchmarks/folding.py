@@ -44,8 +44,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import fold
 from fold.errors import first_line
 from fold.export import quiet
+from fold.inputs import Arrays
+from fold.reference import ModuleReference
 from fold.runtime import FAULTY_OPTIMIZERS, open_session, run
-from fold.verify import Arrays, ModuleReference
 from models.frozen_resnet import FrozenBatchNorm2d
 
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from fold.engine import fold_model
     from fold.export import export_module
     from fold.report import Folded, FoldReport, Kept
-    from fold.verify import Verdict, verify_model
+    from fold.verdict import Verdict
+    from fold.verify import verify_model
 
 __all__ = ["FoldReport", "Folded", "Kept", "Verdict", "export_module", "fold_model", "verify_model"]
 
@@ -19,7 +20,7 @@ _HOMES = {
     "Folded": "fold.report",
     "FoldReport": "fold.report",
     "Kept": "fold.report",
-    "Verdict": "fold.verify",
+    "Verdict": "fold.verdict",
     "verify_model": "fold.verify",
 }
 

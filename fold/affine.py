@@ -84,22 +84,22 @@ def conv(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge)
     return W * factor.reshape(*factor.shape, *spatial), gauge.p * bias + gauge.q
 
 
-def shift_per_tap(W: Array, groups: int, b: Array) -> Array:
-    """What each tap of a convolution's kernel adds to its output if its input is shifted by `b`, [I]: [O, *k].
+def shift_per_tap(W: Array, groups: int, b: Array, p: Array) -> Array:
+    """What each tap of a convolution's kernel adds to its output of scale `p`, [O], for a shift `b`, [I], of its input.
 
-    `W` is [O, I/g, *k]: `V[o, tap] = sum_i W[o, i, tap] b[i]`.
+    `W` is [O, I/g, *k], the result is [O, *k]: `V[o, tap] = p[o] sum_i W[o, i, tap] b[i]`.
     """
     per_group = W.shape[0] // groups
     spread = np.repeat(b.reshape(groups, -1), per_group, axis=0)
     V: Array = (W * spread.reshape(*spread.shape, *(1,) * (W.ndim - 2))).sum(axis=1)
-    return V
+    return V * p.reshape(-1, *(1,) * (W.ndim - 2))
 
 
-def shift_per_tap_transposed(W: Array, groups: int, b: Array) -> Array:
+def shift_per_tap_transposed(W: Array, groups: int, b: Array, p: Array) -> Array:
     """The same of a transposed convolution, whose `W` is [I, O/g, *k]: [O, *k]."""
     products = (W * b.reshape(-1, *(1,) * (W.ndim - 1))).reshape(groups, -1, *W.shape[1:])
     V: Array = products.sum(axis=1).reshape(-1, *W.shape[2:])
-    return V
+    return V * p.reshape(-1, *(1,) * (W.ndim - 2))
 
 
 def border_map(V: Array, reached: Sequence[NDArray[np.bool_]]) -> Array:

@@ -88,6 +88,12 @@ class Manifest(_Strict):
     digest: str = ""
 
     @property
+    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
+        """In which type the graph computes; one that was published before there was a choice does so in float32."""
+        precision: Literal["fp32", "fp16", "bf16"] = self.fold.get("precision", {}).get("type", "fp32")
+        return precision
+
+    @property
     def batched(self) -> bool:
         """Whether the first axis of every input and output is the free batch axis."""
         return all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs))

@@ -25,10 +25,13 @@ from onnx_ir.passes import common
 
 from fold.artifact import Manifest, ModelVersion
 from fold.errors import BnfoldError, first_line
+from fold.inputs import Arrays, draw_inputs
 from fold.machine import Machine, this_machine, tool_versions
 from fold.onnxfile import save_graph
+from fold.reference import Reference, load_reference
 from fold.runtime import Provider, open_session, provider_of, resolve_provider, run
-from fold.verify import Arrays, Reference, compare, draw_inputs, load_reference
+from fold.unfolded import load_unfolded
+from fold.verify import compare
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -45,11 +48,13 @@ class AnswersDifferError(Exception):
 
 @dataclass(frozen=True)
 class GraphSize:
-    """What a graph consists of. `file` is what it was read or exported from, `operators` counts no constants."""
+    """What a graph consists of. `file` is what it was read or exported from, `operators` counts no constants,
+    `precision` is what it computes in."""
 
     file: str
     batchnorms: int
     operators: int
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -239,28 +244,22 @@ def _open_graphs(
         files = {"unfolded": version.reference_file, "folded": version.model_file}
         if version.manifest.reference == "reference.pt2":
             announce("exporting the unfolded graph")
-            files["unfolded"] = _export(version.reference_file, Path(folder) / "unfolded.onnx")
+            files["unfolded"] = Path(folder) / "unfolded.onnx"
+            save_graph(load_unfolded(version), files["unfolded"])
         sizes = {}
         for name, file in files.items():
             graph = ir.load(file)
             common.InlinePass()(graph)  # a function may hold BatchNorms, and folding has no functions
             kinds = [node.op_type for node in graph.graph.all_nodes() if node.op_type != "Constant"]
             origin = version.model_file if name == "folded" else version.reference_file
-            sizes[name] = GraphSize(origin.name, kinds.count("BatchNormalization"), len(kinds))
+            precision = version.manifest.precision if name == "folded" else "fp32"
+            sizes[name] = GraphSize(origin.name, kinds.count("BatchNormalization"), len(kinds), precision)
         announce("opening both graphs in ONNX Runtime")
         sessions = {
             where: {name: open_session(file, provider=where, threads=threads) for name, file in files.items()}
             for where in providers
         }
     return sizes, sessions
-
-
-def _export(reference: Path, path: Path) -> Path:
-    from fold.checkpoint import load_program  # noqa: PLC0415
-    from fold.export import export_graph  # noqa: PLC0415
-
-    save_graph(export_graph(load_program(reference)), path)
-    return path
 
 
 def _checked_rows(manifest: Manifest, batch: int) -> int:
@@ -288,7 +287,8 @@ def _check(
         output: np.concatenate([part[output] for part in parts]) if manifest.batched else array
         for output, array in parts[0].items()
     }
-    verdict = compare(truth, lambda _: answers, inputs, provider=provider_of(session))
+    precision = manifest.precision if name == "folded" else "fp32"
+    verdict = compare(truth, lambda _: answers, inputs, provider=provider_of(session), precision=precision)
     if not verdict:
         raise AnswersDifferError(f"{where}: {verdict.message}; no times are reported")
     return max((output.relative_error for output in verdict.outputs), default=0.0)

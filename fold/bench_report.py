@@ -26,7 +26,10 @@ def captions(benchmark: "Benchmark") -> list[str]:
     hardware = f"{machine.cpu}, {machine.cores} cores" + (f"; {machine.gpu}" if machine.gpu else "")
     threads = f", {benchmark.threads} threads" if benchmark.threads else ""
     return [
-        *(f"{name}: {g.file}, {g.batchnorms} BatchNorms, {g.operators} operators" for name, g in graphs.items()),
+        *(
+            f"{name}: {g.file}, {g.batchnorms} BatchNorms, {g.operators} operators, {g.precision}"
+            for name, g in graphs.items()
+        ),
         f"median and quartiles of {benchmark.rounds} rounds in turn{threads}; answers checked against float64 before",
         f"{hardware}; {benchmark.measured}",
         ", ".join(f"{tool} {version}" for tool, version in benchmark.versions.items()),

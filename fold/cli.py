@@ -62,6 +62,10 @@ def fold(
         bool,
         typer.Option("--open-activations", help="Let a ReLU become a clip by channel where a BatchNorm would stay."),
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(help="In which type the graph computes; what does not fit into it stays in float32."),
+    ] = "fp32",
     samples: Samples = 16,
     seed: Seed = 0,
     provider: Provider = "auto",
@@ -70,18 +74,21 @@ def fold(
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
     from fold.convert import Source, Target, convert  # noqa: PLC0415
-    from fold.report import fold_table, verdict_table  # noqa: PLC0415
+    from fold.report import certificate_table, fold_table  # noqa: PLC0415
 
     with console.status("starting") as status:
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust),
             Target(out, name, version, labels, preprocessing),
             open_activations=open_activations,
+            precision=precision,
             samples=samples,
             seed=seed,
             provider=provider,
             announce=lambda step: status.update(escape(step)),
         )
+    for change in conversion.changes:
+        console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
     if as_json:
         _print_json(conversion.to_dict())
     else:
@@ -92,11 +99,14 @@ def fold(
             f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
             highlight=False,
         )
-        console.print(verdict_table(conversion.verdict))
+        for stayed in conversion.precision.kept_float32:
+            text = f"{stayed.layer} stays in float32: {stayed.reason}"
+            console.print(escape(text), soft_wrap=True, highlight=False)
+        console.print(certificate_table(conversion.certificate))
     if conversion.path is None:
-        console.print(f"[red]{escape(conversion.verdict.message)}; nothing was published[/]", soft_wrap=True)
+        console.print(f"[red]{escape(conversion.certificate.message)}; nothing was published[/]", soft_wrap=True)
         raise typer.Exit(PROOF_FAILED)
-    console.print(f"[green]{escape(conversion.verdict.message)}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[green]{escape(conversion.certificate.message)}[/]", soft_wrap=True, highlight=False)
     console.print(f"published {escape(str(conversion.path))}", soft_wrap=True, highlight=False)
 
 
@@ -107,25 +117,36 @@ def verify(
     samples: Samples = 16,
     seed: Seed = 0,
     provider: Provider = "auto",
+    search: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Search so long for the largest difference.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again, on this machine, from its directory alone."""
     from fold.artifact import read_version  # noqa: PLC0415
-    from fold.report import verdict_table  # noqa: PLC0415
-    from fold.verify import read_inputs, verify_version  # noqa: PLC0415
+    from fold.certificate import certify  # noqa: PLC0415
+    from fold.inputs import read_inputs  # noqa: PLC0415
+    from fold.report import certificate_table  # noqa: PLC0415
 
     folder = _version_folder(model_dir)
-    with console.status(f"proving {escape(str(folder))}"):
+    with console.status(f"proving {escape(str(folder))}") as status:
         version = read_version(folder)
-        given = None if inputs is None else read_inputs(inputs)
-        verdict = verify_version(version, given, samples=samples, seed=seed, provider=provider)
+        certificate = certify(
+            version,
+            None if inputs is None else read_inputs(inputs),
+            samples=samples,
+            seed=seed,
+            provider=provider,
+            search_seconds=search,
+            announce=lambda step: status.update(escape(step)),
+        )
     if as_json:
-        _print_json({"model": version.manifest.name, "version": version.manifest.version, **verdict.to_dict()})
+        _print_json({"model": version.manifest.name, "version": version.manifest.version, **certificate.to_dict()})
     else:
-        console.print(verdict_table(verdict))
-    colour = "green" if verdict else "red"
-    console.print(f"[{colour}]{escape(verdict.message)}[/]", soft_wrap=True, highlight=False)
-    if not verdict:
+        console.print(certificate_table(certificate))
+    colour = "green" if certificate else "red"
+    console.print(f"[{colour}]{escape(certificate.message)}[/]", soft_wrap=True, highlight=False)
+    if not certificate:
         raise typer.Exit(PROOF_FAILED)
 
 
@@ -185,6 +206,10 @@ def serve(
     provider: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute [auto].")] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = None,
     max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch [64].")] = None,
+    shadow: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of the answers to hold against the reference [0]."),
+    ] = None,
 ) -> None:
     """Serve every model of REPOSITORY over HTTP until SIGTERM. Every BNFOLD_… variable is a setting, too."""
     from service.app import serve as serve_repository  # noqa: PLC0415
@@ -197,6 +222,7 @@ def serve(
         provider=provider,
         threads=threads,
         max_batch_size=max_batch_size,
+        shadow=shadow,
     )
     raise typer.Exit(serve_repository(settings))
 

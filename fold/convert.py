@@ -4,17 +4,15 @@ import gc
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 from pydantic import ValidationError
 
+from fold.activations import ROWS, collect
 from fold.artifact import (
     Manifest,
     ModelVersion,
@@ -26,18 +24,21 @@ from fold.artifact import (
     write_manifest,
     write_triton_config,
 )
-from fold.engine import fold_model
+from fold.canary import write_canary
+from fold.certificate import Certificate, certify
+from fold.engine import fold_graph
 from fold.errors import BnfoldError
 from fold.graph import tensor_specs
-from fold.lift import lift
+from fold.html_report import write_html
+from fold.inputs import draw_inputs
+from fold.lowering import lower
+from fold.machine import tool_versions
 from fold.onnxfile import read_graph, save_graph
-from fold.report import FoldReport, write_html
+from fold.precision import Precision, ranged, reduce
+from fold.report import FoldReport
+from fold.rewrite import round_weights
 from fold.runtime import Provider
-from fold.verify import Verdict, verify_version
-
-OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Behind these exporters hide parameters; they are evaluated whatever their size, as they make nothing larger."""
-TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+from fold.unfolded import read_onnx
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of it. `path` is None if the proof failed: then nothing was published."""
+    """What came of it. `path` is None if the proof failed: then nothing was published.
+
+    `changes` says what had to be made new in the source before it could be folded, a line each; `precision` what of the
+    graph stayed in float32, where another type was asked for.
+    """
 
     path: Path | None
     name: str
     version: int
     report: FoldReport
-    verdict: Verdict
+    certificate: Certificate
+    changes: tuple[str, ...] = ()
+    precision: Precision = field(default_factory=Precision)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `bnfold fold --json`."""
@@ -79,7 +86,9 @@ class Conversion:
             "model": self.name,
             "version": str(self.version),
             "model_dir": None if self.path is None else str(self.path),
-            "verdict": self.verdict.to_dict(),
+            "changes": list(self.changes),
+            "precision": self.precision.to_dict(),
+            "verdict": self.certificate.to_dict(),
         }
 
 
@@ -103,6 +112,7 @@ def convert(
     target: Target,
     *,
     open_activations: bool = False,
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     samples: int = 16,
     seed: int = 0,
     provider: Provider = "auto",
@@ -117,8 +127,10 @@ def convert(
     refuse_version(target.repository, name, version)  # before minutes are spent on what could not be published
     announce(f"reading {source.path}")
     unfolded = _read(source, announce)
+    changes = tuple(unfolded.described.get("changes", ()))
     announce("folding")
-    model, report = fold_model(unfolded.model, open_activations=open_activations)
+    folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision != "fp32")
+    model, report, carried = folding.model, folding.report, folding.carried
     manifest = Manifest(
         name=name,
         version=str(version),
@@ -129,11 +141,19 @@ def convert(
         outputs=tensor_specs(model.graph.outputs),
         preprocessing=_preprocessing(target, unfolded.metadata, model),
         labels=_labels(target, unfolded.metadata),
-        fold=report.to_dict(),
+        fold={},
         verdict={},
-        versions={tool: found for tool in TOOLS if (found := _installed(tool)) is not None},
+        versions=tool_versions(),
     )
-    verdict: Verdict | None = None
+    stored_in = Precision()
+    if precision != "fp32":
+        announce(f"what of the graph can be {precision}")
+        stored_in = reduce(model, precision, ranged(manifest, seed), provider)
+        model = lower(model, precision, stored_in.tensors)
+        report = replace(report, flushed=round_weights(model.graph))
+    described = {**report.to_dict(), "open_activations": open_activations, "precision": stored_in.to_dict()}
+    manifest = manifest.model_copy(update={"fold": described})
+    certificate: Certificate | None = None
     try:
         with new_version(target.repository, name, version) as folder:
             announce("writing")
@@ -141,27 +161,43 @@ def convert(
             unfolded.write_reference(folder / unfolded.reference)
             if manifest.labels:
                 (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
-            del unfolded, model  # the proof reads what was written, and needs their memory
+            graph = unfolded.model
+            del unfolded, folding, model  # the proof reads what was written, and needs their memory
             gc.collect()  # graphs hold themselves in cycles
-            announce("proving")
-            verdict = verify_version(ModelVersion(folder, manifest), samples=samples, seed=seed, provider=provider)
-            if not verdict:
+            certificate = certify(
+                ModelVersion(folder, manifest),
+                samples=samples,
+                seed=seed,
+                provider=provider,
+                unfolded=graph,
+                announce=announce,
+            )
+            if not certificate:
                 raise _ProofFailedError
-            manifest = manifest.model_copy(update={"verdict": verdict.to_dict()})
-            write_html(folder / "report.html", manifest, report)
+            write_canary(folder, certificate.verdict)
+            manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
+            announce("drawing the report")
+            seen = collect(
+                graph,
+                read_graph(folder / "model.onnx").model,
+                carried,
+                report,
+                draw_inputs(manifest.inputs, min(samples, ROWS), seed),
+            )
+            write_html(folder / "report.html", manifest, report, seen)
             write_manifest(folder, manifest)
             write_triton_config(target.repository / name, manifest)
     except _ProofFailedError:
-        assert verdict is not None
-        return Conversion(None, name, version, report, verdict)
-    return Conversion(target.repository / name / str(version), name, version, report, verdict)
+        assert certificate is not None
+        return Conversion(None, name, version, report, certificate, changes, stored_in)
+    return Conversion(target.repository / name / str(version), name, version, report, certificate, changes, stored_in)
 
 
 def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
     if not source.path.is_file():
         raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
     if source.path.suffix == ".onnx":
-        return _read_onnx(source, announce)
+        return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold import checkpoint, export  # noqa: PLC0415
 
@@ -197,27 +233,16 @@ def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
     return _Unfolded(model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata)
 
 
-def _read_onnx(source: Source, announce: Callable[[str], None]) -> _Unfolded:
-    from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second, which the first line need not wait for
-
-    given = read_graph(source.path)
-    try:
-        lifted = lift(given.model)
-    except BnfoldError as error:
-        raise BnfoldError(f"{source.path}: {error}") from error
-    for note in lifted.notes:
-        announce(note)
+def _read_onnx(source: Source) -> _Unfolded:
+    read, folder = read_onnx(source.path), source.path.absolute().parent
     described = {
         "kind": "onnx",
-        "opset": lifted.opset,
-        "ir_version": given.model.ir_version,
-        "changes": lifted.notes,
-        "external_data": {str(file.relative_to(source.path.absolute().parent)): sha256(file) for file in given.beside},
+        "opset": read.lifted.opset,
+        "ir_version": read.given.model.ir_version,
+        "changes": read.lifted.notes,
+        "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.beside},
     }
-    model = lifted.model.clone()
-    optimizer.fold_constants(model, should_fold=lambda node: node.op_type in OF_PARAMETERS or None)
-    common.RemoveUnusedNodesPass()(model)
-    return _Unfolded(model, "unfolded.onnx", given.copy_to, described)
+    return _Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described)
 
 
 def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
@@ -248,10 +273,3 @@ def _preprocessing(target: Target, metadata: dict[str, Any], model: ir.Model) ->
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _installed(tool: str) -> str | None:
-    try:
-        return installed_version(tool)
-    except PackageNotFoundError:
-        return None

@@ -1,13 +1,14 @@
 """Folding, step by step: trace the laws, solve the gauges, re-express the weights, rewrite a copy of the graph."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fold.affine import Gauge
 from fold.branches import find_branches
 from fold.gauge import Absorber, Candidate, Cause, Gauges, Refusal
 from fold.graph import constant, display_name, float64, is_float, is_standard
@@ -15,35 +16,63 @@ from fold.laws import LAWS
 from fold.laws.normalisation import written_out
 from fold.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.report import Folded, FoldReport, Kept, TensorSize
-from fold.rewrite import Change, apply, can_store, express, merge, round_merged
+from fold.rewrite import Change, apply, can_store, express, merge, round_weights
 from fold.solver import Solution, guilty, solve
 
 BATCHNORM = "BatchNormalization"
+
+
+@dataclass(frozen=True)
+class Folding:
+    """A folded graph, what became of each BatchNorm, and what its tensors carry of those of the source.
+
+    `carried` has p and q by the name of a float tensor, spread over it by numpy's rules: where the folded graph has a
+    tensor of that name, it holds `p*x + q` for the source's x. An infinite p tells that it may hold anything.
+    """
+
+    model: ir.Model
+    report: FoldReport
+    carried: dict[str, Gauge] = field(default_factory=dict)
 
 
 def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.Model, FoldReport]:
     """Fold every BatchNorm of `model` that exact algebra can remove.
 
     With `open_activations`, a ReLU or clip beside a BatchNorm that would stay may become a clip by channel (Max, Min),
-    and a padded convolution behind one may be followed by a constant map: fewer BatchNorms, and not always faster.
-    Without it this is done only where no pass over a tensor is added.
+    and a padded convolution behind one may be followed by a constant map, or read a channel of ones: fewer
+    BatchNorms, and not always faster. Without it this is done only where no pass over a tensor is added.
 
     Returns a new model and what became of each BatchNorm; `model` is not touched. A model without a BatchNorm comes
     back equal. Arithmetic is in float64, and every weight is rounded once, to the type it was stored in.
     """
+    folding = fold_graph(model, open_activations=open_activations)
+    return folding.model, folding.report
+
+
+def fold_graph(
+    model: ir.Model, *, open_activations: bool = False, exact: bool = False, leave: frozenset[str] = frozenset()
+) -> Folding:
+    """As `fold_model`, for a proof. With `exact` the same is decided, but new weights are left in float64 behind values
+    of the type that would store them. The BatchNorms named in `leave` are not folded."""
     started = time.perf_counter()
     source, model = model, model.clone()
     if any(_is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)  # a function has no weights of its own to fold into
     graph = model.graph
+    declared = [value.shape for value in graph.outputs]
     batchnorms = _find_batchnorms(model)
     if not batchnorms:
-        return source.clone(), FoldReport((), (), seconds=time.perf_counter() - started)
-    merged, branches_merged = _merge(graph)
-    gauges, solution, changes = _solve(model, open_activations)
+        return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
+    left = {found.node for found in batchnorms if found.name in leave}
+    merged, branches_merged = _merge(graph, left)
+    gauges, solution, changes = _solve(model, open_activations, left, exact=exact)
     into = _attribute(gauges, solution, changes)
+    carried = {value.name: solution.gauge(layout) for value, layout in gauges.layouts.items() if value.name}
     names = apply(graph, changes, solution.vanished)
+    for value, shape in zip(graph.outputs, declared, strict=True):  # inference may know more than the source declares
+        value.shape = value.shape if shape is None else shape
     vanished = {candidate.node for candidate in solution.vanished}
+    steps = {change.absorber.node: len(change.steps) for change in changes if change.steps is not None}
     folded, kept = [], []
     for found in batchnorms:
         if found.node in merged:
@@ -54,24 +83,25 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
         else:
             refusal = solution.refusals.get(found.node)
             refusal = refusal or Refusal("it is inside a subgraph, where folding stops", found.name)
+            passes = steps.get(found.node, found.operators)
             kept.append(
-                Kept(found.name, found.node_name, found.channels, refusal.reason, refusal.culprit, found.tensor)
+                Kept(found.name, found.node_name, found.channels, refusal.reason, refusal.culprit, found.tensor, passes)
             )
-    flushed = sum(change.flushed for change in changes) + round_merged(graph)
-    return model, FoldReport(
-        tuple(folded), tuple(kept), flushed, branches_merged, seconds=time.perf_counter() - started
-    )
+    flushed = sum(change.flushed for change in changes) + round_weights(graph, exact=exact)
+    seconds = time.perf_counter() - started
+    return Folding(model, FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds=seconds), carried)
 
 
-def _merge(graph: ir.Graph) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
-    """Merge parallel branches; for each node that went, the initializers that took it up, and how many branches did.
+def _merge(graph: ir.Graph, left: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
+    """Merge parallel branches that hold none of `left`; for each node that went, the initializers that took it up, and
+    how many branches did.
 
     Before anything is solved: a scale that had to pass an identity branch would otherwise grow from block to block.
     """
     merged: dict[ir.Node, tuple[str, ...]] = {}
     count = 0
     for root, branches in find_branches(graph):
-        if can_store(branches, root.outputs[0]):
+        if not left & branches.nodes and can_store(branches, root.outputs[0]):
             names = merge(graph, root, branches)
             merged |= dict.fromkeys(branches.nodes, names)
             count += branches.count
@@ -88,6 +118,7 @@ class _BatchNorm:
     channels: int
     warning: str | None
     tensor: TensorSize
+    operators: int
 
 
 def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
@@ -105,8 +136,9 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
         spoken_for.update(nodes)
         last = nodes[-1]
         warning = _warning(node) if _is_batchnorm(node) else None
+        size = TensorSize.of(last.outputs[0])
         found.append(
-            _BatchNorm(last, display_name(last), last.name or "", channels, warning, TensorSize.of(last.outputs[0]))
+            _BatchNorm(last, display_name(last), last.name or "", channels, warning, size, operators=len(nodes))
         )
     return found
 
@@ -146,21 +178,23 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
 Solved = tuple[Gauges, Solution, list[Change]]
 
 
-def _solve(model: ir.Model, open_activations: bool) -> Solved:
+def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact: bool) -> Solved:
     """Solve with everything closed, then open nodes near the BatchNorms that stay, step by step, where it helps."""
-    gauges = trace(model.graph)
-    best = gauges, *_solve_and_express(gauges)
+
+    def solved(gauges: Gauges) -> Solved:
+        return gauges, *_solve_and_express(gauges, left, exact=exact)
+
+    best = solved(trace(model.graph))
     searches = (activations_beside, activations_around, borders_behind) if open_activations else (cheap_borders_behind,)
     opened = frozenset[ir.Node]()
     for search in searches:
         gauges, solution, _ = best
-        staying = [candidate for candidate in gauges.candidates if candidate.node in solution.refusals]
-        more = search([candidate for candidate in staying if candidate.reported]) - opened
+        staying = [c for c in gauges.candidates if c.reported and c.node in solution.refusals.keys() - left]
+        more = search(staying) - opened
         if not more:
             continue
         opened |= more
-        gauges = trace(model.graph, opened)
-        trial = gauges, *_solve_and_express(gauges)
+        trial = solved(trace(model.graph, opened))
         if _reported(trial) > _reported(best):
             best = trial
     return best
@@ -170,14 +204,14 @@ def _reported(solved: Solved) -> int:
     return sum(candidate.reported for candidate in solved[1].vanished)
 
 
-def _solve_and_express(gauges: Gauges) -> tuple[Solution, list[Change]]:
+def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:
     """Solve, and solve again without the BatchNorms whose folded weights would overflow the type they are stored in."""
-    refused: dict[ir.Node, Refusal] = {}
+    refused = {node: Refusal("it was to be left", display_name(node)) for node in left}
     while True:
         solution = solve(gauges, refused)
         vanished = {candidate.node for candidate in solution.vanished}
         kept = [candidate.absorber for candidate in gauges.candidates if candidate.node not in vanished]
-        expressed = [express(absorber, solution) for absorber in (*gauges.absorbers, *kept)]
+        expressed = [express(absorber, solution, exact=exact) for absorber in (*gauges.absorbers, *kept)]
         changes = [change for change in expressed if change is not None]
         overflowing = [change.absorber for change in changes if change.overflows]
         new = {
@@ -201,22 +235,31 @@ def _attribute(gauges: Gauges, solution: Solution, changes: list[Change]) -> dic
     changed = {change.absorber.node: change.absorber for change in changes}
     writing = {node for node, absorber in changed.items() if not solution.gauge(absorber.write).trivial}
     reading = {node for node, absorber in changed.items() if not solution.gauge(absorber.read).trivial}
+
+    def moved(value: ir.Value) -> bool:
+        layout = gauges.layouts.get(value)  # none inside of what one absorber speaks for, a product and its bias
+        return is_float(value) and (layout is None or not solution.gauge(layout).trivial)
+
     return {
         candidate.node: [
-            *(changed[node] for node in _writers(candidate, absorbing) if node in writing),
-            *(changed[node] for node in _readers(candidate, absorbing) if node in reading),
+            *(changed[node] for node in _writers(candidate, absorbing, moved) if node in writing),
+            *(changed[node] for node in _readers(candidate, absorbing, moved) if node in reading),
         ]
         for candidate in solution.vanished
     }
 
 
-def _writers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]:
+Moved = Callable[[ir.Value], bool]
+"""Whether a tensor is not carried as it is: where it is, no change of weights has come or gone this way."""
+
+
+def _writers(candidate: Candidate, absorbing: set[ir.Node], moved: Moved) -> Iterable[ir.Node]:
     """The nearest parametric nodes before a BatchNorm; what other BatchNorms read is theirs to account for."""
-    stack, seen = [candidate.node.inputs[0]], set[ir.Value]()
+    stack, seen = [candidate.absorber.source], set[ir.Value]()
     while stack:
         value = stack.pop()
-        producer = None if value is None else value.producer()
-        if value is None or value in seen or producer is None or not is_float(value):
+        producer = value.producer()
+        if value in seen or producer is None or not moved(value):
             continue
         seen.add(value)
         if producer in absorbing:
@@ -224,16 +267,16 @@ def _writers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]
         else:
             for read in producer.inputs:
                 others = [] if read is None else [user for user, _ in read.uses() if user is not candidate.node]
-                if not any(_is_batchnorm(user) for user in others):
+                if read is not None and not any(_is_batchnorm(user) for user in others):
                     stack.append(read)
 
 
-def _readers(candidate: Candidate, absorbing: set[ir.Node]) -> Iterable[ir.Node]:
+def _readers(candidate: Candidate, absorbing: set[ir.Node], moved: Moved) -> Iterable[ir.Node]:
     """The nearest parametric nodes behind a BatchNorm."""
-    stack, seen = [candidate.node.outputs[0]], set[ir.Value]()
+    stack, seen = [candidate.absorber.result], set[ir.Value]()
     while stack:
         value = stack.pop()
-        if value in seen or not is_float(value):
+        if value in seen or not moved(value):
             continue
         seen.add(value)
         for reader, _ in value.uses():

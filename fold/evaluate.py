@@ -1,8 +1,15 @@
-"""Evaluates a graph in float64, whatever the type of its weights, with onnx's reference implementation."""
+"""Evaluates a graph in float64, whatever the type of its weights, with onnx's reference implementation of operators.
 
-from typing import Any
+The nodes are run here, not by onnx, which would hold every tensor to the end and every weight twice as wide: a weight
+is widened while a node reads it, and a tensor is forgotten behind its last reader.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -11,15 +18,21 @@ from fold.errors import BnfoldError, first_line
 from fold.graph import FLOATS
 from fold.reference_ops import OPERATORS
 
+Watch = Callable[[str, np.ndarray], None]
+T = TypeVar("T")
+
 
 def as_float64(model: ir.Model) -> ir.Model:
-    """A copy of `model` whose float tensors, weights and casts are all float64; weights keep their stored values."""
+    """A copy of `model` whose float tensors, weights and casts are all float64.
+
+    Weights keep their stored values, and are held as they are stored: each is widened anew whenever it is read.
+    """
     model = model.clone()
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and tensor.dtype in FLOATS:
-                value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
+                value.const_value = _widened(tensor, value.name)
                 value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new type: clones share theirs with the original
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
             if value.dtype in FLOATS:
@@ -28,6 +41,17 @@ def as_float64(model: ir.Model) -> ir.Model:
         for node in body:
             _widen_attributes(node)
     return model
+
+
+def _widened(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    if tensor.dtype == ir.DataType.DOUBLE:
+        return tensor
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(partial(_in_float64, tensor), ir.DataType.DOUBLE, shape, cache=False, name=name)
+
+
+def _in_float64(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float64))
 
 
 def _widen_attributes(node: ir.Node) -> None:
@@ -49,26 +73,79 @@ class Evaluator:
 
     def __init__(self, model: ir.Model) -> None:
         wide = as_float64(model)
-        # Weights are fed as inputs are: twice as wide they may not fit into a proto, and would be held there once more.
-        self._weights = _take_weights(wide.graph)
         self._opset = model.opset_imports.get("", 1)
+        self._weights = _take_weights(wide.graph)
         try:
-            self._evaluator = ReferenceEvaluator(
-                ir.to_proto(wide), new_ops=[BatchNormalization, ConvTranspose, *OPERATORS]
-            )
+            evaluator = ReferenceEvaluator(ir.to_proto(wide), new_ops=OPERATORS)
         except Exception as error:  # onnx's reference implementation raises many types
             raise self._failure(error) from error
+        self.nodes: Sequence[OpRun] = evaluator.rt_nodes_
+        self._outputs: list[str] = evaluator.output_names
+        self._captured = [sorted(captured(node.onnx_node)) for node in self.nodes]
+        self._forgotten = self._last_reads()
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        wide = {
-            name: array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
-            for name, array in inputs.items()
-        }
+    def __call__(self, inputs: dict[str, np.ndarray], watch: Watch | None = None) -> dict[str, np.ndarray]:
+        """Outputs by name. `watch` is called with the name and the array of each float tensor that a node writes."""
+
+        def step(node: OpRun, read: list[np.ndarray | None], context: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+            written = self.run(node, read, context)
+            for name, array in zip(node.output, written, strict=False):
+                if watch is not None and name and isinstance(array, np.ndarray) and array.dtype == np.float64:
+                    watch(name, array)
+            return written
+
+        return self.walk({name: wide(array) for name, array in inputs.items()}, self.weight, step)
+
+    def weight(self, name: str) -> np.ndarray:
+        """What an initializer holds, in float64 if it holds floats."""
+        return self._weights[name].numpy()
+
+    def run(
+        self, node: OpRun, read: Sequence[np.ndarray | None], context: dict[str, np.ndarray]
+    ) -> Sequence[np.ndarray]:
+        """What one node writes. Raises `BnfoldError` where it fails."""
         try:
-            outputs = self._evaluator.run(None, {**self._weights, **wide})
+            run: Callable[..., Sequence[np.ndarray]] = node.run
+            return run(*read, context=context) if node.need_context() else run(*read)
         except Exception as error:  # as above
             raise self._failure(error) from error
-        return dict(zip(self._evaluator.output_names, outputs, strict=True))
+
+    def walk(
+        self,
+        inputs: dict[str, T],
+        weight: Callable[[str], T],
+        step: Callable[[OpRun, list[T | None], dict[str, T]], Sequence[T]],
+    ) -> dict[str, T]:
+        """The outputs by name, of whatever is carried along the graph: node by node in graph order.
+
+        `inputs` stand for the graph's inputs, `weight` gives what stands for an initializer, and `step` what a node
+        writes from what it reads (None where an input is left out) and what its subgraphs read of the graph around.
+        """
+        held = dict(inputs)
+
+        def read(name: str) -> T:
+            if name in held:
+                return held[name]
+            if name in self._weights:
+                return weight(name)
+            raise self._failure(ValueError(f"nothing gives {name!r}"))
+
+        for node, within, forgotten in zip(self.nodes, self._captured, self._forgotten, strict=True):
+            context = {name: read(name) for name in within if name in held or name in self._weights}
+            written = step(node, [read(name) if name else None for name in node.input], context)
+            held.update({name: value for name, value in zip(node.output, written, strict=False) if name})
+            for name in forgotten:
+                held.pop(name, None)
+        return {name: read(name) for name in self._outputs}
+
+    def _last_reads(self) -> list[list[str]]:
+        """For each node the tensors that nobody reads behind it."""
+        wanted, forgotten = set(self._outputs), []
+        for node, within in zip(reversed(self.nodes), reversed(self._captured), strict=True):
+            names = {*node.input, *within, *node.output}
+            forgotten.append(sorted(names - wanted))
+            wanted |= names
+        return forgotten[::-1]
 
     def _failure(self, error: Exception) -> BnfoldError:
         return BnfoldError(
@@ -78,94 +155,33 @@ class Evaluator:
         )
 
 
-def _take_weights(graph: ir.Graph) -> dict[str, np.ndarray]:
-    """Turn the float initializers of a graph into inputs without values; what they held."""
+def wide(array: np.ndarray) -> np.ndarray:
+    """Floats in float64, anything else as it is."""
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """The names that the subgraphs of a node read, of the graph around or their own."""
+    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    return {name for graph in graphs for name in _names(graph)}
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from filter(None, node.input)
+        yield from captured(node)
+
+
+def _take_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Turn the initializers of a graph into inputs without values, since a proto would hold their copies; what they
+    held."""
     weights = {}
     for name, value in list(graph.initializers.items()):
-        if value.const_value is not None and value.dtype == ir.DataType.DOUBLE:
-            weights[name] = value.const_value.numpy()
+        if value.const_value is not None:
+            weights[name] = value.const_value
             del graph.initializers[name]
             value.const_value = None
             if not value.is_graph_input():
                 graph.inputs.append(value)
     return weights
-
-
-class BatchNormalization(OpRun):
-    """Of every opset; onnx's own trains where opsets 7 to 13 only apply what was trained (seen in onnx 1.23)."""
-
-    def _run(
-        self,
-        X: np.ndarray,
-        scale: np.ndarray,
-        B: np.ndarray,
-        mean: np.ndarray,
-        var: np.ndarray,
-        consumed_inputs: list[int] | None = None,
-        epsilon: float | None = None,
-        is_test: int | None = None,
-        momentum: float | None = None,
-        spatial: int | None = None,
-        training_mode: int | None = None,
-    ) -> tuple[np.ndarray, ...]:
-        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
-        over = tuple(axis for axis in range(X.ndim) if axis != 1)
-        shape = [-1] + [1] * (X.ndim - 2)
-        if not training_mode:
-            s = scale / np.sqrt(var + epsilon)
-            return ((X - mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),)
-        batch_mean, batch_var = X.mean(axis=over), X.var(axis=over)
-        s = scale / np.sqrt(batch_var + epsilon)
-        kept = 0.9 if momentum is None else momentum
-        return (
-            (X - batch_mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),
-            mean * kept + batch_mean * (1 - kept),
-            var * kept + batch_var * (1 - kept),
-        )
-
-
-class ConvTranspose(OpRun):
-    """Transposed convolution of any rank and number of groups; onnx's own fails for groups (seen in onnx 1.23)."""
-
-    def _run(
-        self,
-        X: np.ndarray,
-        W: np.ndarray,
-        B: np.ndarray | None = None,
-        auto_pad: str | None = None,
-        dilations: list[int] | None = None,
-        group: int | None = None,
-        kernel_shape: list[int] | None = None,
-        output_padding: list[int] | None = None,
-        output_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[np.ndarray]:
-        rank = X.ndim - 2
-        stride, dilation = strides or [1] * rank, dilations or [1] * rank
-        extra, pad = output_padding or [0] * rank, pads or [0] * 2 * rank
-        kernel, groups = W.shape[2:], group or 1
-        sizes = [
-            s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, X.shape[2:], dilation, kernel, strict=True)
-        ]
-        full = [size + e for size, e in zip(sizes, extra, strict=True)]
-        if not output_shape and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            output_shape = [s * n for s, n in zip(stride, X.shape[2:], strict=True)]
-        if output_shape:  # the padding follows from it: half on each side, the odd one as auto_pad says
-            total = [max(0, size - wanted) for size, wanted in zip(full, output_shape[-rank:], strict=True)]
-            before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
-            pad = before + [t - b for t, b in zip(total, before, strict=True)]
-        Y = np.zeros((X.shape[0], groups, W.shape[1], *full), X.dtype)
-        x = X.reshape(X.shape[0], groups, -1, *X.shape[2:])
-        w = W.reshape(groups, -1, *W.shape[1:])
-        for position in np.ndindex(*kernel):
-            places = tuple(
-                slice(d * at, d * at + s * (n - 1) + 1, s)
-                for at, d, s, n in zip(position, dilation, stride, X.shape[2:], strict=True)
-            )
-            here: tuple[Any, ...] = (..., *places)
-            Y[here] += np.einsum("ngi...,gio->ngo...", x, w[(..., *position)])
-        Y = Y.reshape(X.shape[0], -1, *full)
-        inner: tuple[Any, ...] = (..., *(slice(pad[a], full[a] - pad[rank + a]) for a in range(rank)))
-        Y = Y[inner]
-        return (Y if B is None else Y + B.reshape(-1, *[1] * rank),)

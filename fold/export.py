@@ -25,6 +25,8 @@ from fold.errors import BnfoldError, first_line
 from fold.graph import constant, display_name
 
 BATCH = "batch"
+USE_INPUT_STATS = 5
+"""Which argument of `aten.instance_norm` says whether it computes its statistics itself."""
 
 
 def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ir.Model:
@@ -59,7 +61,7 @@ def export_graph(program: ExportedProgram) -> ir.Model:
     """The unfolded graph of an exported program."""
     try:
         with quiet():
-            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
     except Exception as error:
         raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {first_line(error)}") from error
     assert exported is not None
@@ -78,6 +80,23 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     program._example_inputs = None
     with quiet(), path.open("wb") as stream:
         torch.export.save(program, stream)
+
+
+def _name_batchnorms(program: ExportedProgram) -> ExportedProgram:
+    """The program with BatchNorm where an InstanceNorm reads running statistics: in eval mode it is one, which the
+    exporter would write as a BatchNorm of every channel of every sample, between two reshapes."""
+    if not any(_has_statistics(node) for node in program.graph.nodes):
+        return program
+    program = copy.copy(program)
+    program._graph_module = copy.deepcopy(program.graph_module)
+    for node in program.graph.nodes:
+        if _has_statistics(node):
+            node.target = torch.ops.aten.batch_norm.default  # takes the same arguments
+    return program
+
+
+def _has_statistics(node: torch.fx.Node) -> bool:
+    return node.target is torch.ops.aten.instance_norm.default and node.args[USE_INPUT_STATS] is False
 
 
 def _fold_constants(model: ir.Model, named: set[str]) -> None:

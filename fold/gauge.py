@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.affine import Array, Gauge
-from fold.graph import constant, display_name, is_float
+from fold.graph import constant, display_name, is_float, is_standard
 from fold.scales import Ids
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 3, 2, 1, 0
@@ -43,11 +43,17 @@ class Cause:
     demand: str
 
 
+VALUELESS = frozenset({"Shape", "Size"})
+"""Operators that read dimensions and no value, so that they do not mind what a tensor is carried as."""
+
 BEHIND = -1
 """In place of an input's index: a constant that is added to what the node writes."""
 
+IN_FRONT = -2
+"""In place of an input's index: what one more channel, behind those that the node reads, holds everywhere."""
+
 Parameters = dict[tuple[ir.Node, int], Array]
-"""New parameters in float64, by the node and which input of it they are (or BEHIND)."""
+"""New parameters in float64, by the node and which input of it they are (or BEHIND, IN_FRONT)."""
 
 Steps = list[tuple[str, Array]]
 """Element-wise operators, each with one constant in float64, that stand in the place of a node, in order."""
@@ -150,7 +156,8 @@ class Gauges:
         self.causes: list[Cause] = []
         self.constraints: list[Constraint] = []
         self.scale_count = 0
-        self._layouts: dict[ir.Value, Layout] = {}
+        self.layouts: dict[ir.Value, Layout] = {}
+        """Of every float tensor that a law has spoken of."""
         self._absorbing: set[ir.Node] = set()
         self._shift_preferences: list[tuple[int, int]] = []  # (how many, their preference)
         self._shift_count = 0
@@ -165,21 +172,26 @@ class Gauges:
 
     def known(self, node: ir.Node) -> bool:
         """Whether the law of another node has spoken for this one as well."""
-        return any(value in self._layouts for value in node.outputs)
+        return any(value in self.layouts for value in node.outputs)
 
     def private(self, value: ir.Value) -> bool:
         """Whether a tensor is made by weights for one reader alone, so that nobody minds what is added to it."""
-        producer = value.producer()
-        if producer is None or len(value.uses()) != 1 or value.is_graph_output():
-            return False
-        inputs = [v for v in producer.inputs if v is not None and is_float(v) and constant(v) is None]
-        return producer in self._absorbing or all(self.private(v) for v in inputs)
+        waiting = [value]
+        while waiting:
+            value = waiting.pop()
+            producer = value.producer()
+            readers = [reader for reader, _ in value.uses() if not _asks_for_shape(reader)]
+            if producer is None or len(readers) != 1 or value.is_graph_output():
+                return False
+            if producer not in self._absorbing:
+                waiting += [v for v in producer.inputs if v is not None and is_float(v) and constant(v) is None]
+        return True
 
     def of(self, value: ir.Value) -> Layout:
         """The layout of a tensor. One that no law has written, a constant or a graph input, is carried as it is."""
-        if value not in self._layouts:
+        if value not in self.layouts:
             self.pin(value, Cause(value.name or "?", "is carried as it is"))
-        return self._layouts[value]
+        return self.layouts[value]
 
     def uniform(self, value: ir.Value, axes: Sequence[int], cause: int) -> Layout:
         """The layout of a tensor whose gauge must be the same all along `axes`: extent 1 there."""
@@ -213,7 +225,7 @@ class Gauges:
         return len(self.causes) - 1
 
     def set(self, value: ir.Value, layout: Layout) -> None:
-        self._layouts[value] = layout
+        self.layouts[value] = layout
 
     def fresh(self, shape: tuple[int, ...], preference: int = FROM_OTHERS) -> Layout:
         """New variables for a tensor that can take any gauge."""
@@ -255,10 +267,10 @@ class Gauges:
 
     def pin(self, value: ir.Value, cause: Cause) -> None:
         """Carry a tensor as it is: `p = 1` and `q = 0`. For one without a layout, that is its layout from now on."""
-        if value not in self._layouts:
+        if value not in self.layouts:
             self.set(value, self.fresh((1,) * _rank(value)))
         self.causes.append(cause)
-        self.fixed(self._layouts[value], len(self.causes) - 1)
+        self.fixed(self.layouts[value], len(self.causes) - 1)
 
     def boundary(self, node: ir.Node, demand: str = "lets no scale and no shift pass") -> None:
         """A node that we know nothing of, or not enough: everything around it is carried as it is."""
@@ -292,6 +304,10 @@ class Gauges:
         arrays = np.broadcast_arrays(*(ids for _, ids in terms))
         flat = tuple((factor, ids.reshape(-1)) for (factor, _), ids in zip(terms, arrays, strict=True))
         self.constraints.append(Constraint(kind, flat, cause))
+
+
+def _asks_for_shape(node: ir.Node) -> bool:
+    return node.op_type in VALUELESS and is_standard(node)
 
 
 def _rank(value: ir.Value) -> int:

@@ -1,7 +1,8 @@
 """Old graphs made new: folding and the evaluation in float64 read one form of each operator, that of recent opsets.
 
 onnx's version converter does the work. Weights are kept from it, since it serialises what it is given and protobuf ends
-at 2 GB. That a lifted graph still computes what the file says is proven with the fold (`fold.verify.GraphReference`).
+at 2 GB. That a lifted graph still computes what the file says is proven with the fold
+(`fold.reference.GraphReference`).
 """
 
 import re

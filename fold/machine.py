@@ -1,4 +1,4 @@
-"""Where something was measured: the processor, the graphics card, and the versions of the tools."""
+"""Where something was made or measured: the processor, the graphics card, and the versions of the tools."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-TOOLS = ("bnfold", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnx-ir", "numpy")
+TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 @dataclass(frozen=True)

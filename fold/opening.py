@@ -1,8 +1,8 @@
 """Which nodes to open: activations and padded convolutions near the BatchNorms that would stay otherwise.
 
 What is open may become another operator: a ReLU or clip one that clips each channel at bounds of its own, a padded
-convolution one that is followed by a constant map. Both cost something where they are used, so only what may help is
-opened, and what is open and not needed stays as it is.
+convolution one that is followed by a constant map, or one that reads a channel of ones. All of it costs something where
+it is used, so only what may help is opened, and what is open and not needed stays as it is.
 """
 
 import math
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from fold.gauge import Candidate
 from fold.graph import constant, dims, is_float, is_standard
 from fold.laws.elementwise import CLIPS
-from fold.laws.weights import knows_its_borders
+from fold.laws.weights import can_read_shifts, knows_its_sizes
 
 ABSORBERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 FUSED_BEHIND_CONVOLUTIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"})
@@ -37,13 +37,13 @@ def activations_around(staying: list[Candidate]) -> frozenset[ir.Node]:
 def borders_behind(staying: list[Candidate]) -> frozenset[ir.Node]:
     """Convolutions behind a BatchNorm whose padding or stride leaves its shift nowhere to go."""
     return frozenset(
-        node for candidate in staying for node in _behind(candidate.absorber.result) if knows_its_borders(node)
+        node for candidate in staying for node in _behind(candidate.absorber.result) if can_read_shifts(node)
     )
 
 
 def cheap_borders_behind(staying: list[Candidate]) -> frozenset[ir.Node]:
     """Those where adding a map to the output costs no more than the BatchNorm, a pass over the input."""
-    return frozenset(node for node in borders_behind(staying) if _cheap(node))
+    return frozenset(node for node in borders_behind(staying) if knows_its_sizes(node) and _cheap(node))
 
 
 def _cheap(node: ir.Node) -> bool:

@@ -1,10 +1,14 @@
-"""Operators that onnx's reference implementation gets wrong or does not know in all their versions (seen in onnx 1.23).
+"""Operators that onnx's reference implementation gets wrong, does not know in all versions, or wastes memory on.
 
-Its MaxPool fails or errs with padding and ceil_mode, its AveragePool with ceil_mode; its Pad cannot crop; its Resize
-computes cubic weights in float32 and does not know opset 10, and its Upsample only knows whole factors in opset 9.
+Seen in onnx 1.23: its BatchNormalization trains where opsets 7 to 13 only apply what was trained; its ConvTranspose
+fails for groups; its Conv gathers the windows of a whole batch at once; its MaxPool fails or errs with padding and
+ceil_mode, its AveragePool with ceil_mode; its Pad cannot crop; its Resize computes cubic weights in float32 and does
+not know opset 10, and its Upsample only knows whole factors in opset 9.
 """
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,10 +17,13 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_resize
 
+BLOCK = 2**20
+"""How many numbers of its windows a convolution gathers at once: 8 MB of float64."""
+
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows of a pool lie along each axis of space: how many there are, and what is padded before."""
+    """Where the windows of a pool or convolution lie along each axis of space, and what is padded before and behind."""
 
     counts: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -62,13 +69,130 @@ class Windows:
             for s, m, d, k in zip(self.strides, self.counts, self.dilations, self.kernel, strict=True)
         ]
         widths = [(b, max(0, n - b - size)) for b, n, size in zip(self.before, needed, X.shape[2:], strict=True)]
-        padded = np.pad(X, [(0, 0), (0, 0), *widths], constant_values=fill)
+        padded = np.pad(X, [(0, 0), (0, 0), *widths], constant_values=fill) if np.any(widths) else X
         for place in itertools.product(*(range(k) for k in self.kernel)):
             inside = (
                 slice(d * at, d * at + s * (m - 1) + 1, s)
                 for at, d, s, m in zip(place, self.dilations, self.strides, self.counts, strict=True)
             )
             yield padded[(slice(None), slice(None), *inside)]
+
+
+class Conv(OpRun):
+    """Convolution of any rank, in groups, with dilations; the windows are gathered block by block for BLAS."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        W: np.ndarray,
+        B: np.ndarray | None = None,
+        auto_pad: str | None = None,
+        dilations: list[int] | None = None,
+        group: int | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        groups, rank = group or 1, X.ndim - 2
+        if X.shape[1] != groups * W.shape[1]:
+            raise ValueError(f"a convolution of {groups} x {W.shape[1]} channels reads {X.shape[1]}")
+        windows = Windows.of(X.shape[2:], list(W.shape[2:]), auto_pad, None, dilations, pads, strides)
+        places = list(windows.places(X, 0))
+        w = W.reshape(groups, W.shape[0] // groups, math.prod(W.shape[1:]))
+        Y = np.empty((X.shape[0], W.shape[0], *windows.counts), X.dtype)
+        row = max(1, X.shape[1] * len(places) * math.prod(windows.counts[1:]))  # numbers in the windows of one row
+        rows, images = (max(1, BLOCK // size) for size in (row, row * max(1, windows.counts[0])))
+        for first, top in itertools.product(range(0, X.shape[0], images), range(0, windows.counts[0], rows)):
+            here = (slice(first, first + images), slice(None), slice(top, top + rows))
+            taps = [place[here].swapaxes(0, 1) for place in places]  # channels first: one product for all images
+            columns = taps[0] if len(taps) == 1 else np.stack(taps, axis=1)
+            product = w @ columns.reshape(groups, w.shape[2], -1)
+            Y[here] = product.reshape(W.shape[0], *taps[0].shape[1:]).swapaxes(0, 1)
+        if B is not None:
+            Y += B.reshape(-1, *[1] * rank)
+        return (Y,)
+
+
+class ConvTranspose(OpRun):
+    """Transposed convolution of any rank and number of groups."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        W: np.ndarray,
+        B: np.ndarray | None = None,
+        auto_pad: str | None = None,
+        dilations: list[int] | None = None,
+        group: int | None = None,
+        kernel_shape: list[int] | None = None,
+        output_padding: list[int] | None = None,
+        output_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        rank = X.ndim - 2
+        stride, dilation = strides or [1] * rank, dilations or [1] * rank
+        extra, pad = output_padding or [0] * rank, pads or [0] * 2 * rank
+        kernel, groups = W.shape[2:], group or 1
+        sizes = [
+            s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, X.shape[2:], dilation, kernel, strict=True)
+        ]
+        full = [size + e for size, e in zip(sizes, extra, strict=True)]
+        if not output_shape and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            output_shape = [s * n for s, n in zip(stride, X.shape[2:], strict=True)]
+        if output_shape:  # the padding follows from it: half on each side, the odd one as auto_pad says
+            total = [max(0, size - wanted) for size, wanted in zip(full, output_shape[-rank:], strict=True)]
+            before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+            pad = before + [t - b for t, b in zip(total, before, strict=True)]
+        Y = np.zeros((X.shape[0], groups, W.shape[1], *full), X.dtype)
+        x = X.reshape(X.shape[0], groups, X.shape[1] // groups, math.prod(X.shape[2:]))
+        w = W.reshape(groups, W.shape[0] // groups, *W.shape[1:])
+        for position in np.ndindex(*kernel):
+            places = tuple(
+                slice(d * at, d * at + s * (n - 1) + 1, s)
+                for at, d, s, n in zip(position, dilation, stride, X.shape[2:], strict=True)
+            )
+            here: tuple[Any, ...] = (..., *places)
+            Y[here] += (np.ascontiguousarray(w[(..., *position)].swapaxes(1, 2)) @ x).reshape(
+                *Y.shape[:3], *X.shape[2:]
+            )
+        Y = Y.reshape(X.shape[0], groups * W.shape[1], *full)
+        inner: tuple[Any, ...] = (..., *(slice(pad[a], full[a] - pad[rank + a]) for a in range(rank)))
+        Y = Y[inner]
+        return (Y if B is None else Y + B.reshape(-1, *[1] * rank),)
+
+
+class BatchNormalization(OpRun):
+    """Of every opset."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        scale: np.ndarray,
+        B: np.ndarray,
+        mean: np.ndarray,
+        var: np.ndarray,
+        consumed_inputs: list[int] | None = None,
+        epsilon: float | None = None,
+        is_test: int | None = None,
+        momentum: float | None = None,
+        spatial: int | None = None,
+        training_mode: int | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
+        over = tuple(axis for axis in range(X.ndim) if axis != 1)
+        shape = [-1] + [1] * (X.ndim - 2)
+        if not training_mode:
+            s = scale / np.sqrt(var + epsilon)
+            return ((X - mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),)
+        batch_mean, batch_var = X.mean(axis=over), X.var(axis=over)
+        s = scale / np.sqrt(batch_var + epsilon)
+        kept = 0.9 if momentum is None else momentum
+        return (
+            (X - batch_mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),
+            mean * kept + batch_mean * (1 - kept),
+            var * kept + batch_var * (1 - kept),
+        )
 
 
 class AveragePool(OpRun):
@@ -113,6 +237,8 @@ class MaxPool(OpRun):
         sizes = X.shape[2:]
         windows = Windows.of(sizes, kernel_shape or [], auto_pad, ceil_mode, dilations, pads, strides)
         lowest = -np.inf if np.issubdtype(X.dtype, np.floating) else np.iinfo(X.dtype).min
+        if len(self.output) == 1:
+            return (functools.reduce(np.maximum, windows.places(X, lowest)),)
         within = np.arange(np.prod(sizes)).reshape(sizes, order="F" if storage_order else "C")
         indices = np.arange(X.shape[0] * X.shape[1]).reshape(*X.shape[:2], *[1] * len(sizes)) * within.size + within
         values = np.full((*X.shape[:2], *windows.counts), lowest, X.dtype)
@@ -120,7 +246,7 @@ class MaxPool(OpRun):
         for here, index in zip(windows.places(X, lowest), windows.places(indices, -1), strict=True):
             larger = (here > values) | ((at == -1) & (index >= 0))
             values, at = np.where(larger, here, values), np.where(larger, index, at)
-        return (values, at)[: len(self.output)]
+        return values, at
 
 
 class Pad(OpRun):
@@ -143,6 +269,26 @@ class Pad(OpRun):
             return (np.pad(X[cropped], grown, mode=mode),)
         filling = value if constant_value is None else constant_value
         return (np.pad(X[cropped], grown, constant_values=0 if filling is None else np.reshape(filling, -1)[0]),)
+
+
+def _erf(X: np.ndarray) -> np.ndarray:
+    return np.asarray(np.vectorize(math.erf, otypes=[X.dtype])(X))
+
+
+class Erf(OpRun):
+    """In float64; onnx's own rounds to float32."""
+
+    def _run(self, X: np.ndarray) -> tuple[np.ndarray]:
+        return (_erf(X),)
+
+
+class Gelu(OpRun):
+    """In float64; onnx's own goes through its Erf, or through a π in float32."""
+
+    def _run(self, X: np.ndarray, approximate: str | None = None) -> tuple[np.ndarray]:
+        if approximate == "tanh":
+            return (0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),)
+        return (0.5 * X * (1 + _erf(X / math.sqrt(2))),)
 
 
 UPSAMPLING: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -176,4 +322,15 @@ class Upsample(op_resize.Resize):
         return super()._run(X, None, np.asarray(scales), None, mode=mode, **UPSAMPLING)
 
 
-OPERATORS: list[type[OpRun]] = [AveragePool, MaxPool, Pad, Resize, Upsample]
+OPERATORS: list[type[OpRun]] = [
+    AveragePool,
+    BatchNormalization,
+    Conv,
+    ConvTranspose,
+    Erf,
+    Gelu,
+    MaxPool,
+    Pad,
+    Resize,
+    Upsample,
+]

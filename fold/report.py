@@ -1,8 +1,7 @@
-"""What became of every BatchNorm: folded into what, or kept and why; for programs, a terminal and a browser."""
+"""What became of every BatchNorm: folded into what, or kept and why, for programs and a terminal."""
 
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fold.graph import dims
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.table import Table
 
-    from fold.artifact import Manifest
-    from fold.verify import Verdict
+    from fold.certificate import Certificate
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class TensorSize:
 class Kept:
     """A BatchNorm that stays, the reason in one sentence, and the node that is the culprit.
 
-    It still costs one pass over its tensor, which is read and written.
+    It still costs `passes` over its tensor, each of which reads and writes it: one, or where it is written out with
+    constants, one for each operator.
     """
 
     name: str
@@ -61,16 +60,17 @@ class Kept:
     reason: str
     culprit: str
     tensor: TensorSize = field(default=TensorSize(None, 4), compare=False)
+    passes: int = 1
 
     def bytes_moved(self, **sizes: int) -> int | None:
-        """Bytes read and written in that pass, for given sizes of the graph's named dimensions (`batch=8`); one row of
-        the batch by default. None where the tensor's sizes are not known."""
+        """Bytes read and written in these passes, for given sizes of the graph's named dimensions (`batch=8`); one row
+        of the batch by default. None where the tensor's sizes are not known."""
         size = self.tensor.bytes(**sizes)
-        return None if size is None else 2 * size
+        return None if size is None else 2 * size * self.passes
 
     def to_dict(self) -> dict[str, Any]:
         content = {key: value for key, value in asdict(self).items() if key != "tensor"}
-        return {**content, "passes": 1, "bytes_per_row": self.bytes_moved()}
+        return {**content, "bytes_per_row": self.bytes_moved()}
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,29 @@ def fold_table(report: FoldReport) -> "Table":
     return table
 
 
-def verdict_table(verdict: "Verdict") -> "Table":
-    """A row for each output: how far the unfolded and the folded model are from float64."""
+def certificate_table(certificate: "Certificate") -> "Table":
+    """A row for each part of the certificate, and for each output of the part that compares outputs."""
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("Output", "Unfolded", "Folded", "Limit", "", box=None, pad_edge=False, header_style="bold")
+    algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
+    table = Table("Part", "Found", "Limit", "", box=None, pad_edge=False, header_style="bold")
+
+    def add(part: str, found: str, limit: str, holds: object) -> None:
+        table.add_row(escape(part), found, limit, "[green]holds[/]" if holds else "[red]does NOT hold[/]")
+
+    add("A  algebra, in float64", f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}", algebra)
+    add("B  rounding of the weights", f"{len(rounding.faults)} of {rounding.weights} wrong", "0", not rounding.faults)
+    for part in rounding.outputs:
+        limit = "unknown" if part.bound is None else f"{part.bound:.3g}"
+        add(f"B  what it does to {part.name}", f"{part.difference:.3g}", limit, part)
     for output in verdict.outputs:
-        judged = "[green]equivalent[/]" if output.equivalent else "[red]NOT equivalent[/]"
-        numbers = (f"{error:.3g}" for error in (output.unfolded_error, output.folded_error, output.limit))
-        table.add_row(output.name, *numbers, judged)
+        found = f"{output.folded_error:.3g} (unfolded {output.unfolded_error:.3g})"
+        add(f"C  run time, {output.name}", found, f"{output.limit:.3g}", output.equivalent)
+    for decision in verdict.decisions:
+        found = f"{decision.flips} of {decision.decisions} decide otherwise"
+        add(f"D  decisions, {decision.name}", found, f"{decision.excused} by rounding", decision)
+    if certificate.search is not None:
+        for name, worst in certificate.search.outputs.items():
+            add(f"E  search, {name}", f"{worst.found:.3g} (at the start {worst.start:.3g})", "", True)
     return table
-
-
-def write_html(path: Path, manifest: "Manifest", report: FoldReport) -> None:
-    """The same for a browser, in one file that needs no network."""
-    from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
-
-    environment = Environment(loader=PackageLoader("fold"), autoescape=select_autoescape())
-    page = environment.get_template("report.html").render(manifest=manifest, report=report)
-    path.write_text(page, encoding="utf-8")

@@ -5,18 +5,26 @@ uses any more is removed. Names, types and shapes of the graph's inputs and outp
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from fold.affine import Array
-from fold.branches import Branches
-from fold.gauge import BEHIND, Absorber, Candidate
+from fold.gauge import BEHIND, IN_FRONT, Absorber, Candidate
 from fold.graph import constant
+from fold.kernels import Branches
 from fold.solver import Solution
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 """Types whose numbers below the smallest normal one are worth nothing and cost a CPU time; float16 needs its own."""
+
+
+class Constant(NamedTuple):
+    """A new constant, and the type in which it is stored: the tensor's own, unless it is kept exact."""
+
+    tensor: ir.TensorProtocol
+    dtype: ir.DataType
 
 
 @dataclass(frozen=True)
@@ -25,42 +33,42 @@ class Change:
     or steps in its place."""
 
     absorber: Absorber
-    tensors: dict[tuple[ir.Node, int], ir.TensorProtocol] = field(default_factory=dict)
-    steps: list[tuple[str, ir.TensorProtocol]] | None = None
+    constants: dict[tuple[ir.Node, int], Constant] = field(default_factory=dict)
+    steps: list[tuple[str, Constant]] | None = None
     flushed: int = 0
     overflows: bool = False
 
 
-def express(absorber: Absorber, solution: Solution) -> Change | None:
-    """The parameters of a node under the solution's gauges; None if it stays as it is."""
+def express(absorber: Absorber, solution: Solution, *, exact: bool = False) -> Change | None:
+    """The parameters of a node under the solution's gauges; None if it stays as it is. With `exact` they are left in
+    float64, and what rounding would do to them is only counted."""
     read, write = solution.gauge(absorber.read), solution.gauge(absorber.write)
     if read.trivial and write.trivial and not absorber.always:
         return None
-    exact = absorber.parameters(read, write)
-    if exact is None:
+    parameters = absorber.parameters(read, write)
+    if parameters is None:
         return None
-    rounded = _Rounded()
-    if isinstance(exact, list):
-        steps = [(operator, rounded.tensor(array, absorber.result)) for operator, array in exact]
+    rounded = _Rounded(keep=exact)
+    if isinstance(parameters, list):
+        steps = [(operator, rounded.constant(array, absorber.result)) for operator, array in parameters]
         return Change(absorber, {}, steps, rounded.flushed, rounded.overflows)
-    tensors = {}
-    for (node, index), array in exact.items():
+    constants = {}
+    for (node, index), array in parameters.items():
         existing = node.inputs[index] if 0 <= index < len(node.inputs) else None
         if existing is None and not array.any():
             continue  # a bias that is not there and is not needed
         weights = next(value for value in absorber.node.inputs if value is not None and constant(value) is not None)
-        tensors[node, index] = rounded.tensor(array, existing or weights)
-    return Change(absorber, tensors, None, rounded.flushed, rounded.overflows)
+        constants[node, index] = rounded.constant(array, existing or weights)
+    return Change(absorber, constants, None, rounded.flushed, rounded.overflows)
 
 
 def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]:
     """Put one convolution in the place of parallel branches; returns the names of its weights and bias.
 
-    Both stay in float64 until `round_merged`, so that a BatchNorm that folds into them later is no second rounding.
+    Both stay in float64 until `round_weights`, so that a BatchNorm that folds into them later is no second rounding.
     """
     y = root.outputs[0]
     kernel = branches.W.shape[2:]
-    nodes = [node for node in graph if node in branches.nodes]
     dtype = y.dtype
     assert dtype is not None
     conv = ir.node(
@@ -79,15 +87,19 @@ def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]
     result = conv.outputs[0]
     result.shape, result.type = y.shape, y.type
     graph.insert_after(root, conv)
+    last = conv
+    for operator, value in branches.rest:
+        result = _step(graph, last, operator, result, value)
+        last = result.producer() or last
     _take_over(graph, y, result)
-    left_over: list[ir.Value] = []
-    for node in reversed(nodes):
-        left_over += [value for value in node.inputs if value is not None and constant(value) is not None]
-        graph.remove(node, safe=True)
+    read = [value for node in branches.nodes for value in node.inputs if value is not None]
+    left_over = [value for value in read if constant(value) is not None]
+    graph.remove(branches.nodes, safe=True)
     _discard_unused(graph, left_over)
     wanted = branches.name or f"{conv.name}.weight"
-    weights = _initializer(graph, _free_name(graph, wanted), ir.tensor(branches.W), dtype)
-    bias = _initializer(graph, _free_name(graph, _bias_name(weights.name, conv)), ir.tensor(branches.b), dtype)
+    W, b = (Constant(ir.tensor(array), dtype) for array in (branches.W, branches.b))
+    weights = _initializer(graph, _free_name(graph, wanted), W)
+    bias = _initializer(graph, _free_name(graph, _bias_name(weights.name, conv)), b)
     conv.resize_inputs(3)
     conv.replace_input_with(1, weights)
     conv.replace_input_with(2, bias)
@@ -95,20 +107,21 @@ def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]
 
 
 def can_store(branches: Branches, value: ir.Value) -> bool:
-    """Whether the merged weights fit into the type that stores them."""
+    """Whether the merged weights are finite and fit into the type that stores them."""
     rounded = _Rounded()
     for array in (branches.W, branches.b):
-        rounded.tensor(array, value)
-    return not rounded.overflows
+        rounded.constant(array, value)
+    return not rounded.overflows and bool(np.isfinite(branches.W).all() and np.isfinite(branches.b).all())
 
 
-def round_merged(graph: ir.Graph) -> int:
-    """Round what is still kept more exactly than its type says; returns how many numbers were set to zero."""
-    rounded = _Rounded()
+def round_weights(graph: ir.Graph, *, exact: bool = False) -> int:
+    """Round what is still kept more exactly than its type says; returns how many numbers were set to zero. With
+    `exact` they are only counted."""
+    rounded = _Rounded(keep=exact)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and value.dtype is not None and tensor.dtype != value.dtype:
-            value.const_value = rounded.tensor(tensor.numpy(), value)
+            value.const_value = rounded.constant(tensor.numpy(), value).tensor
     return rounded.flushed
 
 
@@ -121,8 +134,8 @@ def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> 
             names[change.absorber.node] = _write_steps(graph, change.absorber, change.steps, left_over)
             continue
         new = []
-        for (node, index), tensor in change.tensors.items():
-            value = _store(graph, node, index, tensor, left_over)
+        for (node, index), stored in change.constants.items():
+            value = _store(graph, node, index, stored, left_over)
             new.append(value.name or "")
         for name, number in change.absorber.attributes.items():
             change.absorber.node.attributes[name] = ir.AttrFloat32(name, number)
@@ -133,42 +146,57 @@ def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> 
     return names
 
 
+def nearest(exact: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """The nearest numbers of a type, of two the even one; those too large become infinite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype == ir.DataType.BFLOAT16 and exact.dtype == np.float64:  # which is rounded by way of float32
+            single = exact.astype(np.float32)
+            inexact = np.isfinite(exact) & (single != exact)
+            bits = single.view(np.uint32) - (inexact & (np.abs(single.astype(np.float64)) > np.abs(exact)))
+            # towards zero, and odd where something was lost: then no tie comes about that is none
+            exact = (bits | inexact).astype(np.uint32).view(np.float32)
+        return np.asarray(exact.astype(dtype.numpy()))
+
+
 class _Rounded:
     """Rounds each exact number once, and counts what that does to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
         self.flushed = 0
         self.overflows = False
+        self._keep = keep
 
-    def tensor(self, exact: Array, stored_as: ir.Value) -> ir.TensorProtocol:
+    def constant(self, exact: Array, stored_as: ir.Value) -> Constant:
         """Rounded to the nearest number of the value's type; where subnormals are slow, they become zero."""
         dtype = stored_as.dtype
         assert dtype is not None
-        with np.errstate(over="ignore", under="ignore"):
-            array = exact.astype(dtype.numpy())
+        array = nearest(exact, dtype)
         self.overflows |= bool((np.isfinite(exact) & ~np.isfinite(array.astype(np.float64))).any())
         if dtype in SLOW_SUBNORMALS:
             smallest = {ir.DataType.DOUBLE: np.finfo(np.float64).tiny}.get(dtype, np.finfo(np.float32).tiny)
             small = (np.abs(exact) < smallest) & (exact != 0)
             self.flushed += int(small.sum())
             array = np.where(small, np.zeros((), array.dtype), array) if small.any() else array
-        return ir.tensor(np.ascontiguousarray(array).reshape(exact.shape), dtype=dtype)
+        if self._keep:
+            return Constant(ir.tensor(np.ascontiguousarray(exact)), dtype)
+        return Constant(ir.tensor(np.ascontiguousarray(array).reshape(exact.shape), dtype=dtype), dtype)
 
 
-def _store(
-    graph: ir.Graph, node: ir.Node, index: int, tensor: ir.TensorProtocol, left_over: list[ir.Value]
-) -> ir.Value:
+def _store(graph: ir.Graph, node: ir.Node, index: int, stored: Constant, left_over: list[ir.Value]) -> ir.Value:
     """Give a node an initializer of its own for one of its inputs. A MatMul takes a bias through an Add behind it."""
     old = node.inputs[index] if 0 <= index < len(node.inputs) else None
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         name = old.name or "folded"
         graph.initializers.pop(name, None)
-        old.name = None
+        old.const_value, old.name = None, None  # the source holds the same tensor, which a value renames with itself
     else:
         name = _free_name(graph, _name_for(node, index, old))
-    value = _initializer(graph, name, tensor)
+    value = _initializer(graph, name, stored)
     if index == BEHIND:
         _add_behind(graph, node, value)
+        return value
+    if index == IN_FRONT:
+        _append_in_front(graph, node, value)
         return value
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
@@ -182,6 +210,8 @@ def _name_for(node: ir.Node, index: int, old: ir.Value | None) -> str:
     """`layer.bias` beside `layer.weight`; the name of a shared initializer with a suffix."""
     if old is not None:
         return f"{old.name}_folded"
+    if index == IN_FRONT:
+        return f"{node.name or node.op_type}_ones"
     return _bias_name(node.inputs[1].name if node.inputs[1] is not None else None, node)
 
 
@@ -192,9 +222,8 @@ def _bias_name(weight: str | None, node: ir.Node) -> str:
 
 
 def _free_name(graph: ir.Graph, wanted: str) -> str:
-    taken = set(graph.initializers) | {value.name for value in graph.inputs}
     name, number = wanted, 1
-    while name in taken:
+    while name in graph.initializers or any(value.name == name for value in graph.inputs):
         name, number = f"{wanted}_{number}", number + 1
     return name
 
@@ -203,6 +232,24 @@ def _add_behind(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
     product = node.outputs[0]
     total = _step(graph, node, "Add", product, bias)
     _take_over(graph, product, total, keep=total.producer())
+
+
+def _append_in_front(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Let a node read one more channel, which holds one value everywhere."""
+    x = node.inputs[0]
+    assert x is not None
+    assert x.shape is not None
+    name = f"{node.name or node.op_type}_channel"
+    amounts = np.zeros((2, len(x.shape)), np.int64)
+    amounts[1, 1] = 1
+    stored = Constant(ir.tensor(amounts.reshape(-1)), ir.DataType.INT64)
+    pads = _initializer(graph, _free_name(graph, f"{name}_pads"), stored)
+    pad = ir.node("Pad", [x, pads, value], name=name, metadata_props=dict(node.metadata_props))
+    channels = x.shape[1]
+    grown = channels + 1 if isinstance(channels, int) else None
+    pad.outputs[0].shape, pad.outputs[0].type = ir.Shape([x.shape[0], grown, *x.shape[2:]]), x.type
+    graph.insert_before(node, pad)
+    node.replace_input_with(0, pad.outputs[0])
 
 
 def _step(graph: ir.Graph, after: ir.Node, operator: str, x: ir.Value, constant: ir.Value) -> ir.Value:
@@ -215,14 +262,14 @@ def _step(graph: ir.Graph, after: ir.Node, operator: str, x: ir.Value, constant:
 
 
 def _write_steps(
-    graph: ir.Graph, absorber: Absorber, steps: list[tuple[str, ir.TensorProtocol]], left_over: list[ir.Value]
+    graph: ir.Graph, absorber: Absorber, steps: list[tuple[str, Constant]], left_over: list[ir.Value]
 ) -> tuple[str, ...]:
     """Put element-wise nodes in the place of others; returns the names of their constants."""
     nodes = absorber.nodes or (absorber.node,)
     value, names, last = absorber.source, [], nodes[-1]
-    for operator, tensor in steps:
+    for operator, stored in steps:
         wanted = f"{last.name or last.op_type}_{operator.lower()}"
-        bound = _initializer(graph, _free_name(graph, wanted), tensor)
+        bound = _initializer(graph, _free_name(graph, wanted), stored)
         value = _step(graph, last, operator, value, bound)
         last = value.producer() or last
         names.append(bound.name or "")
@@ -230,26 +277,28 @@ def _write_steps(
     return tuple(names)
 
 
-def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, dtype: ir.DataType | None = None) -> ir.Value:
-    value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(dtype or tensor.dtype), const_value=tensor
-    )
+def _initializer(graph: ir.Graph, name: str, stored: Constant) -> ir.Value:
+    shape, type_ = ir.Shape(stored.tensor.shape.numpy()), ir.TensorType(stored.dtype)
+    value = ir.Value(name=name, shape=shape, type=type_, const_value=stored.tensor)
     graph.register_initializer(value)
     return value
 
 
 def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
-    """Let `new` stand wherever `old` stood, under its name if that is a graph output; `keep` goes on reading `old`."""
+    """Let `new` stand wherever `old` stood, under its name if that is a graph output; `keep` goes on reading `old`,
+    and then the name goes with what the name's readers read."""
     for consumer, index in list(old.uses()):
         if consumer is not keep:
             consumer.replace_input_with(index, new)
+    if keep is None and not old.is_graph_output():
+        return
     for position, output in enumerate(list(graph.outputs)):
         if output is old:
             graph.outputs[position] = new
-            name = old.name
-            old.name = None if keep is None else f"{name}_unshifted"
-            new.name = name
-            new.shape, new.type = old.shape, old.type
+    name = old.name
+    old.name = None if keep is None else f"{name}_unshifted"
+    new.name = name
+    new.shape, new.type = old.shape, old.type
 
 
 def _bypass(graph: ir.Graph, absorber: Absorber, left_over: list[ir.Value], instead: ir.Value | None = None) -> None:
@@ -269,7 +318,7 @@ def _bypass(graph: ir.Graph, absorber: Absorber, left_over: list[ir.Value], inst
 
 
 def _discard_unused(graph: ir.Graph, values: list[ir.Value]) -> None:
-    for value in values:
+    for value in dict.fromkeys(values):  # two nodes may have read the same
         if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
             _discard(graph, value)
 

@@ -57,12 +57,14 @@ def open_session(
     spinning: bool = False,
     tf32: bool = False,
     record_placement: bool = False,
+    optimised: bool = True,
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
     `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; `record_placement` lets `placement`
-    tell where each node runs. Raises `ProviderUnavailableError` if
-    `cuda` was asked for and the session would not run there, `BnfoldError` if the model cannot be loaded.
+    tell where each node runs; without `optimised` the graph runs node by node as it is written. Raises
+    `ProviderUnavailableError` if `cuda` was asked for and the session would not run there, `BnfoldError` if the model
+    cannot be loaded.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
@@ -71,6 +73,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     wanted = resolve_provider(provider)
     providers: list[Any]
     if wanted == "cuda":

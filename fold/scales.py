@@ -24,7 +24,7 @@ _VARIABLE = np.dtype(
     [
         ("parent", np.int64),
         ("weight", np.float64),  # p_x = weight * p_parent
-        ("link_cause", np.int64),
+        ("link_cause", np.int64),  # of the link to the parent; at a root of its first link to a child
         # what follows is kept at roots
         ("value", np.float64),  # p of the root, nan where it is free
         ("value_cause", np.int64),
@@ -186,8 +186,10 @@ def _link(part: NDArray[np.void], x: Ids, y: Ids, ratio: Array, position: Ids, c
         wrong = same & (np.abs(factor - 1) > RELATIVE_TOLERANCE)
         if wrong.any():
             return Conflict(int(position[wrong][0]), NOBODY)
-        child, parent = np.minimum(a, b), np.maximum(a, b)
-        factor = np.where(child == a, factor, 1 / factor)
+        size_a, size_b = part["members"][a], part["members"][b]
+        under = (size_a < size_b) | ((size_a == size_b) & (a < b))  # the smaller class under the larger: short paths
+        child, parent = np.where(under, a, b), np.where(under, b, a)
+        factor = np.where(under, factor, 1 / factor)
         _, first = np.unique(child, return_index=True)
         now = first[~same[first]]
         now = now[~np.isin(parent[now], child[now])]
@@ -229,6 +231,8 @@ def _merge(
     part["parent"][child] = parent
     part["weight"][child] = factor
     part["link_cause"][child] = cause
+    alone = parent[part["link_cause"][parent] == NOBODY]
+    part["link_cause"][alone] = cause
     np.add.at(part["reads"], parent, kids["reads"])
     np.add.at(part["members"], parent, kids["members"])
     return None

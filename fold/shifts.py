@@ -44,7 +44,9 @@ class Equations:
 
     def widen(self, terms: int) -> None:
         """Make room for `terms` variables in each equation."""
-        missing = ((0, 0), (0, max(0, terms - self.variables.shape[1])))
+        if terms <= self.variables.shape[1]:
+            return
+        missing = ((0, 0), (0, terms - self.variables.shape[1]))
         self.variables = np.pad(self.variables, missing, constant_values=NONE)
         self.coefficients = np.pad(self.coefficients, missing)
 

@@ -4,6 +4,7 @@
 paths are answered before the framework's middleware and routing, which would take longer than the rest of a request.
 """
 
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,9 +25,11 @@ from service.metrics import Metrics
 from service.openapi import INFER_PATHS
 from service.page import render_page
 from service.predict import predict_routes
+from service.references import References
 from service.repository import Repository
 from service.server import bind, run
 from service.settings import Settings
+from service.shadow import Watcher
 
 
 class Application(FastAPI):
@@ -44,7 +47,9 @@ class Application(FastAPI):
         self.settings = settings
         self.repository = repository
         self.metrics = Metrics(repository, self.takes_requests)
-        self.equivalence = Equivalence(settings)
+        references = References()
+        self.equivalence = Equivalence(settings, references)
+        self.watcher = Watcher(settings.shadow, references)
         self.infer = Infer(settings, repository, self.metrics)
         self.started = False
         self.stopping = False
@@ -109,11 +114,15 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
         app.repository.load()
     for model in app.repository.ready():
         app.metrics.watch(model)
+        app.watcher.watch(model)
+    gc.collect()
+    gc.freeze()  # what is there now stays: no later collection needs to look through it, torch's modules least of all
     app.started = True
     yield
     app.stop_being_ready()
     await app.repository.drain()
     app.equivalence.stop()
+    app.watcher.stop()
 
 
 def _add_pages(app: Application) -> None:

@@ -93,6 +93,13 @@ class DeadlineError(ServiceError):
     kind = "deadline"
 
 
+class OverdueError(ServiceError):
+    """What was begun took longer than it may."""
+
+    status = 504
+    kind = "overdue"
+
+
 def error_body(text: str) -> bytes:
     return orjson.dumps({"error": text})
 

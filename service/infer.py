@@ -82,11 +82,14 @@ async def compute(model: Model, inputs: Arrays, rows: int, scope: Scope) -> Arra
         gone = ClientGoneError("the client left while its request was queued")
         scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, gone)
     try:
-        return await ticket.result
+        outputs = await ticket.result
     except ServiceError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ComputeError(f"model {model}: the run failed: {first_line(error)}") from error
+    if model.watched is not None:
+        model.watched.offer(inputs, outputs, rows)
+    return outputs
 
 
 def error_answer(error: ServiceError) -> tuple[Headers, bytes]:

@@ -111,6 +111,13 @@ class Metrics:
         entries = self._repository.entries()
         states = [((e.name, e.version), float(isinstance(e, Model))) for e in entries]
         yield _gauge("bnfold_model_ready", "1 if the version serves", ["model", "version"], states)
+        broken = [((e.name, e.version, e.cause), 1.0) for e in self._repository.broken()]
+        yield _gauge(
+            "bnfold_model_broken",
+            "1 for a version that cannot be loaded, or whose certificate does not hold here",
+            ["model", "version", "cause"],
+            broken,
+        )
         models = self._repository.ready()
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
@@ -137,6 +144,7 @@ class Metrics:
         )
         yield self._histogram("bnfold_compute_seconds", "Time to run one batch", lambda counts: counts.compute_seconds)
         yield from self._of_verdicts()
+        yield from self._of_watching()
 
     def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=["model", "version"])
@@ -163,6 +171,32 @@ class Metrics:
                 for output in proof.verdict["outputs"]
             ]
             yield _gauge(name, text, [*labels, "output"], values)
+
+    def _of_watching(self) -> Iterator[Metric]:
+        """The share of every model, 0 where none is watched; the rest for those that are."""
+        models = self._repository.ready()
+        labels = ["model", "version"]
+        shares = [(_labels(model), model.watched.share if model.watched else 0.0) for model in models]
+        yield _gauge("bnfold_shadow_share", "Share of the answers that is held against the reference", labels, shares)
+        watched = [(_labels(model), model.watched) for model in models if model.watched is not None]
+        rows = CounterMetricFamily("bnfold_shadow_rows", "Rows held against the reference", labels=labels)
+        wrong = CounterMetricFamily(
+            "bnfold_shadow_disagreements",
+            "Answers further from the truth than rounding explains, or that decide otherwise",
+            labels=[*labels, "kind"],
+        )
+        drops = CounterMetricFamily(
+            "bnfold_shadow_drops", "Answers that were drawn and not compared", labels=[*labels, "reason"]
+        )
+        for key, found in watched:
+            rows.add_metric(key, found.rows)
+            for kind, count in found.disagreements.items():
+                wrong.add_metric((*key, kind), count)
+            for reason, count in found.drops.items():
+                drops.add_metric((*key, reason), count)
+        yield from (rows, wrong, drops)
+        ratios = [(key, found.error_ratio) for key, found in watched]
+        yield _gauge("bnfold_shadow_error_ratio", "Largest error of an answer over its limit", labels, ratios)
 
 
 def _gauge(name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:

@@ -42,6 +42,7 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
     manifest = model.manifest
     checked = model.proof.at if model.proof else None
     when = datetime.fromtimestamp(checked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if checked else "when it was folded"
+    tried = ", and tried here before it served" if model.session.has_canary and not checked else ""
     return {
         "name": model.name,
         "version": model.version,
@@ -52,10 +53,22 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "folded": len(manifest.fold.get("folded", ())),
         "kept": manifest.fold.get("kept", ()),
         "verdict": model.proof.verdict if model.proof else manifest.verdict,
-        "checked": when,
+        "checked": when + tried,
+        "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
+        "watched": model.watched,
         "images": manifest.preprocessing is not None,
         "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [_example(manifest.inputs)]}),
     }
+
+
+def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
+    """The certificate's parts that were made, and whether each holds."""
+    parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
+    if "outputs" in verdict:
+        parts.append(("run time", all(output["equivalent"] for output in verdict["outputs"])))
+    if verdict.get("decisions"):
+        parts.append(("decisions", all(found["flips"] == found["excused"] for found in verdict["decisions"])))
+    return parts
 
 
 def _tensor(spec: TensorSpec) -> dict[str, str]:

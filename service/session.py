@@ -7,9 +7,14 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.artifact import DATATYPES, ModelVersion
+from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
 from fold.runtime import Provider, open_session, provider_of
 from service.signature import Arrays, Signature
+
+
+class CertificateError(BnfoldError):
+    """The certificate of a version does not hold where it was to be served."""
 
 
 class ModelSession:
@@ -43,12 +48,28 @@ class ModelSession:
         batch = 1 if self.signature.batched else 0
         if any(-1 in spec.shape[batch:] for spec in specs):
             return
-        zeros = {s.name: np.zeros([1] * batch + list(s.shape[batch:]), DATATYPES[s.datatype]) for s in specs}
+        self._attempt({s.name: np.zeros([1] * batch + list(s.shape[batch:]), DATATYPES[s.datatype]) for s in specs})
+
+    @property
+    def has_canary(self) -> bool:
+        """Versions that were published before there were canaries have none."""
+        return FILE in self.version.manifest.files
+
+    def try_canary(self) -> None:
+        """Raises `CertificateError` if this session, with its device and options, does not compute what was proven."""
+        failure = sing(self.version.path, self._attempt) if self.has_canary else None
+        if failure is not None:
+            raise CertificateError(
+                f"{self.version.model_file}: its certificate does not hold here, on {self.provider}: {failure}; "
+                "compare with bnfold verify, and fold the model again"
+            )
+
+    def _attempt(self, inputs: Arrays) -> Arrays:
         try:
-            self.run(zeros)
-        except Exception as error:
+            return self.run(inputs)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             raise BnfoldError(
-                f"{self.version.model_file}: a run on zeros fails: {first_line(error)}; fold the model again"
+                f"{self.version.model_file}: a run before serving fails: {first_line(error)}; fold the model again"
             ) from error
 
     def _refuse_unknown_datatypes(self) -> None:

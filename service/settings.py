@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     max_json_depth: Annotated[int, Field(ge=4)] = 32
     max_samples: Annotated[int, Field(ge=1)] = 256
     """Rows of one equivalence check."""
+    equivalence_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long an equivalence check may take, its wait included; one that takes longer is answered with 504."""
+    shadow: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the answered requests that are held against the reference in the background."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 1 << 25
 
 

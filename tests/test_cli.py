@@ -61,7 +61,13 @@ def test_fold_publishes_a_model_directory_and_says_what_went_where(published) ->
     assert answer["verdict"]["equivalent"] is True
     folder = repository / "digits" / "1"
     assert Path(answer["model_dir"]) == folder
-    assert {p.name for p in folder.iterdir()} == {"model.onnx", "reference.pt2", "manifest.json", "report.html"}
+    assert {p.name for p in folder.iterdir()} == {
+        "canary.npz",
+        "manifest.json",
+        "model.onnx",
+        "reference.pt2",
+        "report.html",
+    }
     assert (repository / "digits" / "config.pbtxt").is_file()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["fold"]["folded"] == answer["folded"]
@@ -105,14 +111,15 @@ def test_a_failed_proof_publishes_nothing_and_exits_with_1(checkpoint, tmp_path)
     code = f"""
 import sys, numpy as np, onnx_ir as ir
 from fold import convert, cli
-right = convert.fold_model
+right = convert.fold_graph
 def wrong(model, **options):
-    folded, report = right(model, **options)
+    folding = right(model, **options)
+    folded = folding.model
     bias = folded.graph.initializers["classifier.bias"] if "classifier.bias" in folded.graph.initializers else next(
         v for n, v in folded.graph.initializers.items() if n.endswith("bias"))
     bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(1), name=bias.name)
-    return folded, report
-convert.fold_model = wrong
+    return folding
+convert.fold_graph = wrong
 cli.main(["fold", {str(checkpoint)!r}, "--arch", "models.vgg_after:vgg_after", "--input", "1,8,8",
           "--out", {str(tmp_path)!r}, "--json"])
 """
@@ -140,6 +147,20 @@ def test_an_onnx_file_is_a_source_and_its_own_reference(tmp_path) -> None:
     assert len(json.loads(done.stdout)["folded"]) == 1
     assert (tmp_path / "repository" / "net" / "1" / "unfolded.onnx").is_file()
     assert bnfold("verify", tmp_path / "repository" / "net" / "1").returncode == 0
+
+
+def test_what_was_made_new_in_an_old_file_is_told_on_a_line_of_its_own(tmp_path) -> None:
+    text = """
+        <ir_version: 6, opset_import: ["" : 11]>
+        g (float[n,1,3] x) => (float[n,2,3] y)
+        <float[2,1,1] W = {2,-3}, float[2] gamma = {1,-2}, float[2] beta = {3,4}, float[2] mean = {5,6},
+         float[2] variance = {1,2}> { u = Conv(x, W) y = BatchNormalization(u, gamma, beta, mean, variance) }
+    """
+    ir.save(ir.from_onnx_text(text), tmp_path / "net.onnx")
+    done = bnfold("fold", tmp_path / "net.onnx", "--out", tmp_path / "repository", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'net.onnx'}: lifted opset 11 to 18" in done.stderr.splitlines()
+    assert json.loads(done.stdout)["changes"] == ["lifted opset 11 to 18"]
 
 
 def test_a_pt2_wants_trust_and_folds_with_it(tmp_path) -> None:

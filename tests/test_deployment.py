@@ -192,6 +192,32 @@ def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:
     assert f"[ -f {folded['name']}/1/manifest.json ]" in script
 
 
+# docs/deployment.md
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    listed = set(re.findall(r"^\| `(BNFOLD_\w+)` \|", text, re.MULTILINE))
+    elsewhere = {"BNFOLD_REPOSITORY", "BNFOLD_HOST"}  # the image's own command line sets them
+    assert listed | elsewhere == {f"BNFOLD_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_alert_rules_watch_metrics_that_exist() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    page = create_app(Settings(repository=Path("/no/such/folder"))).metrics.page().decode()
+    existing = set(re.findall(r"^# TYPE (bnfold_\w+) ", page, re.MULTILINE))
+    rules = [rule for group in yaml.safe_load(block)["groups"] for rule in group["rules"]]
+    assert {"BnfoldDisagrees", "BnfoldNotEquivalent", "BnfoldVersionRefused"} <= {rule["alert"] for rule in rules}
+    for rule in rules:
+        used = set(re.findall(r"bnfold_\w+", rule["expr"]))
+        assert used, rule
+        assert used <= existing, used - existing
+        assert rule["annotations"]["summary"]
+    table = set(re.findall(r"^\| `(bnfold_\w+)` \|", text, re.MULTILINE))
+    assert table == {name for name in existing if name.startswith("bnfold_shadow_")}
+
+
 # The health check
 
 

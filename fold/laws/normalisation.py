@@ -52,7 +52,7 @@ def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
     if isinstance(found, str):
         return gauges.keep(node, found)
     if x.shape is None or len(x.shape) < 2:
-        return gauges.keep(node, "the rank of its input is unknown")
+        return gauges.keep(node, "its input has one axis, and so no channels")
     (s, t), epsilon = found, _epsilon(node)
     mean, variance = (float64(tensor) for value in node.inputs[3:5] if (tensor := constant(value)) is not None)
     cause = gauges.cause(node, "reads one gauge for each channel, and is a BatchNorm with another scale or shift")

@@ -2,30 +2,31 @@
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from fold import affine
 from fold.affine import Gauge, Reading
-from fold.gauge import BEHIND, FROM_WEIGHTS, Absorber, Gauges, Parameters
+from fold.gauge import BEHIND, FROM_WEIGHTS, IN_FRONT, Absorber, Gauges, Parameters
 from fold.graph import (
     constant,
-    dims,
     first_input,
     float64,
     integer,
-    integers,
     is_float,
     is_standard,
     padded,
     real,
-    text,
 )
 from fold.laws.movement import gather
+from fold.windows import conv_taps, conv_transpose_taps, spatial_sizes
+
+PADS_AS_INPUT = 11
+"""The opset since which a Pad takes its amounts as an input."""
 
 
 def conv(node: ir.Node, gauges: Gauges) -> None:
-    """Padding with zeros needs `q = 0` on what is read; opened, a constant map is added to the output instead, which
-    knows how much of the kernel each position near the border reads."""
+    """Padding with zeros needs `q = 0` on what is read. Opened, the shift of the tensor inside its padding is made up
+    for: by a constant map added to the output, which knows how much of the kernel each position near the border reads;
+    where that is known at run time only, by one more input channel of ones, which is padded as the others are."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, "has weights or a bias that are not constant")
@@ -45,14 +46,19 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
             W_new, B_new = affine.conv(W, _optional(bias), groups, Reading(a, b), writes)
             return {(node, 1): W_new, (node, 2): B_new}
         W_new, B_new = affine.conv(W, _optional(bias), groups, Reading(a, np.zeros_like(b)), writes)
-        added = affine.border_map(affine.shift_per_tap(W, groups, b), conv_taps(node))
-        return {(node, 1): W_new, (node, 2): B_new, (node, BEHIND): _by_channel(writes.p, added.ndim) * added}
+        shift = affine.shift_per_tap(W, groups, b, writes.p)
+        if knows_its_sizes(node):
+            added = affine.border_map(shift, conv_taps(node))
+            return {(node, 1): W_new, (node, 2): B_new, (node, BEHIND): added}
+        W_new = np.concatenate([W_new, shift[:, None]], axis=1)
+        return {(node, 1): W_new, (node, 2): B_new, (node, IN_FRONT): np.ones(())}
 
     return gauges.absorb(Absorber(node, read, write, parameters))
 
 
 def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
-    """Each output position sums another part of the kernel, so it reads no shift; opened, a constant map is added."""
+    """Each output position sums another part of the kernel, so it reads no shift; opened, a constant map is added, or
+    a channel of ones read."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, "has weights or a bias that are not constant")
@@ -69,11 +75,15 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
         a, b = reads.reading()
         W = float64(weights)
-        new = affine.conv_transpose(W, _optional(bias), groups, Reading(a, np.zeros_like(b)), writes)
+        W_new, B_new = affine.conv_transpose(W, _optional(bias), groups, Reading(a, np.zeros_like(b)), writes)
         if not b.any():
-            return {(node, 1): new[0], (node, 2): new[1]}
-        added = affine.border_map(affine.shift_per_tap_transposed(W, groups, b), conv_transpose_taps(node))
-        return {(node, 1): new[0], (node, 2): new[1], (node, BEHIND): _by_channel(writes.p, added.ndim) * added}
+            return {(node, 1): W_new, (node, 2): B_new}
+        shift = affine.shift_per_tap_transposed(W, groups, b, writes.p)
+        if knows_its_sizes(node):
+            added = affine.border_map(shift, conv_transpose_taps(node))
+            return {(node, 1): W_new, (node, 2): B_new, (node, BEHIND): added}
+        W_new = np.concatenate([W_new, shift[None]], axis=0)
+        return {(node, 1): W_new, (node, 2): B_new, (node, IN_FRONT): np.ones(())}
 
     return gauges.absorb(Absorber(node, read, write, parameters))
 
@@ -159,61 +169,22 @@ def embedding_or_gather(node: ir.Node, gauges: Gauges) -> None:
     return gauges.absorb(Absorber(node, gauges.nothing(), write, parameters))
 
 
-def conv_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
-    """For each axis of a convolution which taps read the input, and not its padding, at which output position."""
-    reached = []
-    for begin, stride, dilation, taps, size, out in _axes(node):
-        at = stride * np.arange(out)[:, None] + dilation * np.arange(taps) - begin
-        reached.append((at >= 0) & (at < size))
-    return reached
+def can_read_shifts(node: ir.Node) -> bool:
+    """Whether a node is a convolution that can be opened: its sizes are known, or all its outputs read one more input
+    channel."""
+    if node.op_type not in ("Conv", "ConvTranspose") or not is_standard(node) or _linear_inputs(node)[1] is None:
+        return False
+    return knows_its_sizes(node) or (integer(node, "group", 1) == 1 and _takes_pads_as_input(node))
 
 
-def conv_transpose_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
-    """For each axis of a transposed convolution which taps write to which output position."""
-    reached = []
-    for begin, stride, dilation, taps, size, out in _axes(node):
-        source = np.arange(out)[:, None] + begin - dilation * np.arange(taps)
-        reached.append((source % stride == 0) & (source >= 0) & (source < stride * size))
-    return reached
+def knows_its_sizes(node: ir.Node) -> bool:
+    """Whether the spatial sizes of what a convolution reads and writes are known."""
+    return spatial_sizes(first_input(node)) is not None and spatial_sizes(node.outputs[0]) is not None
 
 
-def _axes(node: ir.Node) -> list[tuple[int, ...]]:
-    """Padding before, stride, dilation, taps, input and output size of each axis; all sizes must be known."""
-    weights, sizes, outs = node.inputs[1], _sizes(first_input(node)), _sizes(node.outputs[0])
-    assert weights is not None
-    assert sizes is not None
-    assert outs is not None
-    kernel = [size for size in dims(weights) or [] if isinstance(size, int)][2:]
-    strides = integers(node, "strides", [1] * len(kernel))
-    dilations = integers(node, "dilations", [1] * len(kernel))
-    begins = integers(node, "pads", [0] * 2 * len(kernel))[: len(kernel)]
-    how = text(node, "auto_pad", "NOTSET")
-    if how.startswith("SAME") or (node.op_type == "ConvTranspose" and node.attributes.get("output_shape")):
-        extra = integers(node, "output_padding", [0] * len(kernel))
-        for axis in range(len(kernel)):
-            spread, (few, many) = dilations[axis] * (kernel[axis] - 1) + 1, (outs[axis], sizes[axis])
-            if node.op_type == "ConvTranspose":
-                few, many, spread = sizes[axis], outs[axis], spread + extra[axis]
-            total = max(0, strides[axis] * (few - 1) + spread - many)
-            begins[axis] = total // 2 if how == "SAME_UPPER" else total - total // 2
-    return list(zip(begins, strides, dilations, kernel, sizes, outs, strict=True))
-
-
-def _sizes(value: ir.Value) -> list[int] | None:
-    """Sizes behind batch and channels, if all are known."""
-    sizes = [size for size in (dims(value) or [])[2:] if isinstance(size, int)]
-    return sizes if len(sizes) == len(dims(value) or []) - 2 else None
-
-
-def knows_its_borders(node: ir.Node) -> bool:
-    """Whether a node is a convolution whose shifted input a constant map can make up for: its sizes are known."""
-    return (
-        node.op_type in ("Conv", "ConvTranspose")
-        and is_standard(node)
-        and _sizes(first_input(node)) is not None
-        and _sizes(node.outputs[0]) is not None
-        and _linear_inputs(node)[1] is not None
-    )
+def _takes_pads_as_input(node: ir.Node) -> bool:
+    """Whether the graph's Pad, which appends the channel of ones, has the form of recent opsets."""
+    return node.graph is not None and node.graph.opset_imports.get("", 1) >= PADS_AS_INPUT
 
 
 def _linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None, ir.TensorProtocol | None]:
@@ -225,7 +196,3 @@ def _linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None, i
 
 def _optional(tensor: ir.TensorProtocol | None) -> np.ndarray | None:
     return None if tensor is None else float64(tensor)
-
-
-def _by_channel(p: np.ndarray, rank: int) -> np.ndarray:
-    return p.reshape(1, -1, *(1,) * (rank - 2))

@@ -23,6 +23,15 @@ def test_a_shared_convolution_weight_is_never_overwritten() -> None:
     assert first != second
 
 
+def test_the_file_that_a_graph_was_read_from_keeps_its_tensors_and_their_names() -> None:
+    g = GraphBuilder("n", 3, 6, 7)
+    y = g.op("Conv", g.x, g.normal(4, 3, 1, 1), g.normal(4))
+    source = ir.to_proto(g.finish(g.batchnorm(y, 4)))
+    before = source.SerializeToString()
+    assert fold.fold_model(ir.from_proto(source))[1].folded
+    assert source.SerializeToString() == before
+
+
 def test_a_weight_shared_with_a_node_that_is_not_folded() -> None:
     g = GraphBuilder("n", 3, 6, 7)
     W = g.normal(4, 3, 1, 1)

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fold import lift
 from fold.artifact import read_version
+from fold.certificate import certify
 from fold.convert import Conversion, Source, Target, convert
 from fold.errors import BnfoldError
-from fold.verify import verify_version
 from service.repository import Repository
 from service.settings import Settings
 
@@ -167,9 +167,8 @@ def tf2onnx(path: Path) -> Path:
     return g.save(path, ("n", 6, 7, 3), g.op("ReduceMax", x, axes=[1, 2], keepdims=0), ("n", 2))
 
 
-def published(path: Path, repository: Path) -> tuple[Conversion, list[str]]:
-    said: list[str] = []
-    return convert(Source(path), Target(repository), samples=5, announce=said.append), said
+def published(path: Path, repository: Path) -> Conversion:
+    return convert(Source(path), Target(repository), samples=5)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +177,8 @@ def published(path: Path, repository: Path) -> tuple[Conversion, list[str]]:
 )
 def test_graphs_of_other_exporters_fold_and_are_proven_against_the_file_as_given(tmp_path, export, found, kept) -> None:
     source = export(tmp_path / "net.onnx")
-    conversion, _ = published(source, tmp_path / "repository")
-    assert conversion.verdict, conversion.verdict.message
+    conversion = published(source, tmp_path / "repository")
+    assert conversion.certificate, conversion.certificate.message
     assert conversion.report.batchnorms == found
     assert len(conversion.report.kept) == kept, [entry.reason for entry in conversion.report.kept]
     assert conversion.path is not None
@@ -187,19 +186,19 @@ def test_graphs_of_other_exporters_fold_and_are_proven_against_the_file_as_given
     assert version.reference_file.read_bytes() == source.read_bytes()
     assert [spec.name for spec in version.manifest.inputs] == ["x"]
     assert batchnorms(ir.load(version.model_file)) == kept
-    assert verify_version(version, samples=3, seed=1)
+    assert certify(version, samples=3, seed=1)
 
 
 # --- old formats
 
 
-def test_what_was_changed_is_announced_and_stands_in_the_manifest(tmp_path) -> None:
-    conversion, said = published(mxnet(tmp_path / "net.onnx"), tmp_path / "repository")
+def test_what_was_changed_is_told_and_stands_in_the_manifest(tmp_path) -> None:
+    conversion = published(mxnet(tmp_path / "net.onnx"), tmp_path / "repository")
     assert conversion.path is not None
     source = read_version(conversion.path).manifest.source
     assert (source["opset"], source["ir_version"]) == (8, 3)
     assert source["changes"] == ["IR version 3 or older: 11 inputs with values are constants", "lifted opset 8 to 18"]
-    assert [line for line in said if line in source["changes"]] == source["changes"]
+    assert conversion.to_dict()["changes"] == list(conversion.changes) == source["changes"]
     assert ir.load(conversion.path / "model.onnx").opset_imports[""] == 18
 
 
@@ -212,7 +211,7 @@ def test_an_input_that_a_caller_may_override_stays_one(tmp_path) -> None:
     mean = proto.graph.node[-1].input[3]
     proto.graph.input.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, [4]))
     onnx.save(proto, path)
-    conversion, _ = published(path, tmp_path / "repository")
+    conversion = published(path, tmp_path / "repository")
     assert conversion.path is not None
     assert [entry.reason for entry in conversion.report.kept] == [
         "its parameters or statistics are computed, or are inputs that a caller may override"
@@ -255,8 +254,8 @@ def test_an_old_operator_is_lifted_and_computes_what_it_did(tmp_path, case) -> N
     if op_type in ("Upsample", "Resize") and opset >= 9:
         tensors = [np.array([1, 1, 2, 3], np.float32)]
     g = one(op_type, opset, shape, *tensors, **attributes)
-    conversion, _ = published(g.save(tmp_path / "net.onnx", (2, 3, 4, 5), "y", shape), tmp_path / "repository")
-    assert conversion.verdict, conversion.verdict.message
+    conversion = published(g.save(tmp_path / "net.onnx", (2, 3, 4, 5), "y", shape), tmp_path / "repository")
+    assert conversion.certificate, conversion.certificate.message
     assert conversion.path is not None
     assert ir.load(conversion.path / "model.onnx").opset_imports[""] == 18
 
@@ -316,17 +315,17 @@ def outside(path: Path) -> Path:
 @pytest.mark.parametrize("export", [pytorch_1, keras])
 def test_a_graph_beyond_the_limit_keeps_its_weights_beside_it(tmp_path, export) -> None:
     source = outside(export(tmp_path / "net.onnx"))
-    conversion, _ = published(source, tmp_path / "repository")
+    conversion = published(source, tmp_path / "repository")
     assert conversion.path is not None
     graphs = {"model.onnx", "model.onnx.data", "unfolded.onnx", "unfolded.onnx.data"}
-    assert {p.name for p in conversion.path.iterdir()} == graphs | {"manifest.json", "report.html"}
+    assert {p.name for p in conversion.path.iterdir()} == graphs | {"canary.npz", "manifest.json", "report.html"}
     (tmp_path / "weights.bin").unlink()  # the directory needs nothing outside
     shutil.move(tmp_path / "repository", tmp_path / "elsewhere")
     folder = tmp_path / "elsewhere" / "net" / "1"
     version = read_version(folder)
     assert graphs <= set(version.manifest.files)
     assert list(version.manifest.source["external_data"]) == ["weights.bin"]
-    assert verify_version(version, samples=3, seed=1)
+    assert certify(version, samples=3, seed=1)
     content = bytearray((folder / "model.onnx.data").read_bytes())
     content[9] ^= 1
     (folder / "model.onnx.data").write_bytes(content)
@@ -335,11 +334,11 @@ def test_a_graph_beyond_the_limit_keeps_its_weights_beside_it(tmp_path, export) 
 
 
 def test_weights_beside_a_source_move_into_the_file_where_they_fit(tmp_path) -> None:
-    conversion, _ = published(outside(keras(tmp_path / "net.onnx")), tmp_path / "repository")
+    conversion = published(outside(keras(tmp_path / "net.onnx")), tmp_path / "repository")
     assert conversion.path is not None
-    files = {"model.onnx", "unfolded.onnx", "manifest.json", "report.html"}
+    files = {"canary.npz", "model.onnx", "unfolded.onnx", "manifest.json", "report.html"}
     assert {p.name for p in conversion.path.iterdir()} == files
-    assert verify_version(read_version(conversion.path), samples=3)
+    assert certify(read_version(conversion.path), samples=3)
 
 
 @pytest.mark.usefixtures("small_files")
@@ -350,7 +349,7 @@ def test_a_checkpoint_beyond_the_limit_folds_too(tmp_path) -> None:
     conversion = convert(source, Target(tmp_path / "repository"))
     assert conversion.path is not None
     assert {"model.onnx", "model.onnx.data", "reference.pt2"} <= {p.name for p in conversion.path.iterdir()}
-    assert verify_version(read_version(conversion.path))
+    assert certify(read_version(conversion.path))
 
 
 @pytest.mark.usefixtures("small_files")
@@ -390,7 +389,7 @@ def test_names_of_nodes_outlive_the_lifting(tmp_path) -> None:
     g = Exporter(opset=9, ir_version=4)
     y = g.batchnorm(g.op("Conv", "x", g.normal(4, 3, 3, 3)), 4)
     g.nodes[-1].name = "features.norm"
-    conversion, _ = published(g.save(tmp_path / "net.onnx", ("n", 3, 6, 7), y, ("n", 4, 4, 5)), tmp_path / "repository")
+    conversion = published(g.save(tmp_path / "net.onnx", ("n", 3, 6, 7), y, ("n", 4, 4, 5)), tmp_path / "repository")
     (folded,) = conversion.report.folded
     assert (folded.name, folded.into) == ("features.norm", ("w1", "w1_bias"))
     json.dumps(conversion.to_dict())

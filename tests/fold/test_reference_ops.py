@@ -7,6 +7,8 @@ import onnx_ir as ir
 import pytest
 from folding import GraphBuilder
 
+import fold.reference_ops
+from fold.errors import BnfoldError
 from fold.evaluate import evaluate
 from fold.runtime import open_session, run
 
@@ -54,6 +56,46 @@ def test_pools(attributes, rank) -> None:
         check(shape, "AveragePool", count_include_pad=counted, **attributes)
     for order in (0, 1):
         check(shape, "MaxPool", outputs=2, storage_order=order if rank > 1 else 0, **attributes)
+
+
+CONVOLUTIONS = [
+    {"pads": [1, 0, 2, 0, 1, 1]},
+    {"strides": [2, 3, 1], "pads": [1, 1, 0, 1, 0, 2]},
+    {"dilations": [2, 1, 2], "strides": [1, 2, 1]},
+    {"auto_pad": "SAME_UPPER", "strides": [2, 1, 3]},
+    {"auto_pad": "SAME_LOWER", "strides": [2, 2, 2]},
+    {"auto_pad": "VALID"},
+    {},
+]
+
+
+@pytest.mark.parametrize("block", [1, 100, 700, 2**20])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("attributes", CONVOLUTIONS, ids=str)
+def test_convolutions(attributes, rank, block, monkeypatch) -> None:
+    """In blocks of any size: a row of the output, some of them, a whole image, the batch."""
+    monkeypatch.setattr(fold.reference_ops, "BLOCK", block)
+    cut = {}
+    for name, value in attributes.items():
+        behind = value[3 : 3 + rank] if name == "pads" else []
+        cut[name] = value[:rank] + behind if isinstance(value, list) else value
+    random = np.random.default_rng(1)
+    for groups, kernel, bias in (
+        (1, (3, 2, 3), True),
+        (2, (3, 2, 3), False),
+        (6, (2, 3, 2), True),
+        (1, (1, 1, 1), True),
+    ):
+        W = random.integers(-4, 5, (12, 6 // groups, *kernel[:rank])).astype(np.float32)
+        B = random.integers(-4, 5, 12).astype(np.float32)
+        check((3, 6, *(8, 7, 6)[:rank]), "Conv", W, *([B] if bias else []), group=groups, **cut)
+
+
+def test_a_convolution_of_other_channels_is_refused() -> None:
+    g = GraphBuilder("n", "c", 5, 4)
+    y = g.op("Conv", g.x, g.normal(6, 3, 2, 2), group=2)
+    with pytest.raises(BnfoldError, match="2 x 3 channels reads 4"):
+        evaluate(g.finish(y), {"x": np.zeros((1, 4, 5, 4))})
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])

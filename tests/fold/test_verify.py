@@ -11,7 +11,9 @@ from folding import architecture, randomise
 import fold
 from fold.artifact import TensorSpec
 from fold.errors import BnfoldError
-from fold.verify import FLOOR, check_inputs, compare, draw_inputs, read_inputs
+from fold.inputs import check_inputs, draw_inputs, read_inputs
+from fold.decision import FLOORS
+from fold.verify import compare
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_the_limit_is_four_times_the_rounding_of_the_unfolded_model(times, equiv
     verdict = compare(Given(R, U), lambda inputs: {"y": F}, {"x": np.zeros((2, 1))})
     assert bool(verdict) is equivalent
     (output,) = verdict.outputs
-    assert output.limit == pytest.approx(4e-3 + FLOOR * 3)
+    assert output.limit == pytest.approx(4e-3 + FLOORS["fp32"] * 3)
     assert output.worst_sample == 1
 
 

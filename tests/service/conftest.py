@@ -2,7 +2,8 @@
 
 Each model is there for one thing: `net` is a network with a folded BatchNorm and a proof, `echo` has every datatype,
 `slow` computes for as long as its input says, `pick` fails for indices out of range, `free` has a free dimension,
-`single` no batch axis, `pair` two inputs and two outputs, `broken` a changed byte.
+`single` no batch axis, `pair` two inputs and two outputs, `broken` a changed byte. `folded` is a repository that
+`bnfold fold` wrote, with certificate and canary.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ def _publish(
     with new_version(repository, name, version) as folder:
         onnx.save(model, folder / "model.onnx")
         onnx.save(reference, folder / "unfolded.onnx")
-        content: dict[str, Any] = {"source": {}, "fold": {}, "verdict": {}, "versions": {}, **manifest}
+        verdict = {"equivalent": True, "message": "equivalent over 16 samples"}
+        content: dict[str, Any] = {"source": {}, "fold": {}, "verdict": verdict, "versions": {}, **manifest}
         write_manifest(
             folder,
             Manifest(
@@ -72,8 +74,9 @@ def _publish(
         )
 
 
-def _net(repository: Path, name: str = "net", *, wrong: bool = False, version: int = 1) -> None:
-    """Conv, BN, Relu, pooling and a classifier; `wrong` makes the folded weights those of another network."""
+def _net(repository: Path, name: str = "net", *, wrong: bool = False, other: bool = False, version: int = 1) -> None:
+    """Conv, BN, Relu, pooling and a classifier; `wrong` makes the folded weights those of another network, `other`
+    makes the reference one that takes no such input."""
     random = np.random.default_rng(7)
     w, g = random.normal(size=(8, 1, 3, 3)), random.normal(size=(8, 10))
     gamma, beta, mean = (random.normal(size=8) for _ in range(3))
@@ -91,6 +94,9 @@ def _net(repository: Path, name: str = "net", *, wrong: bool = False, version: i
     statistics = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
     single = {key: value.astype(np.float32) for key, value in {"w": w, "g": g, **statistics}.items()}
     unfolded = _model([conv, norm, *tail], inputs, outputs, single)
+    if other:
+        given = [("image", "FP32", -1, 3, 8, 8)]
+        unfolded = _model([conv, norm, *tail], given, outputs, {**single, "w": np.ones((8, 3, 3, 3), np.float32)})
     folded_conv = helper.make_node("Conv", ["image", "w", "bias"], ["b"], pads=[1, 1, 1, 1])
     folded = {"w": w * scale[:, None, None, None], "bias": beta - scale * mean + (0.01 if wrong else 0), "g": g}
     _publish(
@@ -103,7 +109,6 @@ def _net(repository: Path, name: str = "net", *, wrong: bool = False, version: i
         labels=LABELS,
         preprocessing=Preprocessing(input="image", mode="L", height=8, width=8, mean=(0.5,), std=(0.25,)),
         fold={"batchnorms": 1, "folded": [{"name": "bn", "node": "b", "channels": 8, "into": ["w"]}], "kept": []},
-        verdict={"equivalent": True, "message": "equivalent over 16 samples"},
         version=version,
     )
 
@@ -115,8 +120,8 @@ def _echo(repository: Path) -> None:
     _publish(repository, "echo", _model(nodes, inputs, outputs), inputs, outputs)
 
 
-def _slow(repository: Path) -> None:
-    """y = x, after as many thousand steps of a loop as the largest x says."""
+def _slow(repository: Path, *, quick: bool = False) -> None:
+    """y = x, after as many thousand steps of a loop as the largest x says; `quick` leaves the loop to the reference."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["more"], ["still"]), helper.make_node("Sin", ["v"], ["next"])],
         "body",
@@ -145,7 +150,9 @@ def _slow(repository: Path) -> None:
         "zero": np.zeros(1, np.float32),
     }
     inputs, outputs = [("x", "FP32", -1, 1)], [("y", "FP32", -1, 1)]
-    _publish(repository, "slow", _model(nodes, inputs, outputs, weights), inputs, outputs)
+    slow = _model(nodes, inputs, outputs, weights)
+    served = _model([helper.make_node("Identity", ["x"], ["y"])], inputs, outputs) if quick else slow
+    _publish(repository, "slow", served, inputs, outputs, reference=slow)
 
 
 def _others(repository: Path) -> None:
@@ -180,8 +187,14 @@ def _break(repository: Path) -> None:
 
 @pytest.fixture(scope="session")
 def make_net() -> Callable[..., None]:
-    """Publishes a network into a repository: `make_net(folder, name, wrong=…, version=…)`."""
+    """Publishes a network into a repository: `make_net(folder, name, wrong=…, other=…, version=…)`."""
     return _net
+
+
+@pytest.fixture(scope="session")
+def make_slow() -> Callable[..., None]:
+    """Publishes `slow` into a repository: `make_slow(folder, quick=…)`."""
+    return _slow
 
 
 @pytest.fixture(scope="session")
@@ -191,6 +204,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for publish in (_net, _echo, _slow, _others, _break):
         publish(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with `net`, versions 1 and 2, folded from an `.onnx`: copy it before changing anything."""
+    from fold.convert import Source, Target, convert  # noqa: PLC0415  # what it imports few tests need
+
+    folder = tmp_path_factory.mktemp("folded")
+    _net(folder / "source")
+    for version in (1, 2):
+        source = Source(folder / "source" / "net" / "1" / "unfolded.onnx")
+        assert convert(source, Target(folder / "repository", "net", version), provider="cpu").path is not None
+    return folder / "repository"
 
 
 @dataclass

@@ -1,15 +1,17 @@
 """The proof over HTTP, for the graph that serves; the metrics and the page that show what came of it."""
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from service.equivalence import MAX_WAITING, in_chunks
+from service.equivalence import MAX_WAITING
 
 PROVE = "/v2/models/net/equivalence"
 RANDOM = np.random.default_rng(5)
@@ -55,6 +57,11 @@ def test_the_callers_own_inputs_as_json_and_as_binary(service: Any) -> None:
         ({"seed": -1}, "seed is -1; expected a whole number from 0"),
         ({"seed": True}, "seed is True"),
         ({"sample": 8}, "'sample' is not known here; expected {\"samples\": n"),
+        ({"parts": ["algebra", "decision"]}, "parts is ['algebra', 'decision']; expected a list of 'algebra', 'round"),
+        ({"parts": "algebra"}, "parts is 'algebra'; expected a list of"),
+        ({"search_seconds": 0}, "search_seconds is 0; expected a number above 0, at most 300"),
+        ({"search_seconds": 301}, "search_seconds is 301; expected a number above 0, at most 300"),
+        ({"search_seconds": True}, "search_seconds is True"),
         ([], "the body is a JSON list; expected"),
         ({"inputs": [{"name": "image", "shape": [1], "datatype": "FP32", "data": [1]}]}, "[-1, 1, 8, 8] is expected"),
     ],
@@ -101,25 +108,132 @@ def test_checks_run_one_at_a_time_and_a_few_may_wait(repository: Path, start: Ca
         assert all(answer.headers["retry-after"] == "1" for answer in refused)
 
 
-def test_without_torch_a_torch_reference_is_501(
+@pytest.fixture
+def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started from now on have no torch."""
+    (tmp_path / "hidden").mkdir()
+    text = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+    (tmp_path / "hidden" / "torch.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"), prepend=os.pathsep)
+
+
+@pytest.fixture(scope="module")
+def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with `cnn`, folded from a PyTorch checkpoint: its reference is a torch program."""
+    import torch  # noqa: PLC0415  # as below
+    from folding import architecture, randomise  # noqa: PLC0415
+
+    from fold.convert import Source, Target, convert  # noqa: PLC0415  # what it imports no other test here needs
+
+    folder = tmp_path_factory.mktemp("torch")
+    torch.save(randomise(architecture("cnn"), seed=3).state_dict(), folder / "cnn.pt")
+    source = Source(folder / "cnn.pt", "models.cnn:cnn", (), ["1,8,8"])
+    assert convert(source, Target(folder / "repository", "cnn"), provider="cpu").path is not None
+    return folder / "repository"
+
+
+def test_without_torch_a_torch_reference_is_501_and_everything_else_works(
+    of_torch: Path, start: Callable[..., Any], without_torch: None
+) -> None:
+    """Verified by its canary, it serves; only proving and watching need torch, and say so."""
+    with start(of_torch, shadow=1) as service:
+        assert service.post("/v2/repository/index").json()[0]["state"] == "READY"
+        image = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
+        assert service.post("/v2/models/cnn/infer", json={"inputs": [image]}).status_code == 200
+        for body in ({}, {"parts": ["algebra", "search"]}):
+            answer = service.post("/v2/models/cnn/equivalence", json=body)
+            assert answer.status_code == 501
+            assert answer.json()["error"] == (
+                "model cnn/1 is proven against reference.pt2, and torch is not installed here; "
+                "install bnfold with torch to check equivalence"
+            )
+        assert service.metric('bnfold_shadow_share{model="cnn",version="1"}') == 0
+    assert any(line.startswith("bnfold: not watching cnn/1: model cnn/1 is proven against") for line in service.lines)
+
+
+def test_with_torch_the_same_model_is_proven_and_watched(of_torch: Path, start: Callable[..., Any]) -> None:
+    image = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
+    with start(of_torch, shadow=1) as service:
+        assert service.post("/v2/models/cnn/equivalence").json()["equivalent"] is True
+        assert service.post("/v2/models/cnn/infer", json={"inputs": [image]}).status_code == 200
+        while service.metric('bnfold_shadow_rows_total{model="cnn",version="1"}') < 1:
+            pass
+        assert service.metric('bnfold_shadow_disagreements_total{kind="error",model="cnn",version="1"}') == 0
+
+
+def test_without_torch_an_onnx_reference_is_proven_but_not_searched(
+    folded: Path, start: Callable[..., Any], without_torch: None
+) -> None:
+    with start(folded) as service:
+        assert service.post(PROVE).json()["equivalent"] is True
+        answer = service.post(PROVE, json={"parts": ["search"]})
+        assert (answer.status_code, "torch is not installed here" in answer.json()["error"]) == (501, True)
+
+
+def test_algebra_rounding_and_search_on_request(folded: Path, start: Callable[..., Any]) -> None:
+    image = RANDOM.normal(size=(5, 1, 8, 8)).astype(np.float32)
+    tensor = {"name": "image", "shape": list(image.shape), "datatype": "FP32"}
+    with start(folded) as service:
+        assert not {"algebra", "rounding", "search"} & service.post(PROVE).json().keys()
+        body = {"samples": 4, "parts": ["algebra", "rounding", "search"], "search_seconds": 0.5}
+        verdict = service.post(PROVE, json=body).json()
+        assert verdict["equivalent"] is True
+        assert verdict["algebra"]["holds"] is True
+        assert verdict["rounding"]["holds"] is True
+        assert verdict["rounding"]["weights"] >= 3
+        assert "scores" in str(verdict["search"]["outputs"])
+        assert verdict["located"] is None
+
+        own = {"inputs": [{**tensor, "data": image.ravel().tolist()}], "parts": ["algebra"]}
+        plain = service.post(PROVE, json=own).json()
+        assert "given" in [family["name"] for family in plain["algebra"]["families"]]
+        header = {"inputs": [{**tensor, "parameters": {"binary_data_size": image.nbytes}}], "parts": ["algebra"]}
+        text = json.dumps(header).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        binary = service.post(PROVE, content=text + image.tobytes(), headers=headers).json()
+        assert binary["algebra"] == plain["algebra"]
+        assert "algebra holds" in service.get("/").text
+
+
+def test_a_part_that_fails_makes_the_whole_not_equivalent(
     tmp_path: Path, start: Callable[..., Any], make_net: Callable[..., None]
 ) -> None:
-    """Where the reference cannot be loaded for want of a package, the answer names the package."""
+    """Right to rounding, but not the graph that folding gives: made by hand, its weights lie under other names."""
     make_net(tmp_path, "net")
-    code = """
-import sys
-import fold.verify
-from service.app import serve
-from service.settings import load_settings
-def load_reference(version):
-    raise ModuleNotFoundError("No module named 'torch'", name="torch")
-fold.verify.load_reference = load_reference
-sys.exit(serve(load_settings()))
-"""
-    with start(tmp_path, code=code) as service:
-        answer = service.post(PROVE)
-        assert answer.status_code == 501
-        assert "torch is not installed here" in answer.json()["error"]
+    with start(tmp_path) as service:
+        assert service.post(PROVE).json()["equivalent"] is True
+        verdict = service.post(PROVE, json={"parts": ["rounding"]}).json()
+        assert (verdict["equivalent"], verdict["rounding"]["holds"]) == (False, False)
+        assert verdict["message"].startswith("NOT equivalent: rounding does not hold; ")
+        assert service.metric('bnfold_equivalent{model="net",version="1"}') == 0
+
+
+def test_a_check_that_takes_too_long_is_504_and_ends(
+    tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
+) -> None:
+    """The reference needs minutes for all rows and a moment for one: the check ends at the next batch."""
+    make_slow(tmp_path, quick=True)
+    prove = "/v2/models/slow/equivalence"
+    rows = {"inputs": [{"name": "x", "shape": [200, 1], "datatype": "FP32", "data": [10] * 200}]}
+    with start(tmp_path, equivalence_seconds=2, max_batch_size=1) as service:
+        answer = service.post(prove, json=rows)
+        assert answer.status_code == 504
+        assert answer.json()["error"] == ("model slow/1: not proven within 2 seconds; ask for fewer samples or parts")
+        assert service.metric('bnfold_errors_total{kind="overdue",model="slow",version="1"}') == 1
+        assert service.post(prove, json={"samples": 1}).status_code == 200, "the thread is free again"
+
+
+def test_a_check_ends_when_its_client_goes(
+    tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
+) -> None:
+    make_slow(tmp_path, quick=True)
+    prove = "/v2/models/slow/equivalence"
+    rows = {"inputs": [{"name": "x", "shape": [200, 1], "datatype": "FP32", "data": [10] * 200}]}
+    with start(tmp_path, max_batch_size=1) as service:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(service.url + prove, json=rows, timeout=0.5)
+        assert service.post(prove, json={"samples": 1}).status_code == 200, "the thread is free again"
+        assert service.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
 
 
 def test_a_reference_that_fails_is_an_answer_not_an_end(
@@ -133,15 +247,3 @@ def test_a_reference_that_fails_is_an_answer_not_an_end(
             assert (answer.status_code, "error" in answer.json()) == (500, True)
         image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0] * 64}
         assert service.post("/v2/models/net/infer", json={"inputs": [image]}).status_code == 200
-
-
-def test_chunks_are_put_together_in_order() -> None:
-    sizes = []
-
-    def run(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        sizes.append(len(arrays["x"]))
-        return {"y": arrays["x"] * 2}
-
-    x = np.arange(10)
-    np.testing.assert_array_equal(in_chunks(run, {"x": x}, 4)["y"], 2 * x)
-    assert sizes == [4, 4, 2]

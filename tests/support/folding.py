@@ -59,7 +59,7 @@ def randomise(module: nn.Module, seed: int, *, hostile: bool = True) -> nn.Modul
             if name.endswith("layer_scale"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
         for batchnorm in module.modules():
-            if not isinstance(batchnorm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
+            if not isinstance(batchnorm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
                 continue
             n = batchnorm.num_features
             batchnorm.running_mean.copy_(torch.randn(n, generator=generator))
@@ -68,8 +68,10 @@ def randomise(module: nn.Module, seed: int, *, hostile: bool = True) -> nn.Modul
             if hostile:
                 gamma = torch.where(torch.rand(n, generator=generator) < 0.3, -gamma, gamma)
                 gamma[0], gamma[-1] = 0, 1e-7
-            batchnorm.weight.copy_(gamma)
-            batchnorm.bias.copy_(torch.randn(n, generator=generator))
+            beta = torch.randn(n, generator=generator)
+            if batchnorm.weight is not None:
+                batchnorm.weight.copy_(gamma)
+                batchnorm.bias.copy_(beta)
     return module
 
 

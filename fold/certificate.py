@@ -1,0 +1,199 @@
+"""The certificate: that a folded graph, as it is served here, still is the model that was trained.
+
+Four parts must hold: A, the algebra, before anything is rounded; B, the rounding of each weight; C, the run time, held
+against float64; D, the decisions. A fifth, the search for the input on which the graphs differ most, is made on request
+(docs/certificate.md). Everything is computed from the model directory alone, on any machine.
+"""
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fold.algebra import Algebra, check_algebra
+from fold.artifact import ModelVersion, sha256
+from fold.engine import fold_graph
+from fold.inputs import Arrays, check_inputs, draw_inputs
+from fold.locate import Located, of_algebra, of_rounding, of_run_time
+from fold.machine import this_machine, tool_versions
+from fold.onnxfile import read_graph
+from fold.precision import as_stored, run_unfolded
+from fold.reference import load_reference, open_graph
+from fold.rounding import Rounding, check_rounding
+from fold.runtime import Provider, open_session, provider_of, run
+from fold.unfolded import load_unfolded
+from fold.verdict import Verdict
+from fold.verify import compare
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from fold.search import Found
+
+ROWS = 16
+"""Rows that are computed at a time."""
+BOUNDED_ROWS = 4
+"""Rows of the inputs on which the bound is computed, which takes the longest."""
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """True if every part holds. `located` tells where the fault lies if one does not.
+
+    `subject` has the SHA-256 of the source, the reference and the served graph.
+    """
+
+    algebra: Algebra
+    rounding: Rounding
+    verdict: Verdict
+    search: "Found | None"
+    located: Located | None
+    subject: dict[str, str]
+    device: str
+    versions: dict[str, str]
+    created: str
+
+    def __bool__(self) -> bool:
+        return bool(self.algebra) and bool(self.rounding) and bool(self.verdict)
+
+    @property
+    def message(self) -> str:
+        """All of it in one sentence."""
+        if not self.algebra:
+            worst = self.algebra.worst
+            what = f"in float64 the graphs differ by {worst.difference:.3g} of output {worst.output!r} ({worst.name})"
+        elif not self.rounding:
+            wrong = len(self.rounding.faults)
+            what = f"{wrong} weights or nodes are not what folding gives" if wrong else "rounding exceeds its bound"
+        else:
+            return f"{self.verdict.message}{self._where}"
+        precision = self.verdict.precision
+        return f"NOT equivalent{'' if precision == 'fp32' else f' in {precision}'}: {what}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        return f"; {self.located.message}" if self.located else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate as JSON (docs/certificate.schema.json)."""
+        content = {
+            **self.verdict.to_dict(),
+            "equivalent": bool(self),
+            "message": self.message,
+            "runtime_holds": bool(self.verdict),
+            "algebra": self.algebra.to_dict(),
+            "rounding": self.rounding.to_dict(),
+            "search": None if self.search is None else self.search.to_dict(),
+            "located": None if self.located is None else self.located.to_dict(),
+            "subject": self.subject,
+            "device": self.device,
+            "versions": self.versions,
+            "created": self.created,
+        }
+        return {key: _without_infinities(value) for key, value in content.items()}
+
+
+def certify(
+    version: ModelVersion,
+    inputs: Arrays | None = None,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+    provider: Provider = "auto",
+    search_seconds: float = 0.0,
+    unfolded: "ir.Model | None" = None,
+    announce: Announce = lambda step: None,
+    progress: Callable[[int, int, float], None] = lambda step, steps, found: None,
+) -> Certificate:
+    """Certify a model directory: its graph as this machine would serve it, against its own reference.
+
+    On `inputs`, or `samples` rows drawn from `seed`. `unfolded` saves making that graph again where it is at hand.
+    Raises `BnfoldError` for inputs that do not fit, and for a directory that cannot be read.
+    """
+    specs, opened = version.manifest.inputs, bool(version.manifest.fold.get("open_activations"))
+    given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, inputs)
+    announce("making the unfolded graph again")
+    unfolded = load_unfolded(version) if unfolded is None else unfolded
+    announce("algebra: both graphs in float64")
+    folding = fold_graph(unfolded, open_activations=opened, exact=True)
+    algebra = check_algebra(unfolded, folding.model, specs, seed, None if inputs is None else given)
+    announce("rounding: every weight, and what it does")
+    stored = read_graph(version.model_file).model
+    few = {name: array[:BOUNDED_ROWS] if array.ndim else array for name, array in given.items()}
+    exact = as_stored(folding.model, version.manifest)
+    rounding = check_rounding(exact, stored, few)
+    found = None
+    if search_seconds > 0:
+        from fold.search import search  # noqa: PLC0415  # needs PyTorch
+
+        announce("searching for the largest difference")
+        found = search(exact, stored, specs, starts=given, budget_seconds=search_seconds, seed=seed, progress=progress)
+    located: Located | None = None
+    if not algebra:
+        announce("looking for the guilty fold")
+        located = of_algebra(unfolded, draw_inputs(specs, 2, seed), open_activations=opened)
+    elif not rounding and rounding.faults:
+        located = of_rounding(rounding.faults, folding.report)
+    precision, run_in_precision = version.manifest.precision, None
+    if precision != "fp32":
+        announce(f"the unfolded graph in {precision}")
+        user = None if inputs is None else given
+        run_in_precision = run_unfolded(version, provider, unfolded=unfolded, seed=seed, given=user)
+    del unfolded, folding, exact  # what follows needs their memory; graphs hold themselves in cycles
+    gc.collect()
+    announce("run time: the served graph against float64")
+    session = open_session(version.model_file, provider=provider)
+    reference = load_reference(version, provider=provider, unfolded=run_in_precision)
+    verdict = compare(
+        reference,
+        lambda arrays: run(session, arrays),
+        given,
+        seed=seed if inputs is None else None,
+        provider=provider_of(session),
+        precision=precision,
+        rows=ROWS if version.manifest.batched else 0,
+    )
+    if located is None and not verdict:
+        announce("looking for the guilty layer")
+        located = of_run_time(stored, few, _served(provider), _plain, precision)
+    machine = this_machine(gpu=provider_of(session) == "cuda")
+    return Certificate(
+        algebra,
+        rounding,
+        verdict,
+        found,
+        located,
+        _subject(version),
+        machine.gpu or machine.cpu,
+        tool_versions(),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _without_infinities(content: Any) -> Any:
+    """JSON has no infinity and no NaN; null stands for what is no number."""
+    if isinstance(content, dict):
+        return {key: _without_infinities(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_infinities(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _subject(version: ModelVersion) -> dict[str, str]:
+    return {
+        "source": str(version.manifest.source.get("sha256", "")),
+        "reference": sha256(version.reference_file),
+        "graph": sha256(version.model_file),
+    }
+
+
+def _served(provider: Provider) -> Callable[["ir.Model", Arrays], Arrays]:
+    return lambda model, arrays: run(open_graph(model, provider=provider), arrays)
+
+
+def _plain(model: "ir.Model", arrays: Arrays) -> Arrays:
+    return run(open_graph(model, provider="cpu", optimised=False), arrays)

@@ -1,0 +1,95 @@
+"""Inputs of a model: drawn from a seed, or given and held against what the model takes."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fold.artifact import DATATYPES, TensorSpec
+from fold.errors import BnfoldError
+
+Arrays = dict[str, np.ndarray]
+FREE_SIZES = (8,)
+"""Extents given to the free dimensions behind the batch, in order; the last one to all that follow."""
+Family = Literal["normal", "single", "offset", "sparse"]
+OFFSET = 100.0
+ZEROS = 0.9
+
+
+def draw_inputs(
+    specs: Sequence[TensorSpec],
+    samples: int,
+    seed: int,
+    *,
+    family: Family = "normal",
+    free: Sequence[int] = FREE_SIZES,
+) -> Arrays:
+    """Inputs with `samples` rows: floats from N(0, 1), integers 0 or 1. The same for the same seed, on any machine.
+
+    Of the family `offset` floats lie around 100, with a sign for each row; of `sparse` nine of ten are 0.
+    """
+    generator = np.random.default_rng(seed)
+    inputs: Arrays = {}
+    for spec in specs:
+        if spec.datatype not in DATATYPES:
+            raise BnfoldError(f"input {spec.name!r}: no values of type {spec.datatype} can be drawn; give inputs")
+        batched = bool(spec.shape) and spec.shape[0] < 0
+        shape = list(spec.shape)
+        for position, axis in enumerate(axis for axis, size in enumerate(shape) if size < 0 and axis >= batched):
+            shape[axis] = free[min(position, len(free) - 1)]
+        if batched:
+            shape[0] = samples
+        dtype = DATATYPES[spec.datatype]
+        if not np.issubdtype(dtype, np.floating):
+            inputs[spec.name] = generator.integers(0, 2, shape).astype(dtype)
+            continue
+        array = generator.standard_normal(shape)
+        if family == "offset":
+            sign = np.where(np.arange(shape[0] if shape else 1) % 2, -1, 1)
+            array += OFFSET * sign.reshape(-1, *[1] * (len(shape) - 1))
+        elif family == "sparse":
+            array[generator.random(shape) < ZEROS] = 0
+        inputs[spec.name] = array.astype(dtype)
+    return inputs
+
+
+def read_inputs(path: Path) -> Arrays:
+    """Arrays by input name from an `.npz`; one that would be unpickled is refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise BnfoldError(f"{path}: is no .npz of plain arrays ({error}); write one with numpy.savez") from error
+
+
+def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:
+    """The inputs that `specs` ask for. Raises `BnfoldError` that names what is missing, unknown or misshapen."""
+    names = [spec.name for spec in specs]
+    for name in inputs:
+        if name not in names:
+            raise BnfoldError(f"input {name!r}: the model has no such input; it takes {', '.join(names)}")
+    for spec in specs:
+        if spec.name not in inputs:
+            raise BnfoldError(f"input {spec.name!r}: missing; the model takes {', '.join(names)}")
+        array = inputs[spec.name]
+        fits = array.ndim == len(spec.shape) and all(
+            want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise BnfoldError(f"input {spec.name!r}: shape {list(array.shape)} does not fit {list(spec.shape)}")
+        if array.dtype != DATATYPES.get(spec.datatype):
+            raise BnfoldError(f"input {spec.name!r}: type {array.dtype}, expected {spec.datatype}")
+    if len({inputs[spec.name].shape[0] for spec in specs if spec.shape and spec.shape[0] == -1}) > 1:
+        raise BnfoldError(f"inputs {', '.join(names)}: their batches differ; expected the same number of rows")
+    return inputs
+
+
+def by_name(specs: Sequence[TensorSpec], inputs: Any) -> Arrays:
+    if not isinstance(inputs, Mapping):
+        listed = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if len(listed) != len(specs):
+            raise BnfoldError(f"{len(listed)} inputs were given; the model takes {len(specs)}")
+        inputs = {spec.name: array for spec, array in zip(specs, listed, strict=True)}
+    return {name: np.asarray(array) for name, array in inputs.items()}

@@ -1,0 +1,157 @@
+"""The unfolded model that a folded graph is held against: a PyTorch module, or an ONNX graph as it was given.
+
+PyTorch is imported only where a PyTorch reference is loaded.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fold.artifact import ModelVersion
+from fold.errors import BnfoldError
+from fold.inputs import Arrays
+from fold.verdict import judge
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+    from torch import nn
+
+    from fold.runtime import Provider
+
+Run = Callable[[Arrays], Arrays]
+RUNTIME_OPSET = 7
+"""The oldest that ONNX Runtime runs; older graphs are held against onnx's reference implementation."""
+
+
+class Reference(Protocol):
+    """The unfolded model in two precisions. Inputs and outputs are arrays by name, the batch first."""
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        """R: computed in float64."""
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        """U: computed in float32, or in the reduced precision of the folded graph."""
+
+
+class ModuleReference:
+    """A PyTorch module in eval mode and a copy of it in float64; arguments are passed in the order of `input_names`."""
+
+    def __init__(self, module: "nn.Module", input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        from fold.export import quiet  # noqa: PLC0415
+
+        self._single = module
+        with quiet():
+            self._double = copy.deepcopy(module).double()
+        self._input_names = input_names
+        self._output_names = output_names
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        wide = {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
+        return self._run(self._double, wide)
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return self._run(self._single, inputs)
+
+    def _run(self, module: "nn.Module", inputs: Arrays) -> Arrays:
+        import torch  # noqa: PLC0415
+        from torch.utils import _pytree as pytree  # noqa: PLC0415
+
+        with torch.no_grad():
+            # a copy: torch warns of arrays that it may not write to
+            result = module(*(torch.from_numpy(np.array(inputs[name])) for name in self._input_names))
+        outputs = [tensor.numpy() for tensor in pytree.tree_leaves(result)]
+        return dict(zip(self._output_names, outputs, strict=True))
+
+
+class GraphReference:
+    """An unfolded ONNX graph: float64 by onnx's reference implementation, float32 by ONNX Runtime on the CPU.
+
+    An old graph is lifted for float64, since the reference implementation is wrong for old operators, while float32
+    runs the file as it is given. So on every input it is checked first that the two are the same model: the file may
+    be as far from the lifted graph in float64 as the lifted graph in float32 is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from fold.evaluate import Evaluator  # noqa: PLC0415
+        from fold.lift import lift  # noqa: PLC0415
+        from fold.onnxfile import read_graph  # noqa: PLC0415
+        from fold.runtime import open_session, run  # noqa: PLC0415
+
+        given = read_graph(path).model
+        lifted = lift(given)
+        self._opset = lifted.opset
+        self._exact: Run = Evaluator(lifted.model)
+        self._lifted: Run | None = None if lifted.model is given else partial(run, open_graph(lifted.model))
+        self._given: Run
+        self._unfolded: Run
+        if self._lifted is not None and lifted.opset < RUNTIME_OPSET:
+            self._given, self._unfolded = Evaluator(given), self._lifted
+        else:
+            self._given = self._unfolded = partial(run, open_session(path, provider="cpu"))
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        exact = self._exact(inputs)
+        if self._lifted is not None:
+            self._check_lifting(exact, self._lifted(inputs), self._given(inputs))
+        return exact
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return self._unfolded(inputs)
+
+    def _check_lifting(self, exact: Arrays, lifted: Arrays, given: Arrays) -> None:
+        for name, truth in exact.items():
+            if given[name].shape != truth.shape or not judge(name, truth, lifted[name], given[name]).equivalent:
+                raise BnfoldError(
+                    f"the graph of opset {self._opset} cannot be lifted: its output {name!r} becomes another; "
+                    "export the model again with a recent opset"
+                )
+
+
+def open_graph(model: "ir.Model", *, provider: "Provider" = "cpu", optimised: bool = True) -> "ort.InferenceSession":
+    """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
+    from fold.onnxfile import save_graph  # noqa: PLC0415
+    from fold.runtime import open_session  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_graph(model, path)
+        return open_session(path, provider=provider, optimised=optimised)
+
+
+@dataclass(frozen=True)
+class ReducedReference:
+    """The unfolded model in float64, and in the reduced precision in which the folded graph is served."""
+
+    exact: Run
+    unfolded: Run
+
+
+def load_reference(version: ModelVersion, *, provider: "Provider" = "cpu", unfolded: Run | None = None) -> Reference:
+    """The reference that a model directory was published with. Imports PyTorch for a `.pt2`.
+
+    Where the graph is served in a reduced precision, U is computed in it as well, on `provider`; `unfolded` does that
+    where it is at hand.
+    """
+    reference = _load_single(version)
+    if version.manifest.precision == "fp32":
+        return reference
+    from fold.precision import run_unfolded  # noqa: PLC0415
+
+    return ReducedReference(reference.exact, unfolded or run_unfolded(version, provider))
+
+
+def _load_single(version: ModelVersion) -> Reference:
+    if version.manifest.reference == "unfolded.onnx":
+        return GraphReference(version.reference_file)
+    from fold.checkpoint import load_program  # noqa: PLC0415
+
+    program = load_program(version.reference_file)
+    inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))
+    return ModuleReference(program.module(), inputs, outputs)

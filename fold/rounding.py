@@ -1,0 +1,152 @@
+"""Part B of a certificate: every stored weight is the exact one, rounded once, and does no more than rounding can.
+
+The graph that is stored must be the one that folding gives, node for node, and each weight the nearest number of its
+type (what would be subnormal, and slow, is zero). That needs no inputs: anybody can compute it from source and
+manifest. What rounding does to the outputs is then measured in float64 and held against the bound of fold.bounds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.bounds import RoundingBound
+from fold.evaluate import Evaluator
+from fold.graph import display_name
+from fold.inputs import Arrays
+from fold.rewrite import SLOW_SUBNORMALS, nearest
+
+SHOWN = 5
+"""Faults that a certificate lists; it counts them all."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A weight or node of the stored graph that is not what folding gives. `layer` reads it, by its module's name."""
+
+    name: str
+    layer: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Respected:
+    """What rounding the weights does to one output: the largest measured difference, the largest bound, and the largest
+    ratio of the two at any element. No bound is known where an operator on the way has none."""
+
+    name: str
+    difference: float
+    bound: float | None
+    ratio: float | None
+
+    def __bool__(self) -> bool:
+        return self.ratio is None or self.ratio <= 1
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """True if all weights are rounded rightly and no output strays further than its bound."""
+
+    weights: int
+    faults: tuple[Fault, ...]
+    outputs: tuple[Respected, ...]
+    unbounded: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.faults and all(self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "holds": bool(self),
+            "weights": self.weights,
+            "wrong": len(self.faults),
+            "faults": [asdict(fault) for fault in self.faults[:SHOWN]],
+            "outputs": [asdict(output) for output in self.outputs],
+            "unbounded": list(self.unbounded),
+        }
+
+
+def check_rounding(exact: ir.Model, stored: ir.Model, inputs: Arrays) -> Rounding:
+    """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`."""
+    faults = (*_nodes(exact.graph, stored.graph), *_weights(exact.graph, stored.graph))
+    weights = sum(1 for value in exact.graph.initializers.values() if value.const_value is not None)
+    if faults:
+        return Rounding(weights, faults, (), ())
+    bound = RoundingBound(exact, stored)
+    bounded = bound(inputs)
+    rounded = Evaluator(stored)(inputs)
+    outputs = []
+    for name, (value, limit) in bounded.items():
+        if not np.issubdtype(value.dtype, np.floating):
+            continue
+        finite = np.isfinite(value) & np.isfinite(rounded[name])
+        difference = np.abs(rounded[name] - value)[finite]
+        limits = limit[finite]
+        if np.isfinite(limits).all():
+            ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
+            worst, most = float(limits.max(initial=0)), float(ratio.max(initial=0))
+            outputs.append(Respected(name, float(difference.max(initial=0)), worst, most))
+        else:
+            outputs.append(Respected(name, float(difference.max(initial=0)), None, None))
+    return Rounding(weights, (), tuple(outputs), bound.unbounded)
+
+
+def _weights(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
+    for name in sorted(exact.initializers.keys() | stored.initializers.keys()):
+        right, value = exact.initializers.get(name), stored.initializers.get(name)
+        if right is None or value is None:
+            yield Fault(name, _reader(value or right), "is missing" if value is None else "is not what folding gives")
+            continue
+        if right.const_value is None or value.const_value is None:
+            continue
+        wanted, dtype = right.const_value.numpy(), value.const_value.dtype
+        found = value.const_value.numpy()
+        if right.dtype != dtype or found.shape != wanted.shape:
+            expected = f"{right.dtype.name if right.dtype else '?'}{list(wanted.shape)}"
+            yield Fault(name, _reader(value), f"is {dtype.name}{list(found.shape)}, expected {expected}")
+            continue
+        wrong = ~_rounded(wanted, found, dtype)
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            which = f"{list(at)} is {found[at]!s}, expected {wanted[at]!s}"
+            yield Fault(name, _reader(value), f"has {int(wrong.sum())} wrong of {wrong.size} numbers: {which}")
+
+
+def _rounded(exact: np.ndarray, stored: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Where `stored` holds the numbers nearest to `exact`."""
+    if not np.issubdtype(exact.dtype, np.floating) and exact.dtype == stored.dtype and exact.dtype.kind in "biuSO":
+        return np.asarray(exact == stored)
+    wanted = nearest(exact, dtype)
+    right = (wanted == stored) | (np.isnan(wanted) & np.isnan(stored))
+    if dtype in SLOW_SUBNORMALS:
+        smallest = np.finfo(np.float64 if dtype == ir.DataType.DOUBLE else np.float32).tiny
+        right |= (stored == 0) & (np.abs(exact.astype(np.float64)) < smallest)
+    return np.asarray(right)
+
+
+def _nodes(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
+    """The first node that differs in what it is, reads or writes, as after it nothing need be alike."""
+    right, found = list(exact), list(stored)
+    for wanted, node in zip(right, found, strict=False):
+        if _described(wanted) != _described(node):
+            what = f"is not the {wanted.op_type} that folding gives"
+            yield Fault(node.name or node.op_type, display_name(node), what)
+            return
+    if len(right) != len(found):
+        longer = max(right, found, key=len)[min(len(right), len(found))]
+        what = "is missing" if len(right) > len(found) else "is not what folding gives"
+        yield Fault(longer.name or longer.op_type, display_name(longer), what)
+
+
+def _described(node: ir.Node) -> tuple[object, ...]:
+    attributes = {name: ir.to_proto(attribute).SerializeToString() for name, attribute in node.attributes.items()}
+    names = [[None if value is None else value.name for value in values] for values in (node.inputs, node.outputs)]
+    return node.domain, node.op_type, sorted(attributes.items()), *names
+
+
+def _reader(value: ir.Value | None) -> str:
+    """The layer that reads a weight, as the user knows it."""
+    readers = [] if value is None else [node for node, _ in value.uses()]
+    return display_name(readers[0]) if readers else ""

@@ -1,0 +1,179 @@
+"""Watching: a share of the answers is held against the reference, in the background, on the very arrays that went out.
+
+No answer waits for it. What is drawn is handed to a thread of its own, without a copy, and is dropped where anything
+else has work to do: while requests queue, while the thread compares or rests, while a proof runs. The thread rests so
+long after each comparison that it takes at most a hundredth of one core.
+"""
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from functools import partial
+from random import random
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fold.errors import first_line
+from service.references import References
+from service.signature import Arrays
+from service.worker import Worker
+
+if TYPE_CHECKING:
+    from fold.verdict import OutputVerdict, Verdict
+    from service.repository import Model
+
+ROWS = 8
+"""Of a request, the first so many are compared."""
+WAITING = 2
+"""Answers that are being compared or wait for it."""
+REST = 99
+"""How many times as long as it compared the thread rests."""
+WINDOW = 64
+"""Comparisons whose largest limit holds for the next."""
+LOG_SECONDS = 60.0
+"""Between two warnings of one model."""
+
+Reason = Literal["load", "busy", "proof", "failed"]
+Kind = Literal["error", "decision"]
+
+log = logging.getLogger("bnfold")
+
+
+class Watched:
+    """What watching has found of one model. Only the event loop changes it."""
+
+    def __init__(self, model: "Model", watcher: "Watcher") -> None:
+        self.share = watcher.share
+        self.rows = 0
+        self.disagreements: Counter[Kind] = Counter({"error": 0, "decision": 0})
+        self.drops: Counter[Reason] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
+        self.error_ratio = 0.0
+        """The largest error over its limit; infinite where an error has no size."""
+        self._model = model
+        self._watcher = watcher
+        self._limits: dict[str, deque[float]] = {}
+        self._proven = {output["name"]: output["limit"] or 0.0 for output in model.manifest.verdict.get("outputs", ())}
+        self._silent_until = -math.inf
+
+    def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
+        """Compare this answer if chance and load will have it. Nobody may write to the arrays from now on."""
+        if random() >= self.share or not rows:
+            return
+        if self._model.batcher.queued_rows:
+            self.drops["load"] += 1
+        elif not self._watcher.take(self._model, self, inputs, outputs):
+            self.drops["busy"] += 1
+
+    def add(self, verdict: "Verdict") -> None:
+        self.rows += verdict.samples
+        ratios = [self._ratio(output) for output in verdict.outputs]
+        self.error_ratio = max(self.error_ratio, *ratios)
+        wrong = any(ratio > 1 for ratio in ratios)
+        self.disagreements["error"] += wrong
+        self.disagreements["decision"] += not all(verdict.decisions)
+        if wrong or not all(verdict.decisions):
+            self.warn(f"answers disagree with the reference: {verdict.message}")
+
+    def warn(self, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + LOG_SECONDS
+            log.warning("bnfold: model %s: %s", self._model, text)
+
+    def _ratio(self, output: "OutputVerdict") -> float:
+        """Error over limit. One row may happen to have almost no rounding of its own, so the limit is the largest of
+        the last comparisons and of the certificate: they judge as one set of inputs."""
+        limits = self._limits.setdefault(output.name, deque(maxlen=WINDOW))
+        limits.append(output.limit)
+        if not output.equivalent and not output.folded_error > output.limit:  # NaN, or finite where the truth is not
+            return math.inf
+        limit = max(*limits, self._proven.get(output.name, 0.0))
+        return output.folded_error / limit if limit else math.inf if output.folded_error else 0.0
+
+
+class Watcher:
+    """The thread that compares, for all models."""
+
+    def __init__(self, share: float, references: References) -> None:
+        self.share = share
+        self._references = references
+        self._worker = Worker("shadow")
+        self._under_way = 0
+        self._rest_until = -math.inf
+
+    def watch(self, model: "Model") -> None:
+        """Watch `model` from now on. Loads its reference, which no request shall have to wait for."""
+        if not self.share:
+            return
+        try:
+            with self._references.lock:
+                self._references.of(model)
+        except Exception as error:  # a model serves all the same whose reference is beyond this machine
+            log.warning("bnfold: not watching %s: %s", model, first_line(error))
+            return
+        model.watched = Watched(model, self)
+
+    def take(self, model: "Model", watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
+        """False if the thread has enough to do, or rests."""
+        if self._under_way >= WAITING or time.monotonic() < self._rest_until:
+            return False
+        self._under_way += 1
+        self._worker.submit(partial(self._compare, model, inputs, outputs), partial(self._finish, watched))
+        return True
+
+    def stop(self) -> None:
+        self._worker.stop()
+
+    def _compare(self, model: "Model", inputs: Arrays, outputs: Arrays) -> "Compared":
+        """On the worker's thread."""
+        if not self._references.lock.acquire(blocking=False):
+            return Compared(None, 0.0)
+        started = time.perf_counter()
+        outcome: Verdict | Exception
+        try:
+            outcome = self._verdict(model, inputs, outputs)
+        except Exception as error:  # whatever a reference does to an input must not end the watching
+            outcome = error
+        finally:
+            self._references.lock.release()
+        return Compared(outcome, time.perf_counter() - started)
+
+    def _verdict(self, model: "Model", inputs: Arrays, outputs: Arrays) -> "Verdict":
+        from fold.verify import compare  # noqa: PLC0415
+
+        rows = ROWS if model.session.signature.batched else None
+        asked, answered = (
+            {name: np.array(array[:rows] if rows else array) for name, array in arrays.items()}
+            for arrays in (inputs, outputs)
+        )
+        return compare(
+            self._references.of(model),
+            lambda arrays: answered,
+            asked,
+            provider=model.session.provider,
+            precision=model.manifest.precision,
+        )
+
+    def _finish(self, watched: Watched, compared: "Compared | Exception") -> None:
+        self._under_way -= 1
+        outcome = compared if isinstance(compared, Exception) else compared.outcome
+        if outcome is None:
+            watched.drops["proof"] += 1
+        elif isinstance(outcome, Exception):
+            watched.drops["failed"] += 1
+            watched.warn(f"an answer could not be compared: {first_line(outcome)}")
+        else:
+            watched.add(outcome)
+        if isinstance(compared, Compared):
+            self._rest_until = max(self._rest_until, time.monotonic()) + REST * compared.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of a comparison, None while a proof used the reference, and how long it took. Seconds."""
+
+    outcome: "Verdict | Exception | None"
+    seconds: float
