@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DEMO   := build/demo
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test lint types bench clean
+.PHONY: demo serve test lint types coverage bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,10 +30,14 @@ types: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 
+coverage: $(STAMP)  ## the same tests, slower, and the lines that none of them runs
+	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
+
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.folding
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.certifying
 	$(BIN)/python -m benchmarks.serving
 
 clean:

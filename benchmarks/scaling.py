@@ -163,7 +163,7 @@ def beside_export(name: str) -> Export:
     return Export(name, report.batchnorms, len(report.kept), exported - started, folded - exported)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes that Linux counts as resident for this process: `VmRSS` now, `VmHWM` at most since it started."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
@@ -178,10 +178,10 @@ def peak_memory(batchnorms: int, channels: int) -> Memory:
     chain is folded first, so that what is imported or cached only once is in `before`.
     """
     fold.fold_model(chain(4, 8))
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     model = chain(batchnorms, channels)
     folded, _ = fold.fold_model(model)
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     assert numbers(folded) <= numbers(model)
     return Memory(4 * numbers(model), before, peak)
 

@@ -221,7 +221,7 @@ def _layers(
 def _carried(sampled: _Sampled, gauge: Gauge) -> np.ndarray:
     """`p*R + q` at the sampled places."""
     places = _places(size) if (size := math.prod(sampled.shape)) > SAMPLE else np.arange(size)
-    at = np.unravel_index(places, sampled.shape)
+    at = np.unravel_index(places, sampled.shape) if sampled.shape else ()
     p, q = (np.broadcast_to(part, sampled.shape)[at] for part in gauge)
     with np.errstate(invalid="ignore"):  # an infinite p tells that anything may be carried
         return np.asarray(p * sampled.values + q)

@@ -15,13 +15,14 @@ from fold.artifact import TensorSpec
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
 from fold.graph import constant
-from fold.inputs import FREE_SIZES, Arrays, draw_inputs
+from fold.inputs import FREE_SIZES, Arrays, draw_inputs, first_rows
 from fold.inputs import Family as Kind
 
 LIMIT = 1e-12
 """Of the relative difference, for each layer of depth."""
 PARAMETRIC = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "MatMul"})
 FAMILIES: tuple[Kind, ...] = ("normal", "single", "offset", "sparse")
+ROWS = 2
 SPREAD_SIZES = (8, 16, 24, 32, 40)
 """Extents of free dimensions: pairwise different, so that no axis is taken for another, and even enough to halve."""
 
@@ -56,19 +57,28 @@ class Algebra:
         return {"holds": bool(self), "depth": self.depth, "limit": self.limit, "families": families}
 
 
-def check_algebra(
-    unfolded: ir.Model, exact: ir.Model, specs: Sequence[TensorSpec], seed: int, given: Arrays | None = None
-) -> Algebra:
-    """Hold both graphs against each other in float64 on every family of inputs, and on those that are given."""
-    left, right = Evaluator(unfolded), Evaluator(exact)
-    deep = depth(unfolded.graph)
-    free = _sizes(left, specs, seed)
-    families = []
-    for name, inputs in _families(specs, seed, free, given):
+@dataclass(frozen=True)
+class Truth:
+    """What the unfolded graph, of `depth` layers, computes in float64: inputs and outputs of each family."""
+
+    depth: int
+    families: dict[str, tuple[Arrays, Arrays]]
+
+
+def find_truth(unfolded: ir.Model, specs: Sequence[TensorSpec], seed: int, given: Arrays | None = None) -> Truth:
+    """Evaluate the unfolded graph on every family of inputs, and on those that are given. It is not needed after."""
+    run = Evaluator(unfolded)
+    families = _families(specs, seed, _sizes(run, specs, seed), given)
+    return Truth(depth(unfolded.graph), {name: (inputs, run(inputs)) for name, inputs in families})
+
+
+def check_algebra(truth: Truth, exact: ir.Model) -> Algebra:
+    """Hold the exact graph against the truth."""
+    run, families = Evaluator(exact), []
+    for name, (inputs, outputs) in truth.families.items():
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
-        difference, output = apart(left(inputs), right(inputs))
-        families.append(Family(name, rows, difference, output))
-    return Algebra(deep, LIMIT * max(deep, 1), tuple(families))
+        families.append(Family(name, rows, *apart(outputs, run(inputs))))
+    return Algebra(truth.depth, LIMIT * max(truth.depth, 1), tuple(families))
 
 
 def apart(truth: Arrays, other: Arrays) -> tuple[float, str]:
@@ -116,8 +126,8 @@ def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int) -> Sequence[i
 def _families(
     specs: Sequence[TensorSpec], seed: int, free: Sequence[int], given: Arrays | None
 ) -> Iterable[tuple[str, Arrays]]:
-    """Normal (3 rows), one row, a large offset, mostly zeros; and at most 3 of the rows that are given."""
+    """Normal, one row, a large offset, mostly zeros, and of those that are given: `ROWS` of each."""
     for index, name in enumerate(FAMILIES):
-        yield name, draw_inputs(specs, 1 if name == "single" else 3, seed + index, family=name, free=free)
+        yield name, draw_inputs(specs, 1 if name == "single" else ROWS, seed + index, family=name, free=free)
     if given is not None:
-        yield "given", {name: array[:3] if array.ndim else array for name, array in given.items()}
+        yield "given", first_rows(specs, given, ROWS)

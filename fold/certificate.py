@@ -5,19 +5,19 @@ against float64; D, the decisions. A fifth, the search for the input on which th
 (docs/certificate.md). Everything is computed from the model directory alone, on any machine.
 """
 
-import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fold.algebra import Algebra, check_algebra
+from fold.algebra import Algebra, check_algebra, find_truth
 from fold.artifact import ModelVersion, sha256
 from fold.engine import fold_graph
-from fold.inputs import Arrays, check_inputs, draw_inputs
+from fold.inputs import Arrays, check_inputs, draw_inputs, first_rows
 from fold.locate import Located, of_algebra, of_rounding, of_run_time
-from fold.machine import this_machine, tool_versions
+from fold.machine import release_memory, this_machine, tool_versions
 from fold.onnxfile import read_graph
 from fold.precision import as_stored, run_unfolded
 from fold.reference import load_reference, open_graph
@@ -25,17 +25,17 @@ from fold.rounding import Rounding, check_rounding
 from fold.runtime import Provider, open_session, provider_of, run
 from fold.unfolded import load_unfolded
 from fold.verdict import Verdict
-from fold.verify import compare
+from fold.verify import compare, in_chunks
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from fold.search import Found
 
-ROWS = 16
+ROWS = 4
 """Rows that are computed at a time."""
-BOUNDED_ROWS = 4
-"""Rows of the inputs on which the bound is computed, which takes the longest."""
+BOUNDED_ROWS = 1
+"""Rows of the inputs on which the bound is computed, which takes the longest and the most memory."""
 
 Announce = Callable[[str], None]
 
@@ -116,14 +116,19 @@ def certify(
     """
     specs, opened = version.manifest.inputs, bool(version.manifest.fold.get("open_activations"))
     given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, inputs)
+    user, precision = None if inputs is None else given, version.manifest.precision
     announce("making the unfolded graph again")
     unfolded = load_unfolded(version) if unfolded is None else unfolded
     announce("algebra: both graphs in float64")
+    truth = find_truth(unfolded, specs, seed, user)
     folding = fold_graph(unfolded, open_activations=opened, exact=True)
-    algebra = check_algebra(unfolded, folding.model, specs, seed, None if inputs is None else given)
+    if precision == "fp32":
+        unfolded = None  # every part lets go of what the next one does not need: weights in float64 are large
+        release_memory()
+    algebra = check_algebra(truth, folding.model)
     announce("rounding: every weight, and what it does")
     stored = read_graph(version.model_file).model
-    few = {name: array[:BOUNDED_ROWS] if array.ndim else array for name, array in given.items()}
+    few = first_rows(specs, given, BOUNDED_ROWS)
     exact = as_stored(folding.model, version.manifest)
     rounding = check_rounding(exact, stored, few)
     found = None
@@ -135,32 +140,37 @@ def certify(
     located: Located | None = None
     if not algebra:
         announce("looking for the guilty fold")
-        located = of_algebra(unfolded, draw_inputs(specs, 2, seed), open_activations=opened)
+        source = load_unfolded(version) if unfolded is None else unfolded
+        located = of_algebra(source, draw_inputs(specs, 2, seed), open_activations=opened)
     elif not rounding and rounding.faults:
         located = of_rounding(rounding.faults, folding.report)
-    precision, run_in_precision = version.manifest.precision, None
+    run_in_precision = None
     if precision != "fp32":
         announce(f"the unfolded graph in {precision}")
-        user = None if inputs is None else given
         run_in_precision = run_unfolded(version, provider, unfolded=unfolded, seed=seed, given=user)
-    del unfolded, folding, exact  # what follows needs their memory; graphs hold themselves in cycles
-    gc.collect()
+    del unfolded, folding, exact, stored
+    release_memory()
     announce("run time: the served graph against float64")
+    rows = ROWS if version.manifest.batched else 0
     session = open_session(version.model_file, provider=provider)
-    reference = load_reference(version, provider=provider, unfolded=run_in_precision)
+    computed_on = provider_of(session)
+    folded = in_chunks(partial(run, session), given, rows)
+    del session
+    release_memory()
     verdict = compare(
-        reference,
-        lambda arrays: run(session, arrays),
+        load_reference(version, provider=provider, unfolded=run_in_precision),
+        folded,
         given,
         seed=seed if inputs is None else None,
-        provider=provider_of(session),
+        provider=computed_on,
         precision=precision,
-        rows=ROWS if version.manifest.batched else 0,
+        rows=rows,
     )
     if located is None and not verdict:
         announce("looking for the guilty layer")
+        stored = read_graph(version.model_file).model
         located = of_run_time(stored, few, _served(provider), _plain, precision)
-    machine = this_machine(gpu=provider_of(session) == "cuda")
+    machine = this_machine(gpu=computed_on == "cuda")
     return Certificate(
         algebra,
         rounding,

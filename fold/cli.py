@@ -113,7 +113,10 @@ def fold(
 @app.command()
 def verify(
     model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
-    inputs: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by input name, or a folder of such files or images."),
+    ] = None,
     samples: Samples = 16,
     seed: Seed = 0,
     provider: Provider = "auto",
@@ -123,22 +126,29 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again, on this machine, from its directory alone."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
+
     from fold.artifact import read_version  # noqa: PLC0415
     from fold.certificate import certify  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.report import certificate_table  # noqa: PLC0415
 
     folder = _version_folder(model_dir)
-    with console.status(f"proving {escape(str(folder))}") as status:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(f"reading {escape(str(folder))}", total=None)
         version = read_version(folder)
         certificate = certify(
             version,
-            None if inputs is None else read_inputs(inputs),
+            None if inputs is None else read_inputs(inputs, version.manifest),
             samples=samples,
             seed=seed,
             provider=provider,
             search_seconds=search,
-            announce=lambda step: status.update(escape(step)),
+            announce=lambda step: shown.reset(task, total=None, description=escape(step)),
+            progress=lambda step, steps, found: shown.update(
+                task, total=steps, completed=step, description=f"searching: {found:.3g} found"
+            ),
         )
     if as_json:
         _print_json({"model": version.manifest.name, "version": version.manifest.version, **certificate.to_dict()})

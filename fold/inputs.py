@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fold.artifact import DATATYPES, TensorSpec
-from fold.errors import BnfoldError
+from fold.artifact import DATATYPES, Manifest, TensorSpec
+from fold.errors import BnfoldError, first_line
 
 Arrays = dict[str, np.ndarray]
 FREE_SIZES = (8,)
@@ -16,6 +16,7 @@ FREE_SIZES = (8,)
 Family = Literal["normal", "single", "offset", "sparse"]
 OFFSET = 100.0
 ZEROS = 0.9
+IMAGES = (".png", ".jpg", ".jpeg")
 
 
 def draw_inputs(
@@ -55,8 +56,49 @@ def draw_inputs(
     return inputs
 
 
-def read_inputs(path: Path) -> Arrays:
-    """Arrays by input name from an `.npz`; one that would be unpickled is refused."""
+def first_rows(specs: Sequence[TensorSpec], inputs: Arrays, rows: int) -> Arrays:
+    """At most so many rows of the batch; all, where the model takes a fixed batch or none."""
+    free = all(spec.shape and spec.shape[0] < 0 for spec in specs)
+    return {name: array[:rows] for name, array in inputs.items()} if free else inputs
+
+
+def read_inputs(path: Path, manifest: Manifest) -> Arrays:
+    """Arrays by input name: from an `.npz`, or all rows of the `.npz` files and images in a folder, by their names.
+
+    Images need a manifest with preprocessing. Raises `BnfoldError` that names the file; nothing is ever unpickled.
+    """
+    if not path.is_dir():
+        return _read_arrays(path)
+    parts = [
+        _read_arrays(file) if file.suffix == ".npz" else _read_image(file, manifest)
+        for file in sorted(path.iterdir())
+        if file.suffix.lower() in (".npz", *IMAGES)
+    ]
+    if not parts:
+        raise BnfoldError(f"{path}: holds no inputs; expected .npz files or images ({', '.join(IMAGES)})")
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except (KeyError, ValueError) as error:
+        raise BnfoldError(f"{path}: its files do not fit together ({error}); give them one by one") from error
+
+
+def _read_image(path: Path, manifest: Manifest) -> Arrays:
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs see no image
+
+    from fold.images import decode, tensor  # noqa: PLC0415
+
+    how = manifest.preprocessing
+    if how is None:
+        raise BnfoldError(f"{path}: {manifest.name} declares no preprocessing, so it takes no images; give an .npz")
+    datatype = next(spec.datatype for spec in manifest.inputs if spec.name == how.input)
+    try:
+        with Image.open(path) as image:
+            return {how.input: tensor(decode(image, how), how, datatype)}
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BnfoldError(f"{path}: cannot be read as an image ({first_line(error)})") from error
+
+
+def _read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Reduced = Literal["fp16", "bf16"]
 SINGLE = ir.DataType.FLOAT
+OF_SHAPES = ("Shape", "Size")
+"""Operators that read a tensor of any type, and no number of it."""
 
 
 class Format(NamedTuple):
@@ -75,6 +77,9 @@ def is_single(value: ir.Value | None) -> bool:
 
 
 def floats(node: ir.Node) -> list[ir.Value]:
+    """The float32 tensors whose numbers a node reads or writes."""
+    if node.op_type in OF_SHAPES:
+        return []
     return [value for value in (*node.inputs, *node.outputs) if value is not None and is_single(value)]
 
 
@@ -120,7 +125,9 @@ class _Lowering:
         self._wanted: dict[ir.Node, list[ir.DataType | None]] = {}
         self._lowered: list[ir.Node] = []
         for node in self._graph:
-            if not floats(node) or written(node) in kept:
+            if not floats(node):
+                self._wanted[node] = [None] * len(node.inputs)
+            elif written(node) in kept:
                 self._wanted[node] = [SINGLE if is_single(value) else None for value in node.inputs]
             else:
                 self._wanted[node] = wanted_types(node, chosen, model)

@@ -21,6 +21,7 @@ from fold.graph import FLOATS, constant, display_name, is_standard
 from fold.inputs import Arrays, Family, draw_inputs
 from fold.lowering import (
     FORMATS,
+    OF_SHAPES,
     Format,
     Reduced,
     copied,
@@ -45,7 +46,6 @@ layers would stay in float32 for its sake alone."""
 ROWS = 3
 HEADROOM = 4
 """How many times as large an activation may become, on other inputs, as it was seen to be."""
-OF_SHAPES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def run_unfolded(
     manifest = version.manifest
     assert manifest.precision != "fp32"
     unfolded = load_unfolded(version) if unfolded is None else unfolded
-    chosen, prepared_ = FORMATS[manifest.precision], prepared(unfolded, manifest.precision)
-    own = _decide(prepared_, chosen, ranged(manifest, seed, given), provider)
+    graph = prepared(unfolded, manifest.precision)
+    own = _decide(graph, FORMATS[manifest.precision], ranged(manifest, seed, given), provider)
     kept = Precision.of(manifest).tensors | {entry.tensor for entry in own}
     lowered = lower(unfolded, manifest.precision, kept)
     round_weights(lowered.graph)

@@ -1,4 +1,5 @@
-"""Re-expresses weights under the gauges and drops the BatchNorms that vanish: the only file that changes a graph.
+"""Re-expresses weights under the gauges and drops the BatchNorms that vanish: of folding the only file that changes a
+graph.
 
 A folded node always gets initializers of its own, so a weight that others share is never overwritten; what nothing
 uses any more is removed. Names, types and shapes of the graph's inputs and outputs stay as they are.

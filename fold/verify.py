@@ -54,7 +54,7 @@ def verify_model(
 
 def compare(
     reference: Reference,
-    run: Run,
+    folded: Run | Arrays,
     inputs: Arrays,
     *,
     seed: int | None = None,
@@ -62,31 +62,34 @@ def compare(
     precision: str = "fp32",
     rows: int = 0,
 ) -> Verdict:
-    """Run reference and folded graph (`run`) on the same inputs, at most `rows` at a time (0: all at once). `seed` is
-    only noted in the verdict; `precision` is that in which the graph is served, and the reference's U with it."""
+    """Hold the folded graph against the reference, which computes at most `rows` rows at a time (0: all at once).
+    `folded` runs that graph, or is what it answered. `seed` is only noted in the verdict; `precision` is that in which
+    the graph is served, and the reference's U with it."""
     started = time.perf_counter()
     samples = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
     if samples == 0:
         raise BnfoldError("equivalence: no samples were given; expected at least one row")
-    exact, unfolded, folded = (in_chunks(each, inputs, rows) for each in (reference.exact, reference.unfolded, run))
+    answers = folded if isinstance(folded, dict) else in_chunks(folded, inputs, rows)
+    exact, unfolded = (in_chunks(each, inputs, rows) for each in (reference.exact, reference.unfolded))
     outputs, decisions = [], []
     for name, truth in exact.items():
-        if name not in folded or folded[name].shape != truth.shape:
-            shape = folded[name].shape if name in folded else "nothing"
+        if name not in answers or answers[name].shape != truth.shape:
+            shape = answers[name].shape if name in answers else "nothing"
             raise BnfoldError(f"output {name!r}: the folded graph gives {shape}, the reference {truth.shape}")
         rounded = unfolded[name]
         if precision != "fp32":  # what overflows in the unfolded model is no excuse there
             rounded = np.where(np.isfinite(truth) & ~np.isfinite(rounded), truth, rounded)
-        outputs.append(judge(name, truth, rounded, folded[name], precision))
-        decision = decide(name, truth, rounded, folded[name], precision)
+        outputs.append(judge(name, truth, rounded, answers[name], precision))
+        decision = decide(name, truth, rounded, answers[name], precision)
         decisions += [] if decision is None else [decision]
     seconds = time.perf_counter() - started
-    evidence = Evidence(_first_rows(inputs), _first_rows(exact))
+    kept = EVIDENCE if rows else samples  # without rows the batch may be fixed
+    evidence = Evidence(_first_rows(inputs, kept), _first_rows(exact, kept))
     return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence)
 
 
-def _first_rows(arrays: Arrays) -> Arrays:
-    return {name: array[:EVIDENCE] if array.ndim else array for name, array in arrays.items()}
+def _first_rows(arrays: Arrays, rows: int) -> Arrays:
+    return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
 
 
 def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:

@@ -4,6 +4,7 @@
 paths are answered before the framework's middleware and routing, which would take longer than the rest of a request.
 """
 
+import asyncio
 import gc
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
 from service.equivalence import Equivalence, equivalence_routes
-from service.errors import ServiceError, error_body
+from service.errors import NotFoundError, ServiceError, error_body
 from service.infer import Infer, error_answer, infer_target
 from service.metadata import metadata_routes, package_version
 from service.metrics import Metrics
@@ -130,6 +131,15 @@ def _add_pages(app: Application) -> None:
     async def page(request: Request) -> HTMLResponse:
         ready = app.takes_requests()
         return HTMLResponse(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
+
+    @app.get("/models/{name}/versions/{version}/report", include_in_schema=False)
+    async def report(name: str, version: str) -> HTMLResponse:
+        """The report that was written when the model was folded: one page that loads nothing."""
+        file = app.repository.find(name, version).session.version.path / "report.html"
+        try:
+            return HTMLResponse(await asyncio.to_thread(file.read_text, "utf-8"))
+        except OSError as error:
+            raise NotFoundError(f"model {name}/{version} has no report.html") from error
 
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:

@@ -7,8 +7,9 @@ from io import BytesIO
 
 import numpy as np
 
-from fold.artifact import DATATYPES, Preprocessing
+from fold.artifact import Preprocessing
 from fold.errors import first_line
+from fold.images import decode, tensor
 from service.errors import BadRequestError
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG"}
@@ -23,17 +24,11 @@ def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype
         with Image.open(BytesIO(body), formats=(kind,)) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                decoded = image.convert(how.mode)
-                if decoded.size != (how.width, how.height):
-                    decoded = decoded.resize((how.width, how.height), Image.Resampling.BILINEAR)
-                pixels = np.asarray(decoded, dtype=np.float64)
+                pixels = decode(image, how)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRequestError(f"the image has more than the {max_pixels} pixels that are taken") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them into
         raise BadRequestError(f"the body cannot be read as {kind}: {first_line(error)}") from error
     if width * height > max_pixels:
         raise BadRequestError(f"the image has {width}x{height} pixels, at most {max_pixels} are taken")
-    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    mean, std = (np.asarray(values).reshape(-1, 1, 1) for values in (how.mean, how.std))
-    tensor = (channels_first * how.scale - mean) / std
-    return np.ascontiguousarray(tensor[None], DATATYPES[datatype])
+    return tensor(pixels, how, datatype)

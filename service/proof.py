@@ -71,10 +71,10 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
 
 def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict[str, Any]:
     """Parts A, B and E, as far as they were asked for, by name."""
-    from fold.algebra import check_algebra  # noqa: PLC0415  # as above
+    from fold.algebra import check_algebra, find_truth  # noqa: PLC0415  # as above
     from fold.certificate import BOUNDED_ROWS  # noqa: PLC0415
     from fold.engine import fold_graph  # noqa: PLC0415
-    from fold.inputs import draw_inputs  # noqa: PLC0415
+    from fold.inputs import draw_inputs, first_rows  # noqa: PLC0415
     from fold.locate import of_algebra, of_rounding  # noqa: PLC0415
     from fold.onnxfile import read_graph  # noqa: PLC0415
     from fold.precision import as_stored  # noqa: PLC0415
@@ -90,7 +90,7 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
     found: dict[str, Any] = {"located": None}
     if "algebra" in asked.parts:
         halt()
-        algebra = check_algebra(unfolded, exact.model, specs, asked.seed, asked.given)
+        algebra = check_algebra(find_truth(unfolded, specs, asked.seed, asked.given), exact.model)
         found["algebra"] = algebra.to_dict()
         if not algebra:
             halt()
@@ -99,8 +99,7 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
     stored, unrounded = read_graph(version.model_file).model, as_stored(exact.model, model.manifest)
     if "rounding" in asked.parts:
         halt()
-        few = {name: array[:BOUNDED_ROWS] if array.ndim else array for name, array in inputs.items()}
-        rounding = check_rounding(unrounded, stored, few)
+        rounding = check_rounding(unrounded, stored, first_rows(specs, inputs, BOUNDED_ROWS))
         found["rounding"] = rounding.to_dict()
         if rounding.faults and found["located"] is None:
             found["located"] = of_rounding(rounding.faults, exact.report).to_dict()

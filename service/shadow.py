@@ -151,7 +151,7 @@ class Watcher:
         )
         return compare(
             self._references.of(model),
-            lambda arrays: answered,
+            answered,
             asked,
             provider=model.session.provider,
             precision=model.manifest.precision,

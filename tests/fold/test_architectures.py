@@ -1,13 +1,10 @@
 """Every architecture of models/, with random statistics, exported, folded and compared in float64 and at run time."""
 
-import copy
-import functools
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, with_parameters
+from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, unfolded_graph
 
 import fold
 from fold.evaluate import as_float64, evaluate
@@ -47,24 +44,13 @@ KEPT = {
 }
 
 
-@functools.cache
-def export(name: str) -> tuple[torch.nn.Module, ir.Model]:
-    """Exporting takes most of the time, so it is done once, with the parameters that a network begins with."""
-    torch.manual_seed(7)
-    module = architecture(name)
-    return module, fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
-
-
 @pytest.fixture(
     scope="module", params=[(name, hostile) for name in ARCHITECTURES for hostile in (False, True)], ids=str
 )
 def exported(request: pytest.FixtureRequest) -> tuple[str, bool, torch.nn.Module, ir.Model]:
     name, hostile = request.param
-    module, unfolded = export(name)
-    module = randomise(copy.deepcopy(module), seed=3, hostile=hostile)
-    if name == "frozen_resnet":  # what its buffers amount to is computed at export
-        return name, hostile, module, fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
-    return name, hostile, module, with_parameters(unfolded, module)
+    module = randomise(architecture(name), seed=3, hostile=hostile)
+    return name, hostile, module, unfolded_graph(name, module)
 
 
 def test_export_leaves_every_batchnorm_and_the_batch_free(exported) -> None:
@@ -90,8 +76,7 @@ def test_no_more_batchnorms_stay_than_the_exporter_leaves(name: str) -> None:
 
     γ is positive, as it is in most trained networks.
     """
-    module, unfolded = export(name)
-    model = with_parameters(unfolded, randomise(copy.deepcopy(module), seed=3, hostile=False))
+    model = unfolded_graph(name, randomise(architecture(name), seed=3, hostile=False))
     program = torch.onnx.ONNXProgram(model.clone(), None)
     with quiet():
         program.optimize()

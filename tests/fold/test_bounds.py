@@ -4,10 +4,8 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
-import torch
-from folding import ARCHITECTURES, GraphBuilder, architecture, randomise
+from folding import ARCHITECTURES, GraphBuilder, architecture, randomise, unfolded_graph
 
-import fold
 from fold.bound_rules import RULES
 from fold.bounds import RoundingBound
 from fold.engine import fold_graph
@@ -196,7 +194,7 @@ def test_every_rule_has_a_case() -> None:
 def folded(name: str, seed: int = 1) -> tuple[ir.Model, ir.Model]:
     """An architecture folded with unrounded weights, and as it is stored."""
     module = randomise(architecture(name), seed=seed, hostile=False)
-    model = fold.export_module(module, torch.zeros(2, *ARCHITECTURES[name]))
+    model = unfolded_graph(name, module)
     return fold_graph(model, exact=True).model, fold_graph(model).model
 
 

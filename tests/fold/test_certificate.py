@@ -13,9 +13,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, randomise
+from folding import architecture, randomise, unfolded_graph
 
-import fold
 from fold import affine, certificate, graph
 from fold.affine import Gauge, Reading
 from fold.artifact import ModelVersion, read_version, write_manifest
@@ -34,7 +33,7 @@ NAMES = ("cnn", "preact_resnet", "mobilenet", "repvgg")
 def unfolded(name: str) -> ir.Model:
     torch.manual_seed(0)
     module = randomise(architecture(name), 1, hostile=False)
-    return fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
+    return unfolded_graph(name, module)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, randomise
+from folding import ARCHITECTURES, architecture, randomise, unfolded_graph
 
 import fold
 from fold.differentiable import OPERATORS, TorchGraph
@@ -186,7 +186,7 @@ def test_every_operator_of_the_table_is_tried_above() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name) -> None:
     module = randomise(architecture(name), seed=1)
-    model = fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
+    model = unfolded_graph(name, module)
     x = {model.graph.inputs[0].name: np.random.default_rng(0).standard_normal((3, *ARCHITECTURES[name]))}
     folded = [fold.fold_model(as_float64(model), open_activations=opened)[0] for opened in (False, True)]
     for each in (model, *folded):

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, interface, randomise
+from folding import architecture, interface, randomise, unfolded_graph
 
 import fold
 from fold import bench, certificate, precision
@@ -41,7 +41,7 @@ HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 def unfolded(name: str) -> ir.Model:
     torch.manual_seed(0)
     module = randomise(architecture(name), 1, hostile=False)
-    return fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
+    return unfolded_graph(name, module)
 
 
 @pytest.fixture(scope="module")
@@ -266,34 +266,34 @@ def test_each_precision_is_held_to_its_own_limit_and_named() -> None:
 
 # --- What stays in float32
 
-TWO = """<ir_version: 9, opset_import: ["": 18]>
-    g (float[n, 2, 5, 6] x) => (float[n, 4, 5, 6] y)
-    { a = Conv(x, w1)  b = BatchNormalization(a, s, t, t, v)  c = Relu(b)  d = Conv(c, w2)  y = Sigmoid(d) }"""
+THREE = """<ir_version: 9, opset_import: ["": 18]>
+    g (float[n, 2, 5, 6] x) => (float[n, 5, 5, 6] y)
+    { a = Conv(x, w1)  b = BatchNormalization(a, s, t, t, v)  c = Relu(b)
+      d = Conv(c, w2)  e = Tanh(d)  y = Conv(e, w3) }"""
 
 
-def two(first: float, second: float, gamma: float = 1.0) -> ir.Model:
-    """Conv, BatchNorm, ReLU, Conv, Sigmoid, whose weights are as large as is said."""
+def three(first: float, second: float) -> ir.Model:
+    """Three convolutions, of which the weights of the first two are as large as is said."""
     random = np.random.default_rng(3)
-    w1, w2 = random.standard_normal((3, 2, 1, 1)), random.standard_normal((4, 3, 1, 1))
-    statistics = {"s": np.full(3, gamma), "t": [0.1, 0.2, -0.1], "v": [1.0, 1.2, 0.8]}
-    return parsed(TWO, w1=first * w1, w2=second * w2, **statistics)
+    w1, w2, w3 = (random.choice([-1.0, 1.0], shape) for shape in ((3, 2, 1, 1), (4, 3, 1, 1), (5, 4, 1, 1)))
+    statistics = {"s": [1.0, 1.1, 0.9], "t": [0.1, 0.2, -0.1], "v": [1.0, 1.2, 0.8]}
+    return parsed(THREE, w1=first * w1, w2=second * w2, w3=0.5 * w3, **statistics)
 
 
 @pytest.mark.parametrize(
-    ("model", "staying", "reason"),
+    ("first", "second", "staying", "reason"),
     [
-        (two(1, 1), set(), ""),
-        (two(2e4, 5e-5), {"a", "c", "d"}, "its activations reach"),
-        (two(1e6, 1e-6, gamma=1e-6), {"d"}, "lie below 5.96e-08 and would vanish"),
-        (two(1e5, 1e-5), {"a", "c", "d"}, "its weights reach"),
-        (two(3e-10, 1e9, gamma=1), {"a", "c", "d"}, "would vanish in float16"),
+        (1, 1, set(), ""),
+        (2e4, 5e-5, {"a", "c", "d"}, "its activations reach"),
+        (1e5, 1e-5, {"a", "c", "d"}, "its weights reach"),
+        (1, 1e-8, {"d", "e", "y"}, "most of its weights lie below 5.96e-08 and would vanish in float16"),
+        (3e-10, 1e9, {"a", "d", "e"}, "its weights reach"),
+        (1, 1e-5, {"d", "e", "y"}, "its activations reach"),
     ],
-    ids=["all fit", "large activations", "tiny weights", "large weights", "all vanish"],
+    ids=["all fit", "large activations", "large weights", "tiny weights", "both", "tiny activations"],
 )
-def test_what_would_overflow_or_vanish_stays_in_float32_and_is_named(model, staying, reason, tmp_path) -> None:
-    if reason.startswith("lie"):
-        model.graph.initializers["w2"].const_value = ir.tensor(np.full((4, 3, 1, 1), 2e-8, np.float32))
-    conversion = publish(model, tmp_path)
+def test_what_would_overflow_or_vanish_stays_in_float32_and_is_named(first, second, staying, reason, tmp_path) -> None:
+    conversion = publish(three(first, second), tmp_path)
     assert conversion.certificate, conversion.certificate.message
     found = kept(conversion)
     assert set(found) == staying
@@ -310,7 +310,7 @@ def test_pictures_say_how_large_inputs_are(tmp_path) -> None:
     model = parsed(
         """<ir_version: 9, opset_import: ["": 18]>
         g (float[n, 1, 5, 6] x) => (float[n, 2, 3, 4] y)
-        { a = Conv(x, w)  r = BatchNormalization(a, s, t, t, v)  y = Sigmoid(r) }""",
+        { a = Conv(x, w)  r = BatchNormalization(a, s, t, t, v)  y = Tanh(r) }""",
         w=np.full((2, 1, 3, 3), 20.0),
         s=[1.0, 2.0],
         t=[0.0, 0.5],
@@ -388,8 +388,8 @@ def test_a_weight_that_both_types_read_is_stored_in_both(tmp_path) -> None:
     model = parsed(
         """<ir_version: 9, opset_import: ["": 18]>
         g (float[n, 3] x) => (float[n, 3] y, float[n, 3] z)
-        { a = MatMul(x, w)  y = Sigmoid(a)
-          big = Mul(x, huge)  b = MatMul(big, w)  c = Mul(b, tiny)  z = Sigmoid(c) }""",
+        { a = MatMul(x, w)  y = Tanh(a)
+          big = Mul(x, huge)  b = MatMul(big, w)  c = Mul(b, tiny)  z = Tanh(c) }""",
         w=np.random.default_rng(1).standard_normal((3, 3)),
         huge=np.array(3e4),
         tiny=np.array(1e-4),
@@ -423,12 +423,12 @@ def test_an_operator_without_a_kernel_is_an_island(tmp_path, monkeypatch) -> Non
     right = precision.open_session
 
     def open_session(model: bytes, **options: Any) -> Any:
-        if any(node.op_type == "Sigmoid" for node in onnx.load_from_string(model).graph.node):
+        if any(node.op_type == "Tanh" for node in onnx.load_from_string(model).graph.node):
             raise BnfoldError("NOT_IMPLEMENTED")
         return right(model, **options)
 
     monkeypatch.setattr(precision, "open_session", open_session)
-    assert kept(publish(two(1, 1), tmp_path)) == {"y": "provider cpu has no float16 kernel for Sigmoid"}
+    assert kept(publish(three(1, 1), tmp_path)) == {"e": "provider cpu has no float16 kernel for Tanh"}
 
 
 def test_functions_are_inlined_and_subgraphs_refused(tmp_path) -> None:
@@ -502,7 +502,7 @@ def test_bfloat16_is_proven_where_a_runtime_has_it(monkeypatch) -> None:
 
 
 def test_the_command_line_names_precision_and_what_stays(tmp_path, capsys) -> None:
-    save_graph(two(2e4, 5e-5), tmp_path / "net.onnx")
+    save_graph(three(2e4, 5e-5), tmp_path / "net.onnx")
     repository = tmp_path / "repository"
     shared = ["--provider", "cpu", "--samples", "4"]
     with pytest.raises(SystemExit) as exit_:
@@ -530,7 +530,7 @@ def test_a_benchmark_names_the_precision(published) -> None:
 
 
 def test_without_the_option_nothing_is_converted(tmp_path) -> None:
-    conversion = publish(two(2e4, 5e-5), tmp_path, precision="fp32")
+    conversion = publish(three(2e4, 5e-5), tmp_path, precision="fp32")
     assert conversion.certificate.verdict.precision == "fp32"
     assert set(types(stored(conversion)).values()) == {SINGLE}
     assert read_version(conversion.path).manifest.fold["precision"] == {"type": "fp32", "kept_float32": []}

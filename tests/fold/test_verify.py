@@ -7,12 +7,13 @@ import onnx_ir as ir
 import pytest
 import torch
 from folding import architecture, randomise
+from PIL import Image
 
 import fold
-from fold.artifact import TensorSpec
+from fold.artifact import Manifest, Preprocessing, TensorSpec
+from fold.decision import FLOORS
 from fold.errors import BnfoldError
 from fold.inputs import check_inputs, draw_inputs, read_inputs
-from fold.decision import FLOORS
 from fold.verify import compare
 
 
@@ -148,9 +149,52 @@ def test_inputs_that_do_not_fit_are_named(inputs, message) -> None:
         check_inputs((TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),), inputs)
 
 
+SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 1, 4, 4))
+MANIFEST = Manifest(
+    name="m",
+    version="1",
+    created="2026-11-21T00:00:00+00:00",
+    source={},
+    reference="reference.pt2",
+    inputs=(SPEC,),
+    outputs=(),
+    preprocessing=Preprocessing(input="x", mode="L", height=4, width=4, mean=(0.5,), std=(0.25,)),
+    fold={},
+    verdict={},
+    versions={},
+)
+
+
 def test_a_pickled_npz_is_refused(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
     (tmp_path / "b.npz").write_bytes(b"no zip")
     for name in ("a.npz", "b.npz", "c.npz"):
         with pytest.raises(BnfoldError, match=name):
-            read_inputs(tmp_path / name)
+            read_inputs(tmp_path / name, MANIFEST)
+
+
+def test_a_folder_of_arrays_and_images_is_all_their_rows(tmp_path) -> None:
+    rows = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)
+    np.savez(tmp_path / "a.npz", x=rows)
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    (tmp_path / "notes.txt").write_text("not an input")
+    read = read_inputs(tmp_path, MANIFEST)["x"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read[:2], rows)
+    np.testing.assert_allclose(read[2, 0], (pixels / 255 - 0.5) / 0.25, rtol=1e-6)
+
+
+def test_a_folder_that_holds_no_inputs_or_wrong_ones_is_named(tmp_path) -> None:
+    with pytest.raises(BnfoldError, match="holds no inputs"):
+        read_inputs(tmp_path, MANIFEST)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(BnfoldError, match=r"c\.png: cannot be read as an image"):
+        read_inputs(tmp_path, MANIFEST)
+    with pytest.raises(BnfoldError, match="declares no preprocessing"):
+        read_inputs(tmp_path, MANIFEST.model_copy(update={"preprocessing": None}))
+    (tmp_path / "c.png").unlink()
+    np.savez(tmp_path / "a.npz", x=np.zeros((1, 1, 4, 4), np.float32))
+    np.savez(tmp_path / "b.npz", x=np.zeros((1, 1, 5, 4), np.float32))
+    with pytest.raises(BnfoldError, match="do not fit together"):
+        read_inputs(tmp_path, MANIFEST)

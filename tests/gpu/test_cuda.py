@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from folding import ARCHITECTURES, architecture, randomise
 
 from fold.artifact import read_version
+from fold.certificate import certify
 from fold.checkpoint import load_program
 from fold.convert import Conversion, Source, Target, convert
 from fold.runtime import PROVIDERS, cuda_devices, open_session, placement, run
@@ -29,12 +31,12 @@ pytestmark = [
 ]
 
 
-def publish(name: str, repository: Path) -> Conversion:
+def publish(name: str, repository: Path, **options: Any) -> Conversion:
     checkpoint = repository / f"{name}.pt"
     repository.mkdir(parents=True, exist_ok=True)
     torch.save(randomise(architecture(name), seed=1, hostile=False).state_dict(), checkpoint)
     source = Source(checkpoint, f"models.{name}:{name}", (), [",".join(map(str, ARCHITECTURES[name]))])
-    return convert(source, Target(repository / "repository", name), provider=PROVIDER)
+    return convert(source, Target(repository / "repository", name), provider=PROVIDER, **options)
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -64,6 +66,17 @@ def test_the_same_row_in_another_batch_differs_by_rounding_alone(published) -> N
     together = run(session, {spec.name: x})["output"]
     alone = np.concatenate([run(session, {spec.name: x[i : i + 1]})["output"] for i in range(17)])
     np.testing.assert_allclose(alone, together, rtol=0, atol=1e-4 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "levit"])
+def test_float16_is_certified_on_the_device_and_runs_there(name, tmp_path) -> None:
+    conversion = publish(name, tmp_path, precision="fp16")
+    assert conversion.path is not None, conversion.certificate.message
+    assert f"on {PROVIDER} in fp16:" in conversion.certificate.message
+    session = open_session(conversion.path / "model.onnx", provider=PROVIDER, record_placement=True)
+    nodes = placement(session)
+    assert set(nodes[PROVIDERS[PROVIDER]]) & {"Conv", "FusedConv", "Gemm", "MatMul"}
+    assert certify(read_version(conversion.path), samples=8, seed=5, provider=PROVIDER)
 
 
 def test_a_served_prediction(published) -> None:

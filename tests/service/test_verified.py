@@ -44,7 +44,14 @@ def test_the_latest_version_serves_where_its_certificate_holds(copied: Path, sta
     with start(copied) as service:
         assert index(service) == {("net", "2"): ("READY", "")}
         assert service.post("/v2/models/net/infer", json=IMAGE).json()["model_version"] == "2"
-        assert "and tried here before it served" in service.get("/").text
+        page = service.get("/").text
+        assert "and tried here before it served" in page
+        report = service.get("/models/net/versions/2/report")
+        assert 'href="models/net/versions/2/report"' in page
+        assert report.headers["content-type"] == "text/html; charset=utf-8"
+        assert report.text == (copied / "net" / "2" / "report.html").read_text()
+        missing = service.get("/models/net/versions/9/report")
+        assert (missing.status_code, list(missing.json())) == (404, ["error"])
 
 
 def test_changed_weights_with_right_digests_are_refused_and_the_old_version_serves(

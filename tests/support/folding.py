@@ -1,6 +1,12 @@
 """Building graphs, drawing statistics, and the one numeric check that carries every test of folding."""
 
+import functools
+import getpass
+import hashlib
 import importlib
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +16,7 @@ from torch import nn
 
 import fold
 from fold.evaluate import as_float64, evaluate
+from fold.onnxfile import read_graph, save_graph
 from fold.report import FoldReport
 from models.frozen_resnet import FrozenBatchNorm2d
 
@@ -73,6 +80,34 @@ def randomise(module: nn.Module, seed: int, *, hostile: bool = True) -> nn.Modul
                 batchnorm.weight.copy_(gamma)
                 batchnorm.bias.copy_(beta)
     return module
+
+
+@functools.cache
+def export(name: str) -> ir.Model:
+    """The unfolded graph of an architecture, with the parameters that it begins with.
+
+    Exporting takes most of the time of what is tested on all architectures, so it is done once for every process that
+    tests; the graph is kept on disk, under a digest of the sources that it depends on.
+    """
+    root = Path(__file__).parents[2]
+    sources = [*sorted((root / "models").glob("*.py")), root / "fold" / "export.py"]
+    digest = hashlib.sha256(torch.__version__.encode() + b"".join(map(Path.read_bytes, sources))).hexdigest()
+    file = Path(tempfile.gettempdir()) / f"bnfold-tests-{getpass.getuser()}" / f"{name}-{digest[:16]}.onnx"
+    if not file.exists():
+        torch.manual_seed(7)
+        model = fold.export_module(architecture(name), torch.randn(2, *ARCHITECTURES[name]))
+        file.parent.mkdir(exist_ok=True)
+        written = file.with_suffix(f".{os.getpid()}")
+        save_graph(model, written)
+        written.rename(file)  # whole or not at all
+    return read_graph(file).model
+
+
+def unfolded_graph(name: str, module: nn.Module) -> ir.Model:
+    """The unfolded graph of `module`, which is an architecture of that name."""
+    if name == "frozen_resnet":  # what its buffers amount to is computed at export
+        return fold.export_module(module, torch.randn(2, *ARCHITECTURES[name]))
+    return with_parameters(export(name), module)
 
 
 def with_parameters(model: ir.Model, module: nn.Module) -> ir.Model:

@@ -1,0 +1,142 @@
+"""What a certificate costs: seconds and peak memory for the digits CNN and for a network of ResNet-50's size.
+
+    python -m benchmarks.certifying [--samples 8]
+
+Each model is folded into a model directory first; what is measured is `certify` from that directory alone, as
+`bnfold verify` does it, the export of the unfolded graph included, in a process of its own. Memory is all that is
+resident above the process with its imports, a small model having been certified before.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.folding import machine, markdown, randomise
+from benchmarks.scaling import resident
+from fold.artifact import ModelVersion, read_version
+from fold.certificate import certify
+from fold.convert import Source, Target, convert
+
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+"""Width and number of blocks of each stage of ResNet-50 (He et al., 2015)."""
+WIDER = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes and seconds of one certificate; `megabytes` are of model.onnx, `memory` how many times that was needed."""
+
+    model: str
+    samples: int
+    megabytes: float
+    seconds: float
+    memory: float
+    algebra: float
+    bound: float | None
+    equivalent: bool
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        behind = WIDER * width
+
+        def unit(inputs: int, outputs: int, kernel: int, step: int = 1) -> nn.Sequential:
+            convolution = nn.Conv2d(inputs, outputs, kernel, step, kernel // 2, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+        self.body = nn.Sequential(
+            unit(before, width, 1), nn.ReLU(), unit(width, width, 3, stride), nn.ReLU(), unit(width, behind, 1)
+        )
+        self.shortcut = nn.Identity() if before == behind else unit(before, behind, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet50() -> nn.Module:
+    """25.6 million parameters, for 3×224×224."""
+    blocks: list[nn.Module] = []
+    before = 64
+    for index, (width, count) in enumerate(STAGES):
+        for block in range(count):
+            blocks.append(Bottleneck(before, width, 2 if index and not block else 1))
+            before = WIDER * width
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
+
+
+MODELS = {
+    "digits CNN": ("models.cnn:cnn", "1,8,8"),
+    "ResNet-50": ("benchmarks.certifying:resnet50", "3,224,224"),
+}
+
+
+def published(model: str, folder: Path) -> Path:
+    """Fold a model with random statistics into `folder`; returns its model directory."""
+    arch, shape = MODELS[model]
+    module, _, factory = arch.partition(":")
+    torch.manual_seed(0)
+    net = randomise(getattr(__import__(module, fromlist=[factory]), factory)())
+    checkpoint = folder / "net.pt"
+    torch.save(net.state_dict(), checkpoint)
+    conversion = convert(
+        Source(checkpoint, arch=arch, inputs=(shape,)), Target(folder / "repository", "net"), samples=1, provider="cpu"
+    )
+    if conversion.path is None:
+        raise SystemExit(f"{model}: {conversion.certificate.message}")
+    return conversion.path
+
+
+def cost(model: str, path: Path, warm: Path, samples: int) -> Cost:
+    """Certify in this process, which must be fresh, since a peak is never forgotten."""
+    certify(read_version(warm), samples=2, provider="cpu")
+    before = resident("VmRSS")
+    started = time.perf_counter()
+    version: ModelVersion = read_version(path)
+    made = certify(version, samples=samples, provider="cpu")
+    seconds = time.perf_counter() - started
+    size = version.model_file.stat().st_size
+    peak = resident("VmHWM") - before
+    bound = max((o.bound for o in made.rounding.outputs if o.bound is not None), default=None)
+    return Cost(model, samples, size / 1e6, seconds, peak / size, made.algebra.worst.difference, bound, bool(made))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/certifying.json"))
+    arguments = parser.parse_args()
+    costs = []
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for index, model in enumerate(MODELS):
+            folder = Path(scratch) / str(index)
+            folder.mkdir()
+            paths[model] = published(model, folder)
+        for model, path in paths.items():
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                costs.append(pool.submit(cost, model, path, paths["digits CNN"], arguments.samples).result())
+    rows = [
+        [c.model, str(c.samples), f"{c.megabytes:.1f}", f"{c.seconds:.1f}", f"{c.memory:.1f}", f"{c.algebra:.1e}"]
+        for c in costs
+    ]
+    print(machine(("torch", "onnx", "onnx-ir", "onnxruntime", "numpy")))
+    print()
+    print(markdown(["model", "samples", "MB", "seconds", "memory / model", "A: difference"], rows))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps([asdict(c) for c in costs], indent=2) + "\n")
+    if not all(c.equivalent for c in costs):
+        raise SystemExit("not every model was certified")
+
+
+if __name__ == "__main__":
+    main()
