@@ -203,7 +203,7 @@ def summary(trained: Trained, manifest: dict[str, Any], answers: Answers, verdic
         f"served   {len(answers.classes)} images over HTTP, each with the class that PyTorch gives it",
         f"sent     one of them as a PNG: {answers.label}, with probability {answers.probability:.3f}",
         f"proven   on the serving session: {verdict['message']}",
-        f"written  {version}: model.onnx, reference.pt2, report.html, manifest.json",
+        f"written  {version}: model.onnx, reference.pt2, canary.npz, report.html, manifest.json",
         "",
         "How to go on: serve it, and ask it from another terminal; then fold a network of your own.",
         "  make serve",
