@@ -19,12 +19,9 @@ from onnx_ir.passes import common
 from fold.bound_rules import Bounded, certain, is_data, rule_for
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator, captured, wide
-from fold.graph import FLOATS
+from fold.graph import FLOATS, VALUELESS
 
 __all__ = ["Bounded", "RoundingBound"]
-
-UNTOUCHED = ("Shape", "Size")
-"""Operators that read no value."""
 
 
 class Unit(NamedTuple):
@@ -75,7 +72,7 @@ class RoundingBound:
         given = [None if x is None else x.value for x in read]
         written = self._evaluator.run(node, given, {name: x.value for name, x in context.items()})
         uncertain = [x is not None and not x.exact for x in (*read, *context.values())]
-        if node.op_type in UNTOUCHED or not any(uncertain):
+        if node.op_type in VALUELESS or not any(uncertain):
             return [certain(value) for value in written]
         rule = rule_for(node)
         data = [is_data(node, index, x) for index, x in enumerate(read)] + [False] * len(context)
@@ -93,7 +90,7 @@ class RoundingBound:
         """The operators, without a rule, that read what rounding may have changed."""
         changed, found = set(self._units), set()
         for node in self._evaluator.nodes:
-            if node.op_type in UNTOUCHED or changed.isdisjoint({*node.input, *captured(node.onnx_node)}):
+            if node.op_type in VALUELESS or changed.isdisjoint({*node.input, *captured(node.onnx_node)}):
                 continue
             changed.update(filter(None, node.output))
             if rule_for(node) is None:

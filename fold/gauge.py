@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.affine import Array, Gauge
-from fold.graph import constant, display_name, is_float, is_standard
+from fold.graph import VALUELESS, constant, display_name, is_float, is_standard
 from fold.scales import Ids
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 3, 2, 1, 0
@@ -42,9 +42,6 @@ class Cause:
     node: str
     demand: str
 
-
-VALUELESS = frozenset({"Shape", "Size"})
-"""Operators that read dimensions and no value, so that they do not mind what a tensor is carried as."""
 
 BEHIND = -1
 """In place of an input's index: a constant that is added to what the node writes."""

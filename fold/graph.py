@@ -10,6 +10,8 @@ from fold.artifact import TensorSpec
 from fold.errors import BnfoldError
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+VALUELESS = frozenset({"Shape", "Size"})
+"""Operators that read the dimensions of a tensor of any type, and none of its numbers."""
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 

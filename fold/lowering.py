@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from fold.engine import infer_shapes
 from fold.errors import BnfoldError
-from fold.graph import display_name
+from fold.graph import VALUELESS, display_name
 from fold.rewrite import round_weights
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Reduced = Literal["fp16", "bf16"]
 SINGLE = ir.DataType.FLOAT
-OF_SHAPES = ("Shape", "Size")
-"""Operators that read a tensor of any type, and no number of it."""
 
 
 class Format(NamedTuple):
@@ -78,7 +76,7 @@ def is_single(value: ir.Value | None) -> bool:
 
 def floats(node: ir.Node) -> list[ir.Value]:
     """The float32 tensors whose numbers a node reads or writes."""
-    if node.op_type in OF_SHAPES:
+    if node.op_type in VALUELESS:
         return []
     return [value for value in (*node.inputs, *node.outputs) if value is not None and is_single(value)]
 

@@ -17,11 +17,10 @@ import onnx_ir as ir
 from fold.artifact import Manifest, ModelVersion
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
-from fold.graph import FLOATS, constant, display_name, is_standard
+from fold.graph import FLOATS, VALUELESS, constant, display_name, is_standard
 from fold.inputs import Arrays, Family, draw_inputs
 from fold.lowering import (
     FORMATS,
-    OF_SHAPES,
     Format,
     Reduced,
     copied,
@@ -199,7 +198,7 @@ def _of_shapes(graph: ir.Graph) -> set[ir.Node]:
     found, written = set[ir.Node](), set[ir.Value]()
     for node in graph:
         read = [value for value in node.inputs if value is not None and constant(value) is None]
-        if node.op_type in OF_SHAPES or (read and written.issuperset(read)):
+        if node.op_type in VALUELESS or (read and written.issuperset(read)):
             found.add(node)
             written.update(node.outputs)
     return found

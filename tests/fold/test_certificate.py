@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from folding import architecture, randomise, unfolded_graph
+from folding import architecture, randomise, unfolded
 
 from fold import affine, certificate, graph
 from fold.affine import Gauge, Reading
@@ -27,13 +27,6 @@ from fold.onnxfile import save_graph
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "certificate.schema.json").read_text())
 NAMES = ("cnn", "preact_resnet", "mobilenet", "repvgg")
-
-
-@functools.cache
-def unfolded(name: str) -> ir.Model:
-    torch.manual_seed(0)
-    module = randomise(architecture(name), 1, hostile=False)
-    return unfolded_graph(name, module)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
-from folding import architecture, interface, randomise, unfolded_graph
+from folding import interface, unfolded
 
 import fold
 from fold import bench, certificate, precision
@@ -35,13 +34,6 @@ from fold.verify import compare
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "certificate.schema.json").read_text())
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
-
-
-@functools.cache
-def unfolded(name: str) -> ir.Model:
-    torch.manual_seed(0)
-    module = randomise(architecture(name), 1, hostile=False)
-    return unfolded_graph(name, module)
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,13 @@ def unfolded_graph(name: str, module: nn.Module) -> ir.Model:
     return with_parameters(export(name), module)
 
 
+@functools.cache
+def unfolded(name: str) -> ir.Model:
+    """The unfolded graph of an architecture with random statistics and γ > 0."""
+    torch.manual_seed(0)
+    return unfolded_graph(name, randomise(architecture(name), 1, hostile=False))
+
+
 def with_parameters(model: ir.Model, module: nn.Module) -> ir.Model:
     """A copy of the graph that was exported from a network like `module`, with the parameters of `module`.
 
