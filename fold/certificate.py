@@ -17,7 +17,8 @@ from fold.artifact import ModelVersion, sha256
 from fold.engine import fold_graph
 from fold.inputs import Arrays, check_inputs, draw_inputs, first_rows
 from fold.locate import Located, of_algebra, of_rounding, of_run_time
-from fold.machine import release_memory, this_machine, tool_versions
+from fold.machine import this_machine, tool_versions
+from fold.memory import release_large_blocks, release_memory
 from fold.onnxfile import read_graph
 from fold.precision import as_stored, run_unfolded
 from fold.reference import load_reference, open_graph
@@ -114,6 +115,7 @@ def certify(
     On `inputs`, or `samples` rows drawn from `seed`. `unfolded` saves making that graph again where it is at hand.
     Raises `BnfoldError` for inputs that do not fit, and for a directory that cannot be read.
     """
+    release_large_blocks()
     specs, opened = version.manifest.inputs, bool(version.manifest.fold.get("open_activations"))
     given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, inputs)
     user, precision = None if inputs is None else given, version.manifest.precision
@@ -126,17 +128,25 @@ def certify(
         unfolded = None  # every part lets go of what the next one does not need: weights in float64 are large
         release_memory()
     algebra = check_algebra(truth, folding.model)
-    announce("rounding: every weight, and what it does")
-    stored = read_graph(version.model_file).model
-    few = first_rows(specs, given, BOUNDED_ROWS)
+    release_memory()
     exact = as_stored(folding.model, version.manifest)
-    rounding = check_rounding(exact, stored, few)
     found = None
     if search_seconds > 0:
         from fold.search import search  # noqa: PLC0415  # needs PyTorch
 
         announce("searching for the largest difference")
-        found = search(exact, stored, specs, starts=given, budget_seconds=search_seconds, seed=seed, progress=progress)
+        found = search(
+            exact,
+            _read_served(version),
+            specs,
+            starts=given,
+            budget_seconds=search_seconds,
+            seed=seed,
+            progress=progress,
+        )
+    announce("rounding: every weight, and what it does")
+    few = first_rows(specs, given, BOUNDED_ROWS)
+    rounding = check_rounding(exact, partial(_read_served, version), few)
     located: Located | None = None
     if not algebra:
         announce("looking for the guilty fold")
@@ -148,7 +158,7 @@ def certify(
     if precision != "fp32":
         announce(f"the unfolded graph in {precision}")
         run_in_precision = run_unfolded(version, provider, unfolded=unfolded, seed=seed, given=user)
-    del unfolded, folding, exact, stored
+    del unfolded, folding, exact
     release_memory()
     announce("run time: the served graph against float64")
     rows = ROWS if version.manifest.batched else 0
@@ -168,8 +178,7 @@ def certify(
     )
     if located is None and not verdict:
         announce("looking for the guilty layer")
-        stored = read_graph(version.model_file).model
-        located = of_run_time(stored, few, _served(provider), _plain, precision)
+        located = of_run_time(_read_served(version), few, _served(provider), _plain, precision)
     machine = this_machine(gpu=computed_on == "cuda")
     return Certificate(
         algebra,
@@ -199,6 +208,10 @@ def _subject(version: ModelVersion) -> dict[str, str]:
         "reference": sha256(version.reference_file),
         "graph": sha256(version.model_file),
     }
+
+
+def _read_served(version: ModelVersion) -> "ir.Model":
+    return read_graph(version.model_file).model
 
 
 def _served(provider: Provider) -> Callable[["ir.Model", Arrays], Arrays]:

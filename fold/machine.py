@@ -1,8 +1,6 @@
 """Where something was made or measured: the processor, the graphics card, and the versions of the tools."""
 
-import contextlib
 import ctypes
-import gc
 import os
 import platform
 from dataclasses import dataclass
@@ -25,13 +23,6 @@ class Machine:
 def this_machine(*, gpu: bool) -> Machine:
     """The machine that this process runs on, with its first GPU if one took part."""
     return Machine(_cpu_name(), _cores(), _gpu_name() if gpu else None, platform.platform())
-
-
-def release_memory() -> None:
-    """Give back what is not needed any more: graphs hold themselves in cycles, and glibc keeps what was freed."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library has nothing to trim
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def tool_versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
     from torch import nn
+    from torch.export import ExportedProgram
 
     from fold.runtime import Provider
 
@@ -53,21 +54,30 @@ class ModuleReference:
         self._output_names = output_names
 
     def exact(self, inputs: Arrays) -> Arrays:
-        wide = {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
-        return self._run(self._double, wide)
+        return _run(self._double, _wide(inputs), self._input_names, self._output_names)
 
     def unfolded(self, inputs: Arrays) -> Arrays:
-        return self._run(self._single, inputs)
+        return _run(self._single, inputs, self._input_names, self._output_names)
 
-    def _run(self, module: "nn.Module", inputs: Arrays) -> Arrays:
-        import torch  # noqa: PLC0415
-        from torch.utils import _pytree as pytree  # noqa: PLC0415
 
-        with torch.no_grad():
-            # a copy: torch warns of arrays that it may not write to
-            result = module(*(torch.from_numpy(np.array(inputs[name])) for name in self._input_names))
-        outputs = [tensor.numpy() for tensor in pytree.tree_leaves(result)]
-        return dict(zip(self._output_names, outputs, strict=True))
+class ProgramReference:
+    """A program of `torch.export`; each weight is widened while a node reads it, so that float64 takes no second copy.
+
+    Where the program asks for float32 (`x.float()`), float64 is computed with all the same.
+    """
+
+    def __init__(self, program: "ExportedProgram", input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        self._module = program.module()
+        self._input_names = input_names
+        self._output_names = output_names
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        from fold.widening import InFloat64  # noqa: PLC0415
+
+        return _run(InFloat64(self._module).run, _wide(inputs), self._input_names, self._output_names)
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return _run(self._module, inputs, self._input_names, self._output_names)
 
 
 class GraphReference:
@@ -114,6 +124,20 @@ class GraphReference:
                 )
 
 
+def _run(module: Callable[..., Any], inputs: Arrays, takes: Sequence[str], gives: Sequence[str]) -> Arrays:
+    import torch  # noqa: PLC0415
+    from torch.utils import _pytree as pytree  # noqa: PLC0415
+
+    with torch.no_grad():
+        # a copy: torch warns of arrays that it may not write to
+        result = module(*(torch.from_numpy(np.array(inputs[name])) for name in takes))
+    return dict(zip(gives, (tensor.numpy() for tensor in pytree.tree_leaves(result)), strict=True))
+
+
+def _wide(inputs: Arrays) -> Arrays:
+    return {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
+
+
 def open_graph(model: "ir.Model", *, provider: "Provider" = "cpu", optimised: bool = True) -> "ort.InferenceSession":
     """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
     from fold.onnxfile import save_graph  # noqa: PLC0415
@@ -154,4 +178,4 @@ def _load_single(version: ModelVersion) -> Reference:
 
     program = load_program(version.reference_file)
     inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))
-    return ModuleReference(program.module(), inputs, outputs)
+    return ProgramReference(program, inputs, outputs)

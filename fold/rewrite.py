@@ -6,6 +6,7 @@ uses any more is removed. Names, types and shapes of the graph's inputs and outp
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +125,22 @@ def round_weights(graph: ir.Graph, *, exact: bool = False) -> int:
         if tensor is not None and value.dtype is not None and tensor.dtype != value.dtype:
             value.const_value = rounded.constant(tensor.numpy(), value).tensor
     return rounded.flushed
+
+
+def rounded_when_read(model: ir.Model) -> ir.Model:
+    """A copy of an exact model with the weights that it is to be stored with, each made anew whenever it is read."""
+    model = model.clone()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and value.dtype is not None and tensor.dtype != value.dtype:
+            value.const_value = ir.LazyTensor(
+                partial(_rounded, tensor, value), value.dtype, ir.Shape(tensor.shape.numpy()), cache=False
+            )
+    return model
+
+
+def _rounded(exact: ir.TensorProtocol, stored_as: ir.Value) -> ir.TensorProtocol:
+    return _Rounded().constant(exact.numpy(), stored_as).tensor
 
 
 def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> dict[ir.Node, tuple[str, ...]]:

@@ -5,7 +5,7 @@ type (what would be subnormal, and slow, is zero). That needs no inputs: anybody
 manifest. What rounding does to the outputs is then measured in float64 and held against the bound of fold.bounds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from fold.bounds import RoundingBound
 from fold.evaluate import Evaluator
 from fold.graph import display_name
 from fold.inputs import Arrays
-from fold.rewrite import SLOW_SUBNORMALS, nearest
+from fold.memory import release_memory
+from fold.rewrite import round_weights, rounded_when_read
 
 SHOWN = 5
 """Faults that a certificate lists; it counts them all."""
@@ -68,62 +69,64 @@ class Rounding:
         }
 
 
-def check_rounding(exact: ir.Model, stored: ir.Model, inputs: Arrays) -> Rounding:
-    """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`."""
+def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], inputs: Arrays) -> Rounding:
+    """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`.
+
+    The exact weights, in float64, are the largest thing in a proof. So the stored graph is read only once they are no
+    longer needed: `exact` is rounded here, in place.
+    """
+    bound = RoundingBound(exact, rounded_when_read(exact))
+    bounded, unbounded = bound(inputs), bound.unbounded
+    del bound
+    round_weights(exact.graph)
+    release_memory()
+    stored = read_stored()
     faults = (*_nodes(exact.graph, stored.graph), *_weights(exact.graph, stored.graph))
     weights = sum(1 for value in exact.graph.initializers.values() if value.const_value is not None)
     if faults:
         return Rounding(weights, faults, (), ())
-    bound = RoundingBound(exact, stored)
-    bounded = bound(inputs)
     rounded = Evaluator(stored)(inputs)
-    outputs = []
-    for name, (value, limit) in bounded.items():
-        if not np.issubdtype(value.dtype, np.floating):
-            continue
-        finite = np.isfinite(value) & np.isfinite(rounded[name])
-        difference = np.abs(rounded[name] - value)[finite]
-        limits = limit[finite]
-        if np.isfinite(limits).all():
-            ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
-            worst, most = float(limits.max(initial=0)), float(ratio.max(initial=0))
-            outputs.append(Respected(name, float(difference.max(initial=0)), worst, most))
-        else:
-            outputs.append(Respected(name, float(difference.max(initial=0)), None, None))
-    return Rounding(weights, (), tuple(outputs), bound.unbounded)
+    outputs = (_respected(name, *bounded[name], rounded[name]) for name in bounded)
+    return Rounding(weights, (), tuple(output for output in outputs if output is not None), unbounded)
 
 
-def _weights(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
-    for name in sorted(exact.initializers.keys() | stored.initializers.keys()):
-        right, value = exact.initializers.get(name), stored.initializers.get(name)
+def _respected(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> Respected | None:
+    """None for an output of whole numbers, which is not rounded."""
+    if not np.issubdtype(exact.dtype, np.floating):
+        return None
+    finite = np.isfinite(exact) & np.isfinite(rounded)
+    difference, limits = np.abs(rounded - exact)[finite], limit[finite]
+    largest = float(difference.max(initial=0))
+    if not np.isfinite(limits).all():
+        return Respected(name, largest, None, None)
+    ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
+    return Respected(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)))
+
+
+def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
+    for name in sorted(expected.initializers.keys() | stored.initializers.keys()):
+        right, value = expected.initializers.get(name), stored.initializers.get(name)
         if right is None or value is None:
             yield Fault(name, _reader(value or right), "is missing" if value is None else "is not what folding gives")
             continue
         if right.const_value is None or value.const_value is None:
             continue
-        wanted, dtype = right.const_value.numpy(), value.const_value.dtype
-        found = value.const_value.numpy()
-        if right.dtype != dtype or found.shape != wanted.shape:
-            expected = f"{right.dtype.name if right.dtype else '?'}{list(wanted.shape)}"
-            yield Fault(name, _reader(value), f"is {dtype.name}{list(found.shape)}, expected {expected}")
+        wanted, found = right.const_value, value.const_value
+        if wanted.dtype != found.dtype or wanted.shape != found.shape:
+            described = (f"{tensor.dtype.name}{list(tensor.shape.numpy())}" for tensor in (found, wanted))
+            yield Fault(name, _reader(value), "is {}, expected {}".format(*described))
             continue
-        wrong = ~_rounded(wanted, found, dtype)
+        wrong = ~_same(wanted.numpy(), found.numpy())
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            which = f"{list(at)} is {found[at]!s}, expected {wanted[at]!s}"
+            which = f"{list(at)} is {found.numpy()[at]!s}, expected {wanted.numpy()[at]!s}"
             yield Fault(name, _reader(value), f"has {int(wrong.sum())} wrong of {wrong.size} numbers: {which}")
 
 
-def _rounded(exact: np.ndarray, stored: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-    """Where `stored` holds the numbers nearest to `exact`."""
-    if not np.issubdtype(exact.dtype, np.floating) and exact.dtype == stored.dtype and exact.dtype.kind in "biuSO":
-        return np.asarray(exact == stored)
-    wanted = nearest(exact, dtype)
-    right = (wanted == stored) | (np.isnan(wanted) & np.isnan(stored))
-    if dtype in SLOW_SUBNORMALS:
-        smallest = np.finfo(np.float64 if dtype == ir.DataType.DOUBLE else np.float32).tiny
-        right |= (stored == 0) & (np.abs(exact.astype(np.float64)) < smallest)
-    return np.asarray(right)
+def _same(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Where two arrays of one type hold the same; a NaN is one like another."""
+    same = np.asarray(wanted == found)
+    return same | ((wanted != wanted) & (found != found)) if wanted.dtype.kind not in "biuSO" else same  # noqa: PLR0124
 
 
 def _nodes(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:

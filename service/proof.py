@@ -96,20 +96,14 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             halt()
             located = of_algebra(unfolded, draw_inputs(specs, 2, asked.seed), open_activations=opened)
             found["located"] = located.to_dict()
-    stored, unrounded = read_graph(version.model_file).model, as_stored(exact.model, model.manifest)
-    if "rounding" in asked.parts:
-        halt()
-        rounding = check_rounding(unrounded, stored, first_rows(specs, inputs, BOUNDED_ROWS))
-        found["rounding"] = rounding.to_dict()
-        if rounding.faults and found["located"] is None:
-            found["located"] = of_rounding(rounding.faults, exact.report).to_dict()
+    unrounded = as_stored(exact.model, model.manifest)
     if "search" in asked.parts:
         from fold.search import search  # noqa: PLC0415  # needs torch
 
         halt()
         sought = search(
             unrounded,
-            stored,
+            read_graph(version.model_file).model,
             specs,
             starts=inputs,
             budget_seconds=asked.search_seconds,
@@ -117,6 +111,14 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             progress=lambda *_: halt(),
         )
         found["search"] = sought.to_dict()
+    if "rounding" in asked.parts:
+        halt()
+        rounding = check_rounding(
+            unrounded, lambda: read_graph(version.model_file).model, first_rows(specs, inputs, BOUNDED_ROWS)
+        )
+        found["rounding"] = rounding.to_dict()
+        if rounding.faults and found["located"] is None:
+            found["located"] = of_rounding(rounding.faults, exact.report).to_dict()
     return found
 
 

@@ -1,0 +1,24 @@
+"""An exported program computed in float64: each parameter is widened while a node reads it, and forgotten behind it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+
+class InFloat64(fx.Interpreter):
+    """Runs the module of a `torch.export` program. What it is asked to compute in another float type becomes float64,
+    too."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.aten._assert_tensor_metadata.default:  # it would insist on float32
+            return None
+        args, kwargs = pytree.tree_map(_widened, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
