@@ -1,15 +1,14 @@
 """Watching: a share of the answers is held against the reference, in the background, on the very arrays that went out.
 
-No answer waits for it. What is drawn is handed to a thread of its own, without a copy, and is dropped where anything
-else has work to do: while requests queue, while the thread compares or rests, while a proof runs. The thread rests so
-long after each comparison that it takes at most a hundredth of one core.
+No answer waits for it. What is drawn goes to a process of its own, by way of a thread that waits for it there, and is
+dropped where anything else has work to do: while requests queue, while the process compares or rests, while a proof
+runs. It rests so long after each comparison that it takes at most a hundredth of one core.
 """
 
 import logging
 import math
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fold.errors import first_line
+from service.comparing import Compared, Comparer, Task
 from service.references import References
 from service.signature import Arrays
 from service.worker import Worker
@@ -46,7 +46,8 @@ class Watched:
     """What watching has found of one model. Only the event loop changes it."""
 
     def __init__(self, model: "Model", watcher: "Watcher") -> None:
-        self.share = watcher.share
+        self.share = 0.0
+        """Of the answers; 0 until the reference is at hand."""
         self.rows = 0
         self.disagreements: Counter[Kind] = Counter({"error": 0, "decision": 0})
         self.drops: Counter[Reason] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
@@ -95,29 +96,25 @@ class Watched:
 
 
 class Watcher:
-    """The thread that compares, for all models."""
+    """Compares for all models, one answer at a time."""
 
     def __init__(self, share: float, references: References) -> None:
         self.share = share
         self._references = references
+        self._comparer = Comparer()
         self._worker = Worker("shadow")
         self._under_way = 0
         self._rest_until = -math.inf
 
     def watch(self, model: "Model") -> None:
-        """Watch `model` from now on. Loads its reference, which no request shall have to wait for."""
+        """Watch `model` from now on. Its reference is loaded in the background, for no request shall wait for it."""
         if not self.share:
             return
-        try:
-            with self._references.lock:
-                self._references.of(model)
-        except Exception as error:  # a model serves all the same whose reference is beyond this machine
-            log.warning("bnfold: not watching %s: %s", model, first_line(error))
-            return
         model.watched = Watched(model, self)
+        self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
 
     def take(self, model: "Model", watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
-        """False if the thread has enough to do, or rests."""
+        """False if there is enough to do, or a rest to take."""
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:
             return False
         self._under_way += 1
@@ -126,54 +123,42 @@ class Watcher:
 
     def stop(self) -> None:
         self._worker.stop()
+        self._comparer.stop()
 
-    def _compare(self, model: "Model", inputs: Arrays, outputs: Arrays) -> "Compared":
-        """On the worker's thread."""
-        if not self._references.lock.acquire(blocking=False):
-            return Compared(None, 0.0)
-        started = time.perf_counter()
-        outcome: Verdict | Exception
-        try:
-            outcome = self._verdict(model, inputs, outputs)
-        except Exception as error:  # whatever a reference does to an input must not end the watching
-            outcome = error
-        finally:
-            self._references.lock.release()
-        return Compared(outcome, time.perf_counter() - started)
-
-    def _verdict(self, model: "Model", inputs: Arrays, outputs: Arrays) -> "Verdict":
-        from fold.verify import compare  # noqa: PLC0415
-
+    def _compare(self, model: "Model", inputs: Arrays, outputs: Arrays) -> Compared | None:
+        """On the worker's thread. None while a proof runs."""
+        if self._references.lock.locked():
+            return None
         rows = ROWS if model.session.signature.batched else None
         asked, answered = (
             {name: np.array(array[:rows] if rows else array) for name, array in arrays.items()}
             for arrays in (inputs, outputs)
         )
-        return compare(
-            self._references.of(model),
-            answered,
-            asked,
-            provider=model.session.provider,
-            precision=model.manifest.precision,
-        )
+        return self._comparer.compare(_task(model, asked, answered))
 
-    def _finish(self, watched: Watched, compared: "Compared | Exception") -> None:
+    def _loaded(self, model: "Model", loaded: Compared | Exception) -> None:
+        failure = first_line(loaded) if isinstance(loaded, Exception) else loaded.failure
+        if failure:  # a model serves all the same whose reference is beyond this machine
+            model.watched = None
+            log.warning("bnfold: not watching %s: %s", model, failure)
+        elif model.watched is not None:
+            model.watched.share = self.share
+
+    def _finish(self, watched: Watched, compared: Compared | Exception | None) -> None:
         self._under_way -= 1
-        outcome = compared if isinstance(compared, Exception) else compared.outcome
-        if outcome is None:
+        if compared is None:
             watched.drops["proof"] += 1
-        elif isinstance(outcome, Exception):
+        elif isinstance(compared, Exception) or compared.verdict is None:
+            failure = first_line(compared) if isinstance(compared, Exception) else compared.failure
             watched.drops["failed"] += 1
-            watched.warn(f"an answer could not be compared: {first_line(outcome)}")
+            watched.warn(f"an answer could not be compared: {failure}")
         else:
-            watched.add(outcome)
+            watched.add(compared.verdict)
         if isinstance(compared, Compared):
             self._rest_until = max(self._rest_until, time.monotonic()) + REST * compared.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What came of a comparison, None while a proof used the reference, and how long it took. Seconds."""
-
-    outcome: "Verdict | Exception | None"
-    seconds: float
+def _task(model: "Model", asked: Arrays | None = None, answered: Arrays | None = None) -> Task:
+    version = model.session.version
+    provider: Literal["cpu", "cuda"] = "cuda" if model.session.provider == "cuda" else "cpu"
+    return Task(str(model), version.manifest.digest, version.path, provider, asked, answered)

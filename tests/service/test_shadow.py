@@ -38,9 +38,18 @@ def until(service: Any, name: str, least: float, send: Callable[[], Any]) -> flo
     return float(value)
 
 
+def watching(service: Any, model: str, version: int = 1) -> None:
+    """Wait until the reference is loaded."""
+    end = time.monotonic() + 60
+    while not service.metric(f'bnfold_shadow_share{{model="{model}",version="{version}"}}'):
+        assert time.monotonic() < end, service.lines
+        time.sleep(0.02)
+
+
 def test_answers_are_compared_and_agree(folded: Path, start: Callable[..., Any]) -> None:
     labels = 'model="net",version="2"'
     with start(folded, shadow=1) as service:
+        watching(service, "net", 2)
         assert service.metric(f"bnfold_shadow_share{{{labels}}}") == 1
         instances = {"instances": RANDOM.normal(size=(3, 1, 8, 8)).tolist()}
         until(service, f"bnfold_shadow_rows_total{{{labels}}}", 6, lambda: service.post(INFER, json=image(2)))
@@ -58,6 +67,7 @@ def test_answers_are_compared_and_agree(folded: Path, start: Callable[..., Any])
 
 def test_at_most_a_few_rows_of_a_request_are_compared(folded: Path, start: Callable[..., Any]) -> None:
     with start(folded, shadow=1) as service:
+        watching(service, "net", 2)
         assert service.post(INFER, json=image(40)).status_code == 200
         assert until(service, 'bnfold_shadow_rows_total{model="net",version="2"}', 1, lambda: time.sleep(0.02)) == 8
 
@@ -90,6 +100,7 @@ def test_a_slow_reference_delays_no_answer(
     make_slow(tmp_path, quick=True)
     row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [10_000]}]}
     with start(tmp_path, shadow=1) as service:
+        watching(service, "slow")
         for _ in range(20):
             assert service.post("/v2/models/slow/infer", json=row).status_code == 200
         assert service.metric('bnfold_shadow_rows_total{model="slow",version="1"}') == 0
@@ -102,6 +113,7 @@ def test_under_load_watching_is_dropped_first(
     make_slow(tmp_path)
     row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [30]}]}
     with start(tmp_path, shadow=1, max_batch_size=1) as service, ThreadPoolExecutor(8) as pool:
+        watching(service, "slow")
         calls = [pool.submit(service.post, "/v2/models/slow/infer", json=row) for _ in range(8)]
         assert [call.result().status_code for call in calls] == [200] * 8
         assert service.metric('bnfold_shadow_drops_total{model="slow",reason="load",version="1"}') >= 4
@@ -170,6 +182,7 @@ def test_a_flipped_decision_is_a_disagreement_of_its_own() -> None:
 def test_every_metric_of_watching_is_there_from_the_start(folded: Path, start: Callable[..., Any]) -> None:
     """An alert on a counter's increase needs the counter before the first disagreement."""
     with start(folded, code=FROM_THE_COMMAND_LINE) as service:
+        watching(service, "net", 2)
         assert service.metric('bnfold_shadow_share{model="net",version="2"}') == 0.001
         families = {family.name: family for family in text_string_to_metric_families(service.get("/metrics").text)}
     assert {s.labels["kind"] for s in families["bnfold_shadow_disagreements"].samples} == {"error", "decision"}
