@@ -18,8 +18,9 @@ from onnx_ir.passes import common
 
 from fold.bound_rules import Bounded, certain, is_data, rule_for
 from fold.errors import BnfoldError
-from fold.evaluate import Evaluator, captured, wide
+from fold.evaluate import Evaluator, captured
 from fold.graph import FLOATS, VALUELESS
+from fold.inputs import widened
 
 __all__ = ["Bounded", "RoundingBound"]
 
@@ -58,7 +59,7 @@ class RoundingBound:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Bounded]:
         """Each output with its bounds. Inputs are exact, as float64."""
         return self._evaluator.walk(
-            {name: certain(wide(array)) for name, array in inputs.items()}, self._weight, self._step
+            {name: certain(array) for name, array in widened(inputs).items()}, self._weight, self._step
         )
 
     def _weight(self, name: str) -> Bounded:

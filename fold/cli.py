@@ -120,6 +120,9 @@ def verify(
     samples: Samples = 16,
     seed: Seed = 0,
     provider: Provider = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must be in.")
+    ] = None,
     search: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Search so long for the largest difference.")
     ] = 0,
@@ -138,6 +141,11 @@ def verify(
     with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(f"reading {escape(str(folder))}", total=None)
         version = read_version(folder)
+        if precision not in (None, version.manifest.precision):
+            raise BnfoldError(
+                f"{version.model_file}: is in {version.manifest.precision}, not in {precision}; "
+                f"fold the model again with --precision {precision}"
+            )
         certificate = certify(
             version,
             None if inputs is None else read_inputs(inputs, version.manifest),

@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 
 from fold.errors import BnfoldError, first_line
 from fold.graph import FLOATS
+from fold.inputs import widened
 from fold.reference_ops import OPERATORS
 
 Watch = Callable[[str, np.ndarray], None]
@@ -94,7 +95,7 @@ class Evaluator:
                     watch(name, array)
             return written
 
-        return self.walk({name: wide(array) for name, array in inputs.items()}, self.weight, step)
+        return self.walk(widened(inputs), self.weight, step)
 
     def weight(self, name: str) -> np.ndarray:
         """What an initializer holds, in float64 if it holds floats."""
@@ -153,11 +154,6 @@ class Evaluator:
             f"implementation ({first_line(error)}), so nothing can be proven; export it with ONNX's own operators and "
             "a recent opset"
         )
-
-
-def wide(array: np.ndarray) -> np.ndarray:
-    """Floats in float64, anything else as it is."""
-    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

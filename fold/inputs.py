@@ -56,6 +56,11 @@ def draw_inputs(
     return inputs
 
 
+def widened(inputs: Mapping[str, np.ndarray]) -> Arrays:
+    """Floats in float64, anything else as it is."""
+    return {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
+
+
 def first_rows(specs: Sequence[TensorSpec], inputs: Arrays, rows: int) -> Arrays:
     """At most so many rows of the batch; all, where the model takes a fixed batch or none."""
     free = all(spec.shape and spec.shape[0] < 0 for spec in specs)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fold.artifact import ModelVersion
 from fold.errors import BnfoldError
-from fold.inputs import Arrays
+from fold.inputs import Arrays, widened
 from fold.verdict import judge
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ModuleReference:
         self._output_names = output_names
 
     def exact(self, inputs: Arrays) -> Arrays:
-        return _run(self._double, _wide(inputs), self._input_names, self._output_names)
+        return _run(self._double, widened(inputs), self._input_names, self._output_names)
 
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._single, inputs, self._input_names, self._output_names)
@@ -74,7 +74,7 @@ class ProgramReference:
     def exact(self, inputs: Arrays) -> Arrays:
         from fold.widening import InFloat64  # noqa: PLC0415
 
-        return _run(InFloat64(self._module).run, _wide(inputs), self._input_names, self._output_names)
+        return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names)
 
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._module, inputs, self._input_names, self._output_names)
@@ -132,10 +132,6 @@ def _run(module: Callable[..., Any], inputs: Arrays, takes: Sequence[str], gives
         # a copy: torch warns of arrays that it may not write to
         result = module(*(torch.from_numpy(np.array(inputs[name])) for name in takes))
     return dict(zip(gives, (tensor.numpy() for tensor in pytree.tree_leaves(result)), strict=True))
-
-
-def _wide(inputs: Arrays) -> Arrays:
-    return {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
 
 
 def open_graph(model: "ir.Model", *, provider: "Provider" = "cpu", optimised: bool = True) -> "ort.InferenceSession":

@@ -94,6 +94,12 @@ def test_verify_on_the_users_own_inputs(published, tmp_path) -> None:
     assert done.stdout == ""
 
 
+def test_verify_insists_on_a_precision(published) -> None:
+    path = published[0] / "digits" / "1"
+    assert bnfold("verify", path, "--samples", 1, "--precision", "fp32").returncode == 0
+    assert_one_line(bnfold("verify", path, "--precision", "fp16"), "model.onnx", "is in fp32, not in fp16")
+
+
 def test_a_changed_byte_is_refused(published, tmp_path) -> None:
     repository, _ = published
     copy = tmp_path / "1"

@@ -14,6 +14,7 @@ from fold.artifact import Manifest, Preprocessing, TensorSpec
 from fold.decision import FLOORS
 from fold.errors import BnfoldError
 from fold.inputs import check_inputs, draw_inputs, read_inputs
+from fold.reference import ProgramReference
 from fold.verify import compare
 
 
@@ -198,3 +199,27 @@ def test_a_folder_that_holds_no_inputs_or_wrong_ones_is_named(tmp_path) -> None:
     np.savez(tmp_path / "b.npz", x=np.zeros((1, 1, 5, 4), np.float32))
     with pytest.raises(BnfoldError, match="do not fit together"):
         read_inputs(tmp_path, MANIFEST)
+
+
+class AsksForFloat32(torch.nn.Module):
+    """Casts its input, as training code does that was written for mixed precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.to(torch.float32)).float().exp()
+
+
+def test_a_program_is_computed_in_float64_even_where_it_asks_for_float32() -> None:
+    module = AsksForFloat32().eval()
+    x = torch.randn(7, 3)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    reference = ProgramReference(program, ["x"], ["y"])
+    W, b = (parameter.detach().double().numpy() for parameter in module.linear.parameters())
+    wide = x.double().numpy()
+    np.testing.assert_allclose(reference.exact({"x": x.numpy()})["y"], np.exp(wide @ W.T + b), rtol=1e-13)
+    single = reference.unfolded({"x": x.numpy()})["y"]
+    assert single.dtype == np.float32
+    np.testing.assert_array_equal(single, module(x).detach().numpy())
