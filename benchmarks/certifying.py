@@ -17,17 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.folding import machine, markdown, randomise
 from benchmarks.scaling import resident
 from fold.artifact import ModelVersion, read_version
 from fold.certificate import certify
 from fold.convert import Source, Target, convert
-
-STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
-"""Width and number of blocks of each stage of ResNet-50 (He et al., 2015)."""
-WIDER = 4
 
 
 @dataclass(frozen=True)
@@ -44,39 +39,9 @@ class Cost:
     equivalent: bool
 
 
-class Bottleneck(nn.Module):
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        behind = WIDER * width
-
-        def unit(inputs: int, outputs: int, kernel: int, step: int = 1) -> nn.Sequential:
-            convolution = nn.Conv2d(inputs, outputs, kernel, step, kernel // 2, bias=False)
-            return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
-
-        self.body = nn.Sequential(
-            unit(before, width, 1), nn.ReLU(), unit(width, width, 3, stride), nn.ReLU(), unit(width, behind, 1)
-        )
-        self.shortcut = nn.Identity() if before == behind else unit(before, behind, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
-def resnet50() -> nn.Module:
-    """25.6 million parameters, for 3×224×224."""
-    blocks: list[nn.Module] = []
-    before = 64
-    for index, (width, count) in enumerate(STAGES):
-        for block in range(count):
-            blocks.append(Bottleneck(before, width, 2 if index and not block else 1))
-            before = WIDER * width
-    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
-
-
 MODELS = {
     "digits CNN": ("models.cnn:cnn", "1,8,8"),
-    "ResNet-50": ("benchmarks.certifying:resnet50", "3,224,224"),
+    "ResNet-50": ("benchmarks.networks:resnet50", "3,224,224"),
 }
 
 

@@ -1,19 +1,18 @@
-"""Requests a second: the service beside the FastAPI handler that a user would write, under the same load, in one run.
+"""Requests a second: the service beside what a user would pick instead, under the same load, in one run.
 
-    python -m benchmarks.serving [--seconds 4]
+    python -m benchmarks.serving [--model digits|resnet18] [--seconds 4] [--rounds 3] [--without mlserver ...]
     python -m benchmarks.serving --shadow 0.01      what watching costs: the service with that share, and without
 
-Both serve the same folded graph of a small network (cnn of models/, 1x8x8, random statistics) in ONNX Runtime on the
-CPU, one process each on uvicorn. The client is one more process on the same machine: plain sockets with keep-alive,
-every answer checked. The servers take turns (A-B-A-B), medians and ratios are reported. The handler takes JSON, since
-that is what people write; it is compared with our JSON, and our binary tensors stand beside it.
+All serve the same folded graph with ONNX Runtime on the CPU. `bare` is a uvicorn application that only reads the body
+and answers as many bytes; R* is the best rate of the session alone, over batch sizes and threads, and `run` the session
+alone with one row at a time. The load comes from wrk, on the same machine, while a second client checks numbers. The
+servers take turns, whoever is not measured is stopped, and medians over the rounds are reported.
 
-With `--shadow` two services take turns, their order changing with each round, and the ratio is the median over rounds:
-one that watches has the same load as one that does not, a moment apart. What it compared and dropped is told, too.
+Each peer runs in an environment of its own, which is made once under build/peers.
 """
 
 import argparse
-import asyncio
+import base64
 import json
 import os
 import socket
@@ -21,11 +20,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,75 +32,86 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.folding import randomise
+from benchmarks.folding import machine, randomise
+from benchmarks.servers import PEERS, Running, Server, environment, mlserver_folder
+from benchmarks.wrk import Load, Request, load
 from fold.convert import Source, Target, convert
 from fold.runtime import open_session, run
-from models.cnn import cnn
 
-PLAIN = """
-import sys
-import numpy as np, onnxruntime, uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
-
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-app = FastAPI()
-
-class Body(BaseModel):
-    instances: list[list[list[list[float]]]]
-
-@app.post("/predict")
-def predict(body: Body):
-    (out,) = session.run(None, {"x": np.array(body.instances, np.float32)})
-    return {"predictions": out.tolist()}
-
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)
+MODELS = {"digits": ("models.cnn:cnn", (1, 8, 8)), "resnet18": ("benchmarks.networks:resnet18", (3, 64, 64))}
+RUNTIME = f"onnxruntime=={onnxruntime.__version__}"
+ENVIRONMENTS = {
+    "LitServe": ("litserve", RUNTIME, "numpy"),
+    "MLServer": ("mlserver", RUNTIME, "numpy"),
+    "BentoML": ("bentoml", RUNTIME, "numpy"),
+}
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+TOLERANCE = 1e-4
+RAW = """
+import sys, time, numpy as np, onnxruntime
+from concurrent.futures import ThreadPoolExecutor
+graph, threads, parallel, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+shape = tuple(map(int, sys.argv[5].split(",")))
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+x = np.random.default_rng(0).random(shape, np.float32)
+def work(_):
+    count, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        session.run(None, {"x": x})
+        count += len(x)
+    return count
+session.run(None, {"x": x})
+began = time.perf_counter()
+with ThreadPoolExecutor(parallel) as pool:
+    done = sum(pool.map(work, range(parallel)))
+print(done / (time.perf_counter() - began))
 """
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of which server: one prepared request, and how its answer is told to be right."""
+class Published:
+    """A folded model, one row for it, and what it answers."""
 
-    name: str
-    port: int
-    request: bytes
-    binary: bool
+    repository: Path
+    graph: Path
+    x: np.ndarray
+    expected: np.ndarray
 
+    @property
+    def shape(self) -> str:
+        return ",".join(map(str, self.x.shape[1:]))
 
-def http_request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-async def load(target: Asked, connections: int, seconds: float, expected: np.ndarray) -> float:
-    """Requests a second over keep-alive connections, each sending the next request when it has its answer."""
-    stop = time.perf_counter() + seconds
-    counts = [0] * connections
-
-    async def client(number: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-        while time.perf_counter() < stop:
-            writer.write(target.request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            body = await reader.readexactly(length)
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"{target.name}: {body[:200]!r}")
-            answer = np.frombuffer(body[-expected.nbytes :], np.float32) if target.binary else _json_answer(body)
-            if np.abs(answer - expected.ravel()).max() > 1e-4 * np.abs(expected).max():
-                raise SystemExit(f"{target.name}: a wrong answer")
-            counts[number] += 1
-        writer.close()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client(number) for number in range(connections)))
-    return sum(counts) / (time.perf_counter() - started)
+    def right(self, answer: np.ndarray) -> bool:
+        return bool(np.abs(answer.ravel() - self.expected.ravel()).max() <= TOLERANCE * np.abs(self.expected).max())
 
 
-def _json_answer(body: bytes) -> np.ndarray:
-    return np.array(json.loads(body)["predictions"], np.float32).ravel()
+@dataclass(frozen=True)
+class Measured:
+    """One turn of one server. CPU is in seconds for a thousand requests."""
+
+    server: str
+    connections: int
+    load: Load
+    cpu: float
+    megabytes: float
+    seconds_to_ready: float
+
+
+def publish(model: str, folder: Path) -> Published:
+    arch, shape = MODELS[model]
+    module, _, factory = arch.partition(":")
+    torch.manual_seed(0)
+    net = randomise(getattr(__import__(module, fromlist=[factory]), factory)())
+    torch.save(net.state_dict(), folder / "net.pt")
+    source = Source(folder / "net.pt", arch, (), [",".join(map(str, shape))])
+    published = convert(source, Target(folder / "repository", "net"), samples=2, provider="cpu")
+    assert published.path is not None, published.certificate.message
+    graph = published.path / "model.onnx"
+    x = np.random.default_rng(0).random((1, *shape), np.float32)
+    expected = next(iter(run(open_session(graph, provider="cpu"), {"x": x}).values()))
+    return Published(folder / "repository", graph, x, expected)
 
 
 def free_port() -> int:
@@ -111,145 +120,244 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@contextmanager
-def server(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+def ours(p: Published, name: str, *options: str, as_json: bool = False) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "fold", "serve", str(p.repository), "--port", str(port), "--provider", "cpu"]
+    if as_json:
+        body = json.dumps({"instances": p.x.tolist()}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = Request(port, "/v1/models/net:predict", body, headers, partial(_json_right, p, "predictions"))
+    else:
+        tensor = {"name": "x", "shape": list(p.x.shape), "datatype": "FP32"}
+        tensor["parameters"] = {"binary_data_size": p.x.nbytes}
+        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(header))}
+        request = Request(port, "/v2/models/net/infer", header + p.x.tobytes(), headers, partial(_bytes_right, p))
+    return Server(name, [*command, *options], request)
 
 
-@dataclass(frozen=True)
-class Published:
-    """The model that is asked: its repository and graph, the requests for one row, and their answer."""
-
-    repository: Path
-    graph: Path
-    as_json: bytes
-    json_headers: dict[str, str]
-    as_binary: bytes
-    binary_headers: dict[str, str]
-    expected: np.ndarray
-
-    def binary(self, name: str, port: int) -> Asked:
-        return Asked(name, port, http_request("/v2/models/cnn/infer", self.as_binary, self.binary_headers), True)
+def bare(p: Published, like: Server) -> Server:
+    port = free_port()
+    size = 200 + p.expected.nbytes  # as our answer: its JSON header and the tensor
+    request = Request(port, "/", like.request.body, {}, lambda answer: len(answer) == size)
+    return Server("bare uvicorn", [sys.executable, str(PEERS / "bare.py"), str(size), str(port)], request)
 
 
-def publish(folder: Path) -> Published:
-    checkpoint = folder / "cnn.pt"
-    torch.manual_seed(0)
-    torch.save(randomise(cnn()).state_dict(), checkpoint)
-    published = convert(Source(checkpoint, "models.cnn:cnn", (), ["1,8,8"]), Target(folder / "r", "cnn"))
-    assert published.path is not None
-    graph = published.path / "model.onnx"
-    x = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
-    expected = next(iter(run(open_session(graph, provider="cpu"), {"x": x}).values()))
-    tensor = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "parameters": {"binary_data_size": 256}}
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return Published(
-        folder / "r",
-        graph,
-        json.dumps({"instances": x.tolist()}).encode(),
-        {"Content-Type": "application/json"},
-        header + x.tobytes(),
-        {"Inference-Header-Content-Length": str(len(header))},
-        expected,
-    )
-
-
-def serve(repository: Path, port: int, *options: str) -> list[str]:
-    return [sys.executable, "-m", "fold", "serve", str(repository), "--port", str(port), *options]
-
-
-def beside_plain(published: Published, arguments: argparse.Namespace, console: Console) -> None:
-    ours, plain = free_port(), free_port()
-    targets = [
-        Asked("plain FastAPI, JSON", plain, http_request("/predict", published.as_json, published.json_headers), False),
-        Asked(
-            "bnfold, JSON",
-            ours,
-            http_request("/v1/models/cnn:predict", published.as_json, published.json_headers),
-            False,
+def plain(p: Published) -> list[Server]:
+    lists, raw = free_port(), free_port()
+    as_json = {"Content-Type": "application/json"}
+    body = json.dumps({"instances": p.x.tolist()}).encode()
+    return [
+        Server(
+            "plain FastAPI, lists",
+            [sys.executable, str(PEERS / "plain_json.py"), str(p.graph), str(lists)],
+            Request(lists, "/predict", body, as_json, partial(_json_right, p, "predictions")),
         ),
-        published.binary("bnfold, binary", ours),
+        Server(
+            "plain FastAPI, bytes",
+            [sys.executable, str(PEERS / "plain_bytes.py"), str(p.graph), str(raw), p.shape],
+            Request(raw, "/predict", p.x.tobytes(), {}, partial(_bytes_right, p)),
+        ),
     ]
-    rates: dict[tuple[str, int], list[float]] = {}
-    plain_server = [sys.executable, "-c", PLAIN, str(published.graph), str(plain)]
-    with server(plain_server, plain), server(serve(published.repository, ours), ours):
-        for turn in range(arguments.rounds):
-            for connections in arguments.connections:
-                for target in targets:
-                    console.print(f"round {turn + 1}: {target.name}, {connections} connections")
-                    rate = asyncio.run(load(target, connections, arguments.seconds, published.expected))
-                    rates.setdefault((target.name, connections), []).append(rate)
-    medians = {key: statistics.median(values) for key, values in rates.items()}
-    ratios = {key: medians[key] / medians[targets[0].name, key[1]] for key in medians}
-    tell(rates, ratios, arguments)
 
 
-def watched(published: Published, arguments: argparse.Namespace, console: Console) -> None:
-    """The same requests to a service that watches and to one that does not."""
-    without, watching = (
-        published.binary("bnfold", free_port()),
-        published.binary(f"bnfold, shadow {arguments.shadow:g}", free_port()),
-    )
-    rates: dict[tuple[str, int], list[float]] = {}
-    with (
-        server(serve(published.repository, without.port), without.port),
-        server(serve(published.repository, watching.port, "--shadow", str(arguments.shadow)), watching.port),
-    ):
+def peers(p: Published, folder: Path, without: list[str]) -> list[Server]:
+    found = []
+    for name, requirements in ENVIRONMENTS.items():
+        home = None if name.lower() in without else environment(folder, name.lower(), requirements)
+        if home is not None:
+            found.append(_peer(name, p, home, folder))
+    return found
+
+
+def _peer(name: str, p: Published, home: Path, folder: Path) -> Server:
+    port = free_port()
+    as_json = {"Content-Type": "application/json"}
+    encoded = base64.b64encode(p.x.tobytes()).decode()
+    where = {"GRAPH": str(p.graph), "SHAPE": p.shape, "PATH": f"{home}:{os.environ['PATH']}"}
+    if name == "LitServe":
+        command = [str(home / "python"), str(PEERS / "lit.py"), str(p.graph), str(port), p.shape]
+        body = json.dumps({"x": encoded}).encode()
+        return Server(name, command, Request(port, "/predict", body, as_json, partial(_base64_right, p)), where)
+    if name == "BentoML":
+        command = [str(home / "bentoml"), "serve", "bento:Net", "--port", str(port), "--host", "127.0.0.1"]
+        body = json.dumps({"x": [encoded]}).encode()
+        return Server(name, command, Request(port, "/predict", body, as_json, partial(_base64_right, p)), where, PEERS)
+    home_of_model = mlserver_folder(folder)
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+    (home_of_model / "settings.json").write_text(json.dumps({**settings, "parallel_workers": 0}))
+    tensor = {"name": "x", "shape": list(p.x.shape), "datatype": "FP32", "data": p.x.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    request = Request(port, "/v2/models/net/infer", body, as_json, partial(_v2_right, p))
+    return Server(name, [str(home / "mlserver"), "start", "."], request, where, home_of_model)
+
+
+def _json_right(p: Published, key: str, answer: bytes) -> bool:
+    return p.right(np.array(json.loads(answer)[key], np.float32))
+
+
+def _v2_right(p: Published, answer: bytes) -> bool:
+    return p.right(np.array(json.loads(answer)["outputs"][0]["data"], np.float32))
+
+
+def _bytes_right(p: Published, answer: bytes) -> bool:
+    return p.right(np.frombuffer(answer[-p.expected.nbytes :], np.float32))
+
+
+def _base64_right(p: Published, answer: bytes) -> bool:
+    content = json.loads(answer)
+    text = content["y"] if isinstance(content, dict) else content[0]
+    return p.right(np.frombuffer(base64.b64decode(text), np.float32))
+
+
+def raw_rate(p: Published, batch: int, threads: int, parallel: int, seconds: float) -> float:
+    """Rows a second of the session alone."""
+    shape = ",".join(map(str, (batch, *p.x.shape[1:])))
+    command = [sys.executable, "-c", RAW, str(p.graph), str(threads), str(parallel), str(seconds), shape]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def best_of_session(p: Published, seconds: float) -> tuple[float, str]:
+    """R*, and with what it was reached: by one run on all cores or by as many runs on one each."""
+    cores = os.cpu_count() or 1
+    found = {}
+    for batch in BATCHES:
+        for threads, parallel in dict.fromkeys([(cores, 1), (1, cores)]):
+            found[f"{batch} rows, {parallel} x {threads} threads"] = raw_rate(p, batch, threads, parallel, seconds)
+    how = max(found, key=found.__getitem__)
+    return found[how], how
+
+
+def measure(servers: list[Server], arguments: argparse.Namespace, console: Console, log: Path) -> list[Measured]:
+    """All servers in turns."""
+    found = []
+    with ExitStack() as stack:
+        running = []
+        for server in servers:
+            console.print(f"starting {server.name}")
+            one = Running(server, log)
+            stack.callback(one.stop)
+            with one.alone():
+                load(server.request, 8, 1)  # what is slow only at first is not what is asked here
+            running.append(one)
         for turn in range(arguments.rounds):
             for connections in arguments.connections:
-                for target in (without, watching) if turn % 2 == 0 else (watching, without):
-                    console.print(f"round {turn + 1}: {target.name}, {connections} connections")
-                    rate = asyncio.run(load(target, connections, arguments.seconds, published.expected))
-                    rates.setdefault((target.name, connections), []).append(rate)
-        with urllib.request.urlopen(f"http://127.0.0.1:{watching.port}/metrics") as page:
-            lines = [line for line in page.read().decode().splitlines() if line.startswith("bnfold_shadow_")]
-    ratios = {
-        (target.name, connections): statistics.median(
-            rate / base
-            for rate, base in zip(rates[target.name, connections], rates[without.name, connections], strict=True)
+                for one in running if turn % 2 == 0 else running[::-1]:
+                    console.print(f"round {turn + 1}: {one.server.name}, {connections} connections")
+                    with one.alone():
+                        before = one.cpu_seconds()
+                        seen = load(one.server.request, connections, arguments.seconds)
+                        cpu = one.cpu_seconds() - before
+                    thousands = seen.requests_per_second * arguments.seconds / 1000
+                    size, ready = one.megabytes(), one.seconds_to_ready
+                    found.append(Measured(one.server.name, connections, seen, cpu / thousands, size, ready))
+    return found
+
+
+def tell(found: list[Measured], references: dict[int, tuple[str, float]]) -> None:
+    """A table for each number of connections; the ratio is to its reference."""
+    for connections, (reference, rate) in references.items():
+        table = Table("server", "requests/s", f"of {reference}", "p50 ms", "p99 ms", "CPU s/1000", "MB", "ready s")
+        table.title = f"{connections} connections"
+        turns = [turn for turn in found if turn.connections == connections]
+        for name in dict.fromkeys(turn.server for turn in turns):
+            own = [turn for turn in turns if turn.server == name]
+            middle = statistics.median(turn.load.requests_per_second for turn in own)
+            failed = sum(turn.load.failed for turn in own)
+            numbers = (
+                statistics.median(values)
+                for values in zip(
+                    *((t.load.p50, t.load.p99, t.cpu, t.megabytes, t.seconds_to_ready) for t in own), strict=True
+                )
+            )
+            p50, p99, cpu, size, ready = numbers
+            shown = f"{name} ({failed} failed)" if failed else name
+            table.add_row(
+                shown,
+                f"{middle:.0f}",
+                f"{middle / rate:.3f}",
+                f"{p50:.2f}",
+                f"{p99:.2f}",
+                f"{cpu:.2f}",
+                f"{size:.0f}",
+                f"{ready:.1f}",
+            )
+        Console(width=130).print(table)
+
+
+def beside_peers(arguments: argparse.Namespace, console: Console, scratch: Path) -> list[Measured]:
+    p = publish(arguments.model, scratch)
+    binary = ours(p, "bnfold, binary")
+    servers = [bare(p, binary), binary, ours(p, "bnfold, JSON", as_json=True), *plain(p)]
+    servers += peers(p, arguments.environments.absolute(), [name.lower() for name in arguments.without])
+    found = measure(servers, arguments, console, scratch / "log")
+    console.print("the session alone")
+    alone, (best, how) = raw_rate(p, 1, os.cpu_count() or 1, 1, 2), best_of_session(p, 1)
+    print(f"{machine(('onnxruntime', 'uvicorn', 'fastapi', 'numpy'))}\n")
+    print(f"{arguments.model}: R* {best:.0f} rows/s ({how}); one row at a time {alone:.0f}\n")
+    rates = {
+        connections: statistics.median(
+            t.load.requests_per_second for t in found if (t.server, t.connections) == ("bare uvicorn", connections)
         )
-        for target in (without, watching)
         for connections in arguments.connections
     }
-    tell(rates, ratios, arguments)
-    console.print("\n".join(lines), markup=False, highlight=False)
+    if arguments.model == "digits":
+        tell(found, {connections: ("bare", rate) for connections, rate in rates.items()})
+    else:
+        tell(found, {c: ("run", alone) if c == 1 else ("R*", best) for c in arguments.connections})
+    return found
 
 
-def tell(
-    rates: dict[tuple[str, int], list[float]], ratios: dict[tuple[str, int], float], arguments: argparse.Namespace
-) -> None:
-    table = Table("Server", *(f"{c} connections, requests/s (ratio)" for c in arguments.connections))
-    table.title = f"ONNX Runtime {onnxruntime.__version__}, {os.cpu_count()} cores, client on the same machine"
-    for name in dict.fromkeys(name for name, _ in rates):
-        cells = (f"{statistics.median(rates[name, c]):.0f} ({ratios[name, c]:.3f})" for c in arguments.connections)
-        table.add_row(name, *cells)
-    Console(width=120).print(table)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    content = [{"server": name, "connections": c, "requests_per_second": r} for (name, c), r in rates.items()]
-    arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+def watching(arguments: argparse.Namespace, console: Console, scratch: Path) -> list[Measured]:
+    """The same requests to a service that watches and to one that does not."""
+    p = publish(arguments.model, scratch)
+    without = ours(p, "bnfold")
+    with_share = ours(p, f"bnfold, shadow {arguments.shadow:g}", "--shadow", str(arguments.shadow))
+    found = []
+    with ExitStack() as stack:
+        running = []
+        for server in (without, with_share):
+            one = Running(server, scratch / "log")
+            stack.callback(one.stop)
+            load(server.request, 8, 6)  # until the reference is loaded
+            running.append(one)
+        for turn in range(arguments.rounds):
+            for connections in arguments.connections:
+                for one in running if turn % 2 == 0 else running[::-1]:
+                    console.print(f"round {turn + 1}: {one.server.name}, {connections} connections")
+                    seen = load(one.server.request, connections, arguments.seconds)
+                    found.append(Measured(one.server.name, connections, seen, 0, one.megabytes(), one.seconds_to_ready))
+        with urllib.request.urlopen(f"http://127.0.0.1:{with_share.request.port}/metrics") as page:
+            lines = [line for line in page.read().decode().splitlines() if line.startswith("bnfold_shadow_")]
+    for connections in arguments.connections:
+        own, base = (
+            [t.load.requests_per_second for t in found if (t.server, t.connections) == (server.name, connections)]
+            for server in (with_share, without)
+        )
+        ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
+        print(f"{connections} connections: {statistics.median(base):.0f} requests/s without, ratio with {ratio:.3f}")
+    print("\n".join(lines))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="digits")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, as mlserver")
     parser.add_argument("--shadow", type=float, default=0, help="measure what watching this share of the answers costs")
+    parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/serving.json"))
     arguments = parser.parse_args()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        (watched if arguments.shadow else beside_plain)(publish(Path(folder)), arguments, console)
+        found = (watching if arguments.shadow else beside_peers)(arguments, console, Path(folder))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps([asdict(turn) for turn in found], indent=2) + "\n")
+    if any(turn.load.failed for turn in found):
+        raise SystemExit("requests failed under load")
 
 
 if __name__ == "__main__":
