@@ -91,5 +91,5 @@ CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository a
 FROM runtime AS service
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; s = os.environ.get('BNFOLD_TLS_CERTIFICATE'); r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context())).open(f\"http{'s' if s else ''}://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
 CMD ["serve", "/models", "--host", "0.0.0.0"]

@@ -10,7 +10,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,test,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,otel,train,test,dev]'
 	touch $@
 
 demo: $(STAMP)  ## train, fold, prove, serve and predict, once through

@@ -57,11 +57,17 @@ def batchnorm(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: 
 
 def batchnorm_parameters(
     s: Array, t: Array, mean: Array, variance: Array, epsilon: float, reading: Reading, gauge: Gauge
-) -> tuple[Array, Array]:
-    """Gamma and beta, [C] each, of a BatchNorm that stays between two gauged tensors, with its mean and variance."""
+) -> tuple[Array, Array, Array]:
+    """Gamma, beta and mean, [C] each, of a BatchNorm that stays between two gauged tensors, with its variance.
+
+    The mean is carried as the tensor is: left where it was, it would be many times what a tensor of small scale holds,
+    and beta would have to cancel it. A void reading (`a = 0`) has no mean of its own.
+    """
+    void = reading.a == 0
+    carried = np.where(void, mean, np.divide(mean - reading.b, reading.a, where=~void, out=np.zeros_like(mean)))
     scale = gauge.p * s * reading.a
-    shift = gauge.p * (s * reading.b + t) + gauge.q
-    return scale * np.sqrt(variance + epsilon), shift + scale * mean
+    shift = gauge.p * (s * np.where(void, reading.b, mean) + t) + gauge.q
+    return scale * np.sqrt(variance + epsilon), shift, carried
 
 
 def conv(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge) -> tuple[Array, Array]:

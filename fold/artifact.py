@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -220,20 +221,37 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return complete
 
 
+def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
+    """`input` and `output` of Triton's ModelConfig, whose `dims` leave out the batch axis.
+
+    `label_filename`, seen from the folder of the model, is named for the outputs that have as many values as labels.
+    """
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
+        dims = list(spec.shape[1:] if manifest.batched else spec.shape)
+        return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+
+    outputs = [tensor(spec) for spec in manifest.outputs]
+    for output in outputs:
+        if manifest.labels and prod(output["dims"]) == len(manifest.labels):
+            output["label_filename"] = f"{manifest.version}/labels.txt"
+    return {"input": [tensor(spec) for spec in manifest.inputs], "output": outputs}
+
+
 def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 64) -> None:
     """`config.pbtxt` beside the versions, so that Triton serves the same folder."""
 
-    def tensors(kind: str, specs: tuple[TensorSpec, ...]) -> str:
-        entries = []
-        for spec in specs:
-            dims = ", ".join(str(d) for d in (spec.shape[1:] if manifest.batched else spec.shape))
-            datatype = spec.datatype.replace("BYTES", "STRING")
-            entries.append(f'  {{ name: "{spec.name}" data_type: TYPE_{datatype} dims: [ {dims} ] }}')
-        return f"{kind} [\n" + ",\n".join(entries) + "\n]\n"
+    def entry(tensor: dict[str, Any]) -> str:
+        dims = ", ".join(map(str, tensor["dims"]))
+        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton knows no empty dims
+        labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
+        return f'  {{ name: "{tensor["name"]}" data_type: {tensor["data_type"]} {shape}{labels} }}'
 
     text = f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
     text += f"max_batch_size: {max_batch_size if manifest.batched else 0}\n"
-    text += tensors("input", manifest.inputs) + tensors("output", manifest.outputs)
+    for kind, tensors in triton_tensors(manifest).items():
+        text += f"{kind} [\n" + ",\n".join(map(entry, tensors)) + "\n]\n"
     if manifest.batched:
         text += "dynamic_batching { }\n"
     text += "version_policy { latest { num_versions: 1 } }\n"

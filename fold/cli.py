@@ -228,6 +228,7 @@ def serve(
         float | None,
         typer.Option(metavar="SHARE", min=0, max=1, help="Share of the answers to hold against the reference [0]."),
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Load what comes into REPOSITORY, unload what goes.")] = False,
 ) -> None:
     """Serve every model of REPOSITORY over HTTP until SIGTERM. Every BNFOLD_… variable is a setting, too."""
     from service.app import serve as serve_repository  # noqa: PLC0415
@@ -241,6 +242,7 @@ def serve(
         threads=threads,
         max_batch_size=max_batch_size,
         shadow=shadow,
+        repository_control="watch" if watch else None,
     )
     raise typer.Exit(serve_repository(settings))
 

@@ -17,7 +17,7 @@ from fold.laws.normalisation import written_out
 from fold.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.report import Folded, FoldReport, Kept, TensorSize
 from fold.rewrite import Change, apply, can_store, express, merge, round_weights
-from fold.solver import Solution, guilty, solve
+from fold.solver import Solution, guilty, loud, solve
 
 BATCHNORM = "BatchNormalization"
 
@@ -179,10 +179,17 @@ Solved = tuple[Gauges, Solution, list[Change]]
 
 
 def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact: bool) -> Solved:
-    """Solve with everything closed, then open nodes near the BatchNorms that stay, step by step, where it helps."""
+    """Solve with everything closed, then open nodes step by step where it helps: near the BatchNorms that stay, and,
+    if activations may be opened, near those whose shift is louder than the signal that others read."""
 
     def solved(gauges: Gauges) -> Solved:
         return gauges, *_solve_and_express(gauges, left, exact=exact)
+
+    def too_loud(solution: Solution) -> list[Candidate]:
+        return loud(solution) if open_activations else []
+
+    def merit(solution: Solution) -> tuple[int, int]:
+        return sum(candidate.reported for candidate in solution.vanished), -len(too_loud(solution))
 
     best = solved(trace(model.graph))
     searches = (activations_beside, activations_around, borders_behind) if open_activations else (cheap_borders_behind,)
@@ -190,18 +197,14 @@ def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact
     for search in searches:
         gauges, solution, _ = best
         staying = [c for c in gauges.candidates if c.reported and c.node in solution.refusals.keys() - left]
-        more = search(staying) - opened
+        more = search([*staying, *too_loud(solution)]) - opened
         if not more:
             continue
         opened |= more
         trial = solved(trace(model.graph, opened))
-        if _reported(trial) > _reported(best):
+        if merit(trial[1]) > merit(best[1]):
             best = trial
     return best
-
-
-def _reported(solved: Solved) -> int:
-    return sum(candidate.reported for candidate in solved[1].vanished)
 
 
 def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:

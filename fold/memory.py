@@ -22,5 +22,10 @@ def release_large_blocks() -> None:
 def release_memory() -> None:
     """Give back what is not needed any more: graphs hold themselves in cycles, and glibc keeps what was freed."""
     gc.collect()
+    return_freed()
+
+
+def return_freed() -> None:
+    """Give the system what glibc keeps of what was freed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -22,8 +22,11 @@ from fold.graph import display_name
 from fold.scales import NOBODY, Conflict, Ids, Scales
 from fold.shifts import Shifts
 
-DROWNING = 2.0**10
-"""A shift this many times larger than the signal that it is added to costs 10 of float32's 24 bits."""
+DROWNING = 2.0**3
+"""A shift this many times larger than the signal that it is added to costs 3 of float32's 24 bits, which is as much as
+a certificate forgives (fold.decision.FLOORS)."""
+LOUD = 1.0
+"""The same, above which a shift is better moved to where it is read, if activations may be opened."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,8 @@ def _refusal(gauges: Gauges, candidate: Candidate, what: str, cause: int) -> Ref
 
 def _drowning(candidate: Candidate, p: Array, q: Array) -> Refusal | None:
     """Refuse where others read u out of a sum in which the shift is so large that u's low bits are gone."""
-    if candidate.private or candidate.size is None:
-        return None
-    shift, signal = np.abs(q[candidate.u.shift]), np.abs(p[candidate.u.scale]) * candidate.size
-    drowned = (shift > DROWNING * signal) & (signal > 0)  # p = 0: a dead channel, which nobody else reads
+    shift, signal = _shared(candidate, p, q)
+    drowned = (shift > DROWNING * signal) & (signal > 0)  # none where p = 0, or where there are no statistics
     if not drowned.any():
         return None
     channel = int(np.flatnonzero(drowned)[0])
@@ -192,6 +193,26 @@ def _drowning(candidate: Candidate, p: Array, q: Array) -> Refusal | None:
         "nodes read from the same tensor, and rounding would drown it",
         display_name(candidate.node),
     )
+
+
+def loud(solution: Solution) -> list[Candidate]:
+    """The vanished BatchNorms that add a shift larger than the signal to what others read, or to one not known."""
+    found = []
+    for candidate in solution.vanished:
+        shift, signal = _shared(candidate, solution.p, solution.q)
+        if candidate.reported and ((shift > LOUD * signal) & (solution.p[candidate.u.scale] != 0)).any():
+            found.append(candidate)
+    return found
+
+
+def _shared(candidate: Candidate, p: Array, q: Array) -> tuple[Array, Array]:
+    """The shift that is added to u, and how large the signal is that others read from it (0: not known); [channels].
+
+    Where nobody else reads u there is no such shift. Where p = 0 the channel is dead, and nobody else reads it.
+    """
+    shift = np.abs(q[candidate.u.shift])
+    signal = np.zeros_like(shift) if candidate.size is None else np.abs(p[candidate.u.scale]) * candidate.size
+    return np.zeros_like(shift) if candidate.private else shift, signal
 
 
 def guilty(solution: Solution, absorber: Absorber) -> list[Candidate]:

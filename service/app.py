@@ -6,7 +6,7 @@ paths are answered before the framework's middleware and routing, which would ta
 
 import asyncio
 import gc
-import sys
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,43 +15,54 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
+from service.access import Access
+from service.control import control_routes
+from service.docs import render_docs
 from service.equivalence import Equivalence, equivalence_routes
 from service.errors import NotFoundError, ServiceError, error_body
-from service.infer import Infer, error_answer, infer_target
+from service.exchange import infer_target
+from service.front import front
+from service.infer import Infer, error_answer
+from service.logs import configure
 from service.metadata import metadata_routes, package_version
 from service.metrics import Metrics
 from service.openapi import INFER_PATHS
-from service.page import render_page
+from service.page import Page, render_page
 from service.predict import predict_routes
 from service.references import References
-from service.repository import Repository
+from service.repository import Model, Repository
 from service.server import bind, run
 from service.settings import Settings
 from service.shadow import Watcher
+from service.watching import Watching
+
+log = logging.getLogger("bnfold")
 
 
 class Application(FastAPI):
     """FastAPI with the infer paths in front of it, and the one question that a load balancer asks."""
 
-    def __init__(self, settings: Settings, repository: Repository) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(
             title="bnfold",
             version=package_version(),
             description="Serves networks with folded BatchNorm, and proves on request that they compute the same.",
             lifespan=_lifespan,
             redirect_slashes=False,  # a redirect would be an answer without {"error": …}
+            docs_url=None,  # the framework's pages load scripts from elsewhere
             redoc_url=None,
         )
         self.settings = settings
-        self.repository = repository
-        self.metrics = Metrics(repository, self.takes_requests)
+        self.access = Access(settings)
+        self.repository = Repository(settings)
+        self.watching: Watching | None = None
+        self.metrics = Metrics(self.repository, self.takes_requests)
         references = References()
         self.equivalence = Equivalence(settings, references)
         self.watcher = Watcher(settings.shadow, references)
-        self.infer = Infer(settings, repository, self.metrics)
+        self.infer = Infer(settings, self.repository, self.metrics, self.access)
         self.started = False
         self.stopping = False
 
@@ -61,8 +72,34 @@ class Application(FastAPI):
 
     def stop_being_ready(self) -> None:
         self.stopping = True
+        self.repository.stop_loading()
+
+    def load(self) -> None:
+        """Load the models. Raises `BnfoldError` if nothing can be served."""
+        if self.settings.repository_control == "watch":
+            self.watching = Watching(self.repository)
+        self.repository.load()
+
+    def watch(self, model: Model) -> None:
+        self.metrics.watch(model)
+        self.watcher.watch(model)
+
+    def forget(self, model: Model) -> None:
+        self.metrics.forget(model)
+        self.watcher.forget(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope.get("root_path"):
+            scope = _without_doubled_prefix(scope)
+        if scope["type"] == "http" and self.access.guarded:
+            try:
+                self.access.check(scope["path"].removeprefix(scope.get("root_path", "")), scope["headers"])
+            except ServiceError as error:
+                self.metrics.failed("access", None, error)
+                headers, body = error_answer(error)
+                await send({"type": "http.response.start", "status": error.status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
         if scope["type"] == "http" and scope["path"].endswith("/infer"):
             target = infer_target(scope["path"].removeprefix(scope.get("root_path", "")))
             if target is not None:
@@ -76,13 +113,13 @@ class Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings, repository: Repository | None = None) -> Application:
-    """The application. A repository that is loaded already is served as it is."""
-    repository = Repository(settings) if repository is None else repository
-    app = Application(settings, repository)
-    app.include_router(metadata_routes(settings, repository, app.takes_requests))
-    app.include_router(predict_routes(settings, repository, app.metrics))
-    app.include_router(equivalence_routes(settings, repository, app.metrics, app.equivalence))
+def create_app(settings: Settings) -> Application:
+    """The application. Its models may be loaded already when it is started; else they are loaded then."""
+    app = Application(settings)
+    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests))
+    app.include_router(control_routes(settings, app.repository, app.metrics, app.access))
+    app.include_router(predict_routes(settings, app.repository, app.metrics))
+    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence))
     _add_pages(app)
     _answer_errors_in_json(app)
     return app
@@ -90,54 +127,76 @@ def create_app(settings: Settings, repository: Repository | None = None) -> Appl
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then 0. Raises `BnfoldError` if the port is taken or nothing can be served."""
+    configure(settings.log_format)
     listener = bind(settings.host, settings.port)
-    repository = Repository(settings)
     try:
-        repository.load()
+        app = create_app(settings)
+        app.load()
     except BaseException:
         listener.close()
         raise
-    app = create_app(settings, repository)
-    return run(app, listener, settings, on_start=partial(_announce, repository), on_stop=app.stop_being_ready)
+    fronted = front(app, settings)
+    return run(
+        fronted,
+        listener,
+        settings,
+        direct=app.infer if fronted is app else None,
+        on_start=partial(_announce, app.repository),
+        on_stop=app.stop_being_ready,
+    )
 
 
 def _announce(repository: Repository, url: str) -> None:
     for broken in repository.broken():
-        print(f"bnfold: not serving {broken}: {broken.reason}", file=sys.stderr, flush=True)
+        log.warning("bnfold: not serving %s: %s", broken, broken.reason)
     models = repository.ready()
-    names = ", ".join(map(str, models))
-    print(f"bnfold: serving {names} on {url} ({models[0].session.provider})", file=sys.stderr, flush=True)
+    names = ", ".join(map(str, models)) or "no model yet"
+    log.info("bnfold: serving %s on %s (%s)", names, url, models[0].session.provider if models else "none")
 
 
 @asynccontextmanager
 async def _lifespan(app: Any) -> AsyncIterator[None]:
     if not app.repository.loaded:
-        app.repository.load()
+        app.load()
     for model in app.repository.ready():
-        app.metrics.watch(model)
-        app.watcher.watch(model)
+        app.watch(model)
+    app.repository.on_ready, app.repository.on_gone = app.watch, app.forget
+    watching = None if app.watching is None else asyncio.create_task(app.watching.run())
     gc.collect()
     gc.freeze()  # what is there now stays: no later collection needs to look through it, torch's modules least of all
     app.started = True
     yield
     app.stop_being_ready()
+    if watching is not None:
+        watching.cancel()
     await app.repository.drain()
     app.equivalence.stop()
     app.watcher.stop()
 
 
+def _without_doubled_prefix(scope: Scope) -> Scope:
+    """uvicorn puts the URL prefix in front of every path, as most proxies take it away; here for one that does not."""
+    prefix: str = scope["root_path"]
+    inner = scope["path"].removeprefix(prefix)
+    return {**scope, "path": inner} if inner.startswith(f"{prefix}/") else scope
+
+
 def _add_pages(app: Application) -> None:
     @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> HTMLResponse:
+    async def page(request: Request) -> Page:
         ready = app.takes_requests()
-        return HTMLResponse(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
+        return Page(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Page:
+        return Page(render_docs(app.openapi(), app.repository, str(request.base_url)))
 
     @app.get("/models/{name}/versions/{version}/report", include_in_schema=False)
-    async def report(name: str, version: str) -> HTMLResponse:
+    async def report(name: str, version: str) -> Page:
         """The report that was written when the model was folded: one page that loads nothing."""
         file = app.repository.find(name, version).session.version.path / "report.html"
         try:
-            return HTMLResponse(await asyncio.to_thread(file.read_text, "utf-8"))
+            return Page(await asyncio.to_thread(file.read_text, "utf-8"))
         except OSError as error:
             raise NotFoundError(f"model {name}/{version} has no report.html") from error
 

@@ -1,51 +1,56 @@
 """Dynamic batching: an idle worker runs a request at once, and what arrives while it computes is the next batch.
 
-Nothing waits for company, so a lone request is never delayed. The state belongs to the event loop and the worker only
-computes: no locks, no polling, and at most one timer. Rows are counted, not requests. Requests whose dimensions differ
-beside the batch wait in lanes of their own, and the lanes take turns.
+Nothing waits for company unless `max_queue_delay` is set, so a lone request is never delayed. The state belongs to the
+event loop and the worker only computes: no locks, no polling, and at most one timer for all deadlines.
+
+Runs that are known to be short happen in the event loop itself, once per turn of it: all requests that came in with
+this turn are one batch. A hop to the thread and back takes 10 µs where nobody else runs Python and far more where the
+loop is busy, for both want the interpreter. Every batch is judged by what its like took before; whatever is unknown
+or long runs on the thread.
+
+Each model has a queue and a thread of its own, and the system shares the cores among the threads. No gate stands before
+them: it could only make a short run wait for a long one, where the system interrupts the long one.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import ceil, inf
 
-import numpy as np
-
-from service.errors import BusyError, DeadlineError, NotReadyError, ServiceError
+from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
+from service.merging import Clock, Computed, Outcome, Run, compute
+from service.pace import Pace
+from service.queue import Queue
 from service.signature import Arrays, Lane
+from service.ticket import Ticket, cut_up, joined
 from service.worker import Worker, Works
 
-Run = Callable[[Arrays], Arrays]
-Outcome = Arrays | Exception
+DEFAULT_PRIORITY = 8
+"""What priority 0 stands for: clients may go before those that say nothing, or let them pass."""
+INLINE_SECONDS = 0.0002
+"""What a row may take of the event loop; more is worth the way to the thread."""
+MAX_RETRY_SECONDS = 60
+"""Retry-After is never more: by then the rate is another."""
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One accepted request: `result` is set exactly once, by its batch or by whoever withdraws it."""
-
-    inputs: Arrays
-    rows: int
-    lane: Lane
-    arrived: float
-    result: asyncio.Future[Arrays]
-    queued: bool = False
-
-    @property
-    def weight(self) -> int:
-        """What it takes of the queue; a request without rows is not free."""
-        return self.rows or 1
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchStats:
     """What a finished batch tells the metrics. Seconds."""
 
     rows: int
     queued: list[float]
-    compute: float
+    """The wait of each request that began with this batch; a request that was cut into parts begins once."""
+    merging: float
+    inference: float
+    splitting: float
+    failures: int
+    """Requests that failed with this batch."""
+
+    @property
+    def compute(self) -> float:
+        return self.merging + self.inference + self.splitting
 
 
 class Batcher:
@@ -60,167 +65,252 @@ class Batcher:
         queue_rows: int,
         timeout: float,
         batched: bool = True,
+        max_queue_delay: float = 0.0,
+        inline_seconds: float = INLINE_SECONDS,
         worker: Works | None = None,
+        clock: Clock = time.perf_counter,
+        thread_clock: Clock = time.thread_time,
     ) -> None:
+        """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread."""
         self.name = name
-        self.queued_rows = 0
         self.running_rows = 0
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
+        self.largest_request = max(max_batch_size, queue_rows) if batched else 1
+        """Rows of one request that can be taken when nothing else is queued."""
         self._run = run
-        self._max_rows = max_batch_size if batched else 0
+        self._max_rows = max_batch_size if batched else -1
+        self._batch_rows = max_batch_size if batched else 1
         self._queue_rows = queue_rows
         self._timeout = timeout
+        self._delay = max_queue_delay
         self._worker: Works = Worker(f"batcher {name}") if worker is None else worker
-        self._lanes: dict[Lane, deque[Ticket]] = {}
-        self._busy = False
-        self._closing = False
-        self._idle: asyncio.Future[None] | None = None
+        self._clock = clock
+        self._thread_clock = thread_clock
+        self._queue = Queue()
+        self._pace = Pace(self._batch_rows, inline_seconds)
+        self._running = False
+        self._free_at = 0.0
+        """When the running batch is expected to end; in the past while that is unknown."""
+        self._short = False
+        """Whether runs were short of late, so that the next may be one for the event loop."""
+        self._wake_up: asyncio.Handle | None = None
+        """Of an idle worker: when it looks into the queue."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._closing = False
+        self._idle: asyncio.Event | None = None
 
-    def submit(self, inputs: Arrays, rows: int, lane: Lane = ()) -> Ticket:
-        """Run the request now, or queue it. Raises `BusyError` when the queue is full."""
+    @property
+    def queued_rows(self) -> int:
+        """At most `queue_rows`, and what begins with the next turn of the event loop."""
+        return self._queue.rows
+
+    def submit(
+        self, inputs: Arrays, rows: int, lane: Lane = (), *, priority: int = 0, timeout: float | None = None
+    ) -> Ticket:
+        """Run the request now, or queue it.
+
+        Priority 1 goes first, 0 is `DEFAULT_PRIORITY`; within a priority the lanes take turns. Who is passed by others
+        until the deadline is answered by `DeadlineError` then. `timeout`, in seconds, can only shorten the batcher's;
+        None and 0 leave it. Raises `BusyError` when the queue is full, `DeadlineError` when the deadline cannot be met.
+        """
         if self._closing:
             raise NotReadyError(f"model {self.name} is shutting down; send the request elsewhere")
-        ticket = Ticket(inputs, rows, lane, time.perf_counter(), asyncio.get_running_loop().create_future())
-        if not self._busy:
-            self._start([ticket])
-            return ticket
-        if self.queued_rows + ticket.weight > self._queue_rows:
-            raise BusyError(
-                f"model {self.name}: {ticket.weight} rows came, {self.queued_rows} are queued already and at most "
-                f"{self._queue_rows} may be; try again later, or more slowly"
-            )
-        ticket.queued = True
-        self.queued_rows += ticket.weight
-        self._lanes.setdefault(lane, deque()).append(ticket)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._timeout, self._expire)
+        now = self._clock()
+        allowed = timeout if timeout and timeout < self._timeout else self._timeout
+        level = priority or DEFAULT_PRIORITY
+        queue = self._queue
+        if self._running or queue.rows or rows > self._batch_rows:
+            self._refuse(rows, level, allowed, now)
+        result = asyncio.get_running_loop().create_future()
+        ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
+        if 0 < self._max_rows < rows:
+            for part in cut_up(ticket, self._max_rows):
+                queue.push(part)
+        else:
+            queue.push(ticket)
+        if not self._running:
+            self._wake()
+        if ticket.deadline < self._timer_at and ticket.queued:
+            self._set_timer(ticket.deadline, allowed)
         return ticket
 
     def withdraw(self, ticket: Ticket, error: ServiceError) -> bool:
-        """Take a request that still waits out of the queue and give it `error`; false if it runs or ran already."""
-        if not ticket.queued:
-            return False
-        waiting = self._lanes[ticket.lane]
-        waiting.remove(ticket)
+        """Give a request that still waits, or a part of it, `error` instead; false if all of it runs or ran already."""
+        waiting = [part for part in ticket.parts or (ticket,) if part.waiting]
         if not waiting:
-            del self._lanes[ticket.lane]
-        self._leave_queue(ticket)
+            return False
+        for part in waiting:
+            self._queue.remove(part)
         if not ticket.result.done():
             ticket.result.set_exception(error)
+        self._tell_idle()
         return True
 
     async def drain(self) -> None:
-        """Refuse what is new, answer what was accepted, then let the worker go."""
+        """Refuse what is new, answer what was accepted, then let the worker and the model go. May be called again."""
         self._closing = True
-        if self._busy:
-            self._idle = asyncio.get_running_loop().create_future()
-            await self._idle
+        if self._idle is None:
+            self._idle = asyncio.Event()
+        if self._queue and not self._running:
+            self._wake()
+        self._tell_idle()
+        await self._idle.wait()
+        for handle in (self._timer, self._wake_up):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._wake_up = None
+        self._worker.stop()
+        self._run = _gone
+
+    def _refuse(self, rows: int, level: int, allowed: float, now: float) -> None:
+        """Raises for what finds no room, and for what clearly cannot begin in time."""
+        if rows > self.largest_request:
+            raise BadRequestError(
+                f"{rows} rows came, at most {self.largest_request} are taken; send them in several requests"
+            )
+        waiting = self._queue.rows
+        about_to_begin = 0 if self._running else self._batch_rows
+        if waiting + (rows or 1) > self._queue_rows + about_to_begin:
+            seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row
+            retry = min(max(ceil(seconds), 1), MAX_RETRY_SECONDS)
+            raise BusyError(
+                f"model {self.name}: {rows or 1} rows came, {waiting} are queued already and at most "
+                f"{self._queue_rows} may be; try again in {retry} s, or more slowly",
+                retry,
+            )
+        seconds = max(self._free_at - now, 0.0) if self._running else 0.0
+        if waiting >= self._batch_rows:
+            seconds += self._queue.ahead(level) // self._batch_rows * self._pace.full
+        if seconds > allowed:
+            raise DeadlineError(
+                f"model {self.name}: cannot begin within {allowed:g} seconds, {seconds:.3g} seconds of work are ahead; "
+                "allow more time, or try again later"
+            )
+
+    def _wake(self) -> None:
+        """The worker is idle and something waits: see to it that it runs."""
+        if self._delay:
+            self._wait_for_company()
+        elif not self._short:
+            self._go()
+        elif self._wake_up is None:
+            self._wake_up = asyncio.get_running_loop().call_soon(self._go, True)
+
+    def _wait_for_company(self) -> None:
+        """Until a batch is full, or who waits longest has waited for `max_queue_delay` or half of the time it has."""
+        if self._wake_up is not None:
+            self._wake_up.cancel()
+        now = self._clock()
+        longest, first_due = self._queue.oldest(), self._queue.next_deadline()
+        left = min(longest + self._delay - now, (first_due - now) / 2)
+        if left <= 0 or self._closing or self._queue.has_full(self._batch_rows):
+            left = 0.0
+        if left or self._short:
+            self._wake_up = asyncio.get_running_loop().call_later(left, self._go, True)
+        else:
+            self._go()
+
+    def _go(self, inline: bool = False) -> None:
+        """Begin the next batch. `inline` where nobody waits for this call to return, so that it may run here."""
+        self._wake_up = None
+        while self._queue and not self._running:
+            now = self._clock()
+            batch, late = self._queue.take(self._max_rows, now)
+            for ticket in late:
+                self._miss(ticket)
+            if batch:
+                self._start(batch, now, inline)
+                return
+        self._tell_idle()
+
+    def _start(self, batch: list[Ticket], now: float, inline: bool) -> None:
+        self._running = True
+        rows = [ticket.rows for ticket in batch]
+        self.running_rows = total = sum(rows)
+        requests = [ticket.inputs for ticket in batch]
+        if inline and self._pace.fits_inline(batch[0].lane, total, now):
+            clock = self._clock
+            self._finish(batch, now, True, compute(self._run, requests, rows, clock, clock))
+            return
+        self._free_at = now + self._pace.seconds(batch[0].lane, total)
+        job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock)
+        self._worker.submit(job, partial(self._finish, batch, now, False))
+
+    def _finish(self, batch: list[Ticket], started: float, inline: bool, computed: Computed | Exception) -> None:
+        self._running = False
+        rows, self.running_rows = self.running_rows, 0
+        if isinstance(computed, Exception):
+            computed = Computed([computed] * len(batch), failed=True)
+        now = self._clock()
+        seconds, lane = now - started, batch[0].lane
+        self._pace.add(lane, rows, seconds, computed.own)
+        if inline:
+            self._pace.ran_inline(seconds, now)
+        self._short = self._pace.fits_inline(lane, rows, now)
+        if self._queue and not computed.failed:  # the worker first: it need not wait for the answers to be written
+            self._wake()
+        failures = 0
+        for ticket, outcome in zip(batch, computed.outcomes, strict=True):
+            failures += self._answer(ticket, outcome)
+        if self._queue and computed.failed:  # less what was left of a request that failed
+            self._wake()
+        queued = [started - ticket.arrived for ticket in batch if ticket.begins]
+        self.on_batch(BatchStats(rows, queued, computed.merging, computed.inference, computed.splitting, failures))
+        self._tell_idle()
+
+    def _answer(self, ticket: Ticket, outcome: Outcome) -> bool:
+        """True if the request failed just now."""
+        if ticket.result.done():
+            return False
+        if ticket.whole is not None and not isinstance(outcome, Exception):
+            ticket.outputs = outcome
+            answer = joined(ticket.whole)
+            if answer is None:
+                return False
+            outcome = answer
+        if isinstance(outcome, Exception):
+            ticket.result.set_exception(outcome)
+            self._remove_parts(ticket)
+            return True
+        ticket.result.set_result(outcome)
+        return False
+
+    def _remove_parts(self, ticket: Ticket) -> None:
+        """Of a request that failed: nobody needs the rest."""
+        if ticket.whole is not None:
+            for part in ticket.whole.parts:
+                if part.waiting:
+                    self._queue.remove(part)
+
+    def _miss(self, ticket: Ticket) -> None:
+        if not ticket.result.done():
+            allowed = ticket.deadline - ticket.arrived
+            ticket.result.set_exception(DeadlineError(f"model {self.name}: not begun within {allowed:g} seconds"))
+
+    def _set_timer(self, deadline: float, delay: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._worker.stop()
-
-    def _take(self) -> list[Ticket]:
-        """The next batch: the oldest of the lane whose turn it is, and as many behind it as fit."""
-        lane = next(iter(self._lanes))
-        waiting = self._lanes.pop(lane)
-        batch = [waiting.popleft()]
-        rows = batch[0].rows
-        while waiting and rows + waiting[0].rows <= self._max_rows:
-            rows += waiting[0].rows
-            batch.append(waiting.popleft())
-        if waiting:
-            self._lanes[lane] = waiting  # behind the other lanes
-        for ticket in batch:
-            self._leave_queue(ticket)
-        return [ticket for ticket in batch if not ticket.result.done()]  # a cancelled task leaves its ticket behind
-
-    def _leave_queue(self, ticket: Ticket) -> None:
-        ticket.queued = False
-        self.queued_rows -= ticket.weight
-
-    def _start(self, batch: list[Ticket]) -> None:
-        self._busy = True
-        rows = [ticket.rows for ticket in batch]
-        self.running_rows = sum(rows)
-        started = time.perf_counter()
-        job = partial(compute, self._run, [ticket.inputs for ticket in batch], rows)
-        self._worker.submit(job, partial(self._finish, batch, started))
-
-    def _finish(self, batch: list[Ticket], started: float, computed: "Computed | Exception") -> None:
-        self._busy = False
-        rows, self.running_rows = self.running_rows, 0
-        while self._lanes and not self._busy:  # the worker first: it need not wait for the answers to be written
-            if following := self._take():
-                self._start(following)
-        if isinstance(computed, Exception):
-            computed = Computed([computed] * len(batch), 0.0)
-        for ticket, outcome in zip(batch, computed.outcomes, strict=True):
-            if ticket.result.done():
-                continue
-            if isinstance(outcome, Exception):
-                ticket.result.set_exception(outcome)
-            else:
-                ticket.result.set_result(outcome)
-        queued = [started - ticket.arrived for ticket in batch]
-        self.on_batch(BatchStats(rows, queued, computed.seconds))
-        if self._idle is not None and not self._busy:
-            self._idle.set_result(None)
+        self._timer_at = deadline
+        self._timer = asyncio.get_running_loop().call_later(max(delay, 0.001), self._expire)
 
     def _expire(self) -> None:
         """Answer those whose time is up, and come back when the next one's is. Runs only while something waits."""
         self._timer = None
-        now = time.perf_counter()
-        waiting = [ticket for lane in self._lanes.values() for ticket in lane]
-        for ticket in waiting:
-            if now - ticket.arrived >= self._timeout:
-                self.withdraw(ticket, DeadlineError(f"model {self.name}: not begun within {self._timeout:g} seconds"))
-        left = [ticket.arrived for ticket in waiting if ticket.queued]
-        if left:
-            delay = min(left) + self._timeout - now
-            self._timer = asyncio.get_running_loop().call_later(max(delay, 0.001), self._expire)
+        self._timer_at = inf
+        now = self._clock()
+        for ticket in [ticket for ticket in self._queue if ticket.deadline <= now]:
+            self._queue.remove(ticket)
+            self._miss(ticket)
+        following = self._queue.next_deadline()
+        if following < inf:
+            self._set_timer(following, following - now)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._running and not self._queue:
+            self._idle.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
-    outcomes: list[Outcome]
-    seconds: float
-
-
-def compute(run: Run, requests: Sequence[Arrays], rows: Sequence[int]) -> Computed:
-    """Run the requests together; if that fails, one by one, so that only the guilty one fails."""
-    begun = time.perf_counter()
-    if len(requests) == 1:
-        outcomes = [_attempt(run, requests[0])]
-    else:
-        try:
-            outcomes = list(split(run(merge(requests)), rows))
-        except Exception:
-            outcomes = [_attempt(run, request) for request in requests]
-    return Computed(outcomes, time.perf_counter() - begun)
-
-
-def merge(requests: Sequence[Arrays]) -> Arrays:
-    """One batch of all rows, in the order of the requests."""
-    return {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
-
-
-def split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
-    """Each request's rows of the batch's outputs, as views."""
-    total = sum(rows)
-    for name, array in outputs.items():
-        if array.ndim == 0 or len(array) != total:
-            raise ValueError(f"output {name!r} has shape {list(array.shape)}, but the batch has {total} rows")
-    parts: list[Arrays] = []
-    start = 0
-    for count in rows:
-        parts.append({name: array[start : start + count] for name, array in outputs.items()})
-        start += count
-    return parts
-
-
-def _attempt(run: Run, request: Arrays) -> Outcome:
-    try:
-        return run(request)
-    except Exception as error:
-        return error
+def _gone(inputs: Arrays) -> Arrays:
+    raise NotReadyError("the model has been let go")

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from fold.errors import BnfoldError, first_line
+from fold.memory import release_memory
 from service.signature import Arrays
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class Task:
     provider: Literal["cpu", "cuda"]
     asked: Arrays | None = None
     answered: Arrays | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What need not be kept any more, by its task's key and digest; there is no answer to it."""
+
+    key: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,12 @@ class Comparer:
                 self._connection = None
                 raise BnfoldError("the process that compares has died, perhaps for want of memory") from error
             return answer
+
+    def forget(self, key: str, digest: str) -> None:
+        """Let a reference go, if it is there."""
+        with self._lock, contextlib.suppress(OSError):  # of a process that has died, which holds nothing
+            if self._connection is not None:
+                self._connection.send(Forget(key, digest))
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -103,7 +118,17 @@ def _serve(connection: Connection) -> None:
         connection.send(_answer(connection.recv(), held))
         os.nice(NICE)  # what is loaded first takes PyTorch along, which would take minutes so
         while True:
-            connection.send(_answer(connection.recv(), held))
+            task = connection.recv()
+            if isinstance(task, Forget):
+                _forget(task, held)
+            else:
+                connection.send(_answer(task, held))
+
+
+def _forget(task: Forget, held: dict[str, _Held]) -> None:
+    if task.key in held and held[task.key].digest == task.digest:
+        del held[task.key]
+        release_memory()
 
 
 def _answer(task: Task, held: dict[str, _Held]) -> Compared:

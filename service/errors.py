@@ -29,6 +29,21 @@ class BadRequestError(ServiceError):
     kind = "bad_request"
 
 
+class UnauthorizedError(ServiceError):
+    """The request brought no token, or none that is known."""
+
+    status = 401
+    kind = "unauthorized"
+
+    def headers(self) -> Headers:
+        return [(b"www-authenticate", b"Bearer")]
+
+
+class ForbiddenError(ServiceError):
+    status = 403
+    kind = "forbidden"
+
+
 class NotFoundError(ServiceError):
     status = 404
     kind = "not_found"
@@ -44,6 +59,13 @@ class MethodError(ServiceError):
 
     def headers(self) -> Headers:
         return [(b"allow", self.allowed.encode())]
+
+
+class NotAcceptableError(ServiceError):
+    """The answer has no form that the request's Accept asks for."""
+
+    status = 406
+    kind = "not_acceptable"
 
 
 class TooLargeError(ServiceError):
@@ -62,8 +84,13 @@ class BusyError(ServiceError):
     status = 429
     kind = "queue_full"
 
+    def __init__(self, text: str, retry_after: int = 1) -> None:
+        """`retry_after` in whole seconds."""
+        super().__init__(text)
+        self.retry_after = retry_after
+
     def headers(self) -> Headers:
-        return [(b"retry-after", b"1")]
+        return [(b"retry-after", b"%d" % self.retry_after)]
 
 
 class ClientGoneError(ServiceError):

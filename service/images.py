@@ -1,4 +1,4 @@
-"""A PNG or JPEG body as the tensor that the model's manifest describes. Pillow is imported with the first image.
+"""A PNG, JPEG or WebP body as the tensor that the model's manifest describes. Pillow is imported with the first image.
 
 The header says how many pixels an image has before any is decoded, so one that would fill the memory is refused early.
 """
@@ -12,7 +12,7 @@ from fold.errors import first_line
 from fold.images import decode, tensor
 from service.errors import BadRequestError
 
-FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG"}
+FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 
 def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype: str, max_pixels: int) -> np.ndarray:

@@ -1,22 +1,37 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: bytes to numpy, to the queue, to the run, to bytes.
 
 A plain ASGI endpoint in front of the framework: routing and dependency injection would cost more than parsing and
-batching together. What it shares with the other endpoints that compute is `compute`, the way through the queue.
+batching together. Where even ASGI would, an exchange takes a shorter way. What all endpoints that compute share is the
+way through the queue.
 """
 
+import contextlib
 import logging
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.types import Receive, Scope, Send
 
 from fold.errors import first_line
+from service.access import Access
 from service.body import read_body, request_headers
 from service.errors import ClientGoneError, ComputeError, Headers, MethodError, ServiceError, error_body
+from service.exchange import Exchange, Target
+from service.logs import identity
 from service.metrics import Metrics
-from service.protocol import JSON, LENGTH_HEADER, decode, encode
+from service.protocol import JSON, LENGTH_HEADER, InferRequest, decode, encode
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.signature import Arrays
+from service.ticket import Ticket
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+INFER = "/infer"
+"""Stands for all paths that infer where it is asked who may."""
+GONE = "the client left while its request was queued"
+Answer = tuple[int, Headers, bytes]
 
 WITHDRAW = "bnfold.withdraw"
 """Under this key of `scope["state"]` a queued request leaves what to call when its client goes; the server calls it."""
@@ -24,72 +39,122 @@ WITHDRAW = "bnfold.withdraw"
 log = logging.getLogger("bnfold")
 
 
-def infer_target(path: str) -> tuple[str, str | None] | None:
-    """Model and version that an infer path names; None for every other path."""
-    if not path.endswith("/infer"):
-        return None
-    match path.split("/"):
-        case ["", "v2", "models", name, "infer"]:
-            return name, None
-        case ["", "v2", "models", name, "versions", version, "infer"]:
-            return name, version
-    return None
-
-
 class Infer:
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics) -> None:
+    """Both ways to infer: as an ASGI endpoint, and for exchanges that come in their usual form."""
+
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
+        self.max_body_bytes = settings.max_body_bytes
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
+        self._access = access
 
-    async def __call__(self, target: tuple[str, str | None], scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
+        """The common way. Whether the client may ask at all was checked before."""
         model: Model | None = None
-        status = 200
         try:
             if scope["method"] != "POST":
                 raise MethodError(scope["method"], scope["path"], "POST")
             model = self._repository.find(*target)
-            headers, body = await self._answer(model, scope, receive)
-        except ServiceError as error:
-            self._metrics.failed("infer", model, error)
+            with model:
+                sent = request_headers(scope)
+                body = await read_body(sent, receive, self.max_body_bytes)
+                request, rows = self._read(model, body, sent.get(LENGTH_HEADER))
+                outputs = await compute(model, request.inputs, rows, scope, request.priority, request.timeout)
+                status, headers, answer = self._success(model, request, outputs)
+        except Exception as error:
+            status, headers, answer = self._failure(model, error, scope["headers"])
             if isinstance(error, ClientGoneError):
                 return
-            status, (headers, body) = error.status, error_answer(error)
-        except Exception:
-            log.exception("infer failed")
-            failure = ServiceError("internal error; the service's log has the details")
-            self._metrics.failed("infer", model, failure)
-            status, (headers, body) = 500, error_answer(failure)
-        else:
-            self._metrics.answered("infer", model)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": answer})
 
-    async def _answer(self, model: Model, scope: Scope, receive: Receive) -> tuple[Headers, bytes]:
-        sent = request_headers(scope)
-        body = await read_body(sent, receive, self._settings.max_body_bytes)
+    def begin(self, target: Target, headers: Headers, body: bytes, exchange: Exchange) -> None:
+        """The short way: everything up to the queue at once, and the rest when the batch is done."""
+        model: Model | None = None
+        try:
+            if self._access.guarded:
+                self._access.check(INFER, headers)
+            model = self._repository.find(*target)
+            request, rows = self._read(model, body, dict(headers).get(LENGTH_HEADER))
+            ticket = _submit(model, request.inputs, rows, request.priority, request.timeout)
+        except Exception as error:
+            exchange.answer(*self._failure(model, error, headers))
+            return
+        exchange.withdraw = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
+        ticket.result.add_done_callback(partial(self._finish, model, request, rows, exchange))
+
+    def lose(self, target: Target) -> None:
+        model = None
+        with contextlib.suppress(ServiceError):
+            model = self._repository.find(*target)
+        self._metrics.failed("infer", model, ClientGoneError())
+
+    def _finish(
+        self, model: Model, request: InferRequest, rows: int, exchange: Exchange, result: "Future[Arrays]"
+    ) -> None:
+        try:
+            outputs = _outputs(model, result)
+            _offer(model, request.inputs, outputs, rows)
+            answer = self._success(model, request, outputs)
+        except Exception as error:
+            answer = self._failure(model, error, exchange.headers)
+        exchange.answer(*answer)
+
+    def _read(self, model: Model, body: bytes, length_header: bytes | None) -> tuple[InferRequest, int]:
         signature = model.session.signature
-        request = decode(body, sent.get(LENGTH_HEADER), signature, self._settings.max_json_depth)
-        rows = signature.check(request.inputs, self._settings.max_batch_size)
-        outputs = await compute(model, request.inputs, rows, scope)
-        return encode(model.name, model.version, request, outputs)
+        request = decode(body, length_header, signature, self._settings.max_json_depth)
+        return request, signature.check(request.inputs, self._settings.max_request_rows)
+
+    def _success(self, model: Model, request: InferRequest, outputs: Arrays) -> Answer:
+        batched, labels = model.session.signature.batched, model.manifest.labels
+        headers, body = encode(model.name, model.version, request, outputs, batched=batched, labels=labels)
+        self._metrics.answered("infer", model)
+        return 200, headers, body
+
+    def _failure(self, model: Model | None, error: Exception, sent: Headers) -> Answer:
+        if not isinstance(error, ServiceError):
+            log.error("infer failed", exc_info=error, extra={"identity": identity(sent)})
+            error = ServiceError("internal error; the service's log has the details")
+        self._metrics.failed("infer", model, error)
+        return error.status, *error_answer(error)
 
 
-async def compute(model: Model, inputs: Arrays, rows: int, scope: Scope) -> Arrays:
-    """Outputs of a checked request, through the model's queue. Leaves the queue when the client goes."""
-    ticket = model.batcher.submit(inputs, rows, model.session.signature.lane(inputs))
+async def compute(
+    model: Model, inputs: Arrays, rows: int, scope: Scope, priority: int = 0, timeout: float | None = None
+) -> Arrays:
+    """Outputs of a checked request, through the model's queue. Leaves the queue when the client goes.
+
+    Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
+    """
+    ticket = _submit(model, inputs, rows, priority, timeout)
     if ticket.queued and "state" in scope:
-        gone = ClientGoneError("the client left while its request was queued")
-        scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, gone)
+        scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
+    with contextlib.suppress(Exception):  # told apart below
+        await ticket.result
+    outputs = _outputs(model, ticket.result)
+    _offer(model, inputs, outputs, rows)
+    return outputs
+
+
+def _submit(model: Model, inputs: Arrays, rows: int, priority: int, timeout: float | None) -> Ticket:
+    lane = model.session.signature.lane(inputs)
+    return model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
+
+
+def _outputs(model: Model, result: "Future[Arrays]") -> Arrays:
+    """What the batch came to. Raises `ComputeError` if the run failed."""
     try:
-        outputs = await ticket.result
+        return result.result()
     except ServiceError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ComputeError(f"model {model}: the run failed: {first_line(error)}") from error
+
+
+def _offer(model: Model, inputs: Arrays, outputs: Arrays, rows: int) -> None:
     if model.watched is not None:
         model.watched.offer(inputs, outputs, rows)
-    return outputs
 
 
 def error_answer(error: ServiceError) -> tuple[Headers, bytes]:

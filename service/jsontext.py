@@ -48,11 +48,14 @@ def _parse_with_bare_tokens(text: bytes) -> Any:
         return value
 
     try:
-        return json.loads(text.decode(), parse_float=finite)
+        value = json.loads(text.decode(), parse_float=finite)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair, which is no text
     except RecursionError as error:
         raise BadRequestError("the JSON is nested too deeply to be read") from error
     except ValueError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from error
+    return value
 
 
 def deeper_than(text: bytes, limit: int) -> bool:
@@ -74,9 +77,11 @@ def render_json(value: Any) -> bytes:
 
 def json_array(array: np.ndarray) -> Any:
     """`array` in a form that `render_json` writes in full: non-finite numbers become the bare tokens."""
+    if array.dtype.kind == "V":  # BF16, of which float32 holds every value
+        array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return orjson.Fragment(json.dumps(array.tolist(), separators=(",", ":")))
-    if array.ndim == 0 or not array.flags.c_contiguous:
+    if array.ndim == 0 or not array.flags.c_contiguous or array.dtype.kind == "O":
         return array.tolist()
     return array
 

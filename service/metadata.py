@@ -1,6 +1,7 @@
-"""What the Open Inference Protocol tells of the server and its models: health, metadata, readiness, the index."""
+"""What the Open Inference Protocol tells of the server and its models: health, metadata, configuration, statistics,
+readiness, the index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,10 +11,20 @@ from fold.artifact import TensorSpec
 from service.body import read_body, request_headers
 from service.errors import BadRequestError, NotReadyError, shown
 from service.jsontext import parse_object
+from service.metrics import Metrics
+from service.model_config import model_config
 from service.repository import Model, Repository
 from service.settings import Settings
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
 """Of the protocol's extensions those that work here in full."""
 
 
@@ -24,7 +35,9 @@ def package_version() -> str:
         return "0"
 
 
-def metadata_routes(settings: Settings, repository: Repository, ready: Callable[[], bool]) -> APIRouter:
+def metadata_routes(
+    settings: Settings, repository: Repository, metrics: Metrics, ready: Callable[[], bool]
+) -> APIRouter:
     router = APIRouter(prefix="/v2", tags=["v2"])
 
     @router.get("/health/live")
@@ -43,6 +56,32 @@ def metadata_routes(settings: Settings, repository: Repository, ready: Callable[
     async def server() -> dict[str, Any]:
         """Name, version and extensions of the server."""
         return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
+
+    @router.get("/models/stats")  # in front of the models, none of which can be asked for under this name
+    async def stats() -> dict[str, Any]:
+        """Statistics of every version that serves."""
+        return _statistics(repository.ready())
+
+    @router.get("/models/{name}/stats")
+    async def model_stats(name: str) -> dict[str, Any]:
+        """Statistics of a model's versions that serve."""
+        repository.find(name)
+        return _statistics([repository.find(name, version) for version in repository.versions(name)])
+
+    @router.get("/models/{name}/versions/{version}/stats")
+    async def version_stats(name: str, version: str) -> dict[str, Any]:
+        """As above, for one version."""
+        return _statistics([repository.find(name, version)])
+
+    @router.get("/models/{name}/config")
+    async def config(name: str) -> dict[str, Any]:
+        """The model's configuration, in the form of Triton's ModelConfig."""
+        return model_config(repository.find(name), settings)
+
+    @router.get("/models/{name}/versions/{version}/config")
+    async def version_config(name: str, version: str) -> dict[str, Any]:
+        """As above, for one version."""
+        return model_config(repository.find(name, version), settings)
 
     @router.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
@@ -74,6 +113,9 @@ def metadata_routes(settings: Settings, repository: Repository, ready: Callable[
         if type(ready) is not bool:
             raise BadRequestError(f"ready is {shown(ready)}; expected {expected}")
         return repository.index(ready=ready)
+
+    def _statistics(models: Iterable[Model]) -> dict[str, Any]:
+        return {"model_stats": [metrics.statistics(found) for found in models]}
 
     def _metadata(found: Model) -> dict[str, Any]:
         return {

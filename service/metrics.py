@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from service.batcher import BatchStats
 from service.errors import ServiceError
 from service.repository import Model, Repository
+from service.statistics import ModelStatistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -47,8 +49,10 @@ class _OfModel:
     batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     compute_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
 
     def add(self, stats: BatchStats) -> None:
+        self.statistics.add(stats)
         self.rows += stats.rows
         self.batch_rows.add(stats.rows)
         self.compute_seconds.add(stats.compute)
@@ -81,6 +85,20 @@ class Metrics:
         counts = self._models.setdefault(_labels(model), _OfModel())
         model.batcher.on_batch = counts.add
 
+    def forget(self, model: Model) -> None:
+        """Leave out from now on what a version counted that has left, unless it has come again."""
+        key = (model.name, model.version)
+        if self._repository.serves(*key):
+            return
+        self._models.pop(key, None)
+        for counts in (self.requests, self.errors):
+            for labels in [labels for labels in counts if labels[:2] == key]:
+                del counts[labels]
+
+    def statistics(self, model: Model) -> dict[str, Any]:
+        """What the statistics extension tells of a version."""
+        return self._models.setdefault(_labels(model), _OfModel()).statistics.to_dict(model.name, model.version)
+
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
         self.requests[(*_labels(model), route, f"{status // 100}xx")] += 1
 
@@ -108,16 +126,18 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client for every scrape."""
         yield _gauge("bnfold_ready", "1 while the service takes requests", [], [((), float(self._ready()))])
-        entries = self._repository.entries()
-        states = [((e.name, e.version), float(isinstance(e, Model))) for e in entries]
-        yield _gauge("bnfold_model_ready", "1 if the version serves", ["model", "version"], states)
-        broken = [((e.name, e.version, e.cause), 1.0) for e in self._repository.broken()]
+        ready = [((m.name, m.version), 1.0) for m in self._repository.ready()]
+        broken = [((e.name, e.version, e.cause or ""), 1.0) for e in self._repository.broken()]
+        serving = {key for key, _ in ready}
+        states = ready + [(key[:2], 0.0) for key, _ in broken if key[:2] not in serving]
+        yield _gauge("bnfold_model_ready", "1 if the version serves, 0 if it is broken", ["model", "version"], states)
         yield _gauge(
             "bnfold_model_broken",
             "1 for a version that cannot be loaded, or whose certificate does not hold here",
             ["model", "version", "cause"],
             broken,
         )
+        yield from self._of_repository()
         models = self._repository.ready()
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
@@ -145,6 +165,22 @@ class Metrics:
         yield self._histogram("bnfold_compute_seconds", "Time to run one batch", lambda counts: counts.compute_seconds)
         yield from self._of_verdicts()
         yield from self._of_watching()
+
+    def _of_repository(self) -> Iterator[Metric]:
+        """Without names, for a counter of what has left must stay."""
+        repository = self._repository
+        states = Counter({"READY": 0, "LOADING": 0, "UNLOADING": 0, "UNAVAILABLE": 0})
+        states.update(entry.state for entry in repository.entries())
+        counted = [((state,), float(count)) for state, count in states.items()]
+        yield _gauge("bnfold_repository_versions", "Versions that the index lists", ["state"], counted)
+        yield CounterMetricFamily("bnfold_repository_loads", "Versions that came to serve", repository.loads)
+        yield CounterMetricFamily("bnfold_repository_unloads", "Versions that were let go", repository.unloads)
+        failures = CounterMetricFamily(
+            "bnfold_repository_failures", "Versions that could not be loaded", labels=["cause"]
+        )
+        for cause, count in repository.failures.items():
+            failures.add_metric((cause,), count)
+        yield failures
 
     def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=["model", "version"])
@@ -207,4 +243,4 @@ def _gauge(name: str, text: str, labels: list[str], values: Iterable[tuple[tuple
 
 
 def _labels(model: Model | None) -> Labels:
-    return NO_MODEL if model is None else (model.name, model.version)
+    return NO_MODEL if model is None or model.gone else (model.name, model.version)

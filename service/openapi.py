@@ -10,7 +10,16 @@ _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _OUTPUT = {
     "type": "object",
     "required": ["name"],
-    "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
+    "properties": {
+        "name": {"type": "string"},
+        "parameters": {
+            **_PARAMETERS,
+            "properties": {
+                "binary_data": {"type": "boolean"},
+                "classification": {"type": "integer", "minimum": 0, "description": "How many of the highest values"},
+            },
+        },
+    },
 }
 
 
@@ -33,7 +42,14 @@ _REQUEST = {
     "required": ["inputs"],
     "properties": {
         "id": {"type": "string"},
-        "parameters": _PARAMETERS,
+        "parameters": {
+            **_PARAMETERS,
+            "properties": {
+                "binary_data_output": {"type": "boolean", "default": False},
+                "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "1 comes first"},
+                "timeout": {"type": "integer", "minimum": 0, "description": "Microseconds until it must have begun"},
+            },
+        },
         "inputs": {"type": "array", "items": _tensor(), "minItems": 1},
         "outputs": {"type": "array", "items": _OUTPUT},
     },
@@ -88,7 +104,7 @@ def _infer(*path: str) -> dict[str, Any]:
                         ("413", "The body is too large"),
                         ("415", "The body is compressed in a way that is not read"),
                         ("429", "The queue is full"),
-                        ("503", "The model is not ready"),
+                        ("503", "The model is not ready, or the request could not begin in time"),
                     )
                 },
             },

@@ -5,21 +5,40 @@ visit.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fold.artifact import DATATYPES, TensorSpec
+from starlette.responses import HTMLResponse
+
+from fold.artifact import Manifest, TensorSpec
+from service.datatypes import DTYPES
 from service.metadata import package_version
 from service.repository import Model, Repository
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+
+
+class Page(HTMLResponse):
+    """A page that loads nothing from anywhere, runs nothing, and stands in no other page's frame."""
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({**HEADERS, **(headers or {})})
+
 
 def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
-    return _template().render(
+    return template("index.html").render(
         version=package_version(),
         ready=ready,
         base_url=base_url.rstrip("/"),
@@ -29,13 +48,11 @@ def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
 
 
 @cache
-def _template() -> "Template":
+def template(name: str) -> "Template":
     import jinja2  # noqa: PLC0415  # most processes are never visited
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "index.html"
-    )
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
 def _model(model: Model, base_url: str) -> dict[str, Any]:
@@ -57,7 +74,7 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
         "watched": model.watched,
         "images": manifest.preprocessing is not None,
-        "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [_example(manifest.inputs)]}),
+        "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
     }
 
 
@@ -76,15 +93,20 @@ def _tensor(spec: TensorSpec) -> dict[str, str]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": shape}
 
 
-def _example(specs: tuple[TensorSpec, ...]) -> Any:
-    """A row that the model takes, as far as the manifest tells; nothing where it would be too long to read."""
-    if len(specs) != 1:
-        return {spec.name: "…" for spec in specs}
-    rows = specs[0].shape[1:]
-    value: Any = False if DATATYPES[specs[0].datatype].kind == "b" else 0
-    for size in reversed(rows):
+def example_row(manifest: Manifest) -> Any:
+    """An instance that the model takes, as far as the manifest tells."""
+    values = {spec.name: example_value(spec, batched=manifest.batched) for spec in manifest.inputs}
+    return values if len(values) > 1 else next(iter(values.values()), None)
+
+
+def example_value(spec: TensorSpec, *, batched: bool) -> Any:
+    """A row of one input; no more than a sign of it where it would be too long to read."""
+    value: Any = {"b": False, "O": "text"}.get(DTYPES[spec.datatype].kind, 0)
+    for size in reversed(spec.shape[1:] if batched else spec.shape):
         value = [value] * max(size, 1)
-    return value if len(json.dumps(value)) <= 400 else "…"
+        if len(json.dumps(value)) > 400:
+            return "…"
+    return value
 
 
 def _curl(url: str, body: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """`POST /v1/models/{name}:predict`, the v1 convention: rows in, rows out, no datatypes and no shapes to declare.
 
 An instance is one row of the input, or an object by input name where there are several; a prediction is one row of the
-output likewise. A model that declares preprocessing takes an image as well, and answers with labels and probabilities.
+output likewise. A model with one input takes the rows as a `.npy` as well, and one with one output gives them so. A
+model that declares preprocessing takes an image, and answers with labels and probabilities.
 """
 
 import asyncio
@@ -13,11 +14,13 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from service.body import read_body, request_headers
-from service.errors import BadRequestError, ComputeError, UnsupportedError, shown
+from service.datatypes import DTYPES
+from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnsupportedError, shown
 from service.images import FORMATS, tensor_of_image
 from service.infer import compute
 from service.jsontext import json_array, parse_object, render_json
 from service.metrics import Metrics
+from service.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.signature import Arrays, Signature
@@ -36,7 +39,7 @@ _BODY = {
                     "properties": {"instances": {"type": "array", "items": {}, "minItems": 1}},
                 }
             },
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in (CONTENT_TYPE, *FORMATS)},
         },
     }
 }
@@ -52,19 +55,31 @@ def predict_routes(settings: Settings, repository: Repository, metrics: Metrics)
 
     @router.post("/v1/models/{name}:predict", openapi_extra=_BODY)
     async def predict(name: str, request: Request) -> Response:
-        """Predictions for rows of numbers, or for one image where the model declares preprocessing."""
+        """Predictions for rows of numbers, as JSON or .npy, or for one image where the model declares preprocessing."""
         with metrics.counting("predict") as counted:
             counted.model = model = repository.find(name)
-            headers = request_headers(request.scope)
-            body = await read_body(headers, request.receive, settings.max_body_bytes)
-            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-            if kind.startswith("image/"):
-                predictions = await _of_image(model, kind, body, request, settings)
-            else:
-                predictions = await _of_instances(model, _instances(body, kind, settings), request, settings)
+            with model:
+                predictions = await _predict(model, request, settings)
+            if isinstance(predictions, bytes):
+                return Response(predictions, media_type=CONTENT_TYPE)
             return Response(render_json({"predictions": predictions}), media_type="application/json")
 
     return router
+
+
+async def _predict(model: Model, request: Request, settings: Settings) -> Any:
+    """Predictions in the form of JSON, or the bytes of a .npy."""
+    headers = request_headers(request.scope)
+    body = await read_body(headers, request.receive, settings.max_body_bytes)
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+    as_npy = wants_npy(headers.get(b"accept", b"").decode("latin-1"), len(model.session.signature.outputs))
+    if kind.startswith("image/"):
+        return await _of_image(model, kind, body, request, settings, as_npy=as_npy)
+    if is_npy(kind, body):
+        arrays = _given(model.session.signature, body)
+        return await _of_rows(model, arrays, request, settings, as_npy=as_npy)
+    instances = _instances(body, kind, settings)
+    return await _of_instances(model, instances, request, settings, as_npy=as_npy)
 
 
 def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
@@ -75,31 +90,53 @@ def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
         if kind in ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded"):
             raise
         raise UnsupportedError(
-            f"Content-Type {shown(kind)} is not read here; expected JSON, {EXPECTED}, or {' or '.join(FORMATS)}"
+            f"Content-Type {shown(kind)} is not read here; expected JSON, {EXPECTED}, or "
+            f"{', '.join((CONTENT_TYPE, *FORMATS))}"
         ) from error
     instances = document.get("instances")
     if type(instances) is not list or not instances:
         raise BadRequestError(f'"instances" is missing or no list with elements; expected {EXPECTED}')
-    if len(instances) > settings.max_batch_size:
-        raise BadRequestError(f"{len(instances)} instances came, at most {settings.max_batch_size} are taken")
+    if len(instances) > settings.max_request_rows:
+        raise BadRequestError(f"{len(instances)} instances came, at most {settings.max_request_rows} are taken")
     return instances
 
 
-async def _of_instances(model: Model, instances: list[Any], request: Request, settings: Settings) -> Any:
+async def _of_instances(
+    model: Model, instances: list[Any], request: Request, settings: Settings, *, as_npy: bool
+) -> Any:
     signature = model.session.signature
     columns = _columns(instances, signature)
-    if not signature.batched:
-        found = []
-        for position in range(len(instances)):
-            arrays = {
-                name: _array(name, values[position : position + 1], signature)[0] for name, values in columns.items()
-            }
-            signature.check(arrays, settings.max_batch_size)
-            found.append(_named(await compute(model, arrays, 1, request.scope)))
-        return found
-    arrays = {name: _array(name, values, signature) for name, values in columns.items()}
-    rows = signature.check(arrays, settings.max_batch_size)
+    if signature.batched:
+        arrays = {name: _array(name, values, signature) for name, values in columns.items()}
+        return await _of_rows(model, arrays, request, settings, as_npy=as_npy)
+    if as_npy and len(instances) > 1:
+        raise NotAcceptableError("without a batch axis each instance is a run, and a .npy holds one; send one instance")
+    found = []
+    for position in range(len(instances)):
+        arrays = {name: _array(name, values[position : position + 1], signature)[0] for name, values in columns.items()}
+        found.append(await _of_rows(model, arrays, request, settings, as_npy=as_npy))
+    return found[0] if as_npy else [prediction for run in found for prediction in run]
+
+
+def _given(signature: Signature, body: bytes) -> Arrays:
+    if len(signature.inputs) != 1:
+        names = ", ".join(repr(name) for name in signature.inputs)
+        raise BadRequestError(f"a .npy is one array, but there are {names}; send them as JSON, or by infer")
+    name = next(iter(signature.inputs))
+    return {name: read_npy(name, body)}
+
+
+async def _of_rows(model: Model, arrays: Arrays, request: Request, settings: Settings, *, as_npy: bool) -> Any:
+    """The predictions of one run in the form of JSON, or the bytes of a .npy."""
+    signature = model.session.signature
+    rows = signature.check(arrays, settings.max_request_rows)
+    if as_npy:
+        check_npy(DTYPES[next(iter(signature.outputs.values())).datatype])
     outputs = await compute(model, arrays, rows, request.scope)
+    if as_npy:
+        return write_npy(next(iter(outputs.values())))
+    if not signature.batched:
+        return [_named(outputs)]
     if len(outputs) == 1:
         return json_array(next(iter(outputs.values())))
     return [_named({name: array[row, ...] for name, array in outputs.items()}) for row in range(rows)]
@@ -144,18 +181,20 @@ def _nesting(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-async def _of_image(model: Model, kind: str, body: bytes, request: Request, settings: Settings) -> Any:
+async def _of_image(model: Model, kind: str, body: bytes, request: Request, settings: Settings, *, as_npy: bool) -> Any:
     how = model.manifest.preprocessing
     signature = model.session.signature
     if how is None or how.input not in signature.inputs:
         raise UnsupportedError(f"model {model} declares no preprocessing, so it takes no images; expected {EXPECTED}")
     if kind not in FORMATS:
-        raise UnsupportedError(f"Content-Type {shown(kind)} is not read here; expected {' or '.join(FORMATS)}")
+        raise UnsupportedError(f"Content-Type {shown(kind)} is not read here; expected {', '.join(FORMATS)}")
     datatype = signature.inputs[how.input].datatype
     # Decoding releases the interpreter for most of its time, and a photograph takes longer than many a model.
     tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, settings.max_image_pixels)
     arrays = {how.input: tensor}
-    rows = signature.check(arrays, settings.max_batch_size)
+    if as_npy:
+        return await _of_rows(model, arrays, request, settings, as_npy=True)
+    rows = signature.check(arrays, settings.max_request_rows)
     outputs = await compute(model, arrays, rows, request.scope)
     scores = next(iter(outputs.values()))
     if len(outputs) > 1 or scores.ndim != 2:

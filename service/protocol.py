@@ -5,22 +5,27 @@ where the header ends. Binary tensors become views of the body: nothing is copie
 dictionaries: this is the hot path, and a schema library would cost more than the models that it feeds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from fold.artifact import TensorSpec
+from service.classification import classify
+from service.datatypes import NAMES, WIRE
 from service.errors import BadRequestError, Headers, shown
 from service.jsontext import json_array, parse_object, render_json
-from service.signature import NAMES, Arrays, Signature
-from service.tensors import WIRE, checked_shape, from_bytes, from_json, wire_dtype
+from service.outputs import Selected, every_output, select
+from service.parameters import Parameters, flag, parameters_of, schedule
+from service.signature import Arrays, Signature
+from service.strings import decode_text
+from service.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
 
 LENGTH_HEADER = b"inference-header-content-length"
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
-
-Selected = tuple[tuple[str, bool], ...]
-"""Names of the outputs to send, and whether in binary."""
 
 
 @dataclass(slots=True)
@@ -28,6 +33,9 @@ class InferRequest:
     inputs: Arrays
     outputs: Selected
     id: str | None = None
+    priority: int = 0
+    timeout: float | None = None
+    """Seconds; None leaves it to the service."""
 
 
 def decode(body: bytes, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
@@ -53,7 +61,10 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
         raise BadRequestError(
             f"{len(body) - offset} bytes are left over: header and tensors are {offset} bytes, the body {len(body)}"
         )
-    return InferRequest(arrays, _select(document, signature), request_id)
+    parameters = parameters_of(document)
+    outputs = select(_listed(document), signature, binary=flag(parameters, "binary_data_output", default=False))
+    priority, timeout = schedule(parameters)
+    return InferRequest(arrays, outputs, request_id, priority, timeout)
 
 
 def _read_input(
@@ -67,35 +78,43 @@ def _read_input(
         expected = ", ".join(repr(known) for known in signature.inputs)
         raise BadRequestError(f"no input is named {shown(name)}; expected {expected}")
     datatype = item.get("datatype")
-    dtype = wire_dtype(name, datatype)
-    shape, count = checked_shape(name, item.get("shape"), dtype.itemsize)
-    size = _parameters(item).get("binary_data_size")
-    if size is None:
+    shape, count = checked_shape(name, item.get("shape"), wire_dtype(name, datatype).itemsize)
+    said = parameters_of(item).get("binary_data_size")
+    if said is None:
         if "data" not in item:
             raise BadRequestError(f"input {name!r} has neither data nor parameters.binary_data_size; expected one")
         return name, from_json(name, datatype, shape, count, item["data"]), offset
     if "data" in item:
         raise BadRequestError(f"input {name!r} has data and parameters.binary_data_size; expected one of them")
-    if type(size) is not int or size != count * dtype.itemsize:
-        raise BadRequestError(
-            f"input {name!r}: binary_data_size is {shown(size)}, "
-            f"shape {list(shape)} of {datatype} is {count * dtype.itemsize} bytes"
-        )
+    size = check_size(name, datatype, shape, count, said)
     if offset + size > len(body):
         raise BadRequestError(_missing(name, size, len(body) - offset, length_header))
-    return name, from_bytes(name, dtype, shape, count, body, offset), offset + size
+    return name, from_bytes(name, datatype, shape, count, body, offset, size), offset + size
 
 
-def encode(model: str, version: str, request: InferRequest, arrays: Arrays) -> tuple[Headers, bytes]:
-    """The answer to `request` as headers and body."""
-    raw: list[np.ndarray] = []
+def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
+    """Names and parameters of the outputs that are asked for; what the names are worth, `select` knows."""
+    listed = document.get("outputs")
+    if listed is None:
+        return []
+    if type(listed) is not list:
+        raise BadRequestError(f'"outputs" is {shown(listed)}; expected a list of objects with "name"')
+    return [(item.get("name"), parameters_of(item)) if type(item) is dict else (item, {}) for item in listed]
+
+
+def encode(
+    model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
+) -> tuple[Headers, bytes]:
+    """The answer to `request` as headers and body. `labels` are those of a classification."""
+    raw: list[Any] = []
     outputs = []
-    for name, binary in request.outputs:
-        array = arrays[name]
+    for name, binary, classes in request.outputs:
+        array = classify(arrays[name], classes, labels, batched=batched) if classes else arrays[name]
         output: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype], "shape": array.shape}
         if binary:
-            output["parameters"] = {"binary_data_size": array.nbytes}
-            raw.append(np.ascontiguousarray(array, WIRE[NAMES[array.dtype]]))
+            buffer = to_bytes(array)
+            output["parameters"] = {"binary_data_size": len(buffer) if type(buffer) is bytes else buffer.nbytes}
+            raw.append(buffer)
         else:
             output["data"] = json_array(array.reshape(-1))
         outputs.append(output)
@@ -105,7 +124,7 @@ def encode(model: str, version: str, request: InferRequest, arrays: Arrays) -> t
     header = render_json(document)
     if not raw:
         return [JSON, (b"content-length", b"%d" % len(header))], header
-    body = b"".join([header, *raw])  # type: ignore[list-item]  # an array is a buffer, which typeshed does not know
+    body = b"".join([header, *raw])
     return [OCTETS, (b"content-length", b"%d" % len(body)), (LENGTH_HEADER, b"%d" % len(header))], body
 
 
@@ -133,65 +152,28 @@ def _decode_raw(body: bytes, signature: Signature) -> InferRequest:
             f"Inference-Header-Content-Length is 0, so the body is one tensor, but there are {names}; send a header"
         )
     spec = next(iter(signature.inputs.values()))
-    dtype = WIRE[spec.datatype]
     shape = [1, *spec.shape[1:]] if signature.batched else list(spec.shape)
     if shape.count(-1) > 1:
         raise BadRequestError(f"input {spec.name!r} has several free dimensions, {list(spec.shape)}; send a header")
-    known = dtype.itemsize
-    for size in shape:
-        known *= 1 if size == -1 else size
-    if -1 in shape:
-        shape[shape.index(-1)] = len(body) // known if known else 0
-    needed = dtype.itemsize
-    for size in shape:
-        needed *= size
-    if needed != len(body):
+    array = _string_of(body, spec.name, shape) if spec.datatype == "BYTES" else _tensor_of(body, spec, shape)
+    return InferRequest({spec.name: array}, every_output(signature, binary=True))
+
+
+def _tensor_of(body: bytes, spec: TensorSpec, shape: list[int]) -> np.ndarray:
+    itemsize = WIRE[spec.datatype].itemsize
+    known = itemsize * prod(size for size in shape if size != -1)
+    shape = [(len(body) // known if known else 0) if size == -1 else size for size in shape]
+    count = prod(shape)
+    if count * itemsize != len(body):
         raise BadRequestError(
             f"input {spec.name!r}: {len(body)} bytes came, one row of shape {list(spec.shape)} is {known} bytes"
         )
-    array = from_bytes(spec.name, dtype, tuple(shape), needed // dtype.itemsize, body, 0)
-    return InferRequest({spec.name: array}, tuple((name, True) for name in signature.outputs))
+    return from_bytes(spec.name, spec.datatype, tuple(shape), count, body, 0, len(body))
 
 
-def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
-    parameters = holder.get("parameters")
-    if parameters is None:
-        return {}
-    if type(parameters) is not dict:
-        raise BadRequestError(f"parameters is {shown(parameters)}; expected an object")
-    if "shared_memory_region" in parameters:
-        raise BadRequestError("shared memory is not offered; send the tensor in the body")
-    return parameters
-
-
-def _select(document: dict[str, Any], signature: Signature) -> Selected:
-    default = _flag(_parameters(document), "binary_data_output", default=False)
-    listed = document.get("outputs")
-    if listed is None or listed == []:
-        selected = dict.fromkeys(signature.outputs, default)
-    elif type(listed) is list:
-        selected = {}
-        for item in listed:
-            name = item.get("name") if type(item) is dict else None
-            if type(name) is not str or name not in signature.outputs:
-                known = ", ".join(repr(output) for output in signature.outputs)
-                raise BadRequestError(f"no output is named {shown(name)}; expected {known}")
-            if name in selected:
-                raise BadRequestError(f"output {name!r} was asked for twice; expected once")
-            parameters = _parameters(item)
-            if parameters.get("classification"):
-                raise BadRequestError(f"output {name!r}: classification is not offered; ask for the tensor")
-            selected[name] = _flag(parameters, "binary_data", default=default)
-    else:
-        raise BadRequestError(f'"outputs" is {shown(listed)}; expected a list of objects with "name"')
-    for name, binary in selected.items():
-        if not binary and signature.outputs[name].datatype == "FP16":
-            raise BadRequestError(f"output {name!r}: FP16 has no form in JSON; ask for it with parameters.binary_data")
-    return tuple(selected.items())
-
-
-def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
-    value = parameters.get(key, default)
-    if type(value) is not bool:
-        raise BadRequestError(f"parameters.{key} is {shown(value)}; expected true or false")
-    return value
+def _string_of(body: bytes, name: str, shape: list[int]) -> np.ndarray:
+    """The whole body as the one string that there is: without a length in front, as in Triton."""
+    shape = [1 if size == -1 else size for size in shape]
+    if prod(shape) != 1:
+        raise BadRequestError(f"input {name!r}: a row has {prod(shape)} strings and a body is one; send a header")
+    return from_json(name, "BYTES", tuple(shape), 1, [decode_text(f"input {name!r}, BYTES: the body", body)])

@@ -1,4 +1,4 @@
-"""The references that served models are held against, loaded when they are first needed and then kept.
+"""The references that served models are held against, loaded when they are first needed, kept as long as their model.
 
 A reference may be a torch program, so torch comes in here, and only here. One thread at a time uses a reference, and
 torch gets half of the cores, so that a proof leaves the others to those who are served.
@@ -8,6 +8,7 @@ import os
 import sys
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 from fold.errors import BnfoldError
 from service.errors import ComputeError, NotOfferedError
@@ -22,17 +23,17 @@ class References:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self._loaded: dict[str, Reference] = {}
+        self._loaded: WeakKeyDictionary[Model, Reference] = WeakKeyDictionary()
 
     def of(self, model: "Model") -> "Reference":
         """Raises `NotOfferedError` where torch is needed and absent, `ComputeError` if it cannot be loaded."""
-        key = model.manifest.digest
-        if key not in self._loaded:
+        reference = self._loaded.get(model)
+        if reference is None:
             from fold.reference import load_reference  # noqa: PLC0415  # a predict never pays for this
 
             try:
                 provider: Literal["cpu", "cuda"] = "cuda" if model.session.provider == "cuda" else "cpu"
-                self._loaded[key] = load_reference(model.session.version, provider=provider)
+                reference = self._loaded[model] = load_reference(model.session.version, provider=provider)
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:
@@ -40,7 +41,7 @@ class References:
         torch = sys.modules.get("torch")
         if torch is not None:  # the number holds for the thread that sets it
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-        return self._loaded[key]
+        return reference
 
 
 def not_installed(model: "Model", error: ModuleNotFoundError) -> NotOfferedError:

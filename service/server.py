@@ -9,20 +9,22 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import socket
+import ssl
 import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from fold.errors import BnfoldError
-from service.errors import error_body
-from service.infer import WITHDRAW
+from service.connection import Limits, Protocol
+from service.exchange import Direct
 from service.settings import Settings
 
 BACKLOG = 2048
@@ -30,7 +32,11 @@ SETTLE_SECONDS = 0.2
 """For connections that were being made when the door closed: a round trip, and the time to accept them."""
 NEW_SECONDS = 1.0
 """How long a client that came in last may take to send its request."""
+FILES = 256
+"""Open beside the connections: models, libraries, a collector's own."""
 TICK_SECONDS = 0.02
+TICKS_OF_SWEEP = 5
+"""uvicorn ticks ten times a second."""
 SO_ATTACH_FILTER = 26
 """Linux's; Python has no name for it."""
 
@@ -64,25 +70,37 @@ def run(
     listener: socket.socket,
     settings: Settings,
     *,
+    direct: Direct | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
 ) -> int:
-    """Serve `app` until a signal, 0 then. `on_start` gets the URL once it answers, `on_stop` comes with the signal."""
+    """Serve `app` until a signal, 0 then, and by `direct` infer requests in their usual form.
+
+    `on_start` gets the URL once it answers, `on_stop` comes with the signal.
+    """
+    _allow_files(settings.max_connections + FILES)
+    limits = Limits(
+        settings.max_header_bytes, settings.request_seconds, settings.keep_alive_seconds, settings.max_connections
+    )
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=Protocol,
+        http=partial(Protocol, limits=limits, direct=direct),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         lifespan="on",
         backlog=BACKLOG,
+        root_path=settings.root_path,
         access_log=False,
         server_header=False,
         log_config=None,
         log_level="warning",
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
     )
     server = Server(config, settings.grace_seconds, on_start, on_stop)
     try:
+        _load(config, settings)
         server.run(sockets=[listener])
     except OSError as error:  # two processes may bind an address, but only one of them may listen
         raise _cannot_bind(settings.host, settings.port, error) from error
@@ -91,21 +109,23 @@ def run(
     return 0
 
 
-class Protocol(HttpToolsProtocol):
-    """HTTP with this service's form of errors, and with word of clients that left."""
+def _allow_files(wanted: int) -> None:
+    """Each connection is a file, and many systems start a process with room for a thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
-    def send_400_response(self, msg: str) -> None:
-        body = error_body("the request is not valid HTTP")
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[400] + head + body)
-        self.transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.cycle is not None and not self.cycle.response_complete:
-            withdraw = self.scope.get("state", {}).get(WITHDRAW)
-            if withdraw is not None:
-                withdraw()
+def _load(config: uvicorn.Config, settings: Settings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise BnfoldError("settings: tls_certificate and tls_key go together; expected both or neither")
+    try:
+        config.load()
+    except (ssl.SSLError, FileNotFoundError, PermissionError) as error:
+        files = f"{settings.tls_certificate} and {settings.tls_key}"
+        raise BnfoldError(f"TLS: {files} are no certificate chain with its key, in PEM: {error.strerror}") from error
 
 
 class Server(uvicorn.Server):
@@ -127,7 +147,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            self._on_start(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            scheme = "https" if self.config.is_ssl else "http"
+            self._on_start(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_OF_SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in self._connections():
+                connection.sweep(now)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.default_headers.append((b"connection", b"close"))
@@ -145,7 +173,7 @@ class Server(uvicorn.Server):
         while (left := end - time.monotonic()) > 0 and not self.force_exit and needed():
             await asyncio.sleep(min(TICK_SECONDS, left))
 
-    def _connections(self) -> list["Protocol"]:
+    def _connections(self) -> list[Protocol]:
         return [connection for connection in self.server_state.connections if isinstance(connection, Protocol)]
 
 

@@ -6,10 +6,12 @@ The very same session serves and is proven; nothing is opened a second time for 
 import numpy as np
 import onnxruntime as ort
 
-from fold.artifact import DATATYPES, ModelVersion
+from fold.artifact import ModelVersion
 from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
 from fold.runtime import Provider, open_session, provider_of
+from service.bfloat16 import run_with_bfloat16
+from service.datatypes import DTYPES
 from service.signature import Arrays, Signature
 
 
@@ -24,6 +26,8 @@ class ModelSession:
         self.signature = Signature.of(version.manifest)
         self._session = session
         self._outputs = [spec.name for spec in version.manifest.outputs]
+        specs = (*version.manifest.inputs, *version.manifest.outputs)
+        self._has_bfloat16 = any(spec.datatype == "BF16" for spec in specs)
         self.provider = provider_of(session)
         self._refuse_other_graph()
 
@@ -37,6 +41,8 @@ class ModelSession:
         """One run; several threads may call it. Outputs by name."""
         # A binary tensor begins where the JSON before it happened to end, and kernels may load aligned.
         feeds = {name: a if a.flags.aligned else a.copy() for name, a in inputs.items()}
+        if self._has_bfloat16:
+            return dict(zip(self._outputs, run_with_bfloat16(self._session, self._outputs, feeds), strict=True))
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
     def warm_up(self) -> None:
@@ -48,7 +54,8 @@ class ModelSession:
         batch = 1 if self.signature.batched else 0
         if any(-1 in spec.shape[batch:] for spec in specs):
             return
-        self._attempt({s.name: np.zeros([1] * batch + list(s.shape[batch:]), DATATYPES[s.datatype]) for s in specs})
+        shapes = {spec.name: [1] * batch + list(spec.shape[batch:]) for spec in specs}
+        self._attempt({spec.name: _blank(shapes[spec.name], spec.datatype) for spec in specs})
 
     @property
     def has_canary(self) -> bool:
@@ -75,8 +82,8 @@ class ModelSession:
     def _refuse_unknown_datatypes(self) -> None:
         manifest = self.version.manifest
         for spec in (*manifest.inputs, *manifest.outputs):
-            if spec.datatype not in DATATYPES:
-                known = ", ".join(DATATYPES)
+            if spec.datatype not in DTYPES:
+                known = ", ".join(DTYPES)
                 raise BnfoldError(
                     f"tensor {spec.name!r} is {spec.datatype}, which is not served; expected one of {known}"
                 )
@@ -94,3 +101,7 @@ class ModelSession:
                 raise BnfoldError(
                     f"{self.version.model_file}: its {kind} are {has}, the manifest says {said}; fold the model again"
                 )
+
+
+def _blank(shape: list[int], datatype: str) -> np.ndarray:
+    return np.full(shape, "", np.object_) if datatype == "BYTES" else np.zeros(shape, DTYPES[datatype])

@@ -4,13 +4,15 @@ Every default serves: nothing but the repository has to be said.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fold.errors import BnfoldError
 from fold.runtime import Provider
+
+LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
@@ -18,7 +20,26 @@ class Settings(BaseSettings):
 
     repository: Path
     """Folder of NAME/VERSION model directories."""
+    version_policy: Annotated[str, Field(pattern=r"^(latest(:[1-9][0-9]*)?|all|[1-9][0-9]*(,[1-9][0-9]*)*)$")] = (
+        "latest"
+    )
+    """Which versions of a model serve: the latest that works, so many (`latest:2`), `all`, or those given (`2,5`)."""
+    repository_control: Literal["fixed", "explicit", "watch"] = "fixed"
+    """Who changes what serves: nobody, load and unload over HTTP, or the repository's folder."""
+    watch_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """Between two looks at the folder."""
+    tokens: SecretStr | None = None
+    """Tokens, separated by commas or spaces, of which requests must bring one; health stays open."""
+    tokens_file: Path | None = None
+    """A file with such tokens."""
+    admin_token: SecretStr | None = None
+    """Tokens for load and unload, which are good for everything else, too."""
+    admin_token_file: Path | None = None
+    metrics_need_token: bool = False
+    """Whether /metrics asks for a token where other requests do."""
     host: str = "127.0.0.1"
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """URL prefix under which a proxy publishes the service, such as `/bnfold`; the proxy may take it away or not."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes a free one, which the start line tells."""
     provider: Provider = "auto"
@@ -27,7 +48,9 @@ class Settings(BaseSettings):
     spinning: bool = False
     """Let those threads spin between runs: about half the latency for whole cores."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Rows in one run, and so in one request."""
+    """Rows in one run."""
+    max_request_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows in one request; beyond `max_batch_size` they are several runs."""
     queue_rows: Annotated[int, Field(ge=0)] = 1024
     """Rows that may wait for one model; what comes on top is answered with 429."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -36,11 +59,31 @@ class Settings(BaseSettings):
     """How long to go on serving after SIGTERM, not ready any more, for load balancers to notice."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """Of a body, as it arrives and as it unpacks."""
+    max_header_bytes: Annotated[int, Field(ge=1024)] = 1 << 16
+    """Of a request's head."""
+    max_connections: Annotated[int, Field(ge=1)] = 4096
+    """At a time; who comes on top is answered with 503."""
+    request_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long a client may take to send a request, or not to go on reading its answer."""
+    keep_alive_seconds: Annotated[int, Field(ge=0)] = 75
+    """How long a connection may be idle between two requests."""
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with it the service speaks HTTPS only."""
+    tls_key: Path | None = None
+    """PEM file with its key."""
     max_json_depth: Annotated[int, Field(ge=4)] = 32
     max_samples: Annotated[int, Field(ge=1)] = 256
     """Rows of one equivalence check."""
     equivalence_seconds: Annotated[float, Field(gt=0)] = 300.0
     """How long an equivalence check may take, its wait included; one that takes longer is answered with 504."""
+    log_format: LogFormat = "text"
+    """Lines for people, or a JSON object a line."""
+    access_log: bool = False
+    """A line for each request, and its `X-Request-Id` in the answer."""
+    tracing: bool = False
+    """A span for each request by OpenTelemetry, which takes its own OTEL_… variables; needs `bnfold[otel]`."""
+    cors_origins: str = ""
+    """Origins whose pages may call the service, with commas between them, or `*`; none by default."""
     shadow: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the answered requests that are held against the reference in the background."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 1 << 25

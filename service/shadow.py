@@ -113,6 +113,13 @@ class Watcher:
         model.watched = Watched(model, self)
         self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
 
+    def forget(self, model: "Model") -> None:
+        """Let the reference of a model go that serves no more."""
+        if model.watched is not None:
+            model.watched = None
+            digest = model.manifest.digest
+            self._worker.submit(partial(self._comparer.forget, str(model), digest), lambda _: None)
+
     def take(self, model: "Model", watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
         """False if there is enough to do, or a rest to take."""
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fold.artifact import DATATYPES, Manifest, TensorSpec
+from fold.artifact import Manifest, TensorSpec
+from service.datatypes import DTYPES, NAMES
 from service.errors import BadRequestError, shown
 
 Arrays = dict[str, np.ndarray]
 Lane = tuple[tuple[int, ...], ...]
-
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 class Signature:
@@ -24,7 +23,7 @@ class Signature:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self.batched = batched
-        self._checks = [(s.name, DATATYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
+        self._checks = [(s.name, DTYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
         self._one_lane = batched and not any(free for *_, free in self._checks)
 
     @classmethod

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fold.artifact import DATATYPES
+from service.datatypes import DTYPES, NAMES, NOT_IN_JSON, WIRE
 from service.errors import BadRequestError, shown
-
-WIRE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
-"""The datatypes as they travel; on a little-endian machine the very same numpy types."""
+from service.strings import read_strings, write_strings
 
 MAX_RANK = 32
 MAX_BYTES = 1 << 46
@@ -25,8 +23,17 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "i": frozenset({int}),
     "u": frozenset({int}),
     "f": frozenset({int, float}),
+    "V": frozenset({int, float}),  # BF16
+    "O": frozenset({str}),
 }
-_EXPECTED = {"b": "true or false", "i": "whole numbers", "u": "whole numbers from 0", "f": "numbers"}
+_EXPECTED = {
+    "b": "true or false",
+    "i": "whole numbers",
+    "u": "whole numbers from 0",
+    "f": "numbers",
+    "V": "numbers",
+    "O": "strings",
+}
 
 
 def wire_dtype(name: str, datatype: Any) -> np.dtype[Any]:
@@ -54,22 +61,52 @@ def checked_shape(name: str, shape: Any, itemsize: int) -> tuple[tuple[int, ...]
     return tuple(shape), count
 
 
+def check_size(name: str, datatype: str, shape: tuple[int, ...], count: int, size: Any) -> int:
+    """The bytes that the tensor is said to have, if it can have so many."""
+    if datatype == "BYTES":
+        if type(size) is not int or size < 0:
+            raise BadRequestError(f"input {name!r}: binary_data_size is {shown(size)}; expected a whole number")
+        return size
+    needed = count * WIRE[datatype].itemsize
+    if type(size) is not int or size != needed:
+        raise BadRequestError(
+            f"input {name!r}: binary_data_size is {shown(size)}, shape {list(shape)} of {datatype} is {needed} bytes"
+        )
+    return size
+
+
 def from_bytes(
-    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], count: int, body: bytes, offset: int
+    name: str, datatype: str, shape: tuple[int, ...], count: int, body: bytes, offset: int, size: int
 ) -> np.ndarray:
-    """A view of `count` elements of `body`; the caller has compared the lengths."""
+    """`count` elements of `body`, a view where that can be; `size` went through `check_size` and is there."""
+    if datatype == "BYTES":
+        return read_strings(name, shape, count, body, offset, size)
+    dtype = WIRE[datatype]
     if count == 0:
         return np.empty(shape, dtype)
     array = np.frombuffer(body, dtype, count, offset).reshape(shape)
-    if dtype.kind == "b" and array.view(np.uint8).max() > 1:
-        raise BadRequestError(f"input {name!r}: a BOOL is one byte, 0 or 1; {array.view(np.uint8).max()} came")
+    if dtype.kind == "b":
+        check_booleans(name, array)
     return array
+
+
+def check_booleans(name: str, array: np.ndarray) -> None:
+    """Raise `BadRequestError` for a byte that is no boolean, with which anything might be computed."""
+    largest = array.view(np.uint8).max(initial=0)
+    if largest > 1:
+        raise BadRequestError(f"input {name!r}: a BOOL is one byte, 0 or 1; {largest} came")
+
+
+def to_bytes(array: np.ndarray) -> Any:
+    """What `from_bytes` reads, as a buffer: the array itself where its memory is that already."""
+    datatype = NAMES[array.dtype]
+    return write_strings(array) if datatype == "BYTES" else np.ascontiguousarray(array, WIRE[datatype])
 
 
 def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any) -> np.ndarray:
     """An array of the elements of `data`, which is a flat list or one nested as `shape` says."""
-    if datatype == "FP16":
-        raise BadRequestError(f"input {name!r}: FP16 has no form in JSON; send it as binary data, or declare FP32")
+    if datatype in NOT_IN_JSON:
+        raise BadRequestError(f"input {name!r}: {datatype} has no form in JSON; send it as binary data")
     if type(data) is not list:
         raise BadRequestError(f"input {name!r}: data is a JSON {type(data).__name__}; expected a list")
     flat = flatten(name, data, shape) if data and type(data[0]) is list else data
@@ -80,7 +117,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data
 
 def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
     """A flat array of `datatype` from JSON values; `what` they are is named in errors."""
-    dtype = DATATYPES[datatype]
+    dtype = DTYPES[datatype]
     strange = set(map(type, flat)) - _JSON_TYPES[dtype.kind]
     if strange:
         position = next(i for i, value in enumerate(flat) if type(value) in strange)
@@ -89,9 +126,16 @@ def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
         )
     try:
         with np.errstate(over="raise"):
-            return np.array(flat, dtype)
+            array = np.array(flat, dtype)
     except (OverflowError, FloatingPointError):
-        raise BadRequestError(f"{what}: a number is beyond the range of {datatype}") from None
+        raise _beyond(what, datatype) from None
+    if dtype.kind == "V" and np.isinf(array).sum() != np.isinf(np.array(flat, np.float64)).sum():
+        raise _beyond(what, datatype)  # this type's overflow is no floating point error to numpy
+    return array
+
+
+def _beyond(what: str, datatype: str) -> BadRequestError:
+    return BadRequestError(f"{what}: a number is beyond the range of {datatype}")
 
 
 def flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:

@@ -50,3 +50,21 @@ class Worker:
             except RuntimeError:  # the loop closed meanwhile: nobody is left to tell
                 return
             del item, job, done, outcome  # the next job may be long in coming, and a batch is large
+
+
+async def on_thread(name: str, job: Job[T]) -> T:
+    """The outcome of one job on a thread of its own. Whoever is cancelled leaves the job to end unheard."""
+    result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def done(outcome: T | Exception) -> None:
+        if result.done():
+            return
+        if isinstance(outcome, Exception):
+            result.set_exception(outcome)
+        else:
+            result.set_result(outcome)
+
+    worker = Worker(name)
+    worker.submit(job, done)
+    worker.stop()
+    return await result

@@ -62,8 +62,8 @@ def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
     dead = _dead_before_opened(y, s, t, gauges)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
-        new = affine.batchnorm_parameters(s, t, mean, variance, epsilon, reads.reading(), writes)
-        return {(node, 1): new[0], (node, 2): new[1]}
+        gamma, beta, carried = affine.batchnorm_parameters(s, t, mean, variance, epsilon, reads.reading(), writes)
+        return {(node, 1): gamma, (node, 2): beta} | ({} if reads.trivial else {(node, 3): carried})
 
     size = np.abs(mean) + 3 * np.sqrt(variance + epsilon)
     absorber = Absorber(node, read, write, parameters)

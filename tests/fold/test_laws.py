@@ -11,6 +11,7 @@ from folding import GraphBuilder, batchnorms, check_fold
 
 import fold
 from fold.blocks import Block, matching_blocks
+from fold.engine import fold_graph
 from fold.laws import LAWS
 
 # --- nodes with weights, before and behind a BatchNorm
@@ -218,6 +219,27 @@ def test_the_shifts_of_a_preactivation_stream_vanish_into_the_branches() -> None
         branch = g.op("Conv", branch, g.normal(4, 4, 3, 3), pads=[1, 1, 1, 1])
         stream = g.op("Add", stream, branch)
     check_fold(g.finish(g.op("GlobalAveragePool", g.op("Relu", g.batchnorm(stream, 4, positive=True)))), kept=0)
+
+
+def test_a_batchnorm_that_stays_carries_its_mean_as_its_input_is_carried() -> None:
+    """The scale of what it reads went to another BatchNorm: its own mean would be a thousand times that."""
+    g = GraphBuilder("n", 4, 6, 7)
+    stream = g.op("Conv", g.x, g.normal(4, 4, 1, 1))
+    parameters = [np.full(4, 1e-3), np.full(4, 1e-3), np.ones(4), np.ones(4)]
+    small = g.op("BatchNormalization", stream, *(g.constant(array) for array in parameters))
+    stays = g.batchnorm(stream, 4)
+    branches = [g.op("Conv", g.op("Relu", v), g.normal(4, 4, 1, 1)) for v in (small, stays)]
+    model = g.finish(*branches)
+    folded, report = check_fold(model, kept=1)
+    assert report.kept[0].node == stays.producer().name
+    p, q = (array.reshape(4) for array in fold_graph(model).carried[stream.name])
+    np.testing.assert_allclose(p, 1e-3, rtol=1e-4)
+    before, after = (
+        [value.const_value.numpy() for node in graph if node.name == report.kept[0].node for value in node.inputs[1:]]
+        for graph in (model.graph, folded.graph)
+    )
+    for expected, found in zip((before[0] / p, before[1], p * before[2] + q, before[3]), after, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_constants_added_to_a_tensor() -> None:

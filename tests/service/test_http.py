@@ -138,7 +138,7 @@ def test_compressed_bodies_and_their_limits(service: Any, repository: Path, star
 def test_the_index_takes_an_empty_body_and_a_filter(service: Any) -> None:
     everything = service.post("/v2/repository/index").json()
     assert {entry["name"] for entry in everything} == {
-        "net", "echo", "slow", "pick", "free", "single", "pair", "broken",
+        "net", "echo", "slow", "pick", "free", "single", "pair", "text", "upper", "broken",
     }  # fmt: skip
     assert service.post("/v2/repository/index", json={}).json() == everything
     ready = service.post("/v2/repository/index", json={"ready": True}).json()
@@ -188,6 +188,30 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 QUEUED, RUNNING = (f'bnfold_{what}_rows{{model="slow",version="1"}}' for what in ("queue", "running"))
+
+
+def test_a_request_may_shorten_its_wait(repository: Path, start: Callable[..., Any]) -> None:
+    """`timeout` in microseconds; the configured 30 seconds stay for whoever says nothing."""
+    with start(repository) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        late = service.post("/v2/models/slow/infer", json={**slow(0), "parameters": {"timeout": 100_000}})
+        assert (late.status_code, "within 0.1 seconds" in late.json()["error"]) == (503, True), late.text
+        assert not first.done(), "it was told before the one in front of it was done"
+        assert first.result().status_code == 200
+
+
+def test_priority_1_goes_first(repository: Path, start: Callable[..., Any]) -> None:
+    """Of two that wait in batches of one row, the later one is answered first as its priority is higher."""
+    with start(repository, max_batch_size=1) as service, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        usual = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(QUEUED) == 1)
+        urgent = {**slow(0), "parameters": {"priority": 1}}
+        assert service.post("/v2/models/slow/infer", json=urgent).status_code == 200
+        assert not usual.done()
+        assert [call.result().status_code for call in (first, usual)] == [200, 200]
 
 
 def test_a_full_queue_is_429_and_the_accepted_are_answered(repository: Path, start: Callable[..., Any]) -> None:

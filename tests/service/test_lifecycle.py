@@ -226,7 +226,7 @@ def test_a_version_that_cannot_be_loaded_is_explained(
     for name in ("good", "strange", "other", "bare"):
         make_net(tmp_path, name)
     (tmp_path / "bare" / "1" / "manifest.json").unlink()
-    for name, change in (("strange", {"datatype": "BF16"}), ("other", {"name": "picture"})):
+    for name, change in (("strange", {"datatype": "COMPLEX64"}), ("other", {"name": "picture"})):
         folder = tmp_path / name / "1"
         manifest = read_version(folder).manifest
         inputs = (manifest.inputs[0].model_copy(update=change),)
@@ -235,6 +235,6 @@ def test_a_version_that_cannot_be_loaded_is_explained(
         reasons = {entry["name"]: entry["reason"] for entry in service.post("/v2/repository/index").json()}
         assert service.get("/v2/models/good/ready").status_code == 200
     assert reasons["good"] == ""
-    assert "tensor 'image' is BF16, which is not served; expected one of BOOL" in reasons["strange"]
+    assert "tensor 'image' is COMPLEX64, which is not served; expected one of BOOL" in reasons["strange"]
     assert "its inputs are ['image'], the manifest says ['picture']" in reasons["other"]
     assert "manifest.json: cannot be read" in reasons["bare"]

@@ -1,8 +1,12 @@
 """What people and programs read about the service: the page, the OpenAPI document, the metrics."""
 
+import html
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
@@ -36,7 +40,39 @@ def test_the_openapi_document_names_every_path(service: Any) -> None:
         ("/v1/models/{name}", "get"), ("/v1/models/{name}:predict", "post"), ("/metrics", "get"),
     ):  # fmt: skip
         assert method in paths[path], path
-    assert service.get("/docs").status_code == 200
+    for path in ("/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/config"):
+        assert "get" in paths[path], path
+
+
+def test_the_api_page_needs_no_network_and_its_commands_work(service: Any) -> None:
+    """Every path of the OpenAPI document stands there; what it says to type does what it says."""
+    answer = service.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = html.unescape(answer.text)
+    assert "http" not in page.replace(service.url, ""), "nothing comes from anywhere else"
+    assert "<script" not in page
+    for path, methods in service.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page
+    commands = [command.replace("\\\n", "") for command in re.findall(r"<pre>(curl .*?)</pre>", page, re.DOTALL)]
+    assert len(commands) == sum(map(len, service.get("/openapi.json").json()["paths"].values()))
+    for command in commands:
+        arguments = shlex.split(command)
+        [url] = [argument for argument in arguments if argument.startswith("http")]
+        body = arguments[arguments.index("-d") + 1] if "-d" in arguments else ""
+        if "/equivalence" not in url and "/repository/models/" not in url:  # takes its time, and changes what serves
+            method = "POST" if body or "-X POST" in command else "GET"
+            given = httpx.request(method, url, content=body, timeout=30)
+            assert given.status_code == 200, (command, given.text)
+
+
+def test_the_server_names_the_extensions_that_work(service: Any) -> None:
+    extensions = set(service.get("/v2").json()["extensions"])
+    assert extensions >= {
+        "binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy", "statistics",
+    }  # fmt: skip
+    documented = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    assert all(f"`{name}`" in documented for name in extensions)
 
 
 def test_an_app_is_built_without_touching_anything() -> None:

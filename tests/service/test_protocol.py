@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fold.artifact import DATATYPES, TensorSpec
+from fold.artifact import TensorSpec
+from service.datatypes import DTYPES, NAMES
 from service.errors import BadRequestError, ServiceError
 from service.jsontext import deeper_than, parse_json
 from service.protocol import decode, encode
@@ -33,26 +35,44 @@ X = signature(("x", "FP32", (-1, 2)))
 @st.composite
 def tensors(draw: st.DrawFn) -> dict[str, np.ndarray]:
     """Up to three tensors of any datatype and shape, zero-size ones and non-finite numbers among them."""
-    datatypes = draw(st.lists(st.sampled_from(list(DATATYPES)), min_size=1, max_size=3))
-    return {f"t{i}": draw(npst.arrays(DATATYPES[name], SHAPES)) for i, name in enumerate(datatypes)}
+    datatypes = draw(st.lists(st.sampled_from(list(DTYPES)), min_size=1, max_size=3))
+    return {f"t{i}": draw(array_of(name)) for i, name in enumerate(datatypes)}
+
+
+@st.composite
+def array_of(draw: st.DrawFn, datatype: str) -> np.ndarray:
+    if datatype == "BYTES":
+        return draw(npst.arrays(np.object_, SHAPES, elements=st.text('a"\\ \0ä\U0001f600', max_size=5)))
+    if datatype == "BF16":
+        return draw(npst.arrays(np.uint16, SHAPES)).view(DTYPES["BF16"])
+    return draw(npst.arrays(DTYPES[datatype], SHAPES))
 
 
 def described(arrays: dict[str, np.ndarray]) -> Signature:
-    names = {dtype: name for name, dtype in DATATYPES.items()}
-    return signature(*((name, names[a.dtype], a.shape) for name, a in arrays.items()), batched=False)
+    return signature(*((name, NAMES[a.dtype], a.shape) for name, a in arrays.items()), batched=False)
+
+
+def only_binary(arrays: dict[str, np.ndarray]) -> set[str]:
+    return {name for name, array in arrays.items() if NAMES[array.dtype] in ("FP16", "BF16")}
+
+
+def wire(array: np.ndarray) -> bytes:
+    if array.dtype.kind != "O":
+        return array.tobytes()
+    texts = [text.encode() for text in array.ravel().tolist()]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
 
 def body_of(
     arrays: dict[str, np.ndarray], binary: set[str], *, nested: bool = False, **document: Any
 ) -> tuple[bytes, bytes]:
     """An infer body as a client writes it, with the standard library alone."""
-    names = {dtype: name for name, dtype in DATATYPES.items()}
     inputs, raw = [], b""
     for name, array in arrays.items():
-        item: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": names[array.dtype]}
+        item: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype]}
         if name in binary:
-            item["parameters"] = {"binary_data_size": array.nbytes}
-            raw += array.tobytes()
+            item["parameters"] = {"binary_data_size": len(wire(array))}
+            raw += wire(array)
         else:
             item["data"] = array.tolist() if nested and array.ndim else array.reshape(-1).tolist()
         inputs.append(item)
@@ -67,15 +87,26 @@ def outputs_of(headers: list[tuple[bytes, bytes]], body: bytes) -> dict[str, np.
     split = len(body) if length is None else int(length)
     arrays = {}
     for output in json.loads(body[:split])["outputs"]:
-        dtype = DATATYPES[output["datatype"]]
+        dtype = DTYPES[output["datatype"]]
         if "data" in output:
             arrays[output["name"]] = np.array(output["data"], dtype).reshape(output["shape"])
         else:
             size = output["parameters"]["binary_data_size"]
-            arrays[output["name"]] = np.frombuffer(body[split : split + size], dtype).reshape(output["shape"])
+            content = body[split : split + size]
+            flat = np.array(strings_of(content), object) if dtype.kind == "O" else np.frombuffer(content, dtype)
+            arrays[output["name"]] = flat.reshape(output["shape"])
             split += size
     assert split == len(body)
     return arrays
+
+
+def strings_of(content: bytes) -> list[str]:
+    found, offset = [], 0
+    while offset < len(content):
+        (length,) = struct.unpack_from("<I", content, offset)
+        offset += 4 + length
+        found.append(content[offset - length : offset].decode())
+    return found
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -83,6 +114,9 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
     for name, array in one.items():
         assert other[name].dtype == array.dtype
         assert other[name].shape == array.shape
+        if array.dtype.kind == "V":
+            np.testing.assert_array_equal(other[name].view(np.uint16), array.view(np.uint16))
+            continue
         np.testing.assert_array_equal(other[name], array)
         if array.dtype.kind == "f":
             finite = np.isfinite(array)
@@ -91,8 +125,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 @given(tensors(), st.data(), st.booleans())
 def test_requests_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject, nested: bool) -> None:
-    halves = {name for name, array in arrays.items() if array.dtype == np.float16}
-    binary = halves | set(data.draw(st.lists(st.sampled_from(sorted(arrays)))))
+    binary = only_binary(arrays) | set(data.draw(st.lists(st.sampled_from(sorted(arrays)))))
     body, length = body_of(arrays, binary, nested=nested, parameters={"binary_data_output": True})
     request = decode(body, length if binary else None, described(arrays), DEPTH)
     assert_same(arrays, request.inputs)
@@ -100,13 +133,12 @@ def test_requests_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject,
 
 @given(tensors(), st.data(), st.none() | st.text())
 def test_answers_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject, request_id: str | None) -> None:
-    halves = {name for name, array in arrays.items() if array.dtype == np.float16}
-    binary = halves | set(data.draw(st.lists(st.sampled_from(sorted(arrays)))))
+    binary = only_binary(arrays) | set(data.draw(st.lists(st.sampled_from(sorted(arrays)))))
     asked = [{"name": name, "parameters": {"binary_data": name in binary}} for name in arrays]
     extra = {} if request_id is None else {"id": request_id}
     body, length = body_of(arrays, set(arrays), outputs=asked, **extra)
     request = decode(body, length, described(arrays), DEPTH)
-    headers, answer = encode("m", "1", request, arrays)
+    headers, answer = encode("m", "1", request, arrays, batched=False, labels=None)
     assert_same(arrays, outputs_of(headers, answer))
     split = int(dict(headers).get(b"inference-header-content-length", len(answer)))
     assert json.loads(answer[:split]).get("id") == request_id
@@ -167,7 +199,10 @@ def infer(*, data: Any = None, parameters: Any = None, tail: bytes = b"", length
         ({"data": [1, 300], "datatype": "UINT8"}, "beyond the range of UINT8"),
         ({"data": [1, 2], "datatype": "BOOL"}, "element 0 is 1; BOOL expects true or false"),
         ({"data": [1, 2], "datatype": "FP16"}, "FP16 has no form in JSON"),
-        ({"data": [1, 2], "datatype": "BF16"}, "datatype 'BF16' is not served; expected one of BOOL"),
+        ({"data": [1, 2], "datatype": "BF16"}, "BF16 has no form in JSON"),
+        ({"data": [1, 2], "datatype": "FP8"}, "datatype 'FP8' is not served; expected one of BOOL"),
+        ({"data": ["a", 2], "datatype": "BYTES"}, "element 1 is 2; BYTES expects strings"),
+        ({"data": ["a", "b", "c"], "datatype": "BYTES"}, "data has 3 elements, shape [1, 2] needs 2"),
         ({"data": [1, 2], "datatype": [1]}, "datatype [1] is not served"),
         ({"data": [1, 2], "name": "z"}, "no input is named 'z'; expected 'x'"),
         ({"data": [1, 2], "name": 3}, 'expected an object with "name"'),
@@ -225,6 +260,39 @@ def test_half_precision_is_refused_as_json_before_it_is_computed() -> None:
         decode(body, length, half, DEPTH)
 
 
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    """The standard library, which reads texts with bare tokens, takes it; nothing could be answered with it."""
+    for text in (b'["\\ud800"]', b'["\\ud800", NaN]', b'{"\\udfff": NaN}'):
+        with pytest.raises(BadRequestError, match="the body is not JSON"):
+            parse_json(text, DEPTH)
+    assert parse_json(b'["\\ud83d\\ude00", Infinity]', DEPTH) == ["\U0001f600", math.inf]
+
+
+def test_outputs_follow_the_flag_for_all_of_them_until_they_have_their_own() -> None:
+    two = signature(("a", "FP32", (-1,)), ("b", "FP32", (-1,)))
+    for asked, default, expected in (
+        (None, None, [("a", False), ("b", False)]),
+        ([], True, [("a", True), ("b", True)]),
+        ([{"name": "b"}], True, [("b", True)]),
+        ([{"name": "b"}, {"name": "a", "parameters": {"binary_data": False}}], True, [("b", True), ("a", False)]),
+        ([{"name": "a", "parameters": {"binary_data": True}}, {"name": "b"}], None, [("a", True), ("b", False)]),
+    ):
+        parameters = {} if default is None else {"binary_data_output": default}
+        body = orjson.dumps({"inputs": [], "outputs": asked, "parameters": parameters})
+        assert [output[:2] for output in decode(body, None, two, DEPTH).outputs] == expected
+
+
+def test_priority_and_timeout_are_read() -> None:
+    def schedule(**parameters: Any) -> tuple[int, float | None]:
+        request = decode(orjson.dumps({"inputs": [], "parameters": parameters}), None, X, DEPTH)
+        return request.priority, request.timeout
+
+    assert schedule() == (0, None)
+    assert schedule(priority=3, timeout=250_000) == (3, 0.25)
+    assert schedule(timeout=0) == (0, None), "as in Triton, none was given"
+    assert schedule(sequence_id=5, sequence_start=True, colour="red") == (0, None)
+
+
 def test_a_boolean_byte_is_zero_or_one() -> None:
     flags = signature(("f", "BOOL", (-1,)))
     header = b'{"inputs":[{"name":"f","shape":[2],"datatype":"BOOL","parameters":{"binary_data_size":2}}]}'
@@ -241,7 +309,7 @@ def test_binary_tensors_are_views_of_the_body() -> None:
 def test_a_header_of_no_length_makes_the_body_the_tensor() -> None:
     request = decode(np.array([1, 2], np.float32).tobytes(), b"0", X, DEPTH)
     np.testing.assert_array_equal(request.inputs["x"], [[1, 2]])
-    assert request.outputs == (("x", True),)
+    assert request.outputs == (("x", True, 0),)
     free = signature(("x", "FP32", (-1, -1)))
     assert decode(bytes(12), b"0", free, DEPTH).inputs["x"].shape == (1, 3)
     with pytest.raises(BadRequestError, match=r"12 bytes came, one row of shape \[-1, 2\] is 8 bytes"):
@@ -256,7 +324,7 @@ def test_a_header_of_no_length_makes_the_body_the_tensor() -> None:
 @settings(max_examples=300)
 def test_json_keeps_every_bit_of_a_float(array: np.ndarray) -> None:
     request = decode(*body_of({"x": array}, {"x"}), described({"x": array}), DEPTH)
-    headers, answer = encode("m", "1", request, {"x": array})
+    headers, answer = encode("m", "1", request, {"x": array}, batched=False, labels=None)
     assert_same({"x": array}, outputs_of(headers, answer))
 
 

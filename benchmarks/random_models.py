@@ -1,0 +1,187 @@
+"""Right folds must be certified: random models, folded and held against parts A to D of the certificate.
+
+    python -m benchmarks.random_models [--models 1000] [--seed 0] [--only densenet dpn]
+    python -m benchmarks.random_models --again densenet/pruned/opened/113
+
+A model is an architecture of models/ (small, as the tests have it), a seed for its weights and statistics, a kind of γ,
+and whether activations may be opened. The statistics have nothing to do with the weights, so tensors are often much
+smaller than they say: that is harder on float32 than a trained network is. The folds are taken to be right, so
+whatever is refused is an error of folding, or of the certificate. It is named, and the command exits with 1.
+"""
+
+import argparse
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fold.algebra import check_algebra, find_truth
+from fold.engine import fold_graph
+from fold.errors import first_line
+from fold.graph import tensor_specs
+from fold.inputs import draw_inputs, first_rows
+from fold.reference import ModuleReference, open_graph
+from fold.rounding import check_rounding
+from fold.runtime import run
+from fold.verify import compare
+from models.frozen_resnet import FrozenBatchNorm2d
+from tests.support.folding import ARCHITECTURES, architecture, randomise, unfolded_graph
+
+SAMPLES = 16
+GAMMAS = ("ordinary", "hostile", "scattered", "pruned")
+"""Positive; of both signs with a 0 first and a 1e-7 last; of both signs, with these anywhere; down to 1e-4 anywhere, as
+training with weight decay leaves them."""
+SHARE = 0.2
+"""Of the channels that get such a γ."""
+
+
+class Drawn(NamedTuple):
+    """One random model, and how it is to be folded."""
+
+    architecture: str
+    gamma: str
+    opened: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return "/".join([self.architecture, self.gamma, "opened" if self.opened else "closed", str(self.seed)])
+
+    @classmethod
+    def named(cls, name: str) -> "Drawn":
+        """Raises `ValueError` for what is no name of a model."""
+        found, gamma, opened, seed = name.split("/")
+        if found not in ARCHITECTURES or gamma not in GAMMAS or opened not in ("opened", "closed"):
+            raise ValueError(name)
+        return cls(found, gamma, opened == "opened", int(seed))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What each part of the certificate found of one model, and why it is refused, if it is.
+
+    `algebra` and `bound` are relative to their limits, `run_time` is the worst output's error over what is allowed.
+    """
+
+    drawn: Drawn
+    folded: int = 0
+    batchnorms: int = 0
+    algebra: float = 0.0
+    bound: float = 0.0
+    run_time: float = 0.0
+    refused: str | None = None
+
+
+def draw(models: int, seed: int, architectures: Sequence[str]) -> list[Drawn]:
+    """The same for the same arguments."""
+    chance = random.Random(seed)
+    return [
+        Drawn(chance.choice(architectures), chance.choice(GAMMAS), chance.random() < 1 / 2, chance.randrange(10**6))
+        for _ in range(models)
+    ]
+
+
+def build(drawn: Drawn) -> nn.Module:
+    torch.manual_seed(drawn.seed)
+    module = randomise(architecture(drawn.architecture), drawn.seed, hostile=drawn.gamma == "hostile")
+    generator = torch.Generator().manual_seed(drawn.seed)
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm | FrozenBatchNorm2d) and layer.weight is not None:
+            with torch.no_grad():
+                layer.weight.copy_(_gamma(drawn.gamma, layer.weight, generator))
+    return module
+
+
+def _gamma(kind: str, gamma: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    chosen, turned, size = torch.rand(3, *gamma.shape, generator=generator)
+    if kind == "scattered":
+        gamma = torch.where(turned < SHARE, -gamma, gamma)
+        return torch.where(chosen < SHARE, torch.where(size < 1 / 2, 0.0, 1e-7), gamma)
+    return torch.where(chosen < SHARE, gamma * 10 ** (-4 * size), gamma) if kind == "pruned" else gamma
+
+
+def examine(drawn: Drawn) -> Examined:
+    """Fold a model and hold it against every part of the certificate."""
+    module = build(drawn)
+    unfolded = unfolded_graph(drawn.architecture, module)
+    specs = tensor_specs(unfolded.graph.inputs)
+    inputs = draw_inputs(specs, SAMPLES, drawn.seed)
+    stored = fold_graph(unfolded, open_activations=drawn.opened)
+    exact = fold_graph(unfolded, open_activations=drawn.opened, exact=True).model
+    algebra = check_algebra(find_truth(unfolded, specs, drawn.seed), exact)
+    rounding = check_rounding(exact, lambda: stored.model, first_rows(specs, inputs, 1))
+    names = [[value.name or "" for value in values] for values in (unfolded.graph.inputs, unfolded.graph.outputs)]
+    verdict = compare(ModuleReference(module, *names), partial(run, open_graph(stored.model)), inputs, seed=drawn.seed)
+    refused = [
+        *([] if algebra else [f"A: in float64 the graphs differ by {algebra.worst.difference:.3g}"]),
+        *([] if rounding else [f"B: {rounding.faults[0].what if rounding.faults else 'rounding exceeds its bound'}"]),
+        *([] if verdict else [f"C, D: {verdict.message}"]),
+    ]
+    return Examined(
+        drawn,
+        len(stored.report.folded),
+        stored.report.batchnorms,
+        algebra.worst.difference / algebra.limit,
+        max((output.ratio for output in rounding.outputs if output.ratio is not None), default=0.0),
+        max(output.folded_error / output.limit for output in verdict.outputs if output.limit),
+        "; ".join(refused) or None,
+    )
+
+
+def attempt(drawn: Drawn) -> Examined:
+    try:
+        return examine(drawn)
+    except Exception as error:  # of a thousand models each has its turn
+        return Examined(drawn, refused=f"{type(error).__name__}: {first_line(error)}")
+
+
+def table(found: Sequence[Examined]) -> Table:
+    shown = Table("γ", "ReLUs", "models", "certified", "folded", "A", "B", "C", title="Random models")
+    for gamma in GAMMAS:
+        for opened in (False, True):
+            these = [one for one in found if (one.drawn.gamma, one.drawn.opened) == (gamma, opened)]
+            if these:
+                shown.add_row(gamma, "opened" if opened else "closed", *_cells(these))
+    shown.add_section()
+    shown.add_row("all", "", *_cells(found))
+    shown.caption = "folded: BatchNorms; A, B, C: the worst of each part over its limit"
+    return shown
+
+
+def _cells(found: Sequence[Examined]) -> Iterable[str]:
+    yield str(len(found))
+    yield str(sum(one.refused is None for one in found))
+    yield f"{sum(one.folded for one in found)}/{sum(one.batchnorms for one in found)}"
+    for part in ("algebra", "bound", "run_time"):
+        yield f"{max(getattr(one, part) for one in found):.2g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--again", nargs="+", type=Drawn.named, metavar="ARCHITECTURE/GAMMA/OPENED/SEED")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    drawn = asked.again or draw(asked.models, asked.seed, asked.only)
+    found = [attempt(one) for one in track(drawn, "folding and proving", console=Console(stderr=True))]
+    Console().print(table(found))
+    refused = [one for one in found if one.refused is not None]
+    for one in refused:
+        print(f"{one.drawn.name}: {one.refused}")
+    if refused:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

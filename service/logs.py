@@ -1,0 +1,133 @@
+"""Lines for people or for machines, on stderr: what the service says of itself and, if it shall, of each request.
+
+A request is known by its `X-Request-Id`, by the trace of its `traceparent` (W3C Trace Context), or by a number that it
+is given here. What is in tensors, tokens or bodies never stands in a line.
+"""
+
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.settings import LogFormat
+
+REQUEST_ID = b"x-request-id"
+ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+
+Identity = dict[str, str]
+"""`request_id`, and `trace_id` and `parent_id` where the client sent a trace."""
+
+access = logging.getLogger("bnfold.access")
+_current: ContextVar[Identity | None] = ContextVar("request", default=None)
+
+
+class _Lines(logging.Formatter):
+    """As a person reads them: the message, and for a failure how it came about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        identity = _identity(record)
+        return f"{text} [request {identity['request_id']}]" if identity else text
+
+
+class _Objects(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_identity(record),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def _identity(record: logging.LogRecord) -> Identity:
+    return getattr(record, "identity", None) or _current.get() or {}
+
+
+def configure(form: LogFormat) -> None:
+    """Send what the service and uvicorn log to stderr, in this form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Objects() if form == "json" else _Lines())
+    for name in ("bnfold", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    logging.getLogger("bnfold").setLevel(logging.INFO)
+
+
+def identity(headers: Iterable[tuple[bytes, bytes]]) -> Identity:
+    """By what a request is known. Of its headers only what is well formed is repeated."""
+    found: Identity = {}
+    for name, value in headers:
+        if name == REQUEST_ID and ID.fullmatch(text := value.decode("latin-1")):
+            found["request_id"] = text
+        elif name == b"traceparent" and (match := TRACEPARENT.fullmatch(value.decode("latin-1").strip())):
+            found["trace_id"], found["parent_id"] = match[1], match[2]
+    found.setdefault("request_id", found.get("trace_id") or os.urandom(8).hex())
+    return found
+
+
+class AccessLog:
+    """A line for each answered request, which carries its `X-Request-Id` back to the client."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        known = identity(scope["headers"])
+        token = _current.set(known)
+        began, status, size = time.perf_counter(), 499, 0  # nobody was left to be answered, unless it comes otherwise
+
+        async def answer(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, known["request_id"].encode())]
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            _current.reset(token)
+            milliseconds = round(1000 * (time.perf_counter() - began), 3)
+            client = (scope.get("client") or ("-",))[0]
+            path = ascii(scope["path"])[1:-1]
+            fields = {
+                "client": client,
+                "method": scope["method"],
+                "path": path,
+                "status": status,
+                "bytes": size,
+                "milliseconds": milliseconds,
+            }
+            access.info(
+                "%s %s %s %d %d bytes %g ms",
+                client,
+                scope["method"],
+                path,
+                status,
+                size,
+                milliseconds,
+                extra={"fields": fields, "identity": known},
+            )

@@ -1,0 +1,55 @@
+"""Triton's ModelConfig of a version as it serves here, with the numbers of this service's settings.
+
+What `config.pbtxt` says of the tensors comes from the same function. Field names are those of the protobuf message, so
+that protobuf's parser reads the JSON as well.
+"""
+
+from math import inf
+from typing import Any
+
+from fold.artifact import triton_tensors
+from service.repository import Model
+from service.settings import Settings
+from service.versions import Policy
+
+
+def model_config(model: Model, settings: Settings) -> dict[str, Any]:
+    kind = "KIND_GPU" if model.session.provider == "cuda" else "KIND_CPU"
+    config = {
+        "name": model.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": _policy(Policy.of(settings.version_policy)),
+        "max_batch_size": settings.max_batch_size if model.session.signature.batched else 0,
+        **triton_tensors(model.manifest),
+        "instance_group": [
+            {"name": f"{model.name}_0", "kind": kind, "count": 1, "gpus": [0] if kind == "KIND_GPU" else []}
+        ],
+        "default_model_filename": model.session.version.model_file.name,
+        "parameters": {},
+        "model_warmup": [],
+    }
+    if model.session.signature.batched:
+        config["dynamic_batching"] = _batching(settings)
+    return config
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    if policy.given is not None:
+        return {"specific": {"versions": sorted(policy.given)}}
+    return {"all": {}} if policy.at_most == inf else {"latest": {"num_versions": policy.at_most}}
+
+
+def _batching(settings: Settings) -> dict[str, Any]:
+    """No request is ever delayed for company, so there is neither a delay nor a preferred size."""
+    return {
+        "preferred_batch_size": [],
+        "max_queue_delay_microseconds": 0,
+        "preserve_ordering": False,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": round(settings.timeout_seconds * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": settings.queue_rows,
+        },
+    }

@@ -1,0 +1,47 @@
+"""Parameters of a request, of its inputs and of its outputs, whichever way they came. Unknown ones mean nothing here.
+
+As for a stateless model elsewhere, `sequence_id` and its kin change nothing, and are ignored like all that is unknown.
+"""
+
+from typing import Any
+
+from service.errors import BadRequestError, shown
+
+MAX_WHOLE = (1 << 63) - 1
+MICROSECONDS = 1e-6
+
+Parameters = dict[str, Any]
+
+
+def parameters_of(holder: dict[str, Any]) -> Parameters:
+    parameters = holder.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise BadRequestError(f"parameters is {shown(parameters)}; expected an object")
+    if "shared_memory_region" in parameters:
+        raise BadRequestError("shared memory is not offered; send the tensor in the body")
+    return parameters
+
+
+def flag(parameters: Parameters, key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if type(value) is not bool:
+        raise BadRequestError(f"parameters.{key} is {shown(value)}; expected true or false")
+    return value
+
+
+def whole(parameters: Parameters, key: str) -> int:
+    """A number from 0, which is also what is meant where it is left out."""
+    value = parameters.get(key, 0)
+    if type(value) is not int or not 0 <= value <= MAX_WHOLE:
+        raise BadRequestError(f"parameters.{key} is {shown(value)}; expected a whole number from 0")
+    return value
+
+
+def schedule(parameters: Parameters) -> tuple[int, float | None]:
+    """Priority (1 comes first, 0 is the default) and the seconds until the request must have begun, None if unsaid."""
+    if not parameters:
+        return 0, None
+    microseconds = whole(parameters, "timeout")
+    return whole(parameters, "priority"), microseconds * MICROSECONDS if microseconds else None

@@ -1,0 +1,62 @@
+"""A request on its way through the batcher, and what becomes of one that has more rows than a batch."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from service.merging import Outcome, cut, join
+from service.signature import Arrays, Lane
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One accepted request: `result` is set exactly once, by its batch or by whoever withdraws it.
+
+    A request of more rows than a batch has is cut into `parts`: tickets that wait for themselves and share its result.
+    """
+
+    inputs: Arrays
+    rows: int
+    lane: Lane
+    level: int
+    """Of priority; 1 goes first."""
+    arrived: float
+    deadline: float
+    """When it must have begun. Seconds of the batcher's clock, as `arrived` is."""
+    result: asyncio.Future[Arrays]
+    waiting: bool = False
+    whole: "Ticket | None" = None
+    begins: bool = True
+    """Whether the request begins with this ticket: it is whole, or the first part."""
+    parts: list["Ticket"] = field(default_factory=list)
+    outputs: Arrays | None = None
+    """Of a part, until the others have theirs."""
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits, or a part of it."""
+        return self.waiting or any(part.waiting for part in self.parts)
+
+    @property
+    def weight(self) -> int:
+        """What it takes of the queue; a request without rows is not free."""
+        return self.rows or 1
+
+
+def cut_up(whole: Ticket, max_rows: int) -> list[Ticket]:
+    """The parts of a large request, in order; it has them from now on."""
+    for inputs in cut(whole.inputs, whole.rows, max_rows):
+        rows = min(max_rows, whole.rows - max_rows * len(whole.parts))
+        part = replace(whole, inputs=inputs, rows=rows, whole=whole, begins=not whole.parts, parts=[])
+        whole.parts.append(part)
+    return whole.parts
+
+
+def joined(whole: Ticket) -> Outcome | None:
+    """The answer of a request that was cut, or why there is none; None while parts are missing."""
+    parts = [part.outputs for part in whole.parts if part.outputs is not None]
+    if len(parts) < len(whole.parts):
+        return None
+    try:
+        return join(parts, [part.rows for part in whole.parts])
+    except Exception as error:
+        return error
