@@ -144,7 +144,7 @@ def attempt(drawn: Drawn) -> Examined:
 
 
 def table(found: Sequence[Examined]) -> Table:
-    shown = Table("γ", "ReLUs", "models", "certified", "folded", "A", "B", "C", title="Random models")
+    shown = Table("γ", "ReLUs", "certified", "folded", "A", "B", "C", title="Random models")
     for gamma in GAMMAS:
         for opened in (False, True):
             these = [one for one in found if (one.drawn.gamma, one.drawn.opened) == (gamma, opened)]
@@ -157,8 +157,7 @@ def table(found: Sequence[Examined]) -> Table:
 
 
 def _cells(found: Sequence[Examined]) -> Iterable[str]:
-    yield str(len(found))
-    yield str(sum(one.refused is None for one in found))
+    yield f"{sum(one.refused is None for one in found)}/{len(found)}"
     yield f"{sum(one.folded for one in found)}/{sum(one.batchnorms for one in found)}"
     for part in ("algebra", "bound", "run_time"):
         yield f"{max(getattr(one, part) for one in found):.2g}"

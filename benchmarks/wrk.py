@@ -61,7 +61,7 @@ def ask(request: Request, timeout: float = 60) -> bytes:
     return body
 
 
-def load(request: Request, connections: int, seconds: float) -> Load:
+def load(request: Request, connections: int, seconds: int) -> Load:
     """Keep-alive connections, each of which sends the next request when it has its answer."""
     wrong: list[str] = []
     over = threading.Event()
@@ -79,7 +79,7 @@ def load(request: Request, connections: int, seconds: float) -> Load:
         lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers.items())
         script.write_text(SCRIPT.format(body=body, headers=lines))
         url = f"http://127.0.0.1:{request.port}{request.path}"
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "--latency", "-s"]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s"]
         checker.start()
         try:
             done = subprocess.run([*command, str(script), url], capture_output=True, text=True, check=True)

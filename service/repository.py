@@ -180,7 +180,10 @@ class Repository:
         try:
             return await on_thread(f"loading {name}", job)
         except OSError as error:
-            raise BadRequestError(f"{error.filename or name}: cannot be read ({error.strerror})") from error
+            self.failures["load"] += 1
+            reason = f"{error.filename or name}: cannot be read ({error.strerror})"
+            log.warning("bnfold: not loading %s: %s", name, reason)
+            raise BadRequestError(reason) from error
 
     def _halt(self) -> None:
         if self._stopping:

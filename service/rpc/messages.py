@@ -1,0 +1,48 @@
+"""The messages of inference.proto, made from the descriptors that lie beside it.
+
+They live in a pool of their own: a program may have another client or server of the protocol loaded, whose messages have
+the same names, and one pool takes each name once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from service.errors import BadRequestError
+
+PACKAGE = "inference"
+SERVICE = f"{PACKAGE}.GRPCInferenceService"
+DESCRIPTORS = Path(__file__).with_name("inference.binpb")
+
+POOL = DescriptorPool()
+for _file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+    POOL.AddSerializedFile(_file.SerializeToString())
+
+
+def message_class(name: str) -> Any:
+    return GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+ModelInferRequest = message_class("ModelInferRequest")
+ModelInferResponse = message_class("ModelInferResponse")
+ModelStreamInferResponse = message_class("ModelStreamInferResponse")
+
+
+def parse(kind: Any, content: bytes) -> Any:
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise BadRequestError(f"the message is no {kind.DESCRIPTOR.full_name}; is it of another protocol?") from error
+
+
+def parameters(held: Any) -> dict[str, Any]:
+    """A map of InferParameter or ModelRepositoryParameter as Python values, None where one holds nothing."""
+    found = {}
+    for key, parameter in held.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        found[key] = None if choice is None else getattr(parameter, choice)
+    return found
