@@ -8,9 +8,10 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from socket import socket
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -38,6 +39,9 @@ from service.settings import Settings
 from service.shadow import Watcher
 from service.watching import Watching
 
+if TYPE_CHECKING:
+    from service.rpc.server import Rpc
+
 log = logging.getLogger("bnfold")
 
 
@@ -63,6 +67,7 @@ class Application(FastAPI):
         self.equivalence = Equivalence(settings, references)
         self.watcher = Watcher(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
+        self.rpc: Rpc | None = None
         self.started = False
         self.stopping = False
 
@@ -73,12 +78,20 @@ class Application(FastAPI):
     def stop_being_ready(self) -> None:
         self.stopping = True
         self.repository.stop_loading()
+        if self.rpc is not None:
+            self.rpc.stop_being_ready()
 
     def load(self) -> None:
         """Load the models. Raises `BnfoldError` if nothing can be served."""
         if self.settings.repository_control == "watch":
             self.watching = Watching(self.repository)
         self.repository.load()
+
+    def add_rpc(self, listener: socket) -> None:
+        """Prepare the same protocol over gRPC, on the port that `listener` holds."""
+        from service.rpc.server import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
+
+        self.rpc = Rpc(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
 
     def watch(self, model: Model) -> None:
         self.metrics.watch(model)
@@ -128,30 +141,33 @@ def create_app(settings: Settings) -> Application:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then 0. Raises `BnfoldError` if the port is taken or nothing can be served."""
     configure(settings.log_format)
-    listener = bind(settings.host, settings.port)
-    try:
+    with ExitStack() as held:
+        listener = held.enter_context(bind(settings.host, settings.port))
+        grpc_listener = None
+        if settings.grpc_port is not None:
+            grpc_listener = held.enter_context(bind(settings.host, settings.grpc_port, "--grpc-port"))
         app = create_app(settings)
         app.load()
-    except BaseException:
-        listener.close()
-        raise
-    fronted = front(app, settings)
-    return run(
-        fronted,
-        listener,
-        settings,
-        direct=app.infer if fronted is app else None,
-        on_start=partial(_announce, app.repository),
-        on_stop=app.stop_being_ready,
-    )
+        if grpc_listener is not None:
+            app.add_rpc(grpc_listener)
+        fronted = front(app, settings)
+        return run(
+            fronted,
+            listener,
+            settings,
+            direct=app.infer if fronted is app else None,
+            beside=app.rpc,
+            on_start=partial(_announce, app.repository),
+            on_stop=app.stop_being_ready,
+        )
 
 
-def _announce(repository: Repository, url: str) -> None:
+def _announce(repository: Repository, urls: str) -> None:
     for broken in repository.broken():
         log.warning("bnfold: not serving %s: %s", broken, broken.reason)
     models = repository.ready()
     names = ", ".join(map(str, models)) or "no model yet"
-    log.info("bnfold: serving %s on %s (%s)", names, url, models[0].session.provider if models else "none")
+    log.info("bnfold: serving %s on %s (%s)", names, urls, models[0].session.provider if models else "none")
 
 
 @asynccontextmanager

@@ -230,8 +230,8 @@ class Batcher:
         self.running_rows = total = sum(rows)
         requests = [ticket.inputs for ticket in batch]
         if inline and self._pace.fits_inline(batch[0].lane, total, now):
-            clock = self._clock
-            self._finish(batch, now, True, compute(self._run, requests, rows, clock, clock))
+            computed = compute(self._run, requests, rows, self._clock, self._thread_clock)
+            self._finish(batch, now, True, computed)
             return
         self._free_at = now + self._pace.seconds(batch[0].lane, total)
         job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock)
@@ -246,7 +246,7 @@ class Batcher:
         seconds, lane = now - started, batch[0].lane
         self._pace.add(lane, rows, seconds, computed.own)
         if inline:
-            self._pace.ran_inline(seconds, now)
+            self._pace.ran_inline(computed.own, now)
         self._short = self._pace.fits_inline(lane, rows, now)
         if self._queue and not computed.failed:  # the worker first: it need not wait for the answers to be written
             self._wake()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.access import Access
+from service.access import Access, Headers
 from service.body import read_body, request_headers
 from service.errors import BadRequestError, ForbiddenError
 from service.jsontext import parse_object
@@ -39,7 +39,7 @@ def control_routes(settings: Settings, repository: Repository, metrics: Metrics,
     async def load(name: str, request: Request) -> Response:
         """Serve what is in the repository now; needs an admin's token. The old version serves until the new one can."""
         with metrics.counting("load"):
-            _refuse_files(await parameters(request))
+            refuse_files(await parameters(request))
             await repository.load_model(name)
             return Response()
 
@@ -52,12 +52,7 @@ def control_routes(settings: Settings, repository: Repository, metrics: Metrics,
             return Response()
 
     async def parameters(request: Request) -> Parameters:
-        if not explicit:
-            raise ForbiddenError(
-                f"load and unload are off: repository_control is {settings.repository_control}; "
-                "set BNFOLD_REPOSITORY_CONTROL=explicit"
-            )
-        access.check_admin(request.scope["headers"])
+        authorize(settings, access, request.scope["headers"])
         body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
         expected = '{"parameters": {...}}, {} or an empty body'
         document: dict[str, Any] = parse_object(body, settings.max_json_depth, expected) if body else {}
@@ -66,7 +61,17 @@ def control_routes(settings: Settings, repository: Repository, metrics: Metrics,
     return router
 
 
-def _refuse_files(parameters: Parameters) -> None:
+def authorize(settings: Settings, access: Access, headers: Headers) -> None:
+    """Raises what `Access.check_admin` does, and `ForbiddenError` where nothing is changed by calls."""
+    if settings.repository_control != "explicit":
+        raise ForbiddenError(
+            f"load and unload are off: repository_control is {settings.repository_control}; "
+            "set BNFOLD_REPOSITORY_CONTROL=explicit"
+        )
+    access.check_admin(headers)
+
+
+def refuse_files(parameters: Parameters) -> None:
     if any(name.startswith("file:") for name in parameters):
         raise BadRequestError("files are not taken here; publish the version into the repository, then load the model")
     if "config" in parameters:

@@ -61,10 +61,10 @@ def _identity(record: logging.LogRecord) -> Identity:
 
 
 def configure(form: LogFormat) -> None:
-    """Send what the service and uvicorn log to stderr, in this form."""
+    """Send what the service, uvicorn and gRPC log to stderr, in this form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Objects() if form == "json" else _Lines())
-    for name in ("bnfold", "uvicorn.error"):
+    for name in ("bnfold", "uvicorn.error", "grpc"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False

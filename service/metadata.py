@@ -86,12 +86,12 @@ def metadata_routes(
     @router.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         """Inputs and outputs of a model; -1 is a free dimension."""
-        return _metadata(repository.find(name))
+        return model_metadata(repository.find(name), repository)
 
     @router.get("/models/{name}/versions/{version}")
     async def model_version(name: str, version: str) -> dict[str, Any]:
         """As above, for one version."""
-        return _metadata(repository.find(name, version))
+        return model_metadata(repository.find(name, version), repository)
 
     @router.get("/models/{name}/ready")
     async def model_ready(name: str) -> dict[str, Any]:
@@ -117,16 +117,17 @@ def metadata_routes(
     def _statistics(models: Iterable[Model]) -> dict[str, Any]:
         return {"model_stats": [metrics.statistics(found) for found in models]}
 
-    def _metadata(found: Model) -> dict[str, Any]:
-        return {
-            "name": found.name,
-            "versions": repository.versions(found.name),
-            "platform": "onnxruntime_onnx",
-            "inputs": [_tensor(spec) for spec in found.manifest.inputs],
-            "outputs": [_tensor(spec) for spec in found.manifest.outputs],
-        }
-
     return router
+
+
+def model_metadata(model: Model, repository: Repository) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "versions": repository.versions(model.name),
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor(spec) for spec in model.manifest.inputs],
+        "outputs": [_tensor(spec) for spec in model.manifest.outputs],
+    }
 
 
 _INDEX_BODY = {

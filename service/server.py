@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import Protocol as Interface
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -41,8 +42,25 @@ SO_ATTACH_FILTER = 26
 """Linux's; Python has no name for it."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket with that address, which does not listen yet. Raises `BnfoldError` if it cannot be had."""
+class Beside(Interface):
+    """Another server in the same event loop."""
+
+    async def open(self) -> None:
+        """Take the port."""
+
+    async def start(self) -> str:
+        """Serve. Returns the URL."""
+
+    async def drain(self) -> None:
+        """Take nothing new, and return when all that was taken is answered."""
+
+    async def stop(self) -> None:
+        """Now."""
+
+
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket with that address, which does not listen yet. Raises `BnfoldError` if it cannot be had; `option` chooses
+    another."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
@@ -53,16 +71,17 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _cannot_bind(host, port, error) from error
+        raise _cannot_bind(host, port, option, error) from error
     return listener
 
 
-def _cannot_bind(host: str, port: int, error: OSError) -> BnfoldError:
+def _cannot_bind(host: str, port: int, option: str, error: OSError) -> BnfoldError:
     if error.errno == errno.EADDRINUSE:
-        return BnfoldError(f"port {port} on {host} is taken; stop what listens there, or choose another with --port")
+        return BnfoldError(f"port {port} on {host} is taken; stop what listens there, or choose another with {option}")
     if error.errno == errno.EACCES:
-        return BnfoldError(f"port {port} on {host} is not for this user; choose one above 1023 with --port")
-    return BnfoldError(f"port {port} on {host}: {os.strerror(error.errno or 0)}; choose another with --host and --port")
+        return BnfoldError(f"port {port} on {host} is not for this user; choose one above 1023 with {option}")
+    reason = os.strerror(error.errno or 0)
+    return BnfoldError(f"port {port} on {host}: {reason}; choose another with --host and {option}")
 
 
 def run(
@@ -71,12 +90,13 @@ def run(
     settings: Settings,
     *,
     direct: Direct | None,
+    beside: Beside | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
 ) -> int:
-    """Serve `app` until a signal, 0 then, and by `direct` infer requests in their usual form.
+    """Serve `app` until a signal, 0 then, by `direct` infer requests in their usual form, and `beside` for as long.
 
-    `on_start` gets the URL once it answers, `on_stop` comes with the signal.
+    `on_start` gets the URLs once they answer, `on_stop` comes with the signal.
     """
     _allow_files(settings.max_connections + FILES)
     limits = Limits(
@@ -98,12 +118,12 @@ def run(
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
     )
-    server = Server(config, settings.grace_seconds, on_start, on_stop)
+    server = Server(config, settings.grace_seconds, beside, on_start, on_stop)
     try:
         _load(config, settings)
         server.run(sockets=[listener])
     except OSError as error:  # two processes may bind an address, but only one of them may listen
-        raise _cannot_bind(settings.host, settings.port, error) from error
+        raise _cannot_bind(settings.host, settings.port, "--port", error) from error
     finally:
         listener.close()
     return 0
@@ -130,10 +150,17 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
 
 class Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, grace: float, on_start: Callable[[str], None], on_stop: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        grace: float,
+        beside: Beside | None,
+        on_start: Callable[[str], None],
+        on_stop: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._grace = grace
+        self._patience = config.timeout_graceful_shutdown or 0
+        self._beside = beside
         self._on_start = on_start
         self._on_stop = on_stop
 
@@ -144,11 +171,17 @@ class Server(uvicorn.Server):
         self._on_stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.open()
         await super().startup(sockets)
+        urls = []
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            self._on_start(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+            urls.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+        if self._beside is not None:
+            urls.append(await self._beside.start())
+        self._on_start(" and ".join(urls))
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_OF_SWEEP == 0:
@@ -162,9 +195,13 @@ class Server(uvicorn.Server):
         await self._wait(self._grace, lambda: True)
         for listener in sockets or ():
             refuse_new_connections(listener)
+        draining = None if self._beside is None else asyncio.create_task(self._beside.drain())
         await self._wait(SETTLE_SECONDS, lambda: True)
         # uvicorn closes connections without a request under way, and a new one has none only because it is new
         await self._wait(NEW_SECONDS, lambda: any(c.cycle is None for c in self._connections()))
+        if self._beside is not None and draining is not None:
+            await self._wait(self._patience, lambda: not draining.done())
+            await self._beside.stop()
         await super().shutdown(sockets)
 
     async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:

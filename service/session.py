@@ -3,6 +3,8 @@
 The very same session serves and is proven; nothing is opened a second time for the certificate.
 """
 
+import time
+
 import numpy as np
 import onnxruntime as ort
 
@@ -13,6 +15,9 @@ from fold.runtime import Provider, open_session, provider_of
 from service.bfloat16 import run_with_bfloat16
 from service.datatypes import DTYPES
 from service.signature import Arrays, Signature
+
+SHORT_SECONDS = 0.001
+TRIALS = 3
 
 
 class CertificateError(BnfoldError):
@@ -33,9 +38,15 @@ class ModelSession:
 
     @classmethod
     def open(cls, version: ModelVersion, *, provider: Provider, threads: int, spinning: bool) -> "ModelSession":
-        """Raises `BnfoldError` if ONNX Runtime cannot load the graph, or not on this provider."""
-        session = open_session(version.model_file, provider=provider, threads=threads, spinning=spinning)
-        return cls(session, version)
+        """Raises `BnfoldError` if ONNX Runtime cannot load the graph, or not on this provider.
+
+        With `threads` 0 a model whose run on one row takes no longer than `SHORT_SECONDS` gets one thread, for to wake
+        others takes longer than they save; any other model gets as many as ONNX Runtime likes.
+        """
+        opened = cls(open_session(version.model_file, provider=provider, threads=threads, spinning=spinning), version)
+        if threads or opened.provider != "cpu" or not opened._is_short():
+            return opened
+        return cls(open_session(version.model_file, provider=provider, threads=1), version)
 
     def run(self, inputs: Arrays) -> Arrays:
         """One run; several threads may call it. Outputs by name."""
@@ -50,12 +61,28 @@ class ModelSession:
 
         Where a dimension beside the batch is free, no size is known to be valid: there the first request is the first.
         """
+        row = self._blank_row()
+        if row is not None:
+            self._attempt(row)
+
+    def _blank_row(self) -> Arrays | None:
         specs = self.version.manifest.inputs
         batch = 1 if self.signature.batched else 0
         if any(-1 in spec.shape[batch:] for spec in specs):
-            return
+            return None
         shapes = {spec.name: [1] * batch + list(spec.shape[batch:]) for spec in specs}
-        self._attempt({spec.name: _blank(shapes[spec.name], spec.datatype) for spec in specs})
+        return {spec.name: _blank(shapes[spec.name], spec.datatype) for spec in specs}
+
+    def _is_short(self) -> bool:
+        row = self._blank_row()
+        if row is None:
+            return False
+        for _ in range(TRIALS):  # the first takes longer
+            began = time.perf_counter()
+            self._attempt(row)
+            if time.perf_counter() - began <= SHORT_SECONDS:
+                return True
+        return False
 
     @property
     def has_canary(self) -> bool:

@@ -42,9 +42,12 @@ class Settings(BaseSettings):
     """URL prefix under which a proxy publishes the service, such as `/bnfold`; the proxy may take it away or not."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes a free one, which the start line tells."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Of the same protocol over gRPC, which is off without one; 0 takes a free one."""
     provider: Provider = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads inside one operator; 0 leaves it to ONNX Runtime."""
+    """Threads inside one operator; 0 is one for models that run for less than a millisecond, and ONNX Runtime's choice
+    for others."""
     spinning: bool = False
     """Let those threads spin between runs: about half the latency for whole cores."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64

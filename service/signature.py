@@ -11,6 +11,7 @@ import numpy as np
 from fold.artifact import Manifest, TensorSpec
 from service.datatypes import DTYPES, NAMES
 from service.errors import BadRequestError, shown
+from service.plan import Plans
 
 Arrays = dict[str, np.ndarray]
 Lane = tuple[tuple[int, ...], ...]
@@ -23,6 +24,7 @@ class Signature:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self.batched = batched
+        self.plans = Plans()
         self._checks = [(s.name, DTYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
         self._one_lane = batched and not any(free for *_, free in self._checks)
 
@@ -32,7 +34,7 @@ class Signature:
 
     def check(self, arrays: Arrays, max_rows: int) -> int:
         """The number of rows, 1 for a model without a batch axis. Raises `BadRequestError` if `arrays` don't fit."""
-        if len(arrays) != len(self._checks) or any(name not in arrays for name, *_ in self._checks):
+        if arrays.keys() != self.inputs.keys():
             self._refuse_names(arrays)
         rows = -1
         for name, dtype, shape, row_shape, free in self._checks:

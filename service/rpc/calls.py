@@ -1,11 +1,11 @@
 """What GRPCInferenceService answers, from the same sources as HTTP: repository, queue, statistics, control.
 
-Each method takes the bytes of its message and gives those of its answer, so that a message which cannot be read is
-refused in our words. What it raises, `service.rpc.handlers` tells the client.
+A method takes the bytes of its message, so that one which cannot be read is refused in our words, and gives a message.
+What it raises, `service.rpc.handlers` tells the client.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -13,29 +13,18 @@ from google.protobuf.json_format import ParseDict
 from service.access import Access
 from service.control import authorize, refuse_files
 from service.entries import Model
-from service.errors import ClientGoneError, DeadlineError, NotFoundError, ServiceError
+from service.errors import ClientGoneError, DeadlineError
 from service.infer import GONE, WITHDRAW, compute
 from service.metadata import EXTENSIONS, model_metadata, package_version
 from service.metrics import Metrics
 from service.model_config import model_config
-from service.parameters import Parameters, flag
+from service.parameters import flag
 from service.repository import Repository
 from service.rpc.codec import decode, encode
-from service.rpc.messages import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelStreamInferResponse,
-    message_class,
-    parameters,
-    parse,
-)
+from service.rpc.messages import ModelInferRequest, message_class, parameters, parse
 from service.settings import Settings
 
-Headers = list[tuple[bytes, bytes]]
-Method = Callable[[bytes, Any], Awaitable[bytes]]
-
-AHEAD = 256
-"""Requests of one stream that may be under way; more are read when answers have left."""
+Method = Callable[[bytes, Any], Awaitable[Any]]
 
 
 class Calls:
@@ -52,85 +41,29 @@ class Calls:
         self._metrics = metrics
         self._access = access
         self._takes_requests = takes_requests
-        self._closing = False
-        self._readers: set[asyncio.Task[None]] = set()
 
     def unary(self) -> dict[str, Method]:
         """All methods but the stream, by name."""
-        plain: dict[str, Callable[[Any], dict[str, Any]]] = {
-            "ServerLive": lambda request: {"live": True},
-            "ServerReady": lambda request: {"ready": self._takes_requests()},
-            "ServerMetadata": lambda request: {
-                "name": "bnfold",
-                "version": package_version(),
-                "extensions": EXTENSIONS,
-            },
-            "ModelReady": self._model_ready,
-            "ModelMetadata": lambda request: model_metadata(self._find(request), self._repository),
-            "ModelConfig": lambda request: {"config": model_config(self._find(request), self._settings)},
-            "ModelStatistics": self._statistics,
-            "RepositoryIndex": lambda request: {"models": self._repository.index(ready=request.ready)},
+        return {
+            "ServerLive": _describing("ServerLive", lambda request: {"live": True}),
+            "ServerReady": _describing("ServerReady", lambda request: {"ready": self._takes_requests()}),
+            "ModelReady": _describing("ModelReady", self._model_ready),
+            "ServerMetadata": _describing("ServerMetadata", self._server),
+            "ModelMetadata": _describing("ModelMetadata", self._model),
+            "ModelConfig": _describing("ModelConfig", self._config),
+            "ModelStatistics": _describing("ModelStatistics", self._statistics),
+            "RepositoryIndex": _describing("RepositoryIndex", self._index),
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "ModelInfer": self.infer,
         }
-        methods = {name: _describing(name, answer) for name, answer in plain.items()}
-        control = {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
-        return {**methods, **control, "ModelInfer": self.infer}
 
-    def close_streams(self) -> None:
-        """Answer what their clients sent so far, then end them."""
-        self._closing = True
-        for reader in self._readers:
-            reader.cancel()
-
-    # Inference
-
-    async def infer(self, content: bytes, context: Any) -> bytes:
+    async def infer(self, content: bytes, context: Any) -> Any:
         with self._metrics.counting("grpc") as counted:
             request = parse(ModelInferRequest, content)
             counted.model = model = self._repository.find(request.model_name, request.model_version or None)
             with model:
-                answer = await self._infer(model, request, context.time_remaining())
-                return bytes(answer.SerializeToString())
-
-    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Answers in the order of the requests, which are computed as they come."""
-        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(AHEAD)
-        reader = asyncio.create_task(self._read(requests, context, answers, room))
-        self._readers.add(reader)
-        try:
-            if self._closing:
-                reader.cancel()
-            while (answer := await answers.get()) is not None:
-                yield await answer
-                room.release()
-        finally:
-            reader.cancel()
-            self._readers.discard(reader)
-            while not answers.empty():
-                if (left := answers.get_nowait()) is not None:
-                    left.cancel()
-
-    async def _read(
-        self,
-        requests: AsyncIterator[bytes],
-        context: Any,
-        answers: "asyncio.Queue[asyncio.Task[bytes] | None]",
-        room: asyncio.Semaphore,
-    ) -> None:
-        try:
-            async for content in requests:
-                await room.acquire()
-                answers.put_nowait(asyncio.create_task(self._streamed(content, context)))
-        finally:
-            answers.put_nowait(None)
-
-    async def _streamed(self, content: bytes, context: Any) -> bytes:
-        """The answer to one request of a stream: an error belongs to it, and not to the stream."""
-        try:
-            answer = ModelInferResponse.FromString(await self.infer(content, context))
-            return bytes(ModelStreamInferResponse(infer_response=answer).SerializeToString())
-        except ServiceError as error:
-            return b""
+                return await self._infer(model, request, context.time_remaining())
 
     async def _infer(self, model: Model, request: Any, seconds_left: float | None) -> Any:
         """`seconds_left` to the client's own deadline, None where it has none."""
@@ -151,3 +84,66 @@ class Calls:
             raise
         labels = model.manifest.labels
         return encode(model.name, model.version, asked, outputs, batched=signature.batched, labels=labels)
+
+    def _model_ready(self, request: Any) -> dict[str, Any]:
+        """As Triton, no error for a model that is not there: clients ask until it is."""
+        name, version = request.name, request.version
+        ready = self._repository.ready()
+        return {"ready": any(model.name == name and version in ("", model.version) for model in ready)}
+
+    def _server(self, request: Any) -> dict[str, Any]:
+        return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
+
+    def _model(self, request: Any) -> dict[str, Any]:
+        return model_metadata(self._find(request), self._repository)
+
+    def _config(self, request: Any) -> dict[str, Any]:
+        return {"config": model_config(self._find(request), self._settings)}
+
+    def _statistics(self, request: Any) -> dict[str, Any]:
+        if not request.name:
+            models = self._repository.ready()
+        elif request.version:
+            models = [self._find(request)]
+        else:
+            self._find(request)
+            versions = self._repository.versions(request.name)
+            models = [self._repository.find(request.name, version) for version in versions]
+        return {"model_stats": [self._metrics.statistics(model) for model in models]}
+
+    def _index(self, request: Any) -> dict[str, Any]:
+        return {"models": self._repository.index(ready=request.ready)}
+
+    def _find(self, request: Any) -> Model:
+        return self._repository.find(request.name, request.version or None)
+
+    async def _load(self, content: bytes, context: Any) -> Any:
+        with self._metrics.counting("load"):
+            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+            request = parse(message_class("RepositoryModelLoadRequest"), content)
+            refuse_files(parameters(request.parameters))
+            await self._repository.load_model(request.model_name)
+            return message_class("RepositoryModelLoadResponse")()
+
+    async def _unload(self, content: bytes, context: Any) -> Any:
+        with self._metrics.counting("unload"):
+            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+            request = parse(message_class("RepositoryModelUnloadRequest"), content)
+            flag(parameters(request.parameters), "unload_dependents", default=False)
+            await self._repository.unload_model(request.model_name)
+            return message_class("RepositoryModelUnloadResponse")()
+
+
+def headers_of(metadata: Any) -> list[tuple[bytes, bytes]]:
+    """A call's metadata in the form of HTTP's headers."""
+    return [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata or ()]
+
+
+def _describing(name: str, answer: Callable[[Any], dict[str, Any]]) -> Method:
+    """A method whose answer is what HTTP would give as JSON."""
+    request, response = message_class(f"{name}Request"), message_class(f"{name}Response")
+
+    async def method(content: bytes, context: Any) -> Any:
+        return ParseDict(answer(parse(request, content)), response(), ignore_unknown_fields=True)
+
+    return method

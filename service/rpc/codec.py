@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from service.classification import classify
-from service.datatypes import DTYPES, NAMES, NOT_IN_JSON, WIRE
+from service.datatypes import DTYPES, NAMES, NOT_IN_JSON
 from service.errors import BadRequestError, shown
 from service.outputs import select
 from service.parameters import Parameters, parameters_of, schedule
@@ -22,9 +22,9 @@ from service.tensors import checked_shape, from_bytes, to_bytes, wire_dtype
 
 _CONTENTS: dict[str, tuple[str, np.dtype[Any]]] = {
     "BOOL": ("bool_contents", DTYPES["BOOL"]),
-    **{name: ("int_contents", DTYPES["INT32"]) for name in ("INT8", "INT16", "INT32")},
+    **dict.fromkeys(("INT8", "INT16", "INT32"), ("int_contents", DTYPES["INT32"])),
     "INT64": ("int64_contents", DTYPES["INT64"]),
-    **{name: ("uint_contents", DTYPES["UINT32"]) for name in ("UINT8", "UINT16", "UINT32")},
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), ("uint_contents", DTYPES["UINT32"])),
     "UINT64": ("uint64_contents", DTYPES["UINT64"]),
     "FP32": ("fp32_contents", DTYPES["FP32"]),
     "FP64": ("fp64_contents", DTYPES["FP64"]),
@@ -103,9 +103,7 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], count: int,
             raise BadRequestError(f"input {name!r}: {other.name} came; {datatype} is expected in {field}")
     values = getattr(contents, field)
     if len(values) != count:
-        raise BadRequestError(
-            f"input {name!r}: {field} has {len(values)} elements, shape {list(shape)} needs {count}"
-        )
+        raise BadRequestError(f"input {name!r}: {field} has {len(values)} elements, shape {list(shape)} needs {count}")
     if datatype == "BYTES":
         texts = [decode_text(f"input {name!r}, BYTES: string {index}", text) for index, text in enumerate(values)]
         return np.array(texts, np.object_).reshape(shape)

@@ -1,7 +1,7 @@
 """The messages of inference.proto, made from the descriptors that lie beside it.
 
-They live in a pool of their own: a program may have another client or server of the protocol loaded, whose messages have
-the same names, and one pool takes each name once.
+They live in a pool of their own: a program may have another client or server of the protocol loaded, whose messages
+have the same names, and one pool takes each name once.
 """
 
 from pathlib import Path

@@ -6,6 +6,8 @@ from grpc import StatusCode
 
 from service.errors import DeadlineError, ServiceError
 
+INTERNAL = "internal error; the service's log has the details"
+"""Of what is no `ServiceError`."""
 TEXT = 1000
 """Characters of an error that are told: they travel in a header, and clients take heads of 8 KiB."""
 

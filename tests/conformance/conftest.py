@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 as clients need it (docs/protocol.md), checked against any server:
 
-    pytest tests/conformance --url http://host:port --model NAME
+    pytest tests/conformance --url http://host:port --grpc-url host:port --model NAME
 
 Without `--url` our own service is started on small models. A test is skipped, and says why, where the server or the
 model has not what it needs.
@@ -20,6 +20,7 @@ OWN = ("net", "echo", "pair", "pick", "free", "single", "text", "upper")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--url", help="the server to check, http://host:port[/prefix]; our own if left out")
+    group.addoption("--grpc-url", default="", help="the same server over gRPC, host:port; not checked if left out")
     group.addoption("--model", help="a model of that server; any that is ready if left out")
 
 
@@ -37,13 +38,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def target(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     url = pytestconfig.getoption("--url", default=None)
     if url is not None:
-        yield Target(url.rstrip("/"))
+        yield Target(url.rstrip("/"), pytestconfig.getoption("--grpc-url").split("://")[-1])
         return
     repository = tmp_path_factory.mktemp("repository")
     for publish in (served.net, served.echo, served.others, served.kinds):
         publish(repository)
-    with serving.start(repository) as service:
-        yield Target(service.url)
+    with serving.start(repository, grpc_port=0) as service:
+        yield Target(service.url, service.grpc)
 
 
 @pytest.fixture(scope="session")

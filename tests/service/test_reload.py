@@ -1,133 +1,27 @@
 """Versions come and go while real clients send without pause: none of them fails, and each answer is right."""
 
-import contextlib
-import http.client
 import json
 import socket
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import httpx
 import pytest
 import served
 from onnx import helper
-from prometheus_client.parser import text_string_to_metric_families
+from reloading import EXPLICIT, REQUEST, ROWS, Load, call, corrupt, index, labels, rewrite, right, states, table, wait
 from serving import Service, start
 
-from fold.artifact import Manifest, write_manifest
-
-TOKEN = {"Authorization": "Bearer boss"}
-EXPLICIT = {"repository_control": "explicit", "admin_token": "boss"}
-WATCH = {"repository_control": "watch", "watch_seconds": 0.05}
-ROWS = 5
-REQUEST = {"inputs": [{"name": "index", "shape": [ROWS], "datatype": "INT64", "data": list(range(ROWS))}]}
-
-
-def table(folder: Path, version: int, size: int = 1000, name: str = "table") -> None:
-    """value = index + 1000·version: every answer tells which version gave it. `size` floats of weights."""
-    inputs, outputs = [("index", "INT64", -1)], [("value", "FP32", -1)]
-    gather = helper.make_node("Gather", ["table", "index"], ["value"])
-    weights = {"table": np.arange(size, dtype=np.float32) + 1000 * version}
-    served.publish(folder, name, served.graph_of([gather], inputs, outputs, weights), inputs, outputs, version=version)
-
-
-def right(answer: dict[str, Any]) -> str:
-    """The version that answered; fails if the numbers are not that version's."""
-    version = str(answer["model_version"])
-    assert answer["outputs"][0]["data"] == [1000 * int(version) + index for index in range(ROWS)]
-    return version
-
-
-@dataclass
-class Load:
-    """Clients that send over connections of their own, one request after the other, until the block ends."""
-
-    service: Service
-    path: str = "/v2/models/table/infer"
-    seen: Counter[str] = field(default_factory=Counter)
-    """Answers, by version."""
-    failed: list[str] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def of(self, clients: int) -> Iterator["Load"]:
-        done = threading.Event()
-        threads = [threading.Thread(target=self._send, args=(done,)) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join()
-
-    def _send(self, done: threading.Event) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
-        body = json.dumps(REQUEST)
-        try:
-            while not done.is_set():
-                connection.request("POST", self.path, body)
-                response = connection.getresponse()
-                text = response.read().decode()
-                assert response.status == 200, text
-                self.seen[right(json.loads(text))] += 1
-        except Exception as error:
-            self.failed.append(repr(error))
-        finally:
-            connection.close()
-
-    def go_on(self, version: str, more: int = 20) -> None:
-        """Until so many more answers have come from a version."""
-        until = self.seen[version] + more
-        wait(lambda: self.seen[version] >= until or self.failed)
-        assert self.failed == []
-
-
-def wait(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def index(service: Service, **options: Any) -> dict[str, tuple[str, str]]:
-    entries = service.post("/v2/repository/index", **options).json()
-    return {f"{entry['name']}/{entry['version']}": (entry["state"], entry["reason"]) for entry in entries}
-
-
-def states(service: Service, **options: Any) -> dict[str, str]:
-    return {name: state for name, (state, _) in index(service, **options).items()}
-
-
-def call(service: Service, verb: str, name: str = "table", **options: Any) -> tuple[int, str]:
-    answer = service.post(f"/v2/repository/models/{name}/{verb}", headers=TOKEN, **options)
-    return answer.status_code, answer.json()["error"] if answer.content else ""
+from fold.artifact import Manifest
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     table(tmp_path / "repository", 1)
     return tmp_path / "repository"
-
-
-def corrupt(version: Path) -> None:
-    file = version / "model.onnx"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    """Another manifest, with right digests."""
-    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
-    write_manifest(folder, manifest.model_copy(update=changes))
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -223,19 +117,35 @@ def test_a_request_that_came_in_halves_is_answered_by_the_version_that_it_found(
         assert service.post("/v2/models/table/versions/1/infer", json=REQUEST).status_code == 404
 
 
+def steps(thousands: int) -> dict[str, Any]:
+    """A request to `slow`."""
+    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [thousands]}]}
+
+
+LONG, SHORT = steps(1500), steps(20)
+
+
+def fill(service: Service, pool: ThreadPoolExecutor) -> "list[Future[httpx.Response]]":
+    """Seven short requests to `slow` in the queue, behind a long one that runs."""
+    send = partial(pool.submit, service.post, "/v2/models/slow/infer")
+    calls = [send(json=LONG)]
+    wait(lambda: service.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
+    calls += [send(json=SHORT) for _ in range(7)]
+    wait(lambda: service.metric('bnfold_queue_rows{model="slow",version="1"}') == 7)
+    return calls
+
+
 def test_what_queues_at_the_old_version_is_answered_by_it(tmp_path: Path) -> None:
     """Eight requests that compute for a while, one after the other; the new version does not wait for them."""
     folder = tmp_path / "repository"
     served.slow(folder)
-    row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [100]}]}
     with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(service.post, "/v2/models/slow/infer", json=row) for _ in range(8)]
-        wait(lambda: service.metric('bnfold_queue_rows{model="slow",version="1"}') >= 6)
+        calls = fill(service, pool)
         served.slow(tmp_path / "staging", quick=True)
         (tmp_path / "staging" / "slow" / "1").rename(folder / "slow" / "2")
         rewrite(folder / "slow" / "2", version="2")
         assert call(service, "load", "slow") == (200, "")
-        assert service.post("/v2/models/slow/infer", json=row).json()["model_version"] == "2"
+        assert service.post("/v2/models/slow/infer", json=SHORT).json()["model_version"] == "2"
         assert states(service)["slow/1"] == "UNLOADING"
         answers = [call.result() for call in calls]
         assert [(answer.status_code, answer.json()["model_version"]) for answer in answers] == [(200, "1")] * 8
@@ -273,18 +183,16 @@ def test_unloading_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     served.slow(folder)
     table(folder, 1)
-    row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [100]}]}
     with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(9) as pool:
-        calls = [pool.submit(service.post, "/v2/models/slow/infer", json=row) for _ in range(8)]
-        wait(lambda: service.metric('bnfold_queue_rows{model="slow",version="1"}') >= 7)
+        calls = fill(service, pool)
         unloading = pool.submit(call, service, "unload", "slow")
         wait(lambda: index(service)["slow/1"] == ("UNLOADING", "it is being unloaded"))
-        late = service.post("/v2/models/slow/infer", json=row)
+        late = service.post("/v2/models/slow/infer", json=SHORT)
         assert (late.status_code, "is not ready: it is being unloaded" in late.json()["error"]) == (503, True)
         assert [call.result().status_code for call in calls] == [200] * 8
         assert unloading.result() == (200, "")
         assert index(service) == {"slow/1": ("UNAVAILABLE", "unloaded"), "table/1": ("READY", "")}
-        assert service.post("/v2/models/slow/infer", json=row).status_code == 503
+        assert service.post("/v2/models/slow/infer", json=SHORT).status_code == 503
         assert service.get("/v2/models/slow/ready").status_code == 503
         assert right(service.post("/v2/models/table/infer", json=REQUEST).json()) == "1"
         assert call(service, "unload", "slow") == (200, "")
@@ -294,13 +202,6 @@ def test_unloading_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
         assert states(service) == {"slow/1": "READY", "table/1": "READY"}
     assert "bnfold: unloaded slow/1" in service.lines
     assert any(line.startswith("bnfold: loaded slow/1 (cpu) in ") for line in service.lines)
-
-
-def labels(service: Service, name: str) -> set[str]:
-    """Versions of a model that stand in /metrics."""
-    families = text_string_to_metric_families(service.get("/metrics").text)
-    samples = [sample for family in families for sample in family.samples]
-    return {sample.labels["version"] for sample in samples if sample.labels.get("model") == name}
 
 
 def test_metrics_of_what_has_left_disappear(folder: Path) -> None:
@@ -345,81 +246,6 @@ def test_thirty_reloads_leave_neither_memory_nor_threads(folder: Path) -> None:
         early, late = max(rss for rss, _ in sizes[:4]), min(rss for rss, _ in sizes[-4:])
         assert late - early < 3 * size * 4 / 1024, sizes
         assert max(threads for _, threads in sizes[-4:]) <= max(threads for _, threads in sizes[:4])
-
-
-def test_watching_follows_the_folder(tmp_path: Path) -> None:
-    """From an empty repository to one of two models, and back; each step under load once there is something."""
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    with start(folder, **WATCH) as service:
-        assert service.lines[-1].startswith("bnfold: serving no model yet on http://")
-        assert service.get("/v2/health/ready").json() == {"ready": True}
-        table(folder, 1)
-        wait(lambda: states(service) == {"table/1": "READY"})
-        with Load(service).of(3) as load:
-            load.go_on("1")
-            table(folder, 2)
-            load.go_on("2")
-            publish_broken_as(folder, 3)
-            wait(lambda: states(service).get("table/3") == "UNAVAILABLE")
-            load.go_on("2")
-            remove(folder / "table" / "2")
-            load.go_on("1")
-            wait(lambda: states(service) == {"table/1": "READY", "table/3": "UNAVAILABLE"})
-            table(folder, 1, name="other")
-            wait(lambda: states(service).get("other/1") == "READY")
-            remove(folder / "table" / "3")
-            wait(lambda: "table/3" not in states(service))
-            assert 'version="3"' not in service.get("/metrics").text
-            remove(folder / "other")
-            wait(lambda: states(service) == {"table/1": "READY"})
-            assert service.post("/v2/models/other/infer", json=REQUEST).status_code == 404
-        assert load.failed == []
-        status, error = call(service, "load")
-        assert (status, error) == (
-            403, "load and unload are off: repository_control is watch; set BNFOLD_REPOSITORY_CONTROL=explicit",
-        )  # fmt: skip
-    assert sum(line.startswith("bnfold: not serving table/3: ") for line in service.lines) == 2, "once for each try"
-
-
-def publish_broken_as(folder: Path, version: int) -> None:
-    table(folder.parent / "staging", version)
-    staged = folder.parent / "staging" / "table" / str(version)
-    corrupt(staged)
-    staged.rename(folder / "table" / str(version))
-
-
-def remove(version: Path) -> None:
-    """As an atomic step: into a folder that nobody looks at."""
-    away = version.parent / f".gone-{version.name}"
-    version.rename(away)
-
-
-def test_a_folder_that_goes_away_changes_nothing(folder: Path) -> None:
-    """A share that is not mounted for a while."""
-    with start(folder, **WATCH) as service:
-        folder.rename(folder.with_name("away"))
-        table(folder.with_name("away"), 2)
-        assert right(service.post("/v2/models/table/infer", json=REQUEST).json()) == "1"
-        time.sleep(0.5)
-        assert states(service) == {"table/1": "READY"}
-        folder.with_name("away").rename(folder)
-        wait(lambda: states(service) == {"table/2": "READY"})
-    said = [line for line in service.lines if "cannot be looked through, so all serve on: " in line]
-    assert len(said) == 1
-
-
-FROM_THE_COMMAND_LINE = """
-import os
-from fold.cli import main
-main(["serve", os.environ["BNFOLD_REPOSITORY"], "--watch"])
-"""
-
-
-def test_the_command_line_watches(folder: Path) -> None:
-    with start(folder, code=FROM_THE_COMMAND_LINE, watch_seconds=0.05) as service:
-        table(folder, 2)
-        wait(lambda: states(service) == {"table/2": "READY"})
 
 
 def test_a_new_version_is_watched_and_proven_as_the_first_one_was(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import served
+from reloading import corrupt
 
 from fold.artifact import read_version
 from fold.errors import BnfoldError
@@ -18,9 +20,8 @@ from service.comparing import Comparer, Task
 from service.errors import BadRequestError, NotFoundError, NotReadyError
 from service.references import References
 from service.repository import Model, Repository
-from service.settings import Settings, load_settings
+from service.settings import Settings
 from service.signature import Arrays
-from service.versions import Policy, stamp
 
 X = {"image": np.ones((1, 1, 8, 8), np.float32)}
 
@@ -63,45 +64,6 @@ async def left(repository: Repository, name: str) -> None:
         await asyncio.sleep(0.005)
 
 
-def corrupt(folder: Path) -> None:
-    """Change a byte of a version's graph."""
-    file = folder / "model.onnx"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        ("latest", {"net/10": "READY"}),
-        ("latest:2", {"net/2": "READY", "net/10": "READY"}),
-        ("latest:9", {"net/1": "READY", "net/2": "READY", "net/10": "READY"}),
-        ("all", {"net/1": "READY", "net/2": "READY", "net/10": "READY"}),
-        ("1,2,7", {"net/1": "READY", "net/2": "READY"}),
-        ("10", {"net/10": "READY"}),
-        ("3,4", {"net/10": "UNAVAILABLE"}),
-    ],
-)
-def test_the_policy_chooses_what_serves(folder: Path, policy: str, expected: dict[str, str]) -> None:
-    for version in (2, 10):
-        served.net(folder, version=version)
-
-    async def use(repository: Repository) -> None:
-        assert states(repository) == expected
-        ready = [name for name, state in expected.items() if state == "READY"]
-        if ready:
-            assert str(repository.find("net")) == ready[-1], "who names no version gets the highest"
-            assert repository.versions("net") == [name.removeprefix("net/") for name in ready]
-        else:
-            with pytest.raises(
-                NotReadyError, match="3,4 chooses none of the versions that net has: 1, 2"
-            ):
-                repository.find("net")
-
-    run(use, folder, version_policy=policy)
-
-
 def test_a_broken_version_does_not_count_among_the_latest(folder: Path) -> None:
     for version in (2, 3):
         served.net(folder, version=version)
@@ -112,17 +74,6 @@ def test_a_broken_version_does_not_count_among_the_latest(folder: Path) -> None:
         assert (repository.loads, repository.failures["load"]) == (2, 1)
 
     run(use, folder, version_policy="latest:2")
-
-
-@pytest.mark.parametrize("text", ["newest", "latest:0", "1;2", "0", "all,1", "-1"])
-def test_a_policy_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(BnfoldError, match=r"settings: version_policy \(or BNFOLD_VERSION_POLICY\): "):
-        load_settings(repository=tmp_path, version_policy=text)
-
-
-def test_candidates_come_newest_first() -> None:
-    assert Policy.of("all").candidates([1, 2, 10]) == [10, 2, 1]
-    assert Policy.of("10,1,3").candidates([1, 2, 10]) == [10, 1]
 
 
 def test_a_new_version_takes_over_and_nothing_is_left_of_the_old_one(folder: Path) -> None:
@@ -204,28 +155,46 @@ def test_calls_for_one_model_wait_for_each_other(folder: Path) -> None:
     run(use, folder)
 
 
-def test_a_version_is_loading_while_it_is_loaded(folder: Path) -> None:
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Versions are read only while it is set."""
+    gate = threading.Event()
+    gate.set()
+
+    def read(path: Path) -> Any:
+        assert gate.wait(30)
+        return read_version(path)
+
+    monkeypatch.setattr("service.versions.read_version", read)
+    return gate
+
+
+def test_a_version_is_loading_while_it_is_loaded(folder: Path, gate: threading.Event) -> None:
     async def use(repository: Repository) -> None:
         served.net(folder, "new")
+        gate.clear()
         task = asyncio.create_task(repository.load_model("new"))
         while "new/1" not in states(repository):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         assert states(repository)["new/1"] == "LOADING"
         with pytest.raises(NotReadyError, match="model new/1 is not ready: it is being loaded"):
             repository.find("new")
+        gate.set()
         await task
         assert states(repository)["new/1"] == "READY"
 
     run(use, folder)
 
 
-def test_stopping_ends_what_is_being_loaded(folder: Path) -> None:
+def test_stopping_ends_what_is_being_loaded(folder: Path, gate: threading.Event) -> None:
     async def use(repository: Repository) -> None:
         served.net(folder, "new")
+        gate.clear()
         task = asyncio.create_task(repository.load_model("new"))
         while "new/1" not in states(repository):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         repository.stop_loading()
+        gate.set()
         with pytest.raises(NotReadyError, match="the service is stopping"):
             await task
         with pytest.raises(NotReadyError, match="the service is stopping"):
@@ -324,21 +293,6 @@ def test_an_empty_repository_will_do_where_models_can_come(tmp_path: Path, contr
         repository_of(tmp_path, repository_control="fixed")
     with pytest.raises(BnfoldError, match="no such folder"):
         repository_of(tmp_path / "nowhere", repository_control=control)
-
-
-def test_a_stamp_tells_what_changed(folder: Path) -> None:
-    seen = [stamp(folder / "net")]
-    assert stamp(folder / "net") == seen[0]
-    corrupt(folder / "net" / "1")
-    seen.append(stamp(folder / "net"))
-    served.net(folder, version=2)
-    seen.append(stamp(folder / "net"))
-    (folder / "net" / ".incoming-1").mkdir()
-    assert stamp(folder / "net") == seen[-1], "what is not published yet is none of a reader's business"
-    shutil.rmtree(folder / "net" / "2")
-    seen.append(stamp(folder / "net"))
-    assert len({*seen[:3]}) == 3
-    assert seen[3] == seen[1]
 
 
 @pytest.fixture

@@ -41,6 +41,11 @@ class Service:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
+    @property
+    def grpc(self) -> str:
+        """Host and port of the protocol over gRPC, as clients want them; started with `grpc_port=0`."""
+        return self.lines[-1].split("://")[2].split(" ")[0]
+
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=30, **options)
 

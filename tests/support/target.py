@@ -31,6 +31,8 @@ Arrays = dict[str, np.ndarray]
 @dataclass
 class Target:
     url: str
+    grpc: str = ""
+    """Host and port of the same server over gRPC; empty where it has none."""
 
     @property
     def address(self) -> str:

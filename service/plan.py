@@ -1,0 +1,54 @@
+"""What the JSON header of an infer request came to, remembered: a client sends the same one with every tensor.
+
+Only headers whose tensors all follow in binary, and that have no id, are worth it. What a header means depends on
+nothing but itself and the model, so a plan holds for as long as the model does.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from service.errors import Headers
+
+if TYPE_CHECKING:
+    from service.outputs import Selected
+
+LARGEST_HEADER = 4096
+"""Bytes of a header that is remembered."""
+PLANS = 256
+"""Headers of one model, and forms of the answer to one of them. Clients choose them, so there could be any number."""
+
+Shapes = tuple[tuple[int, ...], ...]
+NO_SHAPES: Shapes = ()
+
+
+@dataclass(slots=True)
+class Plan:
+    """`tensors` have name, datatype, shape, elements and bytes of each input, in order; `size` is all their bytes."""
+
+    tensors: tuple[tuple[str, str, tuple[int, ...], int, int], ...]
+    outputs: "Selected"
+    priority: int
+    timeout: float | None
+    size: int
+    plain: bool
+    """Whether all outputs are tensors in binary whose bytes their shape tells."""
+    heads: dict[Shapes, tuple[Headers, bytes]] = field(default_factory=dict)
+    """Headers of a plain answer and what stands before its tensors, by the shapes of its outputs."""
+
+    def remember(self, shapes: Shapes, headers: Headers, header: bytes) -> None:
+        if len(self.heads) >= PLANS:
+            self.heads.clear()
+        self.heads[shapes] = headers, header
+
+
+class Plans:
+    """Of one model, by header."""
+
+    def __init__(self) -> None:
+        self._plans: dict[bytes, Plan] = {}
+        self.find = self._plans.get
+
+    def add(self, header: bytes, plan: Plan) -> None:
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        self._plans[header] = plan
