@@ -89,7 +89,8 @@ CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository a
     bnfold fold /tmp/digits.pt --arch models.resnet:resnet --out /models --name digits"]
 
 FROM runtime AS service
-EXPOSE 8000
+ENV BNFOLD_GRPC_PORT=8001
+EXPOSE 8000 8001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, ssl, urllib.request as r; s = os.environ.get('BNFOLD_TLS_CERTIFICATE'); r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context())).open(f\"http{'s' if s else ''}://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
 CMD ["serve", "/models", "--host", "0.0.0.0"]

@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := build/demo
+SECONDS ?= 1800
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test lint types coverage bench clean
+.PHONY: demo serve test lint types coverage soak bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,12 +34,16 @@ test: lint types
 coverage: $(STAMP)  ## the same tests, slower, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
 
+soak: $(STAMP)  ## a loaded service with reloads, for SECONDS
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS)
+
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.folding
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.certifying
-	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving --model digits
+	$(BIN)/python -m benchmarks.serving --model resnet18
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fold.artifact import Manifest
-from service.batcher import Batcher
+from service.batcher import INLINE_SECONDS, Batcher
 from service.session import ModelSession
 from service.settings import Settings
 from service.shadow import Watched
@@ -64,6 +64,8 @@ class Model:
             queue_rows=settings.queue_rows,
             timeout=settings.timeout_seconds,
             batched=session.signature.batched,
+            max_queue_delay=settings.max_queue_delay_seconds,
+            inline_seconds=INLINE_SECONDS if session.provider == "cpu" else 0.0,  # a GPU is waited for, elsewhere
         )
         return cls(name, version, session, batcher)
 

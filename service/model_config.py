@@ -41,10 +41,10 @@ def _policy(policy: Policy) -> dict[str, Any]:
 
 
 def _batching(settings: Settings) -> dict[str, Any]:
-    """No request is ever delayed for company, so there is neither a delay nor a preferred size."""
+    """No size is preferred: whatever has queued meanwhile is the next batch."""
     return {
         "preferred_batch_size": [],
-        "max_queue_delay_microseconds": 0,
+        "max_queue_delay_microseconds": round(settings.max_queue_delay_seconds * 1e6),
         "preserve_ordering": False,
         "default_queue_policy": {
             "timeout_action": "REJECT",

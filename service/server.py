@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import resource
 import socket
@@ -203,6 +204,9 @@ class Server(uvicorn.Server):
             await self._wait(self._patience, lambda: not draining.done())
             await self._beside.stop()
         await super().shutdown(sockets)
+        if self.force_exit:  # the interpreter's own end would abort over a run that goes on
+            logging.shutdown()
+            os._exit(0)
 
     async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:
         """Serve on for `seconds`, while it is needed and nobody says now."""

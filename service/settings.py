@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     """Rows in one request; beyond `max_batch_size` they are several runs."""
     queue_rows: Annotated[int, Field(ge=0)] = 1024
     """Rows that may wait for one model; what comes on top is answered with 429."""
+    max_queue_delay_seconds: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """How long an idle model waits for more requests before it computes those that came; 0 never delays one."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a request may wait in the queue, and how long stopping may take after the grace time."""
     grace_seconds: Annotated[float, Field(ge=0)] = 1.0

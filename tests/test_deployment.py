@@ -87,6 +87,13 @@ def parse(app: typer.Typer, arguments: list[str]) -> dict[str, Any]:
     return parameters
 
 
+def grpc_port() -> str:
+    """Where the image serves gRPC, which is off by default."""
+    name, _, port = last("service", "ENV").partition("=")
+    assert name == "BNFOLD_GRPC_PORT"
+    return port
+
+
 def health_command() -> list[str]:
     command: list[str] = json.loads(last("service", "HEALTHCHECK").partition("CMD")[2])
     return command
@@ -106,7 +113,7 @@ def test_the_image_starts_what_the_command_line_has() -> None:
     parameters = parse(fold.cli.app, json.loads(last("service", "CMD")))
     assert parameters["repository"] == Path("/models")
     assert parameters["host"] == "0.0.0.0"
-    assert last("service", "EXPOSE") == str(Settings.model_fields["port"].default)
+    assert last("service", "EXPOSE") == f"{Settings.model_fields['port'].default} {grpc_port()}"
 
 
 def test_the_image_is_confined() -> None:
@@ -164,13 +171,21 @@ def test_the_context_holds_what_is_copied_and_every_package() -> None:
         if not text.startswith("--from")
         for source in text.split()[:-1]
     }
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) <= sources
+    packages = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert {package.split(".")[0] for package in packages} <= sources
     assert PROJECT["project"]["readme"] in sources
     for source in sources:
         assert (ROOT / source).exists(), source
         verdicts = [not rule.startswith("!") for rule in rules if fnmatch(source, rule.removeprefix("!"))]
         assert verdicts[-1] is False, f"{source} is kept out by .dockerignore"
     assert "*" in rules, "only what is named may enter the image"
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    """What is not listed would be missing from the wheel, and so from the image."""
+    packages = set(PROJECT["tool"]["setuptools"]["packages"])
+    files = [path for package in packages for path in (ROOT / package.split(".")[0]).rglob("*.py")]
+    assert {".".join(path.relative_to(ROOT).parts[:-1]) for path in files} == packages
 
 
 def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:
@@ -313,7 +328,8 @@ def test_the_service_waits_for_the_job_and_reads_what_it_wrote(profile: str) -> 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_service_is_reached_watched_and_given_time_to_stop(profile: str) -> None:
     service = SERVICES[f"serve-{profile}"]
-    assert service["ports"] == [f"${{BNFOLD_PUBLISH:-8000}}:{last('service', 'EXPOSE')}"]
+    http, grpc = last("service", "EXPOSE").split()
+    assert service["ports"] == [f"${{BNFOLD_PUBLISH:-8000}}:{http}", f"${{BNFOLD_GRPC_PUBLISH:-8001}}:{grpc}"]
     assert service["healthcheck"]["test"] == ["CMD", *health_command()]
     defaults = Settings(repository=Path("/models"))
     seconds = int(service["stop_grace_period"].removesuffix("s"))
@@ -325,8 +341,8 @@ def test_the_environment_is_one_that_the_service_takes(profile: str, monkeypatch
     environment = dict(SERVICES[f"serve-{profile}"]["environment"])
     provider = environment.pop("BNFOLD_PROVIDER")
     assert provider == {"cpu": "cpu", "gpu": "cuda"}[profile]
-    # on the command line of the image, or what the port and the health check of the container are about
-    fixed = {"repository", "host", "port", "provider"}
+    # on the command line of the image, or what the ports and the health check of the container are about
+    fixed = {"repository", "host", "port", "grpc_port", "provider"}
     assert set(environment) == {f"BNFOLD_{name.upper()}" for name in set(Settings.model_fields) - fixed}
     for name, value in environment.items():
         assert value == f"${{{name}:-}}"

@@ -50,14 +50,14 @@ def test_fold_never_imports_service_or_models(path) -> None:
         assert "service" not in packages(imports(path))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "service").rglob("*.py")), ids=lambda path: path.name)
 def test_service_imports_neither_models_nor_what_makes_graphs(path) -> None:
     assert packages(imports(path)) & {"models", "torch", "onnx", "onnx_ir", "onnxscript"} == set()
 
 
 @pytest.mark.parametrize("folder", ["fold", "service", "models"])
 def test_torch_is_imported_only_where_a_module_is_at_hand(folder) -> None:
-    users = {str(p.relative_to(ROOT)) for p in (ROOT / folder).glob("*.py") if "torch" in packages(imports(p))}
+    users = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.py") if "torch" in packages(imports(p))}
     assert users <= TORCH_ALLOWED
     lazily = {path for path in users if "torch" not in packages(imports(ROOT / path, top_level=True))}
     assert not {"fold/reference.py", "fold/search.py"} & (users - lazily)

@@ -122,7 +122,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", settings.max_header_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
-        ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_seconds),
+        ("grpc.max_connection_idle_ms", 1000 * max(settings.keep_alive_seconds, 1)),
         ("grpc.keepalive_time_ms", PING_MS),
         ("grpc.keepalive_timeout_ms", PING_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),

@@ -37,10 +37,9 @@ class Streams:
         answers: Answers = asyncio.Queue()
         room = asyncio.Semaphore(AHEAD)
         reader = asyncio.create_task(self._read(requests, context, answers, room))
+        reader.add_done_callback(lambda done: answers.put_nowait(None))
         self._readers.add(reader)
         try:
-            if self._closing:
-                reader.cancel()
             while (answer := await answers.get()) is not None:
                 yield await answer
                 room.release()
@@ -56,12 +55,9 @@ class Streams:
     async def _read(
         self, requests: AsyncIterator[bytes], context: Any, answers: Answers, room: asyncio.Semaphore
     ) -> None:
-        try:
-            async for content in requests:
-                await room.acquire()
-                answers.put_nowait(asyncio.create_task(self._answer(content, context)))
-        finally:
-            answers.put_nowait(None)
+        async for content in requests:
+            answers.put_nowait(asyncio.create_task(self._answer(content, context)))
+            await room.acquire()  # behind it, so that nothing is held here that was read and not begun
 
     async def _answer(self, content: bytes, context: Any) -> bytes:
         try:

@@ -1,0 +1,243 @@
+"""A long run at 80 % of what the service can do, with a new version every few seconds: no request may fail, no answer
+be wrong, and memory stays flat.
+
+    python -m benchmarks.soak [--seconds 1800] [--every 3]
+
+The load is open: on each connection requests are due at random times (Poisson), whether or not the one before is
+answered, and latency counts from when a request was due. The capacity is measured first, by the same client. Two
+versions of one network take turns under one name, each put in its place by a rename and loaded by the admin call, as a
+deployment does it; every answer is held against the version that it says it is from.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import torch
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.folding import machine, randomise
+from benchmarks.serving import free_port
+from fold.convert import Source, Target, convert
+from fold.runtime import open_session, run
+from models.cnn import cnn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHARE = 0.8
+"""Of the capacity."""
+CONNECTIONS = 32
+CAPACITY_SECONDS = 4
+SETTLED = 0.2
+"""Share of the run after which memory may grow no more but by `GROWTH` bytes: until then arenas and caches fill."""
+GROWTH = 24 << 20
+TOKEN = "soak"
+
+
+@dataclass
+class Seen:
+    """What the client has seen. Seconds from when a request was due."""
+
+    latencies: list[float] = field(default_factory=list)
+    by_version: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Client:
+    """One request, sent over connections that are kept open, and its answer by version."""
+
+    def __init__(self, port: int, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
+        self._port = port
+        tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        body = header + x.tobytes()
+        head = f"POST /v2/models/net/infer HTTP/1.1\r\nHost: soak\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._expected = expected
+        self._idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        self.seen = Seen()
+
+    async def connect(self, count: int) -> None:
+        for _ in range(count):
+            self._idle.put_nowait(await asyncio.open_connection("127.0.0.1", self._port))
+
+    async def ask(self, due: float) -> None:
+        reader, writer = await self._idle.get()
+        try:
+            writer.write(self._request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            body = await reader.readexactly(int(length[1]) if length else 0)
+            self._check(head, body)
+        except (OSError, EOFError) as error:
+            self.seen.failures.append(repr(error))
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self.seen.latencies.append(time.perf_counter() - due)
+        self._idle.put_nowait((reader, writer))
+
+    def _check(self, head: bytes, body: bytes) -> None:
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.seen.failures.append(repr(body[:200]))
+            return
+        version = re.search(rb'"model_version":"(\d+)"', body)
+        assert version is not None, body
+        name = version[1].decode()
+        answer, right = np.frombuffer(body[-self._expected[name].nbytes :], np.float32), self._expected[name].ravel()
+        if np.abs(answer - right).max() > 1e-4 * np.abs(right).max():
+            self.seen.failures.append(f"a wrong answer of version {name}")
+        self.seen.by_version[name] = self.seen.by_version.get(name, 0) + 1
+
+    async def flood(self, seconds: float) -> float:
+        """Requests a second where each connection sends the next one when it has its answer."""
+        end = time.perf_counter() + seconds
+        before = len(self.seen.latencies)
+
+        async def one() -> None:
+            while time.perf_counter() < end:
+                await self.ask(time.perf_counter())
+
+        await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
+        return (len(self.seen.latencies) - before) / seconds
+
+    async def poisson(self, rate: float, seconds: float) -> None:
+        """Requests that are due at random, `rate` a second over all connections."""
+        end = time.perf_counter() + seconds
+
+        async def one() -> None:
+            due = time.perf_counter()
+            while (due := due + random.expovariate(rate / CONNECTIONS)) < end:
+                if (early := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(early)
+                await self.ask(due)
+
+        await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
+
+
+def publish(folder: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Versions 1 and 2 of `net`, other networks; what each answers."""
+    found = {}
+    for version in (1, 2):
+        torch.manual_seed(version)
+        torch.save(randomise(cnn()).state_dict(), folder / "net.pt")
+        source = Source(folder / "net.pt", "models.cnn:cnn", (), ["1,8,8"])
+        path = convert(source, Target(folder / "repository", "net", version), samples=2, provider="cpu").path
+        assert path is not None
+        found[str(version)] = next(iter(run(open_session(path / "model.onnx", provider="cpu"), {"x": x}).values()))
+    return found
+
+
+@contextmanager
+def service(repository: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    settings = {"REPOSITORY_CONTROL": "explicit", "ADMIN_TOKEN": TOKEN, "PROVIDER": "cpu"}
+    environment = {**os.environ, **{f"BNFOLD_{name}": value for name, value in settings.items()}}
+    command = [sys.executable, "-m", "fold", "serve", str(repository), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def reload(repository: Path, port: int, every: float, done: asyncio.Event) -> int:
+    """Version 2 comes and goes, and 1 serves while it is away; how often that was."""
+    place, aside = repository / "net" / "2", repository.parent / "aside"
+    count = 0
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
+        while not done.is_set():
+            await asyncio.sleep(every)
+            source, target = (place, aside) if place.exists() else (aside, place)
+            source.rename(target)
+            answer = await client.post(f"http://127.0.0.1:{port}/v2/repository/models/net/load")
+            if answer.status_code != 200:
+                raise SystemExit(f"load: {answer.text}")
+            count += 1
+    return count
+
+
+def resident(pid: int) -> int:
+    """Bytes."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+async def soak(repository: Path, port: int, pid: int, client: Client, seconds: float, every: float) -> list[int]:
+    """The run itself. Returns the memory at each of its seconds."""
+    await client.connect(CONNECTIONS)
+    await client.flood(1)
+    capacity = await client.flood(CAPACITY_SECONDS)
+    print(f"capacity {capacity:.0f} requests/s, {SHARE:.0%} of it for {seconds:g} s, a reload every {every:g} s")
+    client.seen = Seen()
+    done, memory = asyncio.Event(), []
+    reloads = asyncio.create_task(reload(repository, port, every, done))
+
+    async def watch() -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("soaking", total=seconds)
+            while not done.is_set():
+                memory.append(resident(pid))
+                progress.update(task, advance=1, description=f"{memory[-1] / 1e6:.0f} MB")
+                await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
+    await client.poisson(SHARE * capacity, seconds)
+    done.set()
+    await watching
+    print(f"{await reloads} reloads")
+    return memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--every", type=float, default=3, help="seconds between two reloads")
+    arguments = parser.parse_args()
+    x = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = publish(Path(scratch), x)
+        repository, port = Path(scratch) / "repository", free_port()
+        with service(repository, port) as process:
+            client = Client(port, x, expected)
+            memory = uvloop.run(soak(repository, port, process.pid, client, arguments.seconds, arguments.every))
+    seen = client.seen
+    p50, p99, worst = np.quantile(seen.latencies, (0.5, 0.99, 1)) * 1000
+    settled = memory[int(SETTLED * len(memory)) :]
+    growth = max(settled) - settled[0]
+    print(machine(("onnxruntime", "uvicorn", "numpy")))
+    print(f"{len(seen.latencies)} requests, {len(seen.failures)} failed; answers by version {seen.by_version}")
+    print(f"latency from when it was due: p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {worst:.0f} ms")
+    print(
+        f"memory {settled[0] / 1e6:.0f} MB after {SETTLED:.0%} of the time, at most {max(settled) / 1e6:.0f} MB later"
+    )
+    for failure in seen.failures[:5]:
+        print(failure, file=sys.stderr)
+    if seen.failures or growth > GROWTH:
+        raise SystemExit("the soak failed")
+
+
+if __name__ == "__main__":
+    main()
