@@ -1,7 +1,7 @@
 """The application: one process that speaks the Open Inference Protocol, and the v1 convention beside it.
 
-`create_app` builds it from explicit data and touches nothing; models are loaded when the server starts it. The infer
-paths are answered before the framework's middleware and routing, which would take longer than the rest of a request.
+`create_app` builds it from explicit data and touches nothing; models are loaded when the server starts it. The
+paths that compute are answered before the framework's middleware and routing, which would take longer than the rest.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from service.infer import Infer, error_answer
 from service.logs import configure
 from service.metadata import metadata_routes, package_version
 from service.metrics import Metrics
-from service.openapi import INFER_PATHS
+from service.openapi import PATHS
 from service.page import Page, render_page
-from service.predict import predict_routes
+from service.predict import Predict, predict_target, v1_routes
 from service.references import References
 from service.repository import Model, Repository
 from service.server import bind, run
@@ -46,7 +46,7 @@ log = logging.getLogger("bnfold")
 
 
 class Application(FastAPI):
-    """FastAPI with the infer paths in front of it, and the one question that a load balancer asks."""
+    """FastAPI with the paths that compute in front of it, and the one question that a load balancer asks."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -67,6 +67,7 @@ class Application(FastAPI):
         self.equivalence = Equivalence(settings, references)
         self.watcher = Watcher(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
+        self.predict = Predict(settings, self.repository, self.metrics)
         self.rpc: Rpc | None = None
         self.started = False
         self.stopping = False
@@ -113,16 +114,19 @@ class Application(FastAPI):
                 await send({"type": "http.response.start", "status": error.status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return
-        if scope["type"] == "http" and scope["path"].endswith("/infer"):
-            target = infer_target(scope["path"].removeprefix(scope.get("root_path", "")))
-            if target is not None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if (target := infer_target(path)) is not None:
                 await self.infer(target, scope, receive, send)
+                return
+            if (name := predict_target(path)) is not None:
+                await self.predict(name, scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        document["paths"].update(INFER_PATHS)
+        document["paths"].update(PATHS)
         return document
 
 
@@ -131,7 +135,7 @@ def create_app(settings: Settings) -> Application:
     app = Application(settings)
     app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests))
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access))
-    app.include_router(predict_routes(settings, app.repository, app.metrics))
+    app.include_router(v1_routes(app.repository))
     app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence))
     _add_pages(app)
     _answer_errors_in_json(app)

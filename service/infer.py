@@ -61,13 +61,12 @@ class Infer:
                 body = await read_body(sent, receive, self.max_body_bytes)
                 request, rows = self._read(model, body, sent.get(LENGTH_HEADER))
                 outputs = await compute(model, request.inputs, rows, scope, request.priority, request.timeout)
-                status, headers, answer = self._success(model, request, outputs)
+                answer = self._success(model, request, outputs)
         except Exception as error:
-            status, headers, answer = self._failure(model, error, scope["headers"])
+            answer = failure(self._metrics, "infer", model, error, scope["headers"])
             if isinstance(error, ClientGoneError):
                 return
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await respond(send, *answer)
 
     def begin(self, target: Target, headers: Headers, body: bytes, exchange: Exchange) -> None:
         """The short way: everything up to the queue at once, and the rest when the batch is done."""
@@ -79,7 +78,7 @@ class Infer:
             request, rows = self._read(model, body, dict(headers).get(LENGTH_HEADER))
             ticket = _submit(model, request.inputs, rows, request.priority, request.timeout)
         except Exception as error:
-            exchange.answer(*self._failure(model, error, headers))
+            exchange.answer(*failure(self._metrics, "infer", model, error, headers))
             return
         exchange.withdraw = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
         ticket.result.add_done_callback(partial(self._finish, model, request, rows, exchange))
@@ -98,7 +97,7 @@ class Infer:
             _offer(model, request.inputs, outputs, rows)
             answer = self._success(model, request, outputs)
         except Exception as error:
-            answer = self._failure(model, error, exchange.headers)
+            answer = failure(self._metrics, "infer", model, error, exchange.headers)
         exchange.answer(*answer)
 
     def _read(self, model: Model, body: bytes, length_header: bytes | None) -> tuple[InferRequest, int]:
@@ -112,12 +111,20 @@ class Infer:
         self._metrics.answered("infer", model)
         return 200, headers, body
 
-    def _failure(self, model: Model | None, error: Exception, sent: Headers) -> Answer:
-        if not isinstance(error, ServiceError):
-            log.error("infer failed", exc_info=error, extra={"identity": identity(sent)})
-            error = ServiceError("internal error; the service's log has the details")
-        self._metrics.failed("infer", model, error)
-        return error.status, *error_answer(error)
+
+def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
+    """What the client is told of an error, which is counted, and logged if it is a fault of ours. `sent` are the
+    headers of the request."""
+    if not isinstance(error, ServiceError):
+        log.error("%s failed", route, exc_info=error, extra={"identity": identity(sent)})
+        error = ServiceError("internal error; the service's log has the details")
+    metrics.failed(route, model, error)
+    return error.status, *error_answer(error)
+
+
+async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def compute(

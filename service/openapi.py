@@ -1,6 +1,9 @@
-"""The infer paths' part of the OpenAPI document, which the framework cannot write: they run in front of it."""
+"""The part of the OpenAPI document that the framework cannot write: of the paths that run in front of it."""
 
 from typing import Any
+
+from service.images import FORMATS
+from service.npy import CONTENT_TYPE
 
 _PARAMETERS = {
     "type": "object",
@@ -66,6 +69,17 @@ _RESPONSE = {
 }
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ERRORS = {
+    status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+    for status, text in (
+        ("400", "The body, its tensors or their shapes are not what the model takes"),
+        ("404", "No such model or version"),
+        ("413", "The body is too large"),
+        ("415", "The body is compressed in a way, or of a type, that is not read"),
+        ("429", "The queue is full"),
+        ("503", "The model is not ready, or the request could not begin in time"),
+    )
+}
 
 
 def _named(*names: str) -> list[dict[str, Any]]:
@@ -96,23 +110,41 @@ def _infer(*path: str) -> dict[str, Any]:
                     "description": "The outputs",
                     "content": {"application/json": {"schema": _RESPONSE}, "application/octet-stream": _BINARY},
                 },
-                **{
-                    status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
-                    for status, text in (
-                        ("400", "The body, its tensors or their shapes are not what the model takes"),
-                        ("404", "No such model or version"),
-                        ("413", "The body is too large"),
-                        ("415", "The body is compressed in a way that is not read"),
-                        ("429", "The queue is full"),
-                        ("503", "The model is not ready, or the request could not begin in time"),
-                    )
-                },
+                **_ERRORS,
             },
         }
     }
 
 
-INFER_PATHS = {
+def _predict() -> dict[str, Any]:
+    instances = {"type": "array", "items": {}, "minItems": 1}
+    taken = {"type": "object", "required": ["instances"], "properties": {"instances": instances}}
+    given = {"type": "object", "required": ["predictions"], "properties": {"predictions": {"type": "array"}}}
+    return {
+        "post": {
+            "tags": ["v1"],
+            "summary": "Predict",
+            "description": "Predictions for rows of numbers, as JSON or .npy, or for one image where the model "
+            "declares preprocessing.",
+            "operationId": "predict",
+            "parameters": _named("name"),
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": taken}, **dict.fromkeys((CONTENT_TYPE, *FORMATS), _BINARY)},
+            },
+            "responses": {
+                "200": {
+                    "description": "The predictions",
+                    "content": {"application/json": {"schema": given}, CONTENT_TYPE: _BINARY},
+                },
+                **_ERRORS,
+            },
+        }
+    }
+
+
+PATHS = {
+    "/v1/models/{name}:predict": _predict(),
     "/v2/models/{name}/infer": _infer("name"),
     "/v2/models/{name}/versions/{version}/infer": _infer("name", "version"),
 }

@@ -11,16 +11,26 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
+from starlette.types import Receive, Scope, Send
 
 from service.body import read_body, request_headers
 from service.datatypes import DTYPES
-from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnsupportedError, shown
+from service.errors import (
+    BadRequestError,
+    ClientGoneError,
+    ComputeError,
+    MethodError,
+    NotAcceptableError,
+    UnsupportedError,
+    shown,
+)
 from service.images import FORMATS, tensor_of_image
-from service.infer import compute
+from service.infer import compute, failure, respond
 from service.jsontext import json_array, parse_object, render_json
 from service.metrics import Metrics
 from service.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
+from service.protocol import JSON
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.signature import Arrays, Signature
@@ -28,24 +38,16 @@ from service.tensors import flatten, numbers
 
 EXPECTED = '{"instances": [...]}'
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["instances"],
-                    "properties": {"instances": {"type": "array", "items": {}, "minItems": 1}},
-                }
-            },
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in (CONTENT_TYPE, *FORMATS)},
-        },
-    }
-}
+
+def predict_target(path: str) -> str | None:
+    """The model that a `:predict` path names; None for every other path."""
+    match path.split("/"):
+        case ["", "v1", "models", named] if named.endswith(":predict"):
+            return named.removesuffix(":predict")
+    return None
 
 
-def predict_routes(settings: Settings, repository: Repository, metrics: Metrics) -> APIRouter:
+def v1_routes(repository: Repository) -> APIRouter:
     router = APIRouter(tags=["v1"])
 
     @router.get("/v1/models/{name}")
@@ -53,33 +55,53 @@ def predict_routes(settings: Settings, repository: Repository, metrics: Metrics)
         """Whether the model serves."""
         return {"name": repository.find(name).name, "ready": True}
 
-    @router.post("/v1/models/{name}:predict", openapi_extra=_BODY)
-    async def predict(name: str, request: Request) -> Response:
-        """Predictions for rows of numbers, as JSON or .npy, or for one image where the model declares preprocessing."""
-        with metrics.counting("predict") as counted:
-            counted.model = model = repository.find(name)
-            with model:
-                predictions = await _predict(model, request, settings)
-            if isinstance(predictions, bytes):
-                return Response(predictions, media_type=CONTENT_TYPE)
-            return Response(render_json({"predictions": predictions}), media_type="application/json")
-
     return router
 
 
-async def _predict(model: Model, request: Request, settings: Settings) -> Any:
+class Predict:
+    """A plain ASGI endpoint, in front of the framework as `service.infer.Infer` is. Whether the client may ask at all
+    was checked before."""
+
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._metrics = metrics
+
+    async def __call__(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        model: Model | None = None
+        try:
+            if scope["method"] != "POST":
+                raise MethodError(scope["method"], scope["path"], "POST")
+            model = self._repository.find(name)
+            with model:
+                predictions = await _predict(model, scope, receive, self._settings)
+            kind, body = JSON, b""
+            if isinstance(predictions, bytes):
+                kind, body = (b"content-type", CONTENT_TYPE.encode()), predictions
+            else:
+                body = render_json({"predictions": predictions})
+            self._metrics.answered("predict", model)
+            answer = 200, [kind, (b"content-length", b"%d" % len(body))], body
+        except Exception as error:
+            answer = failure(self._metrics, "predict", model, error, scope["headers"])
+            if isinstance(error, ClientGoneError):
+                return
+        await respond(send, *answer)
+
+
+async def _predict(model: Model, scope: Scope, receive: Receive, settings: Settings) -> Any:
     """Predictions in the form of JSON, or the bytes of a .npy."""
-    headers = request_headers(request.scope)
-    body = await read_body(headers, request.receive, settings.max_body_bytes)
+    headers = request_headers(scope)
+    body = await read_body(headers, receive, settings.max_body_bytes)
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
     as_npy = wants_npy(headers.get(b"accept", b"").decode("latin-1"), len(model.session.signature.outputs))
     if kind.startswith("image/"):
-        return await _of_image(model, kind, body, request, settings, as_npy=as_npy)
+        return await _of_image(model, kind, body, scope, settings, as_npy=as_npy)
     if is_npy(kind, body):
         arrays = _given(model.session.signature, body)
-        return await _of_rows(model, arrays, request, settings, as_npy=as_npy)
+        return await _of_rows(model, arrays, scope, settings, as_npy=as_npy)
     instances = _instances(body, kind, settings)
-    return await _of_instances(model, instances, request, settings, as_npy=as_npy)
+    return await _of_instances(model, instances, scope, settings, as_npy=as_npy)
 
 
 def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
@@ -101,20 +123,18 @@ def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
     return instances
 
 
-async def _of_instances(
-    model: Model, instances: list[Any], request: Request, settings: Settings, *, as_npy: bool
-) -> Any:
+async def _of_instances(model: Model, instances: list[Any], scope: Scope, settings: Settings, *, as_npy: bool) -> Any:
     signature = model.session.signature
     columns = _columns(instances, signature)
     if signature.batched:
         arrays = {name: _array(name, values, signature) for name, values in columns.items()}
-        return await _of_rows(model, arrays, request, settings, as_npy=as_npy)
+        return await _of_rows(model, arrays, scope, settings, as_npy=as_npy)
     if as_npy and len(instances) > 1:
         raise NotAcceptableError("without a batch axis each instance is a run, and a .npy holds one; send one instance")
     found = []
     for position in range(len(instances)):
         arrays = {name: _array(name, values[position : position + 1], signature)[0] for name, values in columns.items()}
-        found.append(await _of_rows(model, arrays, request, settings, as_npy=as_npy))
+        found.append(await _of_rows(model, arrays, scope, settings, as_npy=as_npy))
     return found[0] if as_npy else [prediction for run in found for prediction in run]
 
 
@@ -126,13 +146,13 @@ def _given(signature: Signature, body: bytes) -> Arrays:
     return {name: read_npy(name, body)}
 
 
-async def _of_rows(model: Model, arrays: Arrays, request: Request, settings: Settings, *, as_npy: bool) -> Any:
+async def _of_rows(model: Model, arrays: Arrays, scope: Scope, settings: Settings, *, as_npy: bool) -> Any:
     """The predictions of one run in the form of JSON, or the bytes of a .npy."""
     signature = model.session.signature
     rows = signature.check(arrays, settings.max_request_rows)
     if as_npy:
         check_npy(DTYPES[next(iter(signature.outputs.values())).datatype])
-    outputs = await compute(model, arrays, rows, request.scope)
+    outputs = await compute(model, arrays, rows, scope)
     if as_npy:
         return write_npy(next(iter(outputs.values())))
     if not signature.batched:
@@ -181,7 +201,7 @@ def _nesting(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-async def _of_image(model: Model, kind: str, body: bytes, request: Request, settings: Settings, *, as_npy: bool) -> Any:
+async def _of_image(model: Model, kind: str, body: bytes, scope: Scope, settings: Settings, *, as_npy: bool) -> Any:
     how = model.manifest.preprocessing
     signature = model.session.signature
     if how is None or how.input not in signature.inputs:
@@ -193,9 +213,9 @@ async def _of_image(model: Model, kind: str, body: bytes, request: Request, sett
     tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, settings.max_image_pixels)
     arrays = {how.input: tensor}
     if as_npy:
-        return await _of_rows(model, arrays, request, settings, as_npy=True)
+        return await _of_rows(model, arrays, scope, settings, as_npy=True)
     rows = signature.check(arrays, settings.max_request_rows)
-    outputs = await compute(model, arrays, rows, request.scope)
+    outputs = await compute(model, arrays, rows, scope)
     scores = next(iter(outputs.values()))
     if len(outputs) > 1 or scores.ndim != 2:
         return [_named({name: array[row, ...] for name, array in outputs.items()}) for row in range(rows)]
