@@ -46,6 +46,12 @@ class Block(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+class ResNet(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        """As Sequential's, but for the input's name."""
+        return super().forward(x)
+
+
 def _resnet(counts: tuple[int, ...], wider: int, layers: Callable[[int, int, int], Layers]) -> nn.Module:
     blocks: list[nn.Module] = []
     before = WIDTHS[0]
@@ -55,7 +61,7 @@ def _resnet(counts: tuple[int, ...], wider: int, layers: Callable[[int, int, int
             blocks.append(Block(layers(before, width, stride), stride))
             before = wider * width
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
+    return ResNet(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
 
 
 def _unit(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:

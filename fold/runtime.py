@@ -61,21 +61,24 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
-    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; `record_placement` lets `placement`
-    tell where each node runs; without `optimised` the graph runs node by node as it is written. Raises
-    `ProviderUnavailableError` if `cuda` was asked for and the session would not run there, `BnfoldError` if the model
-    cannot be loaded.
+    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; they spin while a run lasts, and
+    with `spinning` between two runs as well, which burns whole cores; `record_placement` lets `placement` tell
+    where each node runs; without `optimised` the graph runs node by node as it is written. Raises
+    `ProviderUnavailableError` if `cuda` was asked for and the session would not run there, `BnfoldError` if the
+    model cannot be loaded.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
     if threads:
         options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     wanted = resolve_provider(provider)
+    # Between two operators threads take longer to wake than many an operator does; where a GPU computes they only wait.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning or wanted == "cpu" else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "0" if spinning else "1")
     providers: list[Any]
     if wanted == "cuda":
         if PROVIDERS["cuda"] not in ort.get_available_providers():
