@@ -163,9 +163,9 @@ def beside_export(name: str) -> Export:
     return Export(name, report.batchnorms, len(report.kept), exported - started, folded - exported)
 
 
-def resident(field: str) -> int:
-    """Bytes that Linux counts as resident for this process: `VmRSS` now, `VmHWM` at most since it started."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+def resident(field: str, pid: int | str = "self") -> int:
+    """Bytes that Linux counts as resident for a process: `VmRSS` now, `VmHWM` at most since it started."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return 1024 * int(found.group(1))
 

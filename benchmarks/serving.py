@@ -120,6 +120,13 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def infer_body(x: np.ndarray) -> tuple[bytes, int]:
+    """A request for a float32 input `x` in binary, and the length of its JSON; the answer comes in binary, too."""
+    tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return header + x.tobytes(), len(header)
+
+
 def ours(p: Published, name: str, *options: str, as_json: bool = False) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "fold", "serve", str(p.repository), "--port", str(port), "--provider", "cpu"]
@@ -128,11 +135,9 @@ def ours(p: Published, name: str, *options: str, as_json: bool = False) -> Serve
         headers = {"Content-Type": "application/json"}
         request = Request(port, "/v1/models/net:predict", body, headers, partial(_json_right, p, "predictions"))
     else:
-        tensor = {"name": "x", "shape": list(p.x.shape), "datatype": "FP32"}
-        tensor["parameters"] = {"binary_data_size": p.x.nbytes}
-        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        headers = {"Inference-Header-Content-Length": str(len(header))}
-        request = Request(port, "/v2/models/net/infer", header + p.x.tobytes(), headers, partial(_bytes_right, p))
+        body, length = infer_body(p.x)
+        headers = {"Inference-Header-Content-Length": str(length)}
+        request = Request(port, "/v2/models/net/infer", body, headers, partial(_bytes_right, p))
     return Server(name, [*command, *options], request)
 
 

@@ -11,7 +11,6 @@ deployment does it; every answer is held against the version that it says it is 
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import re
@@ -32,7 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.folding import machine, randomise
-from benchmarks.serving import free_port
+from benchmarks.scaling import resident
+from benchmarks.serving import free_port, infer_body
 from fold.convert import Source, Target, convert
 from fold.runtime import open_session, run
 from models.cnn import cnn
@@ -64,10 +64,8 @@ class Client:
 
     def __init__(self, port: int, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
         self._port = port
-        tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
-        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        body = header + x.tobytes()
-        head = f"POST /v2/models/net/infer HTTP/1.1\r\nHost: soak\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        body, length = infer_body(x)
+        head = f"POST /v2/models/net/infer HTTP/1.1\r\nHost: soak\r\nInference-Header-Content-Length: {length}\r\n"
         self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self._expected = expected
         self._idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -177,13 +175,6 @@ async def reload(repository: Path, port: int, every: float, done: asyncio.Event)
     return count
 
 
-def resident(pid: int) -> int:
-    """Bytes."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
-
-
 async def soak(repository: Path, port: int, pid: int, client: Client, seconds: float, every: float) -> list[int]:
     """The run itself. Returns the memory at each of its seconds."""
     await client.connect(CONNECTIONS)
@@ -199,7 +190,7 @@ async def soak(repository: Path, port: int, pid: int, client: Client, seconds: f
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("soaking", total=seconds)
             while not done.is_set():
-                memory.append(resident(pid))
+                memory.append(resident("VmRSS", pid))
                 progress.update(task, advance=1, description=f"{memory[-1] / 1e6:.0f} MB")
                 await asyncio.sleep(1)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
-from target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of
+from target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of, extremes
 from tritonclient.utils import InferenceServerException
 
 FACES = pytest.mark.parametrize("face", ["sync", "aio"])
@@ -94,19 +94,6 @@ def echoes(model: Model) -> dict[str, str]:
     if not pairs:
         pytest.skip("no output of this model gives an input back")
     return pairs
-
-
-def extremes(array: np.ndarray) -> np.ndarray:
-    """Of its type and shape, the largest and the smallest there is, and all that is not finite."""
-    if array.dtype.kind == "b":
-        edge: list[Any] = [True, False]
-    elif array.dtype.kind in "iu":
-        edge = [np.iinfo(array.dtype).max, np.iinfo(array.dtype).min, 1]
-    elif array.dtype.kind == "O":
-        edge = ["", "\0", "\U0001f600", '"\\']
-    else:
-        edge = [math.nan, math.inf, -math.inf, -0.0, 1e-7, 65504]
-    return np.resize(np.array(edge, array.dtype), array.shape)
 
 
 @FACES

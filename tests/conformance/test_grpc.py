@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as sync_grpc
 import tritonclient.grpc.aio as aio_grpc
-from target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, wire
+from target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, extremes, wire
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
@@ -183,18 +183,6 @@ def test_every_value_comes_back_as_it_went(model: Model, call: Callable[..., Any
     found = outputs_of(call("infer", model.name, inputs(model, arrays)))
     for name, output in pairs.items():
         assert wire(found[output]) == wire(arrays[name])
-
-
-def extremes(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "b":
-        edge: list[Any] = [True, False]
-    elif array.dtype.kind in "iu":
-        edge = [np.iinfo(array.dtype).max, np.iinfo(array.dtype).min, 1]
-    elif array.dtype.kind == "O":
-        edge = ["", "\0", "\U0001f600", '"\\']
-    else:
-        edge = [np.nan, np.inf, -np.inf, -0.0, 1e-7, 65504]
-    return np.resize(np.array(edge, array.dtype), array.shape)
 
 
 def test_without_a_list_all_outputs_come(model: Model, call: Callable[..., Any]) -> None:

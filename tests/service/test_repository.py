@@ -169,13 +169,19 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return gate
 
 
+async def loading(repository: Repository, folder: Path, gate: threading.Event) -> "asyncio.Task[None]":
+    """A new model that is being loaded, for as long as the gate is closed."""
+    served.net(folder, "new")
+    gate.clear()
+    task = asyncio.create_task(repository.load_model("new"))
+    while "new/1" not in states(repository):
+        await asyncio.sleep(0.001)
+    return task
+
+
 def test_a_version_is_loading_while_it_is_loaded(folder: Path, gate: threading.Event) -> None:
     async def use(repository: Repository) -> None:
-        served.net(folder, "new")
-        gate.clear()
-        task = asyncio.create_task(repository.load_model("new"))
-        while "new/1" not in states(repository):
-            await asyncio.sleep(0.001)
+        task = await loading(repository, folder, gate)
         assert states(repository)["new/1"] == "LOADING"
         with pytest.raises(NotReadyError, match="model new/1 is not ready: it is being loaded"):
             repository.find("new")
@@ -188,11 +194,7 @@ def test_a_version_is_loading_while_it_is_loaded(folder: Path, gate: threading.E
 
 def test_stopping_ends_what_is_being_loaded(folder: Path, gate: threading.Event) -> None:
     async def use(repository: Repository) -> None:
-        served.net(folder, "new")
-        gate.clear()
-        task = asyncio.create_task(repository.load_model("new"))
-        while "new/1" not in states(repository):
-            await asyncio.sleep(0.001)
+        task = await loading(repository, folder, gate)
         repository.stop_loading()
         gate.set()
         with pytest.raises(NotReadyError, match="the service is stopping"):

@@ -200,3 +200,16 @@ def _strings(content: bytes) -> list[str]:
         found.append(content[offset + 4 : offset + 4 + length].decode())
         offset += 4 + length
     return found
+
+
+def extremes(array: np.ndarray) -> np.ndarray:
+    """Of its type and shape, the largest and the smallest there is, and all that is not finite."""
+    if array.dtype.kind == "b":
+        edge: list[Any] = [True, False]
+    elif array.dtype.kind in "iu":
+        edge = [np.iinfo(array.dtype).max, np.iinfo(array.dtype).min, 1]
+    elif array.dtype.kind == "O":
+        edge = ["", "\0", "\U0001f600", '"\\']
+    else:
+        edge = [np.nan, np.inf, -np.inf, -0.0, 1e-7, 65504]
+    return np.resize(np.array(edge, array.dtype), array.shape)
