@@ -25,7 +25,7 @@ from service.equivalence import Equivalence, equivalence_routes
 from service.errors import NotFoundError, ServiceError, error_body
 from service.exchange import infer_target
 from service.front import front
-from service.infer import Infer, error_answer
+from service.infer import Infer, error_answer, failure, respond
 from service.logs import configure
 from service.metadata import metadata_routes, package_version
 from service.metrics import Metrics
@@ -103,26 +103,23 @@ class Application(FastAPI):
         self.watcher.forget(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope.get("root_path"):
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope.get("root_path"):
             scope = _without_doubled_prefix(scope)
-        if scope["type"] == "http" and self.access.guarded:
-            try:
-                self.access.check(scope["path"].removeprefix(scope.get("root_path", "")), scope["headers"])
-            except ServiceError as error:
-                self.metrics.failed("access", None, error)
-                headers, body = error_answer(error)
-                await send({"type": "http.response.start", "status": error.status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                return
-        if scope["type"] == "http":
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if (target := infer_target(path)) is not None:
-                await self.infer(target, scope, receive, send)
-                return
-            if (name := predict_target(path)) is not None:
-                await self.predict(name, scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        try:
+            self.access.check(path, scope["headers"])
+        except ServiceError as error:
+            await respond(send, *failure(self.metrics, "access", None, error, scope["headers"]))
+            return
+        if (target := infer_target(path)) is not None:
+            await self.infer(target, scope, receive, send)
+        elif (name := predict_target(path)) is not None:
+            await self.predict(name, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()

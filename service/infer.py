@@ -70,15 +70,15 @@ class Infer:
 
     def begin(self, target: Target, headers: Headers, body: bytes, exchange: Exchange) -> None:
         """The short way: everything up to the queue at once, and the rest when the batch is done."""
-        model: Model | None = None
+        model, route = None, "access"
         try:
-            if self._access.guarded:
-                self._access.check(INFER, headers)
+            self._access.check(INFER, headers)
+            route = "infer"
             model = self._repository.find(*target)
             request, rows = self._read(model, body, dict(headers).get(LENGTH_HEADER))
             ticket = _submit(model, request.inputs, rows, request.priority, request.timeout)
         except Exception as error:
-            exchange.answer(*failure(self._metrics, "infer", model, error, headers))
+            exchange.answer(*failure(self._metrics, route, model, error, headers))
             return
         exchange.withdraw = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
         ticket.result.add_done_callback(partial(self._finish, model, request, rows, exchange))
