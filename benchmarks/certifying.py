@@ -22,7 +22,8 @@ from benchmarks.folding import machine, markdown, randomise
 from benchmarks.scaling import resident
 from fold.artifact import ModelVersion, read_version
 from fold.certificate import certify
-from fold.convert import Source, Target, convert
+from fold.convert import Target, convert
+from fold.sources.source import Source
 
 
 @dataclass(frozen=True)

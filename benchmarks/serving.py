@@ -35,8 +35,9 @@ from rich.table import Table
 from benchmarks.folding import machine, randomise
 from benchmarks.servers import PEERS, Running, Server, environment, mlserver_folder
 from benchmarks.wrk import Load, Request, load
-from fold.convert import Source, Target, convert
+from fold.convert import Target, convert
 from fold.runtime import open_session, run
+from fold.sources.source import Source
 
 MODELS = {"digits": ("models.cnn:cnn", (1, 8, 8)), "resnet18": ("benchmarks.networks:resnet18", (3, 64, 64))}
 RUNTIME = f"onnxruntime=={onnxruntime.__version__}"

@@ -33,8 +33,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from benchmarks.folding import machine, randomise
 from benchmarks.scaling import resident
 from benchmarks.serving import free_port, infer_body
-from fold.convert import Source, Target, convert
+from fold.convert import Target, convert
 from fold.runtime import open_session, run
+from fold.sources.source import Source
 from models.cnn import cnn
 
 if TYPE_CHECKING:

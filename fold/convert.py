@@ -3,7 +3,7 @@
 import gc
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,18 +38,7 @@ from fold.precision import Precision, ranged, reduce
 from fold.report import FoldReport
 from fold.rewrite import round_weights
 from fold.runtime import Provider
-from fold.unfolded import read_onnx
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to fold: a checkpoint with its architecture and input shapes, a `.pt2`, or an `.onnx`."""
-
-    path: Path
-    arch: str | None = None
-    arch_args: Sequence[str] = ()
-    inputs: Sequence[str] = ()
-    trust: bool = False
+from fold.sources.source import Source, read_source
 
 
 @dataclass(frozen=True)
@@ -92,17 +81,6 @@ class Conversion:
         }
 
 
-@dataclass(frozen=True)
-class _Unfolded:
-    """A source that was read: the unfolded graph, how to write the reference, and defaults that the file brought."""
-
-    model: ir.Model
-    reference: Literal["reference.pt2", "unfolded.onnx"]
-    write_reference: Callable[[Path], None]
-    described: dict[str, Any]
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
 class _ProofFailedError(Exception):
     """Leaves the block of `new_version` so that nothing is published."""
 
@@ -126,7 +104,7 @@ def convert(
     version = target.version or next_version(target.repository, name)
     refuse_version(target.repository, name, version)  # before minutes are spent on what could not be published
     announce(f"reading {source.path}")
-    unfolded = _read(source, announce)
+    unfolded = read_source(source, announce)
     changes = tuple(unfolded.described.get("changes", ()))
     announce("folding")
     folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision != "fp32")
@@ -193,58 +171,6 @@ def convert(
     return Conversion(target.repository / name / str(version), name, version, report, certificate, changes, stored_in)
 
 
-def _read(source: Source, announce: Callable[[str], None]) -> _Unfolded:
-    if not source.path.is_file():
-        raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
-    if source.path.suffix == ".onnx":
-        return _read_onnx(source)
-    # PyTorch takes seconds to import, and an .onnx needs none of it.
-    from fold import checkpoint, export  # noqa: PLC0415
-
-    metadata: dict[str, Any] = {}
-    described: dict[str, Any] = {}
-    if source.path.suffix == ".pt2":
-        if not source.trust:
-            raise BnfoldError(
-                f"{source.path}: opening a .pt2 can run code; pass --trust if you know where the file comes from"
-            )
-        program = checkpoint.load_program(source.path, trust=True)
-        described = {"kind": "pt2"}
-    else:
-        loaded = checkpoint.load_checkpoint(source.path)
-        metadata = loaded.metadata
-        if source.arch is None:
-            raise BnfoldError(
-                f"{source.path}: holds weights alone; name their architecture with --arch module:callable"
-            )
-        arguments = {**_mapping(metadata.get("arch_args")), **checkpoint.parse_arch_args(source.arch_args)}
-        module = checkpoint.build_module(loaded, source.arch, arguments)
-        del loaded  # its weights are in the module now, and are not held twice
-        shapes = [checkpoint.parse_input(text) for text in source.inputs or metadata.get("inputs", ())]
-        if not shapes:
-            raise BnfoldError(
-                f"{source.path}: give the shape of one input without the batch, such as --input 3,224,224"
-            )
-        announce("exporting")
-        program = export.export_program(module, checkpoint.example_inputs(module, shapes))
-        del module  # the program has a copy
-        described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments}
-    model = export.export_graph(program)
-    return _Unfolded(model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata)
-
-
-def _read_onnx(source: Source) -> _Unfolded:
-    read, folder = read_onnx(source.path), source.path.absolute().parent
-    described = {
-        "kind": "onnx",
-        "opset": read.lifted.opset,
-        "ir_version": read.given.model.ir_version,
-        "changes": read.lifted.notes,
-        "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.beside},
-    }
-    return _Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described)
-
-
 def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
     if target.labels is None:
         return tuple(str(label) for label in metadata.get("labels") or ()) or None
@@ -269,7 +195,3 @@ def _preprocessing(target: Target, metadata: dict[str, Any], model: ir.Model) ->
     if found is not None and found.input not in names:
         raise BnfoldError(f"{where}: the model has no input {found.input!r}; it takes {', '.join(map(str, names))}")
     return found
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, dict) else {}

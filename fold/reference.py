@@ -170,7 +170,7 @@ def load_reference(version: ModelVersion, *, provider: "Provider" = "cpu", unfol
 def _load_single(version: ModelVersion) -> Reference:
     if version.manifest.reference == "unfolded.onnx":
         return GraphReference(version.reference_file)
-    from fold.checkpoint import load_program  # noqa: PLC0415
+    from fold.sources.archive import load_program  # noqa: PLC0415
 
     program = load_program(version.reference_file)
     inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))

@@ -43,7 +43,7 @@ def load_unfolded(version: ModelVersion) -> ir.Model:
     """The graph that `version` was folded from, made again from its reference. Imports PyTorch for a `.pt2`."""
     if version.manifest.reference == "unfolded.onnx":
         return read_onnx(version.reference_file).model
-    from fold.checkpoint import load_program  # noqa: PLC0415
     from fold.export import export_graph  # noqa: PLC0415
+    from fold.sources.archive import load_program  # noqa: PLC0415
 
     return export_graph(load_program(version.reference_file))

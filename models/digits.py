@@ -25,8 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fold.checkpoint import load_architecture, parse_arch_args
 from fold.errors import BnfoldError
+from fold.sources.architecture import load_architecture, parse_arch_args
 
 CLASSES = 10
 SIZE = 8

@@ -12,7 +12,8 @@ import pytest
 import torch
 from folding import architecture, randomise
 
-from fold.convert import Source, Target, convert
+from fold.convert import Target, convert
+from fold.sources.source import Source
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; .ci/run installs it")

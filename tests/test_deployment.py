@@ -21,7 +21,7 @@ import typer
 import yaml
 
 import fold.cli
-from fold.checkpoint import load_architecture
+from fold.sources.architecture import load_architecture
 from models import digits
 from service.app import create_app
 from service.settings import Settings, load_settings

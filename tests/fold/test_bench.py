@@ -20,10 +20,11 @@ from fold import bench
 from fold.artifact import ModelVersion, read_version, write_manifest
 from fold.bench import AnswersDifferError, bench_version, interleaved, parse_batches, summarise
 from fold.bench_report import bench_table, write_picture
-from fold.convert import Source, Target, convert
+from fold.convert import Target, convert
 from fold.errors import BnfoldError
 from fold.machine import Machine, this_machine
 from fold.runtime import open_session
+from fold.sources.source import Source
 
 SVG = "{http://www.w3.org/2000/svg}"
 

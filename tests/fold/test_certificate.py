@@ -19,11 +19,12 @@ from fold import affine, certificate, graph
 from fold.affine import Gauge, Reading
 from fold.artifact import ModelVersion, read_version, write_manifest
 from fold.certificate import Certificate, certify
-from fold.convert import Conversion, Source, Target, convert
+from fold.convert import Conversion, Target, convert
 from fold.errors import BnfoldError
 from fold.gauge import Gauges
 from fold.laws import normalisation
 from fold.onnxfile import save_graph
+from fold.sources.source import Source
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "certificate.schema.json").read_text())
 NAMES = ("cnn", "preact_resnet", "mobilenet", "repvgg")

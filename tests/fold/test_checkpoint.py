@@ -9,17 +9,12 @@ from folding import architecture
 from safetensors.torch import save_file
 from torch import nn
 
-from fold.checkpoint import (
-    build_module,
-    example_inputs,
-    load_architecture,
-    load_checkpoint,
-    load_program,
-    parse_arch_args,
-    parse_input,
-)
 from fold.errors import BnfoldError
 from fold.export import export_program, save_program
+from fold.sources.architecture import build_module, load_architecture, parse_arch_args
+from fold.sources.archive import load_program
+from fold.sources.checkpoint import load_checkpoint
+from fold.sources.shapes import example_inputs, parse_input
 
 
 class Malicious:

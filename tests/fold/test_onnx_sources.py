@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from fold import lift
 from fold.artifact import read_version
 from fold.certificate import certify
-from fold.convert import Conversion, Source, Target, convert
+from fold.convert import Conversion, Target, convert
 from fold.errors import BnfoldError
+from fold.sources.source import Source
 from service.repository import Repository
 from service.settings import Settings
 

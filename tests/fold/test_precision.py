@@ -20,7 +20,7 @@ from fold.artifact import ModelVersion, Preprocessing, read_version, write_manif
 from fold.canary import sing
 from fold.certificate import Certificate, certify
 from fold.cli import main
-from fold.convert import Conversion, Source, Target, convert
+from fold.convert import Conversion, Target, convert
 from fold.engine import fold_graph
 from fold.errors import BnfoldError
 from fold.graph import constant
@@ -29,6 +29,7 @@ from fold.onnxfile import read_graph, save_graph
 from fold.precision import ranged, reduce
 from fold.rewrite import nearest, round_weights
 from fold.runtime import open_session, run
+from fold.sources.source import Source
 from fold.unfolded import load_unfolded
 from fold.verify import compare
 

@@ -20,9 +20,10 @@ from folding import ARCHITECTURES, architecture, randomise
 
 from fold.artifact import read_version
 from fold.certificate import certify
-from fold.checkpoint import load_program
-from fold.convert import Conversion, Source, Target, convert
+from fold.convert import Conversion, Target, convert
 from fold.runtime import PROVIDERS, cuda_devices, open_session, placement, run
+from fold.sources.archive import load_program
+from fold.sources.source import Source
 
 PROVIDER = os.environ.get("BNFOLD_GPU_TEST_PROVIDER", "cuda")
 pytestmark = [

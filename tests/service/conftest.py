@@ -34,7 +34,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with `net`, versions 1 and 2, folded from an `.onnx`: copy it before changing anything."""
-    from fold.convert import Source, Target, convert  # noqa: PLC0415  # what it imports few tests need
+    from fold.convert import Target, convert  # noqa: PLC0415  # what it imports few tests need
+    from fold.sources.source import Source  # noqa: PLC0415  # what it imports few tests need
 
     folder = tmp_path_factory.mktemp("folded")
     served.net(folder / "source")

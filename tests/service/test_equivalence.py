@@ -124,7 +124,8 @@ def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch  # noqa: PLC0415  # as below
     from folding import architecture, randomise  # noqa: PLC0415
 
-    from fold.convert import Source, Target, convert  # noqa: PLC0415  # what it imports no other test here needs
+    from fold.convert import Target, convert  # noqa: PLC0415  # what it imports no other test here needs
+    from fold.sources.source import Source  # noqa: PLC0415  # what it imports no other test here needs
 
     folder = tmp_path_factory.mktemp("torch")
     torch.save(randomise(architecture("cnn"), seed=3).state_dict(), folder / "cnn.pt")

@@ -1,0 +1,50 @@
+"""The command line: a thin caller of what the library does.
+
+Exit 0: done. 1: the proof failed. 2: bad input or usage, said in one line on stderr.
+"""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from fold.cli.bench import bench
+from fold.cli.fold import fold
+from fold.cli.options import INTERRUPTED, complain
+from fold.cli.serve import serve
+from fold.cli.verify import verify
+from fold.errors import BnfoldError
+
+# Typer's own base of usage errors: click's in older versions, its own copy of click in newer ones.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="bnfold",
+    help="Fold trained BatchNorm into the weights around it, prove that the model is the same, and serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (fold, verify, bench, serve):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit the process with its code."""
+    warnings.simplefilter("ignore")  # of libraries, to which a user can do nothing
+    try:
+        code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
+    except BnfoldError as error:
+        code = complain(str(error))
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "bnfold"
+        code = complain(f"{error.format_message()} See {command} --help.")
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has left; python would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,56 @@
+"""`bnfold bench`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from fold.cli.options import PROOF_FAILED, AsJson, Seed, complain, console, print_json, version_folder
+
+
+def bench(
+    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
+    batch: Annotated[str | None, typer.Option(metavar="N,N,…", help="Rows in one run [1,8,32].")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How often each graph is timed.")] = 50,
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to measure; auto is everywhere that is present.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = 0,
+    seed: Seed = 0,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the latencies as bars.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a published model unfolded and folded, in turn, after both were seen to answer right."""
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
+    from fold.bench_report import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
+
+    batches = None if batch is None else parse_batches(batch)
+    if picture is not None:
+        check_picture(picture)
+    try:
+        # a status that turns 12 times a second would take its share of what is measured
+        with console.status("starting", refresh_per_second=1) as status:
+            benchmark = bench_version(
+                read_version(version_folder(model_dir)),
+                batches=batches,
+                rounds=rounds,
+                provider=provider,
+                threads=threads,
+                seed=seed,
+                announce=lambda step: status.update(escape(step)),
+            )
+    except AnswersDifferError as error:
+        raise typer.Exit(complain(str(error), PROOF_FAILED)) from error
+    if as_json:
+        print_json(benchmark.to_dict())
+    else:
+        console.print(f"[bold]{escape(benchmark.model)}[/] version {benchmark.version}", highlight=False)
+        for line in captions(benchmark):
+            console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print()
+        console.print(bench_table(benchmark))
+    if picture is not None:
+        write_picture(picture, benchmark)
+        console.print(f"drawn {escape(str(picture))}", soft_wrap=True, highlight=False)

@@ -1,0 +1,49 @@
+"""What the commands share: options that they have in common, and how they speak. Tables and progress go to stderr, and
+`--json` prints one object on stdout, so that a program can always read stdout."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+console = Console(stderr=True)
+
+Provider = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where ONNX Runtime computes; auto takes a GPU if there is one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many inputs to draw for the proof.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the inputs that are drawn.")]
+SourceFile = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors), .pt2 or .onnx.")
+]
+Arch = Annotated[str | None, typer.Option(metavar="MODULE:CALLABLE", help="What makes the module of a state_dict.")]
+ArchArg = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for it.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="SHAPE", help="An input without the batch: 3,224,224 or name:3,224,224:float32."),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Open a file that can run code of its author.")]
+
+
+def complain(message: str, code: int = BAD_INPUT) -> int:
+    """One line on stderr; returns the exit code."""
+    sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
+    return code
+
+
+def print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def version_folder(model_dir: Path) -> Path:
+    """The latest version in REPOSITORY/NAME; what is no such folder is taken for a version itself."""
+    from fold.artifact import version_numbers  # noqa: PLC0415
+
+    numbers = version_numbers(model_dir)
+    return model_dir / str(numbers[-1]) if numbers else model_dir

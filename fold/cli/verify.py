@@ -1,0 +1,67 @@
+"""`bnfold verify`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from fold.cli.options import PROOF_FAILED, AsJson, Provider, Samples, Seed, console, print_json, version_folder
+from fold.errors import BnfoldError
+
+
+def verify(
+    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by input name, or a folder of such files or images."),
+    ] = None,
+    samples: Samples = 16,
+    seed: Seed = 0,
+    provider: Provider = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must be in.")
+    ] = None,
+    search: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Search so long for the largest difference.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a published model again, on this machine, from its directory alone."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
+
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.certificate import certify  # noqa: PLC0415
+    from fold.inputs import read_inputs  # noqa: PLC0415
+    from fold.report import certificate_table  # noqa: PLC0415
+
+    folder = version_folder(model_dir)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(f"reading {escape(str(folder))}", total=None)
+        version = read_version(folder)
+        if precision not in (None, version.manifest.precision):
+            raise BnfoldError(
+                f"{version.model_file}: is in {version.manifest.precision}, not in {precision}; "
+                f"fold the model again with --precision {precision}"
+            )
+        certificate = certify(
+            version,
+            None if inputs is None else read_inputs(inputs, version.manifest),
+            samples=samples,
+            seed=seed,
+            provider=provider,
+            search_seconds=search,
+            announce=lambda step: shown.reset(task, total=None, description=escape(step)),
+            progress=lambda step, steps, found: shown.update(
+                task, total=steps, completed=step, description=f"searching: {found:.3g} found"
+            ),
+        )
+    if as_json:
+        print_json({"model": version.manifest.name, "version": version.manifest.version, **certificate.to_dict()})
+    else:
+        console.print(certificate_table(certificate))
+    colour = "green" if certificate else "red"
+    console.print(f"[{colour}]{escape(certificate.message)}[/]", soft_wrap=True, highlight=False)
+    if not certificate:
+        raise typer.Exit(PROOF_FAILED)
