@@ -16,10 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fold.errors import BnfoldError
 
@@ -39,6 +46,9 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 """The Open Inference Protocol's datatypes that numpy has, by their name there."""
 
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
+"""In which type a graph computes. `tf32` is stored in float32, and a GPU rounds the factors of products to 11 bits."""
+
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
 ABANDONED_SECONDS = 24 * 3600
@@ -57,16 +67,37 @@ class TensorSpec(_Strict):
 
 
 class Preprocessing(_Strict):
-    """How an image becomes the tensor `input`: decode to `mode`, resize to `height` by `width` (bilinear), then
-    `(pixel * scale - mean) / std` for each channel, laid out as N, C, H, W. Pixels are 0 to 255."""
+    """How an image becomes the tensor `input`: decode to `mode`, bring to `height` by `width`, then
+    `(pixel * scale - mean) / std` for each channel, laid out as `layout` says. Pixels are 0 to 255.
+
+    To `height` by `width` it is resized (bilinear), or, with `resize` and `crop`, resized until its shorter edge is
+    `resize` and then cut out of the centre.
+    """
 
     input: str
     mode: Literal["L", "RGB"]
     height: Annotated[int, Field(gt=0, le=8192)]
     width: Annotated[int, Field(gt=0, le=8192)]
+    resize: Annotated[int, Field(gt=0, le=8192)] | None = None
+    crop: Literal["center"] | None = None
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode == "L" else 3
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.resize is None) != (self.crop is None):
+            raise PydanticCustomError("resize_and_crop", "resize and crop belong together")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise PydanticCustomError("resize_and_crop", "resize is smaller than what is to be cut out of the image")
+        if {len(self.mean), len(self.std)} - {1, self.channels}:
+            raise PydanticCustomError("channels", "mean and std have one number, or one for each channel of mode")
+        return self
 
 
 class Manifest(_Strict):
@@ -89,10 +120,14 @@ class Manifest(_Strict):
     digest: str = ""
 
     @property
-    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
+    def precision(self) -> PrecisionName:
         """In which type the graph computes; one that was published before there was a choice does so in float32."""
-        precision: Literal["fp32", "fp16", "bf16"] = self.fold.get("precision", {}).get("type", "fp32")
+        precision: PrecisionName = self.fold.get("precision", {}).get("type", "fp32")
         return precision
+
+    def precision_on(self, provider: str) -> PrecisionName:
+        """In which type the graph computes on `cpu` or `cuda`: a CPU has no TF32, and computes such a graph in fp32."""
+        return "fp32" if self.precision == "tf32" and provider == "cpu" else self.precision
 
     @property
     def batched(self) -> bool:
@@ -147,7 +182,7 @@ def read_version(path: Path) -> ModelVersion:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise BnfoldError(f"{file}: {where}: {first['msg']}; fold the model again") from error
-    if manifest.digest != _manifest_digest(manifest):
+    if manifest.digest != _digest(json.loads(text)):
         raise BnfoldError(f"{file}: was changed after it was written (its digest differs); fold the model again")
     for name, expected in manifest.files.items():
         try:
@@ -216,7 +251,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Digest every file in `folder`, complete the manifest with them and write it."""
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
     complete = manifest.model_copy(update={"files": files, "digest": ""})
-    complete = complete.model_copy(update={"digest": _manifest_digest(complete)})
+    complete = complete.model_copy(update={"digest": _digest(complete.model_dump(mode="json"))})
     (folder / "manifest.json").write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return complete
 
@@ -240,7 +275,11 @@ def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 64) -> None:
-    """`config.pbtxt` beside the versions, so that Triton serves the same folder."""
+    """`config.pbtxt` beside the versions, so that Triton serves the same folder.
+
+    Triton prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and its CUDA provider computes in
+    TF32 only where that is what the manifest's verdict holds for.
+    """
 
     def entry(tensor: dict[str, Any]) -> str:
         dims = ", ".join(map(str, tensor["dims"]))
@@ -253,7 +292,13 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
     for kind, tensors in triton_tensors(manifest).items():
         text += f"{kind} [\n" + ",\n".join(map(entry, tensors)) + "\n]\n"
     if manifest.batched:
-        text += "dynamic_batching { }\n"
+        sizes = [1 << power for power in range(max_batch_size.bit_length()) if 1 << power < max_batch_size]
+        text += f"dynamic_batching {{ preferred_batch_size: [ {', '.join(map(str, [*sizes, max_batch_size]))} ] }}\n"
+    tf32 = int(manifest.precision == "tf32")
+    text += (
+        "optimization { execution_accelerators { gpu_execution_accelerator: [\n"
+        f'  {{ name: "cuda" parameters {{ key: "use_tf32" value: "{tf32}" }} }}\n] }} }}\n'
+    )
     text += "version_policy { latest { num_versions: 1 } }\n"
     partial = model / f"{INCOMING}{os.getpid()}-config.pbtxt"
     partial.write_text(text, encoding="utf-8")
@@ -265,8 +310,9 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _manifest_digest(manifest: Manifest) -> str:
-    content = manifest.model_dump(mode="json", exclude={"digest"})
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of the manifest as it is written, so that keys which came later do not change it."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

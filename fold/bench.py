@@ -29,7 +29,7 @@ from fold.inputs import Arrays, draw_inputs
 from fold.machine import Machine, this_machine, tool_versions
 from fold.onnxfile import save_graph
 from fold.reference import Reference, load_reference
-from fold.runtime import Provider, open_session, provider_of, resolve_provider, run
+from fold.runtime import CudaOptions, Provider, device_number, open_session, provider_of, resolve_provider, run
 from fold.unfolded import load_unfolded
 from fold.verify import compare
 
@@ -183,7 +183,7 @@ def bench_version(
         unfolded=sizes["unfolded"],
         folded=sizes["folded"],
         measurements=tuple(sorted(measurements, key=lambda one: providers.index(one.provider))),
-        machine=this_machine(gpu="cuda" in providers),
+        machine=this_machine(gpu=any(where != "cpu" for where in providers)),
         versions=tool_versions(),
     )
 
@@ -232,6 +232,7 @@ def _choose_batches(manifest: Manifest, batches: Sequence[int] | None) -> Sequen
 
 def _present(provider: Provider) -> list[Provider]:
     if provider != "auto":
+        device_number(provider)
         return [provider]
     return ["cpu", "cuda"] if resolve_provider("auto") == "cuda" else ["cpu"]
 
@@ -256,10 +257,17 @@ def _open_graphs(
             sizes[name] = GraphSize(origin.name, kinds.count("BatchNormalization"), len(kinds), precision)
         announce("opening both graphs in ONNX Runtime")
         sessions = {
-            where: {name: open_session(file, provider=where, threads=threads) for name, file in files.items()}
+            where: {
+                name: open_session(file, provider=where, threads=threads, cuda=_options(version.manifest, name))
+                for name, file in files.items()
+            }
             for where in providers
         }
     return sizes, sessions
+
+
+def _options(manifest: Manifest, name: str) -> CudaOptions:
+    return CudaOptions(tf32=name == "folded" and manifest.precision == "tf32")
 
 
 def _checked_rows(manifest: Manifest, batch: int) -> int:
@@ -287,7 +295,7 @@ def _check(
         output: np.concatenate([part[output] for part in parts]) if manifest.batched else array
         for output, array in parts[0].items()
     }
-    precision = manifest.precision if name == "folded" else "fp32"
+    precision = manifest.precision_on(provider_of(session)) if name == "folded" else "fp32"
     verdict = compare(truth, answers, inputs, provider=provider_of(session), precision=precision)
     if not verdict:
         raise AnswersDifferError(f"{where}: {verdict.message}; no times are reported")

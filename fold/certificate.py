@@ -20,10 +20,10 @@ from fold.locate import Located, of_algebra, of_rounding, of_run_time
 from fold.machine import this_machine, tool_versions
 from fold.memory import release_large_blocks, release_memory
 from fold.onnxfile import read_graph
-from fold.precision import as_stored, run_unfolded
+from fold.precision import as_stored, refuse_tf32, run_unfolded
 from fold.reference import load_reference, open_graph
 from fold.rounding import Rounding, check_rounding
-from fold.runtime import Provider, open_session, provider_of, run
+from fold.runtime import CudaOptions, Provider, open_session, provider_of, run
 from fold.unfolded import load_unfolded
 from fold.verdict import Verdict
 from fold.verify import compare, in_chunks
@@ -119,6 +119,7 @@ def certify(
     specs, opened = version.manifest.inputs, bool(version.manifest.fold.get("open_activations"))
     given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, inputs)
     user, precision = None if inputs is None else given, version.manifest.precision
+    refuse_tf32(precision, provider, str(version.model_file))
     announce("making the unfolded graph again")
     unfolded = load_unfolded(version) if unfolded is None else unfolded
     announce("algebra: both graphs in float64")
@@ -162,7 +163,7 @@ def certify(
     release_memory()
     announce("run time: the served graph against float64")
     rows = ROWS if version.manifest.batched else 0
-    session = open_session(version.model_file, provider=provider)
+    session = open_session(version.model_file, provider=provider, cuda=CudaOptions(tf32=precision == "tf32"))
     computed_on = provider_of(session)
     folded = in_chunks(partial(run, session), given, rows)
     del session
@@ -178,7 +179,7 @@ def certify(
     )
     if located is None and not verdict:
         announce("looking for the guilty layer")
-        located = of_run_time(_read_served(version), few, _served(provider), _plain, precision)
+        located = of_run_time(_read_served(version), few, _served(provider, precision), _plain, precision)
     machine = this_machine(gpu=computed_on == "cuda")
     return Certificate(
         algebra,
@@ -214,8 +215,9 @@ def _read_served(version: ModelVersion) -> "ir.Model":
     return read_graph(version.model_file).model
 
 
-def _served(provider: Provider) -> Callable[["ir.Model", Arrays], Arrays]:
-    return lambda model, arrays: run(open_graph(model, provider=provider), arrays)
+def _served(provider: Provider, precision: str) -> Callable[["ir.Model", Arrays], Arrays]:
+    cuda = CudaOptions(tf32=precision == "tf32")
+    return lambda model, arrays: run(open_graph(model, provider=provider, cuda=cuda), arrays)
 
 
 def _plain(model: "ir.Model", arrays: Arrays) -> Arrays:

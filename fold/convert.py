@@ -1,21 +1,18 @@
 """The whole conversion: read a source, export, fold, prove, and publish what was proven."""
 
 import gc
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
-
-import onnx_ir as ir
-from pydantic import ValidationError
+from typing import Any
 
 from fold.activations import ROWS, collect
 from fold.artifact import (
     Manifest,
     ModelVersion,
+    PrecisionName,
     Preprocessing,
     new_version,
     next_version,
@@ -30,15 +27,17 @@ from fold.engine import fold_graph
 from fold.errors import BnfoldError
 from fold.graph import tensor_specs
 from fold.html_report import write_html
+from fold.images import read_preprocessing, refuse_misfit
 from fold.inputs import draw_inputs
 from fold.lowering import lower
 from fold.machine import tool_versions
+from fold.normalise import raw
 from fold.onnxfile import read_graph, save_graph
-from fold.precision import Precision, ranged, reduce
+from fold.precision import Precision, ranged, reduce, refuse_tf32
 from fold.report import FoldReport
 from fold.rewrite import round_weights
 from fold.runtime import Provider
-from fold.sources.source import Source, read_source
+from fold.sources.source import Source, Unfolded, read_source
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def convert(
     target: Target,
     *,
     open_activations: bool = False,
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    precision: PrecisionName = "fp32",
     samples: int = 16,
     seed: int = 0,
     provider: Provider = "auto",
@@ -103,28 +102,29 @@ def convert(
     name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.stem).lstrip(".-") or "model"
     version = target.version or next_version(target.repository, name)
     refuse_version(target.repository, name, version)  # before minutes are spent on what could not be published
+    refuse_tf32(precision, provider, "precision tf32")
     announce(f"reading {source.path}")
     unfolded = read_source(source, announce)
     changes = tuple(unfolded.described.get("changes", ()))
     announce("folding")
-    folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision != "fp32")
+    folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
     model, report, carried = folding.model, folding.report, folding.carried
     manifest = Manifest(
         name=name,
         version=str(version),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described},
+        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **_normalised(unfolded)},
         reference=unfolded.reference,
         inputs=tensor_specs(model.graph.inputs),
         outputs=tensor_specs(model.graph.outputs),
-        preprocessing=_preprocessing(target, unfolded.metadata, model),
+        preprocessing=_preprocessing(target, unfolded),
         labels=_labels(target, unfolded.metadata),
         fold={},
         verdict={},
         versions=tool_versions(),
     )
-    stored_in = Precision()
-    if precision != "fp32":
+    stored_in = Precision(precision)
+    if precision in ("fp16", "bf16"):
         announce(f"what of the graph can be {precision}")
         stored_in = reduce(model, precision, ranged(manifest, seed), provider)
         model = lower(model, precision, stored_in.tensors)
@@ -181,17 +181,18 @@ def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in lines if line.strip()) or None
 
 
-def _preprocessing(target: Target, metadata: dict[str, Any], model: ir.Model) -> Preprocessing | None:
-    where = str(target.preprocessing or "the checkpoint's preprocessing")
-    try:
-        content = (
-            json.loads(target.preprocessing.read_text()) if target.preprocessing else metadata.get("preprocessing")
-        )
-        found = None if content is None else Preprocessing.model_validate(content)
-    except (OSError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise BnfoldError(f"{where}: {reason}; see docs/formats.md") from error
-    names = [value.name for value in model.graph.inputs]
-    if found is not None and found.input not in names:
-        raise BnfoldError(f"{where}: the model has no input {found.input!r}; it takes {', '.join(map(str, names))}")
+def _normalised(unfolded: Unfolded) -> dict[str, Any]:
+    return {} if unfolded.normalised is None else {"normalize": unfolded.normalised.to_dict()}
+
+
+def _preprocessing(target: Target, unfolded: Unfolded) -> Preprocessing | None:
+    """How images become an input; of one that is normalised in the graph, only how they become bytes."""
+    specs = {spec.name: spec for spec in tensor_specs(unfolded.model.graph.inputs)}
+    found = read_preprocessing(target.preprocessing, unfolded.metadata, list(specs))
+    if found is None:
+        return None
+    settled, where = unfolded.normalised, target.preprocessing or "the checkpoint's preprocessing"
+    if settled is not None and found.input == settled.input:
+        found = raw(found, settled)
+    refuse_misfit(found, specs[found.input], str(where))
     return found

@@ -12,8 +12,8 @@ import numpy as np
 
 FACTOR = 4
 """How many times the unfolded model's own rounding error the folded graph may have."""
-EPS = {"fp32": float(np.finfo(np.float32).eps), "fp16": 2.0**-10, "bf16": 2.0**-7}
-"""The distance from 1 to the next number of each type in which a graph may be served."""
+EPS = {"fp32": float(np.finfo(np.float32).eps), "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+"""The distance from 1 to the next number of each type in which a graph may be served; of `tf32` among the factors."""
 FLOORS = {precision: 8 * eps for precision, eps in EPS.items()}
 """What rounding may cost a graph whose unfolded form happens to be exact, relative to the largest output."""
 

@@ -1,7 +1,7 @@
 """Folding, step by step: trace the laws, solve the gauges, re-express the weights, rewrite a copy of the graph."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,11 +9,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.affine import Gauge
+from fold.attribution import find_absorbers, find_normalised
 from fold.branches import find_branches
-from fold.gauge import Absorber, Candidate, Cause, Gauges, Refusal
-from fold.graph import constant, display_name, float64, is_float, is_standard
+from fold.gauge import Candidate, Cause, Gauges, Refusal
+from fold.graph import constant, display_name, float64, is_batchnorm, is_float, is_standard
 from fold.laws import LAWS
-from fold.laws.normalisation import written_out
+from fold.laws.normalisation import normalises_input, written_out
 from fold.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.report import Folded, FoldReport, Kept, TensorSize
 from fold.rewrite import Change, apply, can_store, express, merge, round_weights
@@ -56,17 +57,18 @@ def fold_graph(
     of the type that would store them. The BatchNorms named in `leave` are not folded."""
     started = time.perf_counter()
     source, model = model, model.clone()
-    if any(_is_batchnorm(node) for function in model.functions.values() for node in function):
+    if any(is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)  # a function has no weights of its own to fold into
     graph = model.graph
     declared = [value.shape for value in graph.outputs]
     batchnorms = _find_batchnorms(model)
-    if not batchnorms:
+    if not batchnorms and not any(normalises_input(node) for node in graph):
         return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
     left = {found.node for found in batchnorms if found.name in leave}
     merged, branches_merged = _merge(graph, left)
     gauges, solution, changes = _solve(model, open_activations, left, exact=exact)
-    into = _attribute(gauges, solution, changes)
+    into = find_absorbers(gauges, solution, changes)
+    normalised = find_normalised(gauges, solution, changes)
     carried = {value.name: solution.gauge(layout) for value, layout in gauges.layouts.items() if value.name}
     names = apply(graph, changes, solution.vanished)
     for value, shape in zip(graph.outputs, declared, strict=True):  # inference may know more than the source declares
@@ -88,8 +90,10 @@ def fold_graph(
                 Kept(found.name, found.node_name, found.channels, refusal.reason, refusal.culprit, found.tensor, passes)
             )
     flushed = sum(change.flushed for change in changes) + round_weights(graph, exact=exact)
+    normalization = None if normalised is None else normalised.report(solution, names)
     seconds = time.perf_counter() - started
-    return Folding(model, FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds=seconds), carried)
+    report = FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds, normalization)
+    return Folding(model, report, carried)
 
 
 def _merge(graph: ir.Graph, left: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
@@ -127,7 +131,7 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
     found, spoken_for = [], set[ir.Node]()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         nodes: tuple[ir.Node, ...] = (node,)
-        if _is_batchnorm(node):
+        if is_batchnorm(node):
             channels = _channels(node)
         elif node in spoken_for or node.graph is not model.graph or (run := written_out(node)) is None:
             continue
@@ -135,7 +139,7 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
             nodes, channels = run
         spoken_for.update(nodes)
         last = nodes[-1]
-        warning = _warning(node) if _is_batchnorm(node) else None
+        warning = _warning(node) if is_batchnorm(node) else None
         size = TensorSize.of(last.outputs[0])
         found.append(
             _BatchNorm(last, display_name(last), last.name or "", channels, warning, size, operators=len(nodes))
@@ -163,7 +167,7 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
         shaped = all(value.shape is not None for value in (*node.inputs, *node.outputs) if value is not None)
         if law is not None and shaped:
             law(node, gauges)
-        elif _is_batchnorm(node):
+        elif is_batchnorm(node):
             gauges.keep(node, "the shape of its input is not known")
         else:
             gauges.boundary(node)
@@ -228,69 +232,6 @@ def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tu
         if not new:
             return solution, changes
         refused |= new
-
-
-def _attribute(gauges: Gauges, solution: Solution, changes: list[Change]) -> dict[ir.Node, list[Absorber]]:
-    """For each vanished BatchNorm the nearest absorbers that took it up: on what they write before it, or on what they
-    read behind it."""
-    absorbing = {absorber.node for absorber in gauges.absorbers if absorber.divides}
-    absorbing |= {candidate.node for candidate in gauges.candidates}
-    changed = {change.absorber.node: change.absorber for change in changes}
-    writing = {node for node, absorber in changed.items() if not solution.gauge(absorber.write).trivial}
-    reading = {node for node, absorber in changed.items() if not solution.gauge(absorber.read).trivial}
-
-    def moved(value: ir.Value) -> bool:
-        layout = gauges.layouts.get(value)  # none inside of what one absorber speaks for, a product and its bias
-        return is_float(value) and (layout is None or not solution.gauge(layout).trivial)
-
-    return {
-        candidate.node: [
-            *(changed[node] for node in _writers(candidate, absorbing, moved) if node in writing),
-            *(changed[node] for node in _readers(candidate, absorbing, moved) if node in reading),
-        ]
-        for candidate in solution.vanished
-    }
-
-
-Moved = Callable[[ir.Value], bool]
-"""Whether a tensor is not carried as it is: where it is, no change of weights has come or gone this way."""
-
-
-def _writers(candidate: Candidate, absorbing: set[ir.Node], moved: Moved) -> Iterable[ir.Node]:
-    """The nearest parametric nodes before a BatchNorm; what other BatchNorms read is theirs to account for."""
-    stack, seen = [candidate.absorber.source], set[ir.Value]()
-    while stack:
-        value = stack.pop()
-        producer = value.producer()
-        if value in seen or producer is None or not moved(value):
-            continue
-        seen.add(value)
-        if producer in absorbing:
-            yield producer
-        else:
-            for read in producer.inputs:
-                others = [] if read is None else [user for user, _ in read.uses() if user is not candidate.node]
-                if read is not None and not any(_is_batchnorm(user) for user in others):
-                    stack.append(read)
-
-
-def _readers(candidate: Candidate, absorbing: set[ir.Node], moved: Moved) -> Iterable[ir.Node]:
-    """The nearest parametric nodes behind a BatchNorm."""
-    stack, seen = [candidate.absorber.result], set[ir.Value]()
-    while stack:
-        value = stack.pop()
-        if value in seen or not moved(value):
-            continue
-        seen.add(value)
-        for reader, _ in value.uses():
-            if reader in absorbing:
-                yield reader
-            else:
-                stack.extend(reader.outputs)
-
-
-def _is_batchnorm(node: ir.Node) -> bool:
-    return node.op_type == BATCHNORM and is_standard(node)
 
 
 def _captured(node: ir.Node) -> Iterable[ir.Value]:

@@ -9,7 +9,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,13 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from fold.errors import BnfoldError, first_line
 from fold.graph import constant, display_name
+from fold.sources.trees import output_names, with_plain_outputs
+
+Sizes = Sequence[int | str]
 
 BATCH = "batch"
 USE_INPUT_STATS = 5
@@ -33,32 +37,47 @@ def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tens
     """The unfolded graph of `module` in eval mode, BatchNorm intact, with a dynamic batch as the first axis.
 
     `inputs` are example inputs with the batch first, of any batch size; the graph's inputs are named as the arguments
-    of `forward`, its outputs `output`, or `output_0`, `output_1`, … . The module is not touched. Raises `BnfoldError`
-    if it cannot be exported.
+    of `forward`, its outputs `output`, or `output_0`, `output_1`, … in a tuple, and by their keys in a mapping. The
+    module is not touched. Raises `BnfoldError` if it cannot be exported.
     """
     return export_graph(export_program(module, inputs))
 
 
-def export_program(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ExportedProgram:
-    """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made."""
+def export_program(
+    module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor, sizes: Sequence[Sizes] | None = None
+) -> ExportedProgram:
+    """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made.
+
+    `sizes` are the shapes of the inputs without the batch, with a name for each that is free; all others are as in the
+    examples.
+    """
     examples = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     # A batch of 1 would be taken for a constant, and every other size of the example for its own.
     examples = tuple(example.repeat(3, *[1] * (example.ndim - 1))[:3] for example in examples)
-    module = copy.deepcopy(module).eval()
+    sizes = sizes or [tuple(example.shape[1:]) for example in examples]
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise BnfoldError(
+            f"{type(module).__name__}: has lazy layers without weights; run it once, or load a checkpoint"
+        )
     batch = Dim(BATCH)
-    dynamic_shapes = tuple({0: batch} for _ in examples)
+    dynamic_shapes = tuple(
+        {0: batch} | {axis: Dim.DYNAMIC for axis, size in enumerate(shape, 1) if isinstance(size, str)}
+        for shape in sizes
+    )
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(module, examples, dynamic_shapes=dynamic_shapes)
+            module = copy.deepcopy(module).eval()
+            return with_plain_outputs(torch.export.export(module, examples, dynamic_shapes=dynamic_shapes))
     except Exception as error:  # torch.export raises whatever the model's own code raises
+        shapes = " and ".join(",".join(map(str, shape)) for shape in sizes)
         raise BnfoldError(
-            f"{type(module).__name__}: torch.export cannot trace it with inputs of shape "
-            f"{[tuple(example.shape) for example in examples]}: {first_line(error)}; check --input and forward()"
+            f"{type(module).__name__}: torch.export cannot trace it with an input of {shapes}: {first_line(error)}; "
+            "check --input and forward()"
         ) from error
 
 
-def export_graph(program: ExportedProgram) -> ir.Model:
-    """The unfolded graph of an exported program."""
+def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Model:
+    """The unfolded graph of an exported program; free sizes are named as in `sizes`, which are those of its inputs."""
     try:
         with quiet():
             exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
@@ -67,8 +86,8 @@ def export_graph(program: ExportedProgram) -> ir.Model:
     assert exported is not None
     model = exported.model
     _fold_constants(model, set(program.state_dict))
-    _name_batch(model)
-    _name_outputs(model)
+    _name_sizes(model, sizes)
+    _name_outputs(model, output_names(program))
     for node in model.graph:  # the user's source and its paths have no place in a served file
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return model
@@ -146,30 +165,41 @@ def _fix_reshapes(model: ir.Model) -> None:
         node.attributes.pop("allowzero", None)
 
 
-def _name_batch(model: ir.Model) -> None:
-    """Give the batch its name back, which the exporter replaces by a number of its own."""
+def _name_sizes(model: ir.Model, sizes: Sequence[Sizes]) -> None:
+    """Give the batch and free sizes their names back, which the exporter replaces by symbols of its own."""
     graph = model.graph
-    first = next((value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape)), None)
-    symbol = first.value if isinstance(first, ir.SymbolicDim) else None
-    if symbol is None:
-        return
-    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        if value.shape is not None:
-            value.shape = ir.Shape([_renamed(dim, symbol) for dim in value.shape])
+    names: dict[str, str] = {}
+    for position, value in enumerate(graph.inputs):
+        given = (BATCH, *(sizes[position] if position < len(sizes) else ()))
+        for dim, name in zip(value.shape or (), given, strict=False):
+            if isinstance(dim, int) or dim.value is None or isinstance(name, int):
+                continue
+            first = names.setdefault(str(dim.value), name)
+            if first != name:
+                raise BnfoldError(f"--input: {first} and {name} are one size to this network; give all one letter")
+    if names:
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+            if value.shape is not None:
+                value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
 
 
-def _renamed(dim: Any, symbol: str) -> int | str | None:
+def _renamed(dim: Any, names: Mapping[str, str]) -> int | str | None:
     if isinstance(dim, int):
         return dim
-    return None if dim.value is None else re.sub(rf"\b{re.escape(symbol)}\b", BATCH, str(dim.value))
+    symbols = "|".join(re.escape(symbol) for symbol in names)
+    return None if dim.value is None else re.sub(rf"\b({symbols})\b", lambda m: names[m[1]], str(dim.value))
 
 
-def _name_outputs(model: ir.Model) -> None:
-    outputs = model.graph.outputs
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Name the outputs. A name that an input has too gets an underscore, and a value with it another name first."""
     taken = {value.name for value in model.graph.inputs}
-    for position, value in enumerate(outputs):
-        name = "output" if len(outputs) == 1 else f"output_{position}"
-        value.name = f"{name}_" if name in taken else name
+    others = {value.name: value for node in model.graph for value in node.outputs if not value.is_graph_output()}
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        chosen = f"{name}_" if name in taken else name
+        taken.add(chosen)
+        if chosen in others:
+            others[chosen].name = f"{chosen}.inner"
+        value.name = chosen
 
 
 @contextmanager

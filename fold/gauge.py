@@ -20,8 +20,9 @@ from fold.affine import Array, Gauge
 from fold.graph import VALUELESS, constant, display_name, is_float, is_standard
 from fold.scales import Ids
 
-BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS = 3, 2, 1, 0
-"""Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs."""
+BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0
+"""Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs; last one
+that a product would have to add."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,10 @@ class Gauges:
         """Enter a node with weights; `writer` is the one that delivers its output, where that is another."""
         self.absorbers.append(absorber)
         self._absorbing.add(writer or absorber.node)
+
+    def delivers(self, node: ir.Node) -> None:
+        """Note that a node takes up whatever is added to what it writes, as weights do."""
+        self._absorbing.add(node)
 
     def open(self, absorber: Absorber) -> None:
         """Enter a node that becomes others where the gauge asks for it."""

@@ -24,6 +24,10 @@ def is_standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def is_batchnorm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and is_standard(node)
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a constant; None for what is computed, and for initializers that a caller could override."""
     if value is None or value.is_graph_input():

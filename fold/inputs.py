@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fold.artifact import DATATYPES, Manifest, TensorSpec
+from fold.artifact import DATATYPES, Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 
 Arrays = dict[str, np.ndarray]
@@ -15,6 +15,8 @@ FREE_SIZES = (8,)
 """Extents given to the free dimensions behind the batch, in order; the last one to all that follow."""
 Family = Literal["normal", "single", "offset", "sparse"]
 OFFSET = 100.0
+FLAT = 16
+"""By how much bytes of little contrast are flatter than others."""
 ZEROS = 0.9
 IMAGES = (".png", ".jpg", ".jpeg")
 
@@ -27,9 +29,11 @@ def draw_inputs(
     family: Family = "normal",
     free: Sequence[int] = FREE_SIZES,
 ) -> Arrays:
-    """Inputs with `samples` rows: floats from N(0, 1), integers 0 or 1. The same for the same seed, on any machine.
+    """Inputs with `samples` rows: floats from N(0, 1), bytes from 0 to 255, other integers 0 or 1. The same for the
+    same seed, on any machine.
 
-    Of the family `offset` floats lie around 100, with a sign for each row; of `sparse` nine of ten are 0.
+    Of the family `offset` floats lie around 100, with a sign for each row, and bytes near 255 or near 0; of `sparse`
+    nine of ten are 0.
     """
     generator = np.random.default_rng(seed)
     inputs: Arrays = {}
@@ -43,13 +47,14 @@ def draw_inputs(
         if batched:
             shape[0] = samples
         dtype = DATATYPES[spec.datatype]
-        if not np.issubdtype(dtype, np.floating):
+        pixels = dtype == np.uint8
+        if not np.issubdtype(dtype, np.floating) and not pixels:
             inputs[spec.name] = generator.integers(0, 2, shape).astype(dtype)
             continue
-        array = generator.standard_normal(shape)
+        array = generator.integers(0, 256, shape) if pixels else generator.standard_normal(shape)
         if family == "offset":
-            sign = np.where(np.arange(shape[0] if shape else 1) % 2, -1, 1)
-            array += OFFSET * sign.reshape(-1, *[1] * (len(shape) - 1))
+            odd = (np.arange(shape[0] if shape else 1) % 2).reshape(-1, *[1] * (len(shape) - 1))
+            array = array // FLAT + (256 - 256 // FLAT) * (1 - odd) if pixels else array + OFFSET * (1 - 2 * odd)
         elif family == "sparse":
             array[generator.random(shape) < ZEROS] = 0
         inputs[spec.name] = array.astype(dtype)
@@ -72,30 +77,48 @@ def read_inputs(path: Path, manifest: Manifest) -> Arrays:
 
     Images need a manifest with preprocessing. Raises `BnfoldError` that names the file; nothing is ever unpickled.
     """
-    if not path.is_dir():
-        return _read_arrays(path)
-    parts = [
-        _read_arrays(file) if file.suffix == ".npz" else _read_image(file, manifest)
-        for file in sorted(path.iterdir())
-        if file.suffix.lower() in (".npz", *IMAGES)
-    ]
-    if not parts:
-        raise BnfoldError(f"{path}: holds no inputs; expected .npz files or images ({', '.join(IMAGES)})")
+    how = manifest.preprocessing
+    datatype = next((spec.datatype for spec in manifest.inputs if how is not None and spec.name == how.input), "FP32")
+    parts = [read_file(file, how, datatype) for file in input_files(path)]
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
     except (KeyError, ValueError) as error:
         raise BnfoldError(f"{path}: its files do not fit together ({error}); give them one by one") from error
 
 
-def _read_image(path: Path, manifest: Manifest) -> Arrays:
+def input_files(path: Path) -> list[Path]:
+    """The file itself, or the `.npz` files and images in a folder and in folders within it, by their names.
+
+    What is hidden is left out. Raises `BnfoldError` for a folder that holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if (is_image(file) or file.suffix.lower() == ".npz")
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
+    ]
+    if not files:
+        raise BnfoldError(f"{path}: holds no inputs; expected .npz files or images ({', '.join(IMAGES)})")
+    return files
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES
+
+
+def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
+    """The arrays of an `.npz` by their names, or an image as one row of the input that `how` names."""
+    if not is_image(path):
+        return _read_arrays(path)
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs see no image
 
     from fold.images import decode, tensor  # noqa: PLC0415
 
-    how = manifest.preprocessing
     if how is None:
-        raise BnfoldError(f"{path}: {manifest.name} declares no preprocessing, so it takes no images; give an .npz")
-    datatype = next(spec.datatype for spec in manifest.inputs if spec.name == how.input)
+        raise BnfoldError(f"{path}: the model declares no preprocessing, so it takes no images; give an .npz")
     try:
         with Image.open(path) as image:
             return {how.input: tensor(decode(image, how), how, datatype)}

@@ -20,15 +20,17 @@ SMALL = 1024
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A file that was read. `beside` are the files of the same folder, or below it, in which it keeps tensors."""
+    """A file that was read. `beside` are the files of the same folder, or below it, in which it keeps tensors;
+    `as_read` tells whether the model still is what the file holds."""
 
     path: Path
     model: ir.Model
     beside: tuple[Path, ...]
+    as_read: bool = True
 
     def copy_to(self, path: Path) -> None:
-        """Write the graph as it is: byte for byte, or with its own tensors where they lay beside it."""
-        if self.beside:
+        """Write the graph as it is: byte for byte, or anew where it was changed or its tensors lay beside it."""
+        if self.beside or not self.as_read:
             save_graph(self.model, path)
         else:
             shutil.copyfile(self.path, path)

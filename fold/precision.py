@@ -36,7 +36,7 @@ from fold.lowering import (
 )
 from fold.reference import Run, open_graph
 from fold.rewrite import round_weights
-from fold.runtime import PROVIDERS, Provider, open_session, placement, resolve_provider, run
+from fold.runtime import PROVIDERS, CudaOptions, Provider, open_session, placement, resolve_provider, run
 from fold.unfolded import load_unfolded
 
 FAMILIES: tuple[Family, ...] = ("normal", "single", "sparse")
@@ -76,6 +76,12 @@ class Precision:
         return {"type": self.type, "kept_float32": [asdict(kept) for kept in self.kept_float32]}
 
 
+def refuse_tf32(precision: str, provider: Provider, what: str) -> None:
+    """Raises `BnfoldError` where TF32 is asked of a CPU, which has none: its certificate would be float32's."""
+    if precision == "tf32" and resolve_provider(provider) == "cpu":
+        raise BnfoldError(f"{what}: tf32 is computed by a GPU alone, and here is none; use --device cuda")
+
+
 def reduce(model: ir.Model, precision: Reduced, inputs: Iterable[Arrays], provider: Provider) -> Precision:
     """Decide what of a graph can be of a reduced precision. Each of `inputs` is evaluated in float64.
 
@@ -89,7 +95,7 @@ def reduce(model: ir.Model, precision: Reduced, inputs: Iterable[Arrays], provid
         first = staying[written(heavy[0])]
         raise BnfoldError(
             f"precision {precision}: on provider {resolve_provider(provider)} no layer with weights "
-            f"can be {chosen.name} ({first.layer}: {first.reason}); use another --precision or --provider"
+            f"can be {chosen.name} ({first.layer}: {first.reason}); use another --precision or --device"
         )
     return Precision(precision, kept)
 
@@ -114,7 +120,7 @@ def _decide(model: ir.Model, chosen: Format, inputs: Iterable[Arrays], provider:
 
 def as_stored(exact: ir.Model, manifest: Manifest) -> ir.Model:
     """The exact graph as the manifest says that it is stored, with weights yet to be rounded."""
-    if manifest.precision == "fp32":
+    if manifest.precision == "fp32" or manifest.precision == "tf32":  # noqa: PLR1714  # mypy narrows by these
         return exact
     return lower(exact, manifest.precision, Precision.of(manifest).tensors)
 
@@ -149,6 +155,8 @@ def run_unfolded(
     manifest = version.manifest
     assert manifest.precision != "fp32"
     unfolded = load_unfolded(version) if unfolded is None else unfolded
+    if manifest.precision == "tf32":
+        return partial(run, open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True)))
     graph = prepared(unfolded, manifest.precision)
     own = _decide(graph, FORMATS[manifest.precision], ranged(manifest, seed, given), provider)
     kept = Precision.of(manifest).tensors | {entry.tensor for entry in own}

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.runtime import Provider
+    from fold.runtime import CudaOptions, Provider
 
 Run = Callable[[Arrays], Arrays]
+ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
+"""What a reference on a GPU may take: so many times its weights, and bytes for activations and libraries. A GPU that
+serves has to keep room for the batches."""
 RUNTIME_OPSET = 7
 """The oldest that ONNX Runtime runs; older graphs are held against onnx's reference implementation."""
 
@@ -63,21 +66,31 @@ class ModuleReference:
 class ProgramReference:
     """A program of `torch.export`; each weight is widened while a node reads it, so that float64 takes no second copy.
 
-    Where the program asks for float32 (`x.float()`), float64 is computed with all the same.
+    Where the program asks for float32 (`x.float()`), float64 is computed with all the same. On a GPU (`device` is
+    PyTorch's name of it) factors are not rounded to TF32.
     """
 
-    def __init__(self, program: "ExportedProgram", input_names: Sequence[str], output_names: Sequence[str]) -> None:
-        self._module = program.module()
+    def __init__(
+        self, program: "ExportedProgram", input_names: Sequence[str], output_names: Sequence[str], device: str = "cpu"
+    ) -> None:
+        if device != "cpu":
+            import torch  # noqa: PLC0415
+            from torch.export.passes import move_to_device_pass  # noqa: PLC0415
+
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            program = move_to_device_pass(program, device)
+        self._module = program.module(check_guards=False)  # they are of the example's sizes
         self._input_names = input_names
         self._output_names = output_names
+        self._device = device
 
     def exact(self, inputs: Arrays) -> Arrays:
         from fold.widening import InFloat64  # noqa: PLC0415
 
-        return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names)
+        return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names, self._device)
 
     def unfolded(self, inputs: Arrays) -> Arrays:
-        return _run(self._module, inputs, self._input_names, self._output_names)
+        return _run(self._module, inputs, self._input_names, self._output_names, self._device)
 
 
 class GraphReference:
@@ -124,25 +137,34 @@ class GraphReference:
                 )
 
 
-def _run(module: Callable[..., Any], inputs: Arrays, takes: Sequence[str], gives: Sequence[str]) -> Arrays:
+def _run(
+    module: Callable[..., Any], inputs: Arrays, takes: Sequence[str], gives: Sequence[str], device: str = "cpu"
+) -> Arrays:
     import torch  # noqa: PLC0415
     from torch.utils import _pytree as pytree  # noqa: PLC0415
 
     with torch.no_grad():
         # a copy: torch warns of arrays that it may not write to
-        result = module(*(torch.from_numpy(np.array(inputs[name])) for name in takes))
-    return dict(zip(gives, (tensor.numpy() for tensor in pytree.tree_leaves(result)), strict=True))
+        result = module(*(torch.from_numpy(np.array(inputs[name])).to(device) for name in takes))
+    tensors = (leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))  # None is no output
+    return dict(zip(gives, (tensor.cpu().numpy() for tensor in tensors), strict=True))
 
 
-def open_graph(model: "ir.Model", *, provider: "Provider" = "cpu", optimised: bool = True) -> "ort.InferenceSession":
+def open_graph(
+    model: "ir.Model",
+    *,
+    provider: "Provider" = "cpu",
+    optimised: bool = True,
+    cuda: "CudaOptions | None" = None,
+) -> "ort.InferenceSession":
     """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
     from fold.onnxfile import save_graph  # noqa: PLC0415
-    from fold.runtime import open_session  # noqa: PLC0415
+    from fold.runtime import CudaOptions, open_session  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_graph(model, path)
-        return open_session(path, provider=provider, optimised=optimised)
+        return open_session(path, provider=provider, optimised=optimised, cuda=cuda or CudaOptions())
 
 
 @dataclass(frozen=True)
@@ -153,25 +175,50 @@ class ReducedReference:
     unfolded: Run
 
 
-def load_reference(version: ModelVersion, *, provider: "Provider" = "cpu", unfolded: Run | None = None) -> Reference:
+def load_reference(
+    version: ModelVersion,
+    *,
+    provider: "Provider" = "cpu",
+    unfolded: Run | None = None,
+    beside: bool = False,
+) -> Reference:
     """The reference that a model directory was published with. Imports PyTorch for a `.pt2`.
 
     Where the graph is served in a reduced precision, U is computed in it as well, on `provider`; `unfolded` does that
-    where it is at hand.
+    where it is at hand. A PyTorch reference computes on the CPU, or `beside` the served graph on its GPU where PyTorch
+    can use that and there is room.
     """
-    reference = _load_single(version)
-    if version.manifest.precision == "fp32":
+    reference = _load_single(version, provider if beside else "cpu")
+    from fold.runtime import resolve_provider  # noqa: PLC0415
+
+    if version.manifest.precision_on(resolve_provider(provider)) == "fp32":
         return reference
     from fold.precision import run_unfolded  # noqa: PLC0415
 
     return ReducedReference(reference.exact, unfolded or run_unfolded(version, provider))
 
 
-def _load_single(version: ModelVersion) -> Reference:
+def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
     if version.manifest.reference == "unfolded.onnx":
         return GraphReference(version.reference_file)
     from fold.sources.archive import load_program  # noqa: PLC0415
 
     program = load_program(version.reference_file)
     inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))
-    return ProgramReference(program, inputs, outputs)
+    return ProgramReference(program, inputs, outputs, _torch_device(program, provider))
+
+
+def _torch_device(program: "ExportedProgram", provider: "Provider") -> str:
+    """PyTorch's name of the device to compute on: the CPU where the GPU is not PyTorch's or has too little room."""
+    from fold.runtime import device_number, resolve_provider  # noqa: PLC0415
+
+    if resolve_provider(provider) == "cpu":
+        return "cpu"
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = device_number(provider)
+    free, _ = torch.cuda.mem_get_info(number)
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    return f"cuda:{number}" if free > ROOM_FOR_WEIGHTS * weights + ROOM_BESIDE else "cpu"

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fold.graph import dims
 
@@ -74,11 +74,36 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """What became of the standardisation of an input, which is no BatchNorm. `into` names the initializers that took
+    it up; `shift` is `none` where the mean is 0. `reason` and `culprit` tell why something is kept."""
+
+    input: str
+    scale: Literal["folded", "kept"]
+    into: tuple[str, ...]
+    shift: Literal["folded", "kept", "none"]
+    reason: str | None = None
+    culprit: str | None = None
+
+    @property
+    def message(self) -> str:
+        """All of it in one line."""
+        folded = {"scale": self.scale, "shift": self.shift}
+        gone = [part for part, what in folded.items() if what == "folded"]
+        stays = [part for part, what in folded.items() if what == "kept"]
+        into = f" folded into {', '.join(self.into)}" if self.into else " folded, and nothing needed to change"
+        said = [f"{' and '.join(gone)}{into}"] if gone else []
+        said += [f"{' and '.join(stays)} kept: {self.reason}"] if stays else []
+        return f"input {self.input} takes bytes; normalisation: {'; '.join(said)}"
+
+
+@dataclass(frozen=True)
 class FoldReport:
     """Every BatchNorm of a model is in `folded` or in `kept`, in the order of the graph.
 
     `flushed` counts folded weights below the smallest normal number of their type, which were set to zero;
     `branches_merged` counts parallel branches that became one convolution; `seconds` is the time that folding took.
+    `normalization` is None where no input is normalised in the graph.
     """
 
     folded: tuple[Folded, ...]
@@ -86,6 +111,7 @@ class FoldReport:
     flushed: int = 0
     branches_merged: int = 0
     seconds: float = field(default=0.0, compare=False)
+    normalization: Normalization | None = None
 
     @property
     def batchnorms(self) -> int:
@@ -97,6 +123,7 @@ class FoldReport:
             "batchnorms": self.batchnorms,
             "folded": [asdict(entry) for entry in self.folded],
             "kept": [entry.to_dict() for entry in self.kept],
+            "normalization": None if self.normalization is None else asdict(self.normalization),
             "branches_merged": self.branches_merged,
             "flushed": self.flushed,
             "seconds": round(self.seconds, 4),

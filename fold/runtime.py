@@ -4,11 +4,15 @@ Every session of ours has the same options: telemetry off, the faulty MatMul+Bat
 numbers when sizes coincide), TF32 off unless asked for, and no silent fall back from a GPU to the CPU.
 """
 
+import contextlib
 import ctypes
 import os
+import re
+import sys
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is first imported
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +21,8 @@ import onnxruntime as ort
 
 from fold.errors import BnfoldError, first_line
 
-Provider = Literal["auto", "cpu", "cuda"]
+Provider = str
+"""`auto`, `cpu`, `cuda`, or `cuda:1` for the second device."""
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's names for them."""
@@ -26,15 +31,73 @@ FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
 
 
+SHAPE_OPERATORS = frozenset(
+    {
+        *("Shape", "Size", "Range", "ConstantOfShape", "Cast", "Where"),
+        *("Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"),
+        *("Add", "Ceil", "Div", "Floor", "Max", "Min", "Mod", "Mul", "Sub"),
+        *("And", "Equal", "Greater", "Less", "Not", "Or"),
+        *("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"),
+    }
+)
+"""What computes with the dimensions of a tensor: ONNX Runtime leaves these few integers on the CPU by design."""
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """What ONNX Runtime's CUDA provider may be told.
+
+    `tf32` rounds the factors of matrix products and convolutions to 11 bits. cuDNN's algorithm for a new shape is
+    taken from its `heuristic`, or found by trying all (`exhaustive`, 0.3 to 1.3 s a shape). `graphs` records the
+    kernels of a batch size once and launches them as one, for inputs at fixed addresses; `nhwc` lays tensors out with
+    the channels last. `memory_limit`, in bytes, is of the arena, which holds everything but weights and libraries.
+    """
+
+    tf32: bool = False
+    conv_search: Literal["heuristic", "exhaustive"] = "heuristic"
+    graphs: bool = False
+    nhwc: bool = False
+    memory_limit: int | None = None
+
+    def entries(self, device: int) -> dict[str, str]:
+        """As the provider takes them."""
+        entries = {
+            "device_id": str(device),
+            "use_tf32": str(int(self.tf32)),
+            "cudnn_conv_algo_search": self.conv_search.upper(),
+            "arena_extend_strategy": "kSameAsRequested",
+            "do_copy_in_default_stream": "1",  # copies in other streams race with the reuse of the arena's memory
+        }
+        if self.graphs:
+            entries["enable_cuda_graph"] = "1"
+        if self.nhwc:
+            entries["prefer_nhwc"] = "1"
+        if self.memory_limit is not None:
+            entries["gpu_mem_limit"] = str(self.memory_limit)
+        return entries
+
+
 class ProviderUnavailableError(BnfoldError):
     """A provider was asked for by name and this machine or this build of ONNX Runtime does not have it."""
 
 
 def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
     """`auto` is CUDA where this build of ONNX Runtime has it and a device answers, else the CPU."""
+    if provider == "cpu":
+        return "cpu"
     if provider != "auto":
-        return provider
+        device_number(provider)
+        return "cuda"
     return "cuda" if PROVIDERS["cuda"] in ort.get_available_providers() and cuda_devices() else "cpu"
+
+
+def device_number(provider: Provider) -> int:
+    """Which GPU: 1 for `cuda:1`, 0 where none is named. Raises `BnfoldError` for what names no device."""
+    match re.fullmatch(r"(?:auto|cpu|cuda(?::([0-9]{1,3}))?)", provider):
+        case None:
+            raise BnfoldError(f"device {provider}: expected auto, cpu, cuda, or cuda:1 for the second GPU")
+        case found:
+            return int(found[1] or 0)
 
 
 def cuda_devices() -> int:
@@ -49,23 +112,32 @@ def cuda_devices() -> int:
     return count.value
 
 
+def pci_bus_id(number: int) -> str:
+    """Where a CUDA device sits, such as 0000:41:00.0: the name under which other libraries know it, too."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    text, device = ctypes.create_string_buffer(32), ctypes.c_int(0)
+    if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetPCIBusId(text, len(text), device):
+        raise ProviderUnavailableError(f"device cuda:{number}: the driver does not tell where it is")
+    return text.value.decode()
+
+
 def open_session(
     model: Path | bytes,
     *,
     provider: Provider = "auto",
     threads: int = 0,
     spinning: bool = False,
-    tf32: bool = False,
+    cuda: CudaOptions = CudaOptions(),
     record_placement: bool = False,
     optimised: bool = True,
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
     `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; they spin while a run lasts, and
-    with `spinning` between two runs as well, which burns whole cores; `record_placement` lets `placement` tell
-    where each node runs; without `optimised` the graph runs node by node as it is written. Raises
-    `ProviderUnavailableError` if `cuda` was asked for and the session would not run there, `BnfoldError` if the
-    model cannot be loaded.
+    with `spinning` between two runs as well, which burns whole cores; `cuda` is read on a GPU alone;
+    `record_placement` lets `placement` tell where each node runs; without `optimised` the graph runs node by node as it
+    is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
+    `BnfoldError` if the model cannot be loaded.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
@@ -83,21 +155,19 @@ def open_session(
     if wanted == "cuda":
         if PROVIDERS["cuda"] not in ort.get_available_providers():
             raise ProviderUnavailableError(
-                "provider cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --provider cpu"
+                "device cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --device cpu"
             )
-        if not cuda_devices():
+        number, present = device_number(provider), cuda_devices()
+        if not present:
             raise ProviderUnavailableError(
-                "provider cuda: no NVIDIA driver or device is visible here; check nvidia-smi, or use --provider cpu"
+                "device cuda: no NVIDIA driver or device is visible here; check nvidia-smi, or use --device cpu"
             )
-        ort.preload_dlls()
+        if number >= present:
+            raise ProviderUnavailableError(f"device {provider}: {present} GPUs are visible here, counted from 0")
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find, and JSON may go to stdout
+            ort.preload_dlls()
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        cuda_options = {
-            "use_tf32": "1" if tf32 else "0",
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "arena_extend_strategy": "kSameAsRequested",
-            "do_copy_in_default_stream": "1",
-        }
-        providers = [(PROVIDERS["cuda"], cuda_options)]
+        providers = [(PROVIDERS["cuda"], cuda.entries(number))]
     else:
         providers = [PROVIDERS["cpu"]]
     source = model if isinstance(model, bytes) else str(model)
@@ -109,11 +179,11 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         text = first_line(error)
         if wanted == "cuda":
-            raise ProviderUnavailableError(f"provider cuda: {text}; check the driver, or use --provider cpu") from error
+            raise ProviderUnavailableError(f"device cuda: {text}; check the driver, or use --device cpu") from error
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
     if provider_of(session) != wanted:
         raise ProviderUnavailableError(
-            "provider cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --provider cpu"
+            "device cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --device cpu"
         )
     return session
 
@@ -130,6 +200,33 @@ def placement(session: ort.InferenceSession) -> dict[str, list[str]]:
     for part in session.get_provider_graph_assignment_info():
         nodes.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
     return nodes
+
+
+def computed_elsewhere(session: ort.InferenceSession) -> list[str]:
+    """Operator types that compute with more than shapes on another provider than the session's, ascending. The session
+    was opened with `record_placement`."""
+    own = session.get_providers()[0]
+    elsewhere = (types for provider, types in placement(session).items() if provider != own)
+    return sorted({op_type for types in elsewhere for op_type in types} - SHAPE_OPERATORS)
+
+
+def loaded_cudnn() -> str | None:
+    """The version of cuDNN that this process has really loaded, such as 9.12.0; None if it has none.
+
+    ONNX Runtime's CUDA provider loads it when a convolution asks for it, and does without where it is not found.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\S*/libcudnn\.so\S*", maps)
+    if found is None:
+        return None
+    get_version = ctypes.CDLL(found[0]).cudnnGetVersion
+    get_version.restype = ctypes.c_size_t
+    number = int(get_version())  # 91200 since version 9, 8907 before
+    major = 10_000 if number >= 10_000 else 1_000
+    return f"{number // major}.{number % major // 100}.{number % 100}"
 
 
 def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

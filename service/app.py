@@ -73,8 +73,8 @@ class Application(FastAPI):
         self.stopping = False
 
     def takes_requests(self) -> bool:
-        """Readiness: false before the models are loaded, and from the first signal to stop."""
-        return self.started and not self.stopping
+        """Readiness: false before the models are loaded, from the first signal to stop, and without its device."""
+        return self.started and not self.stopping and self.repository.lost() is None
 
     def stop_being_ready(self) -> None:
         self.stopping = True

@@ -8,7 +8,9 @@ this turn are one batch. A hop to the thread and back takes 10 µs where nobody 
 loop is busy, for both want the interpreter. Every batch is judged by what its like took before; whatever is unknown
 or long runs on the thread.
 
-Each model has a queue and a thread of its own, and the system shares the cores among the threads. No gate stands before
+Where a GPU computes, two batches may be in flight: while one is computed the other one's rows are copied.
+
+Each model has a queue and threads of its own, and the system shares the cores among the threads. No gate stands before
 them: it could only make a short run wait for a long one, where the system interrupts the long one.
 """
 
@@ -67,11 +69,13 @@ class Batcher:
         batched: bool = True,
         max_queue_delay: float = 0.0,
         inline_seconds: float = INLINE_SECONDS,
+        in_flight: int = 1,
         worker: Works | None = None,
         clock: Clock = time.perf_counter,
         thread_clock: Clock = time.thread_time,
     ) -> None:
-        """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread."""
+        """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread. Up to `in_flight`
+        batches run at a time, each on a thread of its own."""
         self.name = name
         self.running_rows = 0
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
@@ -83,14 +87,16 @@ class Batcher:
         self._queue_rows = queue_rows
         self._timeout = timeout
         self._delay = max_queue_delay
-        self._worker: Works = Worker(f"batcher {name}") if worker is None else worker
+        self._worker: Works = Worker(f"batcher {name}", in_flight) if worker is None else worker
         self._clock = clock
         self._thread_clock = thread_clock
         self._queue = Queue()
         self._pace = Pace(self._batch_rows, inline_seconds)
-        self._running = False
+        self._running = 0
+        """Batches in flight."""
+        self._most = in_flight
         self._free_at = 0.0
-        """When the running batch is expected to end; in the past while that is unknown."""
+        """When the batch that began last is expected to end; in the past while that is unknown."""
         self._short = False
         """Whether runs were short of late, so that the next may be one for the event loop."""
         self._wake_up: asyncio.Handle | None = None
@@ -120,7 +126,7 @@ class Batcher:
         allowed = timeout if timeout and timeout < self._timeout else self._timeout
         level = priority or DEFAULT_PRIORITY
         queue = self._queue
-        if self._running or queue.rows or rows > self._batch_rows:
+        if self._running >= self._most or queue.rows or rows > self._batch_rows:
             self._refuse(rows, level, allowed, now)
         result = asyncio.get_running_loop().create_future()
         ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
@@ -129,7 +135,7 @@ class Batcher:
                 queue.push(part)
         else:
             queue.push(ticket)
-        if not self._running:
+        if self._running < self._most:
             self._wake()
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)
@@ -152,7 +158,7 @@ class Batcher:
         self._closing = True
         if self._idle is None:
             self._idle = asyncio.Event()
-        if self._queue and not self._running:
+        if self._queue and self._running < self._most:
             self._wake()
         self._tell_idle()
         await self._idle.wait()
@@ -170,18 +176,19 @@ class Batcher:
                 f"{rows} rows came, at most {self.largest_request} are taken; send them in several requests"
             )
         waiting = self._queue.rows
-        about_to_begin = 0 if self._running else self._batch_rows
+        busy = self._running >= self._most
+        about_to_begin = 0 if busy else self._batch_rows
         if waiting + (rows or 1) > self._queue_rows + about_to_begin:
-            seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row
+            seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row / self._most
             retry = min(max(ceil(seconds), 1), MAX_RETRY_SECONDS)
             raise BusyError(
                 f"model {self.name}: {rows or 1} rows came, {waiting} are queued already and at most "
                 f"{self._queue_rows} may be; try again in {retry} s, or more slowly",
                 retry,
             )
-        seconds = max(self._free_at - now, 0.0) if self._running else 0.0
+        seconds = max(self._free_at - now, 0.0) if busy else 0.0
         if waiting >= self._batch_rows:
-            seconds += self._queue.ahead(level) // self._batch_rows * self._pace.full
+            seconds += self._queue.ahead(level) // self._batch_rows * self._pace.full / self._most
         if seconds > allowed:
             raise DeadlineError(
                 f"model {self.name}: cannot begin within {allowed:g} seconds, {seconds:.3g} seconds of work are ahead; "
@@ -214,32 +221,35 @@ class Batcher:
     def _go(self, inline: bool = False) -> None:
         """Begin the next batch. `inline` where nobody waits for this call to return, so that it may run here."""
         self._wake_up = None
-        while self._queue and not self._running:
+        while self._queue and self._running < self._most:
             now = self._clock()
             batch, late = self._queue.take(self._max_rows, now)
             for ticket in late:
                 self._miss(ticket)
-            if batch:
-                self._start(batch, now, inline)
-                return
+            if batch and self._start(batch, now, inline):
+                return  # the event loop has others to attend to
         self._tell_idle()
 
-    def _start(self, batch: list[Ticket], now: float, inline: bool) -> None:
-        self._running = True
+    def _start(self, batch: list[Ticket], now: float, inline: bool) -> bool:
+        """Whether it ran here and is done."""
+        self._running += 1
         rows = [ticket.rows for ticket in batch]
-        self.running_rows = total = sum(rows)
+        total = sum(rows)
+        self.running_rows += total
         requests = [ticket.inputs for ticket in batch]
         if inline and self._pace.fits_inline(batch[0].lane, total, now):
             computed = compute(self._run, requests, rows, self._clock, self._thread_clock)
             self._finish(batch, now, True, computed)
-            return
+            return True
         self._free_at = now + self._pace.seconds(batch[0].lane, total)
         job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock)
         self._worker.submit(job, partial(self._finish, batch, now, False))
+        return False
 
     def _finish(self, batch: list[Ticket], started: float, inline: bool, computed: Computed | Exception) -> None:
-        self._running = False
-        rows, self.running_rows = self.running_rows, 0
+        self._running -= 1
+        rows = sum(ticket.rows for ticket in batch)
+        self.running_rows -= rows
         if isinstance(computed, Exception):
             computed = Computed([computed] * len(batch), failed=True)
         now = self._clock()

@@ -14,10 +14,12 @@ ONNX_BFLOAT16 = 16
 """`TensorProto.BFLOAT16`."""
 
 
-def run_with_bfloat16(session: ort.InferenceSession, outputs: list[str], feeds: Arrays) -> list[np.ndarray]:
+def run_with_bfloat16(
+    session: ort.InferenceSession, outputs: list[str], feeds: Arrays, options: ort.RunOptions
+) -> list[np.ndarray]:
     """As `session.run`. `feeds` are aligned."""
     held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # OrtValues lie on this very memory
-    found = session.run_with_ort_values(outputs, {name: _to_value(array) for name, array in held.items()})
+    found = session.run_with_ort_values(outputs, {name: _to_value(array) for name, array in held.items()}, options)
     return [_to_array(value) for value in found]
 
 

@@ -166,4 +166,4 @@ def _load(task: Task) -> _Held:
     reference = load_reference(version, provider=task.provider)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
-    return _Held(task.digest, version.manifest.precision, reference)
+    return _Held(task.digest, version.manifest.precision_on(task.provider), reference)

@@ -66,6 +66,7 @@ class Model:
             batched=session.signature.batched,
             max_queue_delay=settings.max_queue_delay_seconds,
             inline_seconds=INLINE_SECONDS if session.provider == "cpu" else 0.0,  # a GPU is waited for, elsewhere
+            in_flight=session.batches_in_flight,
         )
         return cls(name, version, session, batcher)
 

@@ -42,14 +42,17 @@ def metadata_routes(
 
     @router.get("/health/live")
     async def live() -> dict[str, bool]:
-        """The process runs."""
+        """The process runs; 503 if its device is lost, which only a new process gets back."""
+        lost = repository.lost()
+        if lost is not None:
+            raise NotReadyError(f"the device is lost: {lost}; start the service anew")
         return {"live": True}
 
     @router.get("/health/ready")
     async def server_ready() -> dict[str, bool]:
         """Requests are taken; 503 while stopping."""
         if not ready():
-            raise NotReadyError("the service is starting or stopping; send requests elsewhere")
+            raise NotReadyError("the service is starting or stopping, or has lost its device; send requests elsewhere")
         return {"ready": True}
 
     @router.get("")

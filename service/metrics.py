@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from service.batcher import BatchStats
 from service.errors import ServiceError
+from service.gpu import GpuCollector
 from service.repository import Model, Repository
 from service.statistics import ModelStatistics
 
@@ -78,6 +79,7 @@ class Metrics:
         self._ready = ready
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        self._registry.register(GpuCollector(repository))
         ProcessCollector(registry=self._registry)
 
     def watch(self, model: Model) -> None:
@@ -158,6 +160,7 @@ class Metrics:
         for model_labels, counts in self._models.items():
             rows.add_metric(model_labels, counts.rows)
         yield rows
+        yield from self._of_devices(models)
         yield self._histogram("bnfold_batch_rows", "Rows of one batch", lambda counts: counts.batch_rows)
         yield self._histogram(
             "bnfold_queue_seconds", "A request's wait in the queue", lambda counts: counts.queue_seconds
@@ -181,6 +184,23 @@ class Metrics:
         for cause, count in repository.failures.items():
             failures.add_metric((cause,), count)
         yield failures
+
+    def _of_devices(self, models: list[Model]) -> Iterator[Metric]:
+        nodes = [
+            ((*_labels(model), provider), float(count))
+            for model in models
+            for provider, count in model.session.placed.nodes.items()
+        ]
+        labels = ["model", "version"]
+        yield _gauge("bnfold_nodes", "Operators of the optimised graph, where they run", [*labels, "provider"], nodes)
+        cold = CounterMetricFamily(
+            "bnfold_cold_shapes", "Runs on a GPU of shapes that were not warmed up before", labels=labels
+        )
+        for model in models:
+            cold.add_metric(_labels(model), model.session.cold_shapes)
+        yield cold
+        lost = [(_labels(model), float(model.session.lost is not None)) for model in models]
+        yield _gauge("bnfold_device_lost", "1 if the device answers no more", labels, lost)
 
     def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=["model", "version"])

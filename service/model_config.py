@@ -4,6 +4,7 @@ What `config.pbtxt` says of the tensors comes from the same function. Field name
 that protobuf's parser reads the JSON as well.
 """
 
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -14,23 +15,29 @@ from service.versions import Policy
 
 
 def model_config(model: Model, settings: Settings) -> dict[str, Any]:
-    kind = "KIND_GPU" if model.session.provider == "cuda" else "KIND_CPU"
+    session = model.session
+    kind = "KIND_GPU" if session.provider == "cuda" else "KIND_CPU"
     config = {
         "name": model.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": _policy(Policy.of(settings.version_policy)),
-        "max_batch_size": settings.max_batch_size if model.session.signature.batched else 0,
+        "max_batch_size": settings.max_batch_size if session.signature.batched else 0,
         **triton_tensors(model.manifest),
         "instance_group": [
-            {"name": f"{model.name}_0", "kind": kind, "count": 1, "gpus": [0] if kind == "KIND_GPU" else []}
+            {
+                "name": f"{model.name}_0",
+                "kind": kind,
+                "count": session.batches_in_flight,
+                "gpus": [session.placed.device] if kind == "KIND_GPU" else [],
+            }
         ],
-        "default_model_filename": model.session.version.model_file.name,
-        "parameters": {},
-        "model_warmup": [],
+        "default_model_filename": session.version.model_file.name,
+        "parameters": {"precision": {"string_value": model.manifest.precision}, **session.placed.parameters()},
+        "model_warmup": [{"name": f"{size} rows", "batch_size": size, "count": 1} for size in session.bucket_sizes],
     }
-    if model.session.signature.batched:
-        config["dynamic_batching"] = _batching(settings)
+    if session.signature.batched:
+        config["dynamic_batching"] = _batching(settings, session.bucket_sizes)
     return config
 
 
@@ -40,10 +47,10 @@ def _policy(policy: Policy) -> dict[str, Any]:
     return {"all": {}} if policy.at_most == inf else {"latest": {"num_versions": policy.at_most}}
 
 
-def _batching(settings: Settings) -> dict[str, Any]:
-    """No size is preferred: whatever has queued meanwhile is the next batch."""
+def _batching(settings: Settings, sizes: Sequence[int]) -> dict[str, Any]:
+    """Without `sizes` none is preferred: whatever has queued meanwhile is the next batch."""
     return {
-        "preferred_batch_size": [],
+        "preferred_batch_size": list(sizes),
         "max_queue_delay_microseconds": round(settings.max_queue_delay_seconds * 1e6),
         "preserve_ordering": False,
         "default_queue_policy": {

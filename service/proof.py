@@ -53,7 +53,7 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
         inputs,
         seed=asked.seed if asked.given is None else None,
         provider=model.session.provider,
-        precision=model.manifest.precision,
+        precision=model.manifest.precision_on(model.session.provider),
         rows=max_rows if model.session.signature.batched else 0,
     )
     answer = {"model_name": model.name, "model_version": model.version, **verdict.to_dict()}

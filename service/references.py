@@ -7,7 +7,7 @@ torch gets half of the cores, so that a proof leaves the others to those who are
 import os
 import sys
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fold.errors import BnfoldError
@@ -32,8 +32,9 @@ class References:
             from fold.reference import load_reference  # noqa: PLC0415  # a predict never pays for this
 
             try:
-                provider: Literal["cpu", "cuda"] = "cuda" if model.session.provider == "cuda" else "cpu"
-                reference = self._loaded[model] = load_reference(model.session.version, provider=provider)
+                device = model.session.device
+                reference = load_reference(model.session.version, provider=device, beside=True)
+                self._loaded[model] = reference
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:

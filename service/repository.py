@@ -57,6 +57,8 @@ class Repository:
         found = self.entry(name, version)
         if isinstance(found, Absent):
             raise NotReadyError(f"model {found} is not ready: {found.reason}")
+        if found.session.lost is not None:
+            raise NotReadyError(f"model {found} is not ready: its device is lost: {found.session.lost}")
         return found
 
     def entry(self, name: str, version: str | None = None) -> Entry:
@@ -80,6 +82,10 @@ class Repository:
 
     def ready(self) -> list[Model]:
         return [entry for entry in self.entries() if isinstance(entry, Model)]
+
+    def lost(self) -> str | None:
+        """What the device said when it answered no more: this process cannot get it back."""
+        return next((model.session.lost for model in self.ready() if model.session.lost is not None), None)
 
     def serves(self, name: str, version: str) -> bool:
         return isinstance(self._versions.get(name, {}).get(version), Model)

@@ -10,7 +10,6 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fold.errors import BnfoldError
-from fold.runtime import Provider
 
 LogFormat = Literal["text", "json"]
 
@@ -44,7 +43,24 @@ class Settings(BaseSettings):
     """0 takes a free one, which the start line tells."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Of the same protocol over gRPC, which is off without one; 0 takes a free one."""
-    provider: Provider = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    """Where to compute: `cpu`, `cuda`, `cuda:1` for the second GPU; `auto` takes a GPU if there is one."""
+    buckets: Annotated[str, Field(pattern=r"^(auto|off|[1-9][0-9]*(,[1-9][0-9]*)*)$")] = "auto"
+    """Batch sizes that are run, each warmed up before the service is ready: powers of two on a GPU, those given
+    (`1,8,64`; the largest batch is always one), or each batch as large as it is (`off`, and `auto` on the CPU)."""
+    batches_in_flight: Annotated[int, Field(ge=0, le=16)] = 0
+    """Batches of one model that run at a time; 0 is two on a GPU, of which one copies while the other computes, and
+    one on the CPU."""
+    conv_search: Literal["heuristic", "exhaustive"] = "heuristic"
+    """How cuDNN finds its algorithm for a shape; `exhaustive` tries all, which takes long and may find a faster one."""
+    cuda_graphs: bool = False
+    """Record the kernels of each bucket once, and launch them as one."""
+    nhwc: bool = False
+    """Let the CUDA provider lay tensors out with the channels last."""
+    gpu_memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Of each model's arena on the GPU, which holds everything but weights and libraries."""
+    allow_cpu_nodes: bool = False
+    """Serve a model on a GPU though some of its operators would compute on the CPU."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads inside one operator; 0 is one for models that run for less than a millisecond, and ONNX Runtime's choice
     for others."""

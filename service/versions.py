@@ -128,9 +128,7 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
 def _open(settings: Settings, version: ModelVersion, halt: Halt) -> ModelSession:
     _refuse_unproven(version)
     halt()
-    session = ModelSession.open(
-        version, provider=settings.provider, threads=settings.threads, spinning=settings.spinning
-    )
+    session = ModelSession.open(version, settings)
     halt()
     session.warm_up()
     halt()

@@ -1,7 +1,7 @@
-"""One thread that does one thing at a time for the event loop.
+"""Threads that compute for the event loop, each one thing at a time.
 
 A job goes over by a queue and its outcome comes back as a callback on the loop: cheaper than an executor, whose futures
-cost more than a small model takes to run. The thread is a daemon, so a run that hangs cannot keep the process alive.
+cost more than a small model takes to run. Threads are daemons, so a run that hangs cannot keep the process alive.
 """
 
 import asyncio
@@ -25,18 +25,20 @@ class Works(Protocol):
 
 
 class Worker:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self._jobs: SimpleQueue[tuple[Job[Any], Done[Any], asyncio.AbstractEventLoop] | None] = SimpleQueue()
-        self._thread = Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Job[T], done: Done[T]) -> None:
-        """Run `job` on the thread after those before it, then `done` on the calling loop with the outcome."""
+        """Run `job` on the next free thread after those before it, then `done` on the calling loop with the outcome."""
         self._jobs.put((job, done, asyncio.get_running_loop()))
 
     def stop(self) -> None:
-        """Let the thread end once the jobs submitted so far are done."""
-        self._jobs.put(None)
+        """Let the threads end once the jobs submitted so far are done."""
+        for _ in self._threads:
+            self._jobs.put(None)
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:

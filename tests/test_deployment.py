@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import typer
 import yaml
@@ -32,6 +33,8 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROFILES = ["cpu", "gpu"]
+BUILT = [f"{kind}-{profile}" for kind in ("example", "serve") for profile in PROFILES]
+WATCHING = ["prometheus", "grafana"]
 
 
 @dataclass
@@ -87,6 +90,11 @@ def parse(app: typer.Typer, arguments: list[str]) -> dict[str, Any]:
     return parameters
 
 
+def last_copies(target: str) -> list[str]:
+    """The stages whose environment and code an image takes."""
+    return [text.split()[0].removeprefix("--from=") for stage in lineage(target) for text in stage.all("COPY")]
+
+
 def grpc_port() -> str:
     """Where the image serves gRPC, which is off by default."""
     name, _, port = last("service", "ENV").partition("=")
@@ -100,6 +108,13 @@ def health_command() -> list[str]:
 
 
 # The Dockerfile
+
+
+@pytest.mark.parametrize("target", ["service", "slim"])
+def test_an_image_takes_what_it_serves_with(target: str) -> None:
+    environment, code = last_copies(target)
+    assert environment == {"service": "dependencies", "slim": "slim-dependencies"}[target]
+    assert code == "code"
 
 
 def test_the_serving_image_is_the_default() -> None:
@@ -127,17 +142,17 @@ def test_the_image_is_confined() -> None:
 
 
 def test_only_the_environment_and_the_code_are_shipped() -> None:
-    for target in ("service", "example"):
+    for target in ("service", "slim", "example"):
         shipped = [text for stage in lineage(target) for text in stage.all("COPY")]
         assert shipped
-        assert all(re.fullmatch(r"--from=\w+ (/new)?/opt/bnfold /opt/bnfold", text) for text in shipped)
+        assert all(re.fullmatch(r"--from=[\w-]+ (/new)?/opt/bnfold /opt/bnfold", text) for text in shipped)
         runs = [text for stage in lineage(target) for text in stage.all("RUN")]
         assert not any(re.search(r"\b(pip|apt|apt-get)\b", text) for text in runs)
 
 
 def test_a_change_of_code_installs_nothing() -> None:
     packages = set(PROJECT["tool"]["setuptools"]["packages"])
-    for name in ("tools", "dependencies", "train"):
+    for name in ("tools", "slim-dependencies", "dependencies", "train"):
         sources = {word for stage in lineage(name) for text in stage.all("COPY") for word in text.split()[:-1]}
         assert not sources & {*packages, "pyproject.toml", "."}, name
         assert "-c constraints.txt" in last(name, "RUN")
@@ -153,13 +168,26 @@ def test_what_is_installed_is_what_the_project_asks_for(extra: str, tmp_path: Pa
     assert program == "python"
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
     written = {file.stem: file.read_text().splitlines() for file in folder.iterdir()}
+    everything = PROJECT["project"]["dependencies"] + EXTRAS[extra]
     assert written == {
         "tools": PROJECT["build-system"]["requires"],
-        "dependencies": PROJECT["project"]["dependencies"] + EXTRAS[extra],
+        "slim": [line for line in everything if not line.startswith("torch>")],
+        "dependencies": everything,
         "train": EXTRAS["train"],
     }
+    assert len(written["slim"]) == len(everything) - 1
     for name in written:
-        assert any(f"/requirements/{name}.txt" in text for text in STAGES[name].all("COPY")), name
+        stage = "slim-dependencies" if name == "slim" else name
+        assert any(f"/requirements/{name}.txt" in text for text in STAGES[stage].all("COPY")), name
+
+
+def test_pytorch_comes_as_a_cpu_build_unless_told_otherwise() -> None:
+    [argument] = [text for text in STAGES["dependencies"].all("ARG") if text.startswith("TORCH_INDEX_URL")]
+    assert argument.endswith("/whl/cpu")
+    # an empty one leaves the option out
+    assert '${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"}' in last("dependencies", "RUN")
+    for name in BUILT:
+        assert SERVICES[name]["build"]["args"]["TORCH_INDEX_URL"] == f"${{{argument.replace('=', '-')}}}"
 
 
 def test_the_context_holds_what_is_copied_and_every_package() -> None:
@@ -217,18 +245,10 @@ def test_every_setting_is_documented() -> None:
     assert listed | elsewhere == {f"BNFOLD_{name.upper()}" for name in Settings.model_fields}
 
 
-def test_the_alert_rules_watch_metrics_that_exist() -> None:
+def test_the_metrics_of_watching_are_documented() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
-    [block] = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     page = create_app(Settings(repository=Path("/no/such/folder"))).metrics.page().decode()
     existing = set(re.findall(r"^# TYPE (bnfold_\w+) ", page, re.MULTILINE))
-    rules = [rule for group in yaml.safe_load(block)["groups"] for rule in group["rules"]]
-    assert {"BnfoldDisagrees", "BnfoldNotEquivalent", "BnfoldVersionRefused"} <= {rule["alert"] for rule in rules}
-    for rule in rules:
-        used = set(re.findall(r"bnfold_\w+", rule["expr"]))
-        assert used, rule
-        assert used <= existing, used - existing
-        assert rule["annotations"]["summary"]
     table = set(re.findall(r"^\| `(bnfold_\w+)` \|", text, re.MULTILINE))
     assert table == {name for name in existing if name.startswith("bnfold_shadow_")}
 
@@ -285,17 +305,28 @@ def test_the_health_check_fails_where_nothing_listens() -> None:
 # docker-compose.yml
 
 
+def test_the_file_is_what_the_compose_specification_allows() -> None:
+    schema = json.loads((ROOT / "tests" / "data" / "compose-spec.json").read_text())
+    validator = jsonschema.Draft7Validator(schema)
+    # Python's true and false are what YAML's are; merge keys were taken in while reading
+    assert [error.message for error in validator.iter_errors(COMPOSE)] == []
+    [name] = [name for name in SERVICES if name == "serve-cpu"]
+    wrong = {**COMPOSE, "services": {name: {**SERVICES[name], "read-only": True}}}
+    assert not validator.is_valid(wrong), "it refuses what it does not know"
+
+
 def test_each_profile_has_one_job_and_one_service() -> None:
     assert {name: service["profiles"] for name, service in SERVICES.items()} == {
-        f"{kind}-{profile}": [profile] for kind in ("example", "serve") for profile in PROFILES
+        **{name: [name.split("-")[1]] for name in BUILT},
+        **{name: ["watch"] for name in WATCHING},
     }
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", BUILT)
 def test_images_are_built_from_arguments_and_stages_that_exist(name: str) -> None:
     kind, profile = name.split("-")
     build = SERVICES[name]["build"]
-    assert build["target"] == {"example": "example", "serve": "service"}[kind]
+    assert build["target"] == {"example": "example", "serve": "${BNFOLD_TARGET:-service}"}[kind]
     declared = {text.partition("=")[0] for stage in STAGES.values() for text in stage.all("ARG")}
     assert set(build["args"]) <= declared | set(GLOBAL_ARGUMENTS)
     assert build["args"]["EXTRA"] == profile
@@ -339,16 +370,30 @@ def test_the_service_is_reached_watched_and_given_time_to_stop(profile: str) -> 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_environment_is_one_that_the_service_takes(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = dict(SERVICES[f"serve-{profile}"]["environment"])
-    provider = environment.pop("BNFOLD_PROVIDER")
-    assert provider == {"cpu": "cpu", "gpu": "cuda"}[profile]
+    device = environment.pop("BNFOLD_DEVICE")
+    assert device == {"cpu": "cpu", "gpu": "cuda"}[profile]
     # on the command line of the image, or what the ports and the health check of the container are about
-    fixed = {"repository", "host", "port", "grpc_port", "provider"}
+    fixed = {"repository", "host", "port", "grpc_port", "device"}
     assert set(environment) == {f"BNFOLD_{name.upper()}" for name in set(Settings.model_fields) - fixed}
     for name, value in environment.items():
         assert value == f"${{{name}:-}}"
         monkeypatch.setenv(name, "")
-    monkeypatch.setenv("BNFOLD_PROVIDER", provider)
-    assert load_settings(repository=Path("/models")) == Settings(repository=Path("/models"), provider=provider)
+    monkeypatch.setenv("BNFOLD_DEVICE", device)
+    assert load_settings(repository=Path("/models")) == Settings(repository=Path("/models"), device=device)
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_what_watches_has_a_version_and_is_for_this_machine_only(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"docker\.io/[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for mount in service["volumes"]:
+        source, _, *options = mount.split(":")
+        if source.startswith("."):
+            assert (ROOT / source).is_dir(), source
+            assert options == ["ro"]
+        else:
+            assert source in COMPOSE["volumes"]
 
 
 def test_the_gpu_is_reserved_for_the_gpu_service_alone() -> None:

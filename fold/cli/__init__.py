@@ -12,7 +12,9 @@ import typer
 
 from fold.cli.bench import bench
 from fold.cli.fold import fold
+from fold.cli.inspect import inspect
 from fold.cli.options import INTERRUPTED, complain
+from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError
@@ -27,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (fold, verify, bench, serve):
+for command in (fold, inspect, verify, bench, recalibrate, serve):
     app.command()(command)
 
 

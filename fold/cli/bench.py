@@ -1,20 +1,20 @@
 """`bnfold bench`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from fold.cli.options import PROOF_FAILED, AsJson, Seed, complain, console, print_json, version_folder
+from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json, version_folder
 
 
 def bench(
     model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
     batch: Annotated[str | None, typer.Option(metavar="N,N,…", help="Rows in one run [1,8,32].")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How often each graph is timed.")] = 50,
-    provider: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to measure; auto is everywhere that is present.")
+    device: Annotated[
+        str, typer.Option(metavar=DEVICES, help="Where to measure; auto is everywhere that is present.")
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = 0,
     seed: Seed = 0,
@@ -36,7 +36,7 @@ def bench(
                 read_version(version_folder(model_dir)),
                 batches=batches,
                 rounds=rounds,
-                provider=provider,
+                provider=device,
                 threads=threads,
                 seed=seed,
                 announce=lambda step: status.update(escape(step)),

@@ -11,8 +11,10 @@ from fold.cli.options import (
     Arch,
     ArchArg,
     AsJson,
+    Device,
+    Ema,
     Inputs,
-    Provider,
+    Key,
     Samples,
     Seed,
     SourceFile,
@@ -20,6 +22,7 @@ from fold.cli.options import (
     console,
     print_json,
 )
+from fold.errors import BnfoldError
 from fold.sources.source import Source
 
 
@@ -31,37 +34,56 @@ def fold(
     arch: Arch = None,
     arch_arg: ArchArg = None,
     inputs: Inputs = None,
+    key: Key = None,
+    ema: Ema = False,
     labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
+    ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS|preprocessing",
+            help="Take bytes, and put (x*scale - mean)/std for each channel into the graph: "
+            "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255 (NAME:mean=… where there are several inputs), "
+            "or by the numbers of the preprocessing.",
+        ),
+    ] = None,
+    layout: Annotated[
+        Literal["nchw", "nhwc"] | None,
+        typer.Option(help="How clients lay out the bytes of --normalize; as the model does by default."),
     ] = None,
     open_activations: Annotated[
         bool,
         typer.Option("--open-activations", help="Let a ReLU become a clip by channel where a BatchNorm would stay."),
     ] = False,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"],
+        Literal["fp32", "tf32", "fp16", "bf16"],
         typer.Option(help="In which type the graph computes; what does not fit into it stays in float32."),
     ] = "fp32",
     samples: Samples = 16,
     seed: Seed = 0,
-    provider: Provider = "auto",
+    device: Device = "auto",
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
     from fold.convert import Target, convert  # noqa: PLC0415
+    from fold.normalise import parse_normalise  # noqa: PLC0415
     from fold.report import certificate_table, fold_table  # noqa: PLC0415
 
+    if layout is not None and normalize is None:
+        raise BnfoldError(f"--layout {layout}: is the layout of the bytes of --normalize; give that as well")
+    standardised = None if normalize is None else parse_normalise(normalize, layout, preprocessing)
     with console.status("starting") as status:
         conversion = convert(
-            Source(source, arch, arch_arg or (), inputs or (), trust),
+            Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, standardised),
             Target(out, name, version, labels, preprocessing),
             open_activations=open_activations,
             precision=precision,
             samples=samples,
             seed=seed,
-            provider=provider,
+            provider=device,
             announce=lambda step: status.update(escape(step)),
         )
     for change in conversion.changes:
@@ -76,6 +98,8 @@ def fold(
             f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
             highlight=False,
         )
+        if report.normalization is not None:
+            console.print(escape(report.normalization.message), soft_wrap=True, highlight=False)
         for stayed in conversion.precision.kept_float32:
             text = f"{stayed.layer} stays in float32: {stayed.reason}"
             console.print(escape(text), soft_wrap=True, highlight=False)

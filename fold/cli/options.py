@@ -4,7 +4,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,9 @@ PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 console = Console(stderr=True)
 
-Provider = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where ONNX Runtime computes; auto takes a GPU if there is one.")
+DEVICES = "auto|cpu|cuda[:N]"
+Device = Annotated[
+    str, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes; auto takes a GPU if there is one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many inputs to draw for the proof.")]
@@ -26,9 +27,21 @@ Arch = Annotated[str | None, typer.Option(metavar="MODULE:CALLABLE", help="What 
 ArchArg = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for it.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="SHAPE", help="An input without the batch: 3,224,224 or name:3,224,224:float32."),
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="An input without the batch: 3,224,224, 3,H,W with free sizes, or name:3,224,224:float32.",
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Open a file that can run code of its author.")]
+Key = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Under which key of the file the weights lie, such as ema.state_dict."),
+]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights (EMA, SWA) that the file holds.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Open a file that can run code of its author: a whole module, TorchScript, a .pt2."),
+]
 
 
 def complain(message: str, code: int = BAD_INPUT) -> int:

@@ -1,9 +1,11 @@
 """`bnfold serve`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from fold.cli.options import DEVICES
 
 
 def serve(
@@ -13,13 +15,17 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the same protocol over gRPC, 0 for a free one [off].")
     ] = None,
-    provider: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute [auto].")] = None,
+    device: Annotated[str | None, typer.Option(metavar=DEVICES, help="Where to compute [auto].")] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = None,
     max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch [64].")] = None,
     shadow: Annotated[
         float | None,
         typer.Option(metavar="SHARE", min=0, max=1, help="Share of the answers to hold against the reference [0]."),
     ] = None,
+    cuda_graphs: Annotated[
+        bool | None, typer.Option("--cuda-graphs", help="Launch the kernels of a batch as one CUDA graph.")
+    ] = None,
+    nhwc: Annotated[bool | None, typer.Option("--nhwc", help="Channels last on the GPU.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Load what comes into REPOSITORY, unload what goes.")] = False,
 ) -> None:
     """Serve every model of REPOSITORY over HTTP and gRPC until SIGTERM. Every BNFOLD_… variable is a setting, too."""
@@ -31,10 +37,12 @@ def serve(
         host=host,
         port=port,
         grpc_port=grpc_port,
-        provider=provider,
+        device=device,
         threads=threads,
         max_batch_size=max_batch_size,
         shadow=shadow,
+        cuda_graphs=cuda_graphs,
+        nhwc=nhwc,
         repository_control="watch" if watch else None,
     )
     raise typer.Exit(serve_repository(settings))

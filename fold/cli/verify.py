@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from fold.cli.options import PROOF_FAILED, AsJson, Provider, Samples, Seed, console, print_json, version_folder
+from fold.cli.options import PROOF_FAILED, AsJson, Device, Samples, Seed, console, print_json, version_folder
 from fold.errors import BnfoldError
 
 
@@ -18,9 +18,9 @@ def verify(
     ] = None,
     samples: Samples = 16,
     seed: Seed = 0,
-    provider: Provider = "auto",
+    device: Device = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must be in.")
+        Literal["fp32", "tf32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must be in.")
     ] = None,
     search: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Search so long for the largest difference.")
@@ -50,7 +50,7 @@ def verify(
             None if inputs is None else read_inputs(inputs, version.manifest),
             samples=samples,
             seed=seed,
-            provider=provider,
+            provider=device,
             search_seconds=search,
             announce=lambda step: shown.reset(task, total=None, description=escape(step)),
             progress=lambda step, steps, found: shown.update(

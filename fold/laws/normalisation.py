@@ -12,6 +12,7 @@ from fold.gauge import (
     BEHIND_SHARED,
     FROM_BATCHNORM,
     FROM_OTHERS,
+    FROM_SCALE,
     FROM_WEIGHTS,
     Absorber,
     Candidate,
@@ -23,6 +24,7 @@ from fold.gauge import (
 )
 from fold.graph import constant, dims, display_name, first_input, float64, integer, is_float, is_standard, real
 from fold.laws.elementwise import CLIPS, gate, total
+from fold.normalise import SCALE, SHIFT
 
 
 def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | str:
@@ -141,7 +143,8 @@ def _affine(run: _Run, gauges: Gauges) -> None:
     cause = gauges.cause(node, "scales and shifts by constants")
     private = gauges.private(x)
     if run.multiplies:
-        after = gauges.fresh(extents, FROM_BATCHNORM if run.adds else FROM_OTHERS)
+        lone = FROM_SCALE if normalises_input(node) else FROM_OTHERS
+        after = gauges.fresh(extents, FROM_BATCHNORM if run.adds else lone)
     else:
         shift = gauges.fresh_shift(extents, FROM_WEIGHTS)
         after = Layout(np.broadcast_to(before.scale, extents), shift)
@@ -163,7 +166,9 @@ def _affine(run: _Run, gauges: Gauges) -> None:
         return [*([("Mul", scale)] if (scale != 1).any() else []), *([("Add", added)] if added.any() else [])]
 
     absorber = Absorber(node, flat[0], flat[1], steps, divides=run.multiplies, nodes=run.nodes)
-    if run.one_axis and run.s.size > 1:
+    if normalises_input(node):
+        gauges.delivers(node)
+    if run.one_axis and (run.s.size > 1 or normalises_input(node)):
         gauges.candidates.append(
             Candidate(
                 absorber,
@@ -194,6 +199,8 @@ def _run(node: ir.Node) -> _Run | None:
     s: Array = np.ones(1)
     t: Array = np.zeros(1)
     while (step := affine_step(node)) is not None:
+        if nodes and (normalises_input(node) or normalises_input(nodes[-1])):
+            break  # its scale and its shift go each for itself
         s, t = s * step[1], t * step[1] + step[2]
         nodes.append(node)
         uses = node.outputs[0].uses()
@@ -220,6 +227,11 @@ def written_out(node: ir.Node) -> tuple[tuple[ir.Node, ...], int] | None:
     """The nodes of a BatchNorm that is written out with constants and begins at `node`, and its number of channels."""
     run = _run(node)
     return (run.nodes, run.s.size) if run is not None and run.batchnorm else None
+
+
+def normalises_input(node: ir.Node) -> bool:
+    """Whether a product or sum is half of an input's standardisation (fold.normalise)."""
+    return any(value is not None and value.name in (SCALE, SHIFT) for value in node.inputs)
 
 
 def affine_step(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
+from fold.export import quiet
 from fold.sources.checkpoint import Checkpoint
-
-LISTED = 5
+from fold.sources.fit import fit
+from fold.sources.plain import make_plain
 
 
 def load_architecture(spec: str) -> Callable[..., nn.Module]:
@@ -54,41 +56,47 @@ def parse_arch_args(arguments: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call the architecture and load the checkpoint into it; the module comes back in eval mode.
+def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Checkpoint]:
+    """Call the architecture and load the checkpoint into it.
 
-    Raises `BnfoldError` that lists missing and unexpected keys and shapes that differ.
+    The module comes back in eval mode and plain (fold.sources.plain), and with it the checkpoint under its names.
+    Raises `BnfoldError` that lists missing and unexpected keys and shapes that differ, with the likely cause.
     """
     factory = load_architecture(arch)
     try:
-        module = factory(**arguments)
+        with quiet():
+            module = factory(**arguments)
     except Exception as error:  # the user's constructor may raise anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise BnfoldError(f"--arch {arch}: calling it with ({given}) failed: {error}; check --arch-arg") from error
     if not isinstance(module, nn.Module):
         raise BnfoldError(f"--arch {arch}: returned a {type(module).__name__}, expected a torch.nn.Module")
-    _check_fit(checkpoint, arch, module.state_dict())
-    module.load_state_dict(checkpoint.tensors, strict=False)
-    return module.eval()
+    module.float()  # before the weights come: what a factory made in half precision would round them
+    fitted = fit(checkpoint, arch, module.state_dict(), _parameters(factory))
+    with quiet():
+        module.load_state_dict(fitted.tensors, strict=False)
+    return make_plain(module), fitted
 
 
-def _check_fit(checkpoint: Checkpoint, arch: str, expected: Mapping[str, torch.Tensor]) -> None:
-    given = checkpoint.tensors
-    # Checkpoints of before PyTorch 0.4.1 do not count batches, and eval mode does not need the count.
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in expected]
-    shapes = [
-        f"{key} is {list(given[key].shape)} in the checkpoint, {list(tensor.shape)} in the architecture"
-        for key, tensor in expected.items()
-        if key in given and given[key].shape != tensor.shape
-    ]
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:LISTED])}{', …' if len(keys) > LISTED else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise BnfoldError(f"{checkpoint.path}: does not fit --arch {arch}: {'; '.join(problems)}; check --arch-arg")
+def whole_module(checkpoint: Checkpoint) -> nn.Module:
+    """The module that the file holds itself, in eval mode and plain. Raises `BnfoldError` where it holds none."""
+    if checkpoint.module is None:
+        raise BnfoldError(
+            f"{checkpoint.path}: holds weights alone; name their architecture with --arch module:callable"
+        )
+    if isinstance(checkpoint.module, torch.jit.ScriptModule):
+        raise BnfoldError(
+            f"{checkpoint.path}: is a TorchScript archive, of which the weights alone are taken; name their "
+            "architecture with --arch module:callable"
+        )
+    return make_plain(checkpoint.module)
+
+
+def _parameters(factory: Callable[..., nn.Module]) -> list[str]:
+    try:
+        return list(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # a callable of C has none
+        return []
 
 
 def _literal(value: str) -> Any:

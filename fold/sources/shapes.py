@@ -1,7 +1,8 @@
 """Shapes of a module's inputs, without the batch: as a user writes them, and as example tensors."""
 
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,45 +16,116 @@ DTYPES = {
     "float16": torch.float16,
     "int64": torch.int64,
     "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
 }
+FREE_EXAMPLE, FREE_STEP = 64, 32
+"""Examples of free sizes: large and even enough for what a network halves, and each another."""
+
+Size = int | str
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `--input`: a shape without the batch, and perhaps the argument's name and type."""
+    """One `--input`: a shape without the batch, and perhaps the argument's name and type. A free size is its name."""
 
     name: str | None
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.shape))
 
 
 def parse_input(text: str) -> InputShape:
-    """`3,224,224` or `name:3,224,224:float32`."""
+    """`3,224,224`, `3,H,W` with free sizes, or `name:3,224,224:float32`."""
     parts = text.split(":")
-    name = parts.pop(0) if len(parts) > 1 and not parts[0].replace(",", "").isdigit() else None
+    named = len(parts) == 3 or (len(parts) == 2 and parts[1] not in DTYPES)
+    name = parts.pop(0) if named else None
     shape, dtype = parts[0], parts[1] if len(parts) > 1 else "float32"
-    sizes = [size.strip() for size in shape.split(",")] if shape else []
-    if not all(size.isdigit() and int(size) > 0 for size in sizes) or dtype not in DTYPES or len(parts) > 2:
+    sizes = [_size(size.strip()) for size in shape.split(",")] if shape else []
+    if None in sizes or dtype not in DTYPES or len(parts) > 2 or name == "":
         raise BnfoldError(
-            f"--input {text}: expected a shape without the batch, 3,224,224 or name:3,224,224:float32 "
-            f"(types: {', '.join(DTYPES)})"
+            f"--input {text}: expected a shape without the batch, 3,224,224, 3,H,W with free sizes, or "
+            f"name:3,224,224:float32 (types: {', '.join(DTYPES)})"
         )
-    return InputShape(name, tuple(int(size) for size in sizes), DTYPES[dtype])
+    return InputShape(name, tuple(size for size in sizes if size is not None), DTYPES[dtype])
+
+
+def _size(text: str) -> Size | None:
+    if text.isdigit():
+        return int(text) or None
+    return text if text.isidentifier() and text != "batch" else None
+
+
+def arrange(module: nn.Module, shapes: Iterable[InputShape]) -> list[InputShape]:
+    """The shapes in the order of `forward`'s arguments, each with the name of its own.
+
+    Raises `BnfoldError` for a name that `forward` does not take, for a second shape of one argument, and for an
+    argument that must be given and is not.
+    """
+    shapes, arguments = list(shapes), _arguments(module)
+    names = list(arguments)
+    free = iter(name for name in names if name not in {shape.name for shape in shapes})
+    arranged: dict[str, InputShape] = {}
+    for position, shape in enumerate(shapes):
+        name = shape.name or next(free, f"{names[-1]}_{position}" if _takes_any(module) and names else None)
+        if name is None or (shape.name is not None and name not in names):
+            what = f"no argument of that name; it takes {', '.join(names)}" if shape.name else f"{len(names)} arguments"
+            raise BnfoldError(f"--input {shape.name or shape}: forward has {what}")
+        if name in arranged:
+            raise BnfoldError(f"--input {name}: is given twice")
+        arranged[name] = InputShape(name, shape.shape, shape.dtype)
+    missing = [name for name, given in arguments.items() if given.default is given.empty and name not in arranged]
+    if missing:
+        raise BnfoldError(
+            f"forward takes {', '.join(names)}: give the shape of {missing[0]} too, --input {missing[0]}:…"
+        )
+    return sorted(arranged.values(), key=lambda shape: names.index(shape.name or "") if shape.name in names else 99)
+
+
+def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
+    found = inspect.signature(module.forward).parameters
+    plain = {name: one for name, one in found.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    return plain or ({"inputs": inspect.Parameter("inputs", inspect.Parameter.KEYWORD_ONLY, default=None)})
+
+
+def _takes_any(module: nn.Module) -> bool:
+    return any(one.kind == one.VAR_POSITIONAL for one in inspect.signature(module.forward).parameters.values())
+
+
+def bind(module: nn.Module, shapes: Sequence[InputShape]) -> nn.Module:
+    """The module with a `forward` of the given arguments alone, where it has optional ones before or between them."""
+    names = [shape.name or "" for shape in shapes]
+    arguments = _arguments(module)
+    if names == list(arguments)[: len(names)] or not set(names) <= set(arguments):
+        return module
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def given_alone(*tensors: torch.Tensor) -> object:
+        return forward(**dict(zip(names, tensors, strict=True)))
+
+    kept = [arguments[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, default=inspect.Parameter.empty)
+            for name in names]  # fmt: skip
+    given_alone.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    module.forward = given_alone
+    return module
 
 
 def example_inputs(module: nn.Module, shapes: Iterable[InputShape]) -> tuple[torch.Tensor, ...]:
-    """Example tensors with a batch of 2, in the order of `forward`'s arguments where names are given."""
-    shapes = list(shapes)
-    names = list(inspect.signature(module.forward).parameters)
-    unknown = [shape.name for shape in shapes if shape.name is not None and shape.name not in names]
-    if unknown:
-        raise BnfoldError(f"--input {unknown[0]}: forward has no argument of that name; it takes {', '.join(names)}")
-    if all(shape.name is not None for shape in shapes):
-        shapes.sort(key=lambda shape: names.index(shape.name or ""))
+    """Example tensors with a batch of 2, in the order of `forward`'s arguments; free sizes are 64, 96, 128, … ."""
+    shapes = arrange(module, shapes)
+    free = list(dict.fromkeys(size for shape in shapes for size in shape.shape if isinstance(size, str)))
+    sizes = {name: FREE_EXAMPLE + FREE_STEP * position for position, name in enumerate(free)}
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(2, *shape.shape, generator=generator).to(shape.dtype)
-        if shape.dtype.is_floating_point
-        else torch.zeros(2, *shape.shape, dtype=shape.dtype)
-        for shape in shapes
-    )
+    return tuple(_example(shape, sizes, generator) for shape in shapes)
+
+
+def _example(shape: InputShape, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
+    extents = (2, *(sizes[size] if isinstance(size, str) else size for size in shape.shape))
+    if shape.dtype.is_floating_point:
+        return torch.randn(extents, generator=generator).to(shape.dtype)
+    return torch.zeros(extents, dtype=shape.dtype)

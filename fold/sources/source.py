@@ -10,7 +10,9 @@ from fold.errors import BnfoldError
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
+    from torch.export import ExportedProgram
 
+    from fold.normalise import Normalisation, Settled
     from fold.sources.checkpoint import Checkpoint
 
 
@@ -23,6 +25,9 @@ class Source:
     arch_args: Sequence[str] = ()
     inputs: Sequence[str] = ()
     trust: bool = False
+    key: str | None = None
+    ema: bool = False
+    normalise: "Normalisation | None" = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Unfolded:
     described: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
     batches_seen: dict[str, int] = field(default_factory=dict)
+    normalised: "Settled | None" = None
 
 
 def read_source(source: Source, announce: Callable[[str], None] = lambda step: None) -> Unfolded:
@@ -57,63 +63,77 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
     """
     if not source.path.is_file():
         raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
+    if source.path.suffix in (".onnx", ".pt2") and (source.key is not None or source.ema):
+        raise BnfoldError(f"{source.path}: holds one network; --key and --ema are of a checkpoint, leave them out")
     if source.path.suffix == ".onnx":
         return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold import export  # noqa: PLC0415
-    from fold.sources import archive, shapes  # noqa: PLC0415
 
-    metadata: dict[str, Any] = {}
-    if source.path.suffix == ".pt2":
-        if not source.trust:
-            raise BnfoldError(
-                f"{source.path}: opening a .pt2 can run code; pass --trust if you know where the file comes from"
-            )
-        program = archive.load_program(source.path, trust=True)
-        described: dict[str, Any] = {"kind": "pt2"}
-    else:
-        loaded = load_module(source)
-        metadata, described = loaded.checkpoint.metadata, loaded.described
-        given = [shapes.parse_input(text) for text in source.inputs or metadata.get("inputs", ())]
-        if not given:
-            raise BnfoldError(
-                f"{source.path}: give the shape of one input without the batch, such as --input 3,224,224"
-            )
-        announce("exporting")
-        program = export.export_program(loaded.module, shapes.example_inputs(loaded.module, given))
-        del loaded  # the program has a copy of its weights
+    program, sizes, described, metadata = _read_program(source, announce)
+    settled = None
+    if source.normalise is not None:
+        from fold.sources.normalised_program import normalise_program, sizes_as_sent  # noqa: PLC0415
+
+        program, settled = normalise_program(program, source.normalise, metadata)
+        sizes = sizes_as_sent(program, sizes, settled)
     counts = {
         name.removesuffix(".num_batches_tracked"): int(buffer)
         for name, buffer in program.named_buffers()
         if name.endswith("num_batches_tracked")
     }
-    model = export.export_graph(program)
+    model = export.export_graph(program, sizes)
     return Unfolded(
-        model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata, counts
+        model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata, counts, settled
     )
 
 
 def load_module(source: Source) -> Loaded:
     """Load a checkpoint into the architecture that the user names; the module comes back in eval mode.
 
-    Raises `BnfoldError` for a file that holds no weights, and where the two do not fit.
+    A file that holds a whole module, which is opened with `trust` alone, needs no architecture. Raises `BnfoldError`
+    for a file that holds no weights, and where the two do not fit.
     """
     from fold.sources import architecture, checkpoint  # noqa: PLC0415
 
-    loaded = checkpoint.load_checkpoint(source.path)
+    loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
+    chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
     if source.arch is None:
-        raise BnfoldError(f"{source.path}: holds weights alone; name their architecture with --arch module:callable")
+        module = architecture.whole_module(loaded)
+        return Loaded(loaded, module, {"kind": "module", **chosen, "changes": loaded.notes})
     given = loaded.metadata.get("arch_args")
     arguments = {**(given if isinstance(given, dict) else {}), **architecture.parse_arch_args(source.arch_args)}
-    module = architecture.build_module(loaded, source.arch, arguments)
-    return Loaded(loaded, module, {"kind": "state_dict", "arch": source.arch, "arch_args": arguments})
+    module, loaded = architecture.build_module(loaded, source.arch, arguments)
+    described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments, **chosen, "changes": loaded.notes}
+    return Loaded(loaded, module, described)
+
+
+def _read_program(
+    source: Source, announce: Callable[[str], None]
+) -> "tuple[ExportedProgram, list[Sequence[int | str]], dict[str, Any], dict[str, Any]]":
+    """The exported program of a source, its inputs' shapes without the batch, what it is and what the file says."""
+    from fold.sources import archive, tracing, trees  # noqa: PLC0415
+
+    if source.path.suffix == ".pt2":
+        program = trees.with_plain_outputs(archive.load_program(source.path, trust=source.trust))
+        return program, [], {"kind": "pt2"}, {}
+    loaded = load_module(source)
+    metadata = loaded.checkpoint.metadata
+    own = metadata.get("inputs")
+    given = source.inputs or ([str(text) for text in own] if isinstance(own, list | tuple) else [])
+    announce("exporting")
+    program, shapes, note = tracing.trace(loaded.module, source.path, given)
+    described = {**loaded.described, "inputs": [str(shape) for shape in shapes]}
+    if note:
+        described["changes"] = (*described["changes"], note)
+    return program, [shape.shape for shape in shapes], described, metadata
 
 
 def _read_onnx(source: Source) -> Unfolded:
     from fold.artifact import sha256  # noqa: PLC0415
     from fold.unfolded import read_onnx  # noqa: PLC0415
 
-    read, folder = read_onnx(source.path), source.path.absolute().parent
+    read, folder = read_onnx(source.path, source.normalise), source.path.absolute().parent
     described = {
         "kind": "onnx",
         "opset": read.lifted.opset,
@@ -121,4 +141,4 @@ def _read_onnx(source: Source) -> Unfolded:
         "changes": read.lifted.notes,
         "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.beside},
     }
-    return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described)
+    return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described, normalised=read.normalised)

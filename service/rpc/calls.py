@@ -45,7 +45,7 @@ class Calls:
     def unary(self) -> dict[str, Method]:
         """All methods but the stream, by name."""
         return {
-            "ServerLive": _describing("ServerLive", lambda request: {"live": True}),
+            "ServerLive": _describing("ServerLive", lambda request: {"live": self._repository.lost() is None}),
             "ServerReady": _describing("ServerReady", lambda request: {"ready": self._takes_requests()}),
             "ModelReady": _describing("ModelReady", self._model_ready),
             "ServerMetadata": _describing("ServerMetadata", self._server),

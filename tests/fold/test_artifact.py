@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from fold.artifact import (
     ABANDONED_SECONDS,
@@ -137,13 +139,33 @@ with new_version(Path({str(tmp_path)!r}), "m", 1) as folder:
     assert not left[0].exists()
 
 
-def test_triton_reads_the_same_folder(tmp_path) -> None:
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (16, [1, 2, 4, 8, 16]), (24, [1, 2, 4, 8, 16, 24])])
+def test_triton_reads_the_same_folder(most: int, sizes: list[int], tmp_path) -> None:
+    """Read by protobuf into Triton's own message, which refuses what it does not know."""
     publish(tmp_path)
-    write_triton_config(tmp_path / "m", MANIFEST, max_batch_size=16)
-    text = (tmp_path / "m" / "config.pbtxt").read_text()
-    assert 'platform: "onnxruntime_onnx"' in text
-    assert "max_batch_size: 16" in text
-    assert 'name: "x" data_type: TYPE_FP32 dims: [ 3 ]' in text
+    write_triton_config(tmp_path / "m", MANIFEST, max_batch_size=most)
+    config = text_format.Parse((tmp_path / "m" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert (config.name, config.platform, config.max_batch_size) == ("m", "onnxruntime_onnx", most)
+    [tensor] = config.input
+    assert (tensor.name, tensor.data_type, list(tensor.dims)) == ("x", model_config_pb2.TYPE_FP32, [3])
+    assert list(config.dynamic_batching.preferred_batch_size) == sizes
+    [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
+
+
+def test_triton_computes_in_tf32_where_that_was_proven(tmp_path) -> None:
+    publish(tmp_path)
+    write_triton_config(tmp_path / "m", MANIFEST.model_copy(update={"fold": {"precision": {"type": "tf32"}}}))
+    assert 'key: "use_tf32" value: "1"' in (tmp_path / "m" / "config.pbtxt").read_text()
+
+
+def test_triton_gets_no_batches_of_a_model_without_them(tmp_path) -> None:
+    publish(tmp_path)
+    alone = MANIFEST.model_copy(update={"inputs": (TensorSpec(name="x", datatype="FP32", shape=(3,)),)})
+    write_triton_config(tmp_path / "m", alone)
+    config = text_format.Parse((tmp_path / "m" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
 
 
 def test_preprocessing_is_validated() -> None:

@@ -252,10 +252,10 @@ def test_arithmetic_that_is_coarser_than_float32_is_caught_and_located(name, pub
 
     right, opened = certificate.open_graph, certificate.open_session
 
-    def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True) -> Any:
+    def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True, cuda: Any = None) -> Any:
         return right(coarse(model) if optimised else model, provider=provider, optimised=optimised)
 
-    def open_session(file: Path, *, provider: Any = "cpu") -> Any:
+    def open_session(file: Path, *, provider: Any = "cpu", cuda: Any = None) -> Any:
         return open_graph(ir.load(file), provider=provider)
 
     assert opened is not open_session

@@ -356,7 +356,7 @@ def test_a_checkpoint_beyond_the_limit_folds_too(tmp_path) -> None:
 @pytest.mark.usefixtures("small_files")
 def test_such_a_directory_is_served(tmp_path) -> None:
     published(outside(keras(tmp_path / "net.onnx")), tmp_path / "repository")
-    repository = Repository(Settings(repository=tmp_path / "repository", provider="cpu"))
+    repository = Repository(Settings(repository=tmp_path / "repository", device="cpu"))
     repository.load()
     model = repository.find("net")
     x = np.random.default_rng(0).standard_normal((2, 6, 7, 3)).astype(np.float32)

@@ -215,11 +215,11 @@ def test_a_fault_of_the_run_time_is_caught_and_located(published, monkeypatch) -
 
     right = certificate.open_graph
 
-    def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True) -> Any:
+    def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True, cuda: Any = None) -> Any:
         return right(coarse(model) if optimised else model, provider=provider, optimised=optimised)
 
     monkeypatch.setattr(certificate, "open_graph", open_graph)
-    monkeypatch.setattr(certificate, "open_session", lambda file, provider: open_graph(ir.load(file)))
+    monkeypatch.setattr(certificate, "open_session", lambda file, provider, cuda: open_graph(ir.load(file)))
     made = check(read_version(published("cnn").path))
     assert (bool(made.algebra), bool(made.rounding), bool(made.verdict)) == (True, True, False)
     assert made.located is not None
@@ -465,7 +465,7 @@ def test_outputs_keep_their_names_whatever_reads_them(tmp_path) -> None:
 
 def test_bfloat16_is_refused_in_one_line_where_the_provider_has_none(tmp_path, capsys) -> None:
     save_graph(unfolded("cnn"), tmp_path / "cnn.onnx")
-    arguments = ["fold", str(tmp_path / "cnn.onnx"), "--out", str(tmp_path / "repository"), "--provider", "cpu"]
+    arguments = ["fold", str(tmp_path / "cnn.onnx"), "--out", str(tmp_path / "repository"), "--device", "cpu"]
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--precision", "bf16"])
     assert exit_.value.code == 2
@@ -497,7 +497,7 @@ def test_bfloat16_is_proven_where_a_runtime_has_it(monkeypatch) -> None:
 def test_the_command_line_names_precision_and_what_stays(tmp_path, capsys) -> None:
     save_graph(three(2e4, 5e-5), tmp_path / "net.onnx")
     repository = tmp_path / "repository"
-    shared = ["--provider", "cpu", "--samples", "4"]
+    shared = ["--device", "cpu", "--samples", "4"]
     with pytest.raises(SystemExit) as exit_:
         main(["fold", str(tmp_path / "net.onnx"), "--out", str(repository), "--precision", "fp16", *shared])
     assert not exit_.value.code

@@ -14,6 +14,7 @@ from service.errors import BadRequestError, BusyError, ClientGoneError, Deadline
 from service.merging import split
 from service.pace import OVERRUN_SECONDS, REST, TRUSTED
 from service.ticket import Ticket
+from service.worker import Worker
 
 
 def values(ticket: Ticket) -> list[float]:
@@ -35,6 +36,44 @@ def test_a_lone_request_runs_at_once_and_the_rest_is_the_next_batch() -> None:
         assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(9)]
 
     rig.play(play())
+
+
+def test_two_batches_may_be_in_flight() -> None:
+    """While the first is computed the second's rows are copied; the rest waits for either to end."""
+    rig = Rig(in_flight=2, queue_rows=32)
+
+    async def play() -> None:
+        tickets = [rig.queue.submit(filled(i), 1) for i in range(5)]
+        assert [ticket.queued for ticket in tickets] == [False, False, True, True, True]
+        assert (rig.queue.running_rows, rig.queue.queued_rows) == (2, 3)
+        rig.worker.jobs.rotate()  # the second is done first
+        rig.worker.step()
+        assert (rig.queue.running_rows, rig.queue.queued_rows) == (4, 0)
+        rig.worker.run_all()
+        assert rig.model.batches == [1, 1, 3]
+        assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(5)]
+        parts = rig.queue.submit(filled(9, 4 * MAX_ROWS), 4 * MAX_ROWS)
+        assert rig.queue.running_rows == 2 * MAX_ROWS
+        rig.worker.run_all()
+        assert values(parts) == [10] * 4 * MAX_ROWS
+
+    rig.play(play())
+
+
+def test_a_worker_has_as_many_threads_as_batches_may_be_in_flight() -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    async def play() -> None:
+        worker, ended = Worker("m", 2), [asyncio.get_running_loop().create_future() for _ in range(2)]
+        for result in ended:
+            worker.submit(both.wait, result.set_result)
+        assert sorted(await asyncio.wait_for(asyncio.gather(*ended), 30)) == [0, 1]
+        worker.stop()
+        for thread in worker._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    asyncio.run(play())
 
 
 def test_rows_are_counted_not_requests() -> None:
@@ -560,7 +599,7 @@ def test_a_model_that_was_replaced_leaves_with_its_last_batch(inline_seconds: fl
         await drained
         await tickets[-1].result
         assert [values(ticket) for ticket in tickets] == [[i + 1] * 5 for i in range(6)]
-        before._worker._thread.join(30)  # type: ignore[attr-defined]
+        before._worker._threads[0].join(30)  # type: ignore[attr-defined]
         assert session() is None, "although the batcher itself is still there"
         await after.drain()
 

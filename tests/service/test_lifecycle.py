@@ -56,7 +56,7 @@ def test_a_port_that_is_bound_but_not_listened_on(repository: Path, start: Calla
     [
         ({"host": "no.such.host.invalid"}, "host 'no.such.host.invalid': "),
         ({"host": "192.0.2.1"}, "choose another with --host and --port"),
-        ({"provider": "cuda"}, "provider cuda: "),
+        ({"device": "cuda"}, "device cuda: "),
         ({"port": 99999}, "port (or BNFOLD_PORT): Input should be less than or equal to 65535, '99999' came"),
         ({"max_batch_size": "many"}, "max_batch_size (or BNFOLD_MAX_BATCH_SIZE): "),
         ({"repository": "/no/such/folder"}, "/no/such/folder: no such folder; expected a model repository"),
@@ -212,8 +212,8 @@ def test_settings_come_from_the_environment_and_the_caller_wins(
     monkeypatch.setenv("BNFOLD_PORT", "9000")
     monkeypatch.setenv("BNFOLD_QUEUE_ROWS", "7")
     monkeypatch.setenv("BNFOLD_HOST", "")
-    settings = load_settings(repository=tmp_path, port=9001, provider=None)
-    assert (settings.port, settings.queue_rows, settings.host, settings.provider) == (9001, 7, "127.0.0.1", "auto")
+    settings = load_settings(repository=tmp_path, port=9001, device=None)
+    assert (settings.port, settings.queue_rows, settings.host, settings.device) == (9001, 7, "127.0.0.1", "auto")
     assert isinstance(settings, Settings)
     with pytest.raises(BnfoldError, match=r"settings: repository \(or BNFOLD_REPOSITORY\): Field required"):
         load_settings()

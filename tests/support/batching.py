@@ -31,14 +31,15 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class StepWorker:
-    """A worker that runs its one job when told."""
+    """A worker that runs its jobs, of which it has as many as it has threads at most, when told."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self.jobs: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.stopped = False
 
     def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        assert not self.jobs, "a model runs one batch at a time"
+        assert len(self.jobs) < self.threads, "more batches at a time than there are threads"
         assert not self.stopped
         self.jobs.append((job, done))
 
@@ -78,7 +79,7 @@ class Rig:
     """All of them together; the batcher runs nothing in the event loop unless `inline_seconds` says so."""
 
     def __init__(self, seconds: float = 0.0, **options: Any) -> None:
-        self.clock, self.worker = Clock(), StepWorker()
+        self.clock, self.worker = Clock(), StepWorker(options.get("in_flight", 1))
         self.model = Model(self.clock, seconds)
         chosen = {"max_batch_size": MAX_ROWS, "queue_rows": QUEUE_ROWS, "timeout": 60.0, "inline_seconds": 0.0}
         self.queue = Batcher(

@@ -65,7 +65,7 @@ Start = Callable[..., "contextlib.AbstractContextManager[Service]"]
 
 @contextlib.contextmanager
 def start(repository: Path, *, code: str = SERVE, ready: bool = True, **settings: Any) -> Iterator[Service]:
-    chosen = {"repository": repository, "port": 0, "provider": "cpu", "threads": 1, "grace_seconds": 0.2, **settings}
+    chosen = {"repository": repository, "port": 0, "device": "cpu", "threads": 1, "grace_seconds": 0.2, **settings}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BNFOLD_")}
     environment |= {f"BNFOLD_{name.upper()}": str(value) for name, value in chosen.items()}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)

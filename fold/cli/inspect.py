@@ -1,0 +1,74 @@
+"""`bnfold inspect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fold.cli.options import Arch, ArchArg, AsJson, Ema, Inputs, Key, Trust, console, print_json, version_folder
+from fold.sources.source import Source, read_source
+
+
+def inspect(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="As for fold, or REPOSITORY/NAME or REPOSITORY/NAME/VERSION.")
+    ],
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    inputs: Inputs = None,
+    key: Key = None,
+    ema: Ema = False,
+    open_activations: Annotated[
+        bool, typer.Option("--open-activations", help="Tell where BatchNorms would go with opened activations.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as a page.")] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each BatchNorm of SOURCE is, how healthy, and where it would go. This proves nothing."""
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.inspection import inspect_graph  # noqa: PLC0415
+    from fold.inspection_report import (  # noqa: PLC0415
+        check_page,
+        folding_listing,
+        sentence,
+        statistics_listing,
+        summary,
+        table,
+        write_page,
+    )
+
+    if html is not None:
+        check_page(html)
+    with console.status("starting") as status:
+        status.update(escape(f"reading {source}"))
+        if source.is_dir():
+            given = Source(read_version(version_folder(source)).reference_file)
+        else:
+            given = Source(source, arch, arch_arg or (), inputs or (), trust, key, ema)
+        unfolded = read_source(given, lambda step: status.update(escape(step)))
+        status.update("folding")
+        inspection = inspect_graph(
+            unfolded.model,
+            unfolded.batches_seen,
+            moving_average="recalibrated" not in unfolded.metadata,
+            open_activations=open_activations,
+        )
+    changes = tuple(unfolded.described.get("changes", ()))
+    for change in changes:
+        console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
+    if as_json:
+        print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
+    else:
+        for suspicion in inspection.suspicions:
+            console.print(f"[yellow]{escape(sentence(suspicion))}[/]", soft_wrap=True, highlight=False)
+        if inspection.batchnorms:
+            for listing in (statistics_listing(inspection), folding_listing(inspection)):
+                console.print()
+                console.print(table(listing))
+            console.print()
+        console.print(f"{escape(str(source))}: {summary(inspection)}", soft_wrap=True, highlight=False)
+    if html is not None:
+        write_page(html, inspection, source.name)
+        console.print(f"written {escape(str(html))}", soft_wrap=True, highlight=False)

@@ -1,0 +1,104 @@
+"""A loaded module traced with the shapes that the user gave, or that the architecture tells; free sizes are tried."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fold.errors import BnfoldError, first_line
+from fold.export import export_program, quiet
+from fold.inputs import FREE_SIZES
+from fold.sources.inferred import infer_inputs
+from fold.sources.shapes import FREE_EXAMPLE, InputShape, arrange, bind, example_inputs, parse_input
+
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+GIVE_ONE = "give the shape of one input without the batch, such as --input 3,224,224"
+
+
+def trace(module: nn.Module, path: Path, inputs: Sequence[str]) -> tuple[ExportedProgram, list[InputShape], str | None]:
+    """The exported program, the shapes in the order of `forward`'s arguments, and what is to be told of them.
+
+    Raises `BnfoldError` where nothing tells the shapes, where `module` cannot be traced with them, and for a free size
+    that the network does not take.
+    """
+    note = None
+    if inputs:
+        shapes = arrange(module, [parse_input(text) for text in inputs])
+    else:
+        found = infer_inputs(module)
+        if found is None:
+            raise BnfoldError(f"{path}: {GIVE_ONE}")
+        shapes, whence = found
+        told = " and ".join(f"{shape.name}: {shape}" for shape in shapes)
+        note = f"took the shape of input {told} from {whence}; --input says otherwise"
+    try:
+        examples = example_inputs(module, shapes)
+        module = bind(module, shapes)
+        _check_free(module, shapes)
+        program = export_program(module, examples, [shape.shape for shape in shapes])
+        _try_free(program, shapes)
+    except BnfoldError as error:
+        if inputs:
+            raise
+        raise BnfoldError(f"{path}: {GIVE_ONE} ({note}, but {error})") from error
+    return program, shapes, note
+
+
+def _free(shapes: Sequence[InputShape]) -> list[str]:
+    return list(dict.fromkeys(size for shape in shapes for size in shape.shape if isinstance(size, str)))
+
+
+def _check_free(module: nn.Module, shapes: Sequence[InputShape]) -> None:
+    """Refuse free sizes that must be equal, or multiples of something. They are tried on tensors without values."""
+    free = _free(shapes)
+    if not free:
+        return
+    empty = copy.deepcopy(module).to("meta")
+    for multiple in MULTIPLES:
+        steps = -(-FREE_EXAMPLE // multiple) | 1  # odd, so that the sizes are multiples of nothing larger
+        sizes = {name: multiple * (steps + 2 * position) for position, name in enumerate(free)}
+        if _takes(empty, shapes, sizes):
+            if multiple > 1:
+                many = f"{' and '.join(free)} must be {'multiples' if len(free) > 1 else 'a multiple'} of {multiple}"
+                raise BnfoldError(f"--input: {many} for this network; give fixed sizes")
+            return
+    if len(free) > 1 and _takes(empty, shapes, dict.fromkeys(free, FREE_EXAMPLE + 1)):
+        raise BnfoldError(f"--input: {' and '.join(free)} are one size to this network; give all one letter")
+
+
+def _takes(module: nn.Module, shapes: Sequence[InputShape], sizes: dict[str, int]) -> bool:
+    inputs = [
+        torch.empty(2, *(sizes[size] if isinstance(size, str) else size for size in shape.shape), dtype=shape.dtype,
+                    device="meta")
+        for shape in shapes
+    ]  # fmt: skip
+    try:
+        with quiet(), torch.no_grad():
+            module(*inputs)
+    except Exception:  # whatever the model's own code raises; also where it needs values
+        return False
+    return True
+
+
+def _try_free(program: ExportedProgram, shapes: Sequence[InputShape]) -> None:
+    """Run the program once at the sizes at which the certificate will run it."""
+    free = _free(shapes)
+    if not free:
+        return
+    size = FREE_SIZES[0]
+    inputs = [
+        torch.zeros(2, *(size if isinstance(one, str) else one for one in shape.shape), dtype=shape.dtype)
+        for shape in shapes
+    ]
+    try:
+        with quiet(), torch.no_grad():
+            program.module(check_guards=False)(*inputs)
+    except Exception as error:  # whatever the model's own code raises
+        raise BnfoldError(
+            f"--input: the network does not take {' and '.join(free)} of {size}, at which a free size is proven: "
+            f"{first_line(error)}; give fixed sizes"
+        ) from error

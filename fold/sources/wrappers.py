@@ -1,0 +1,268 @@
+"""Where in a checkpoint the weights lie: under which keys, plain or averaged over training (EMA, SWA)."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fold.errors import BnfoldError
+
+USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
+"""In a key: `ema`, `model_ema`, `state_dict_ema`, `ema_state_dict`, `params_ema`, `swa_model`, `averaged_model`, … ."""
+AVERAGED_INSIDE = ("ema_model", "model_ema", "swa_model", "averaged_model")
+"""Names of averaged copies inside one state_dict; a layer of a network is called `ema` now and then, but not so."""
+NO_WEIGHTS = re.compile(r"optim|scheduler|scaler|hyper_?param|hparams|loops|criterion|loss|rng|_extra_state")
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+COUNTERS = ("n_averaged",)
+"""What `torch.optim.swa_utils.AveragedModel` counts beside the weights; of no layer."""
+DEPTH = 3
+LISTED = 8
+
+Place = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, where each lies in the file, and the module that they are of where the file holds it whole."""
+
+    place: Place
+    tensors: dict[str, torch.Tensor]
+    places: dict[str, Place]
+    module: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def averaged(self) -> bool:
+        return any(AVERAGED.search(key.lower()) for key in self.place) or any(name in COUNTERS for name in self.tensors)
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.place)
+
+
+def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool = False) -> Weights:
+    """The weights in what a file holds, named as in the module but for a prefix of the module's own place.
+
+    Raises `BnfoldError` for a file without weights, for a `key` that leads nowhere, and where there are several sets
+    and no word which.
+    """
+    if key is not None and ema:
+        raise BnfoldError(
+            "--key says already which weights to take; leave --ema out, or name the averaged ones by --key"
+        )
+    if not isinstance(content, Mapping | nn.Module):
+        raise BnfoldError(f"{path}: holds a {type(content).__name__}, expected a state_dict; save model.state_dict()")
+    found = list(_candidates(content))
+    if key is not None:
+        chosen = _by_key(path, content, key)
+    elif not found:
+        raise BnfoldError(f"{path}: holds no tensors, expected a state_dict; save model.state_dict()")
+    else:
+        chosen = _averaged(path, content, found) if ema else _usual(path, found)
+    return _without_fixed(_completed(chosen, found) if chosen.averaged else chosen)
+
+
+def _candidates(content: Any, place: Place = ()) -> Iterator[Weights]:
+    """Every mapping of names to tensors, and every module; what belongs to an optimiser and its like is left out."""
+    if isinstance(content, nn.Module):
+        yield _of_module(content, place)
+        return
+    if not isinstance(content, Mapping):
+        return
+    own = _of_mapping(content, place)
+    if any(tensor.ndim for tensor in own.tensors.values()):  # numbers alone are counters and scores
+        yield own
+    if len(place) < DEPTH:
+        for key, value in content.items():
+            if isinstance(key, str) and not NO_WEIGHTS.search(key.lower()):
+                yield from _candidates(value, (*place, key))
+
+
+def _of_mapping(content: Mapping[Any, Any], place: Place) -> Weights:
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    return Weights(place, tensors, {name: (*place, name) for name in tensors})
+
+
+def _of_module(module: nn.Module, place: Place) -> Weights:
+    """A module of the user's own; DataParallel, torch.compile and averaging are wrappers around one."""
+    while type(module).__name__ in ("DataParallel", "DistributedDataParallel", "AveragedModel", "OptimizedModule"):
+        module = getattr(module, "_orig_mod", None) or module.module  # type: ignore[assignment]
+    return Weights(place, module.state_dict(), {}, module)
+
+
+def _usual(path: Path, found: list[Weights]) -> Weights:
+    """The one set under a usual name, else the one that there is: for a bare state_dict, the file itself."""
+    plain = [one for one in found if not one.averaged]
+    inner = [one for one in plain if one.place]
+    named = [one for one in inner if one.place[0] in USUAL]
+    sets = _distinct(named or inner or plain)
+    averaged = _distinct([one for one in found if one.averaged])
+    if len(sets) == 1 and not [one for one in averaged if not _same(one, sets[0])]:
+        return _inside(sets[0])
+    if not sets and len(averaged) == 1:
+        return replace(
+            averaged[0], notes=(f"took the averaged weights under {averaged[0].key!r}; there are no others",)
+        )
+    raise _several(path, [*sets, *averaged])
+
+
+def _inside(weights: Weights) -> Weights:
+    """Without the averaged copy that one state_dict holds beside the weights."""
+    copies = {name for name in weights.tensors if name.partition(".")[0] in AVERAGED_INSIDE}
+    if not copies or len(copies) == len(weights.tensors):
+        return weights
+    prefix = next(iter(copies)).partition(".")[0]
+    note = f"left {len(copies)} averaged weights under {prefix!r} aside; --ema takes them"
+    return _only(weights, [name for name in weights.tensors if name not in copies], notes=(note,))
+
+
+def _averaged(path: Path, content: Any, found: list[Weights]) -> Weights:
+    sets = _distinct([one for one in found if one.averaged])
+    if len(sets) == 1:
+        return sets[0]
+    if sets:
+        raise _several(path, sets)
+    for one in found:
+        for prefix in (*AVERAGED_INSIDE, "ema"):
+            names = [name for name in one.tensors if name.startswith(f"{prefix}.")]
+            if names and len(names) < len(one.tensors):
+                return _under(one, prefix, names)
+    _refuse_list(path, content)
+    raise BnfoldError(
+        f"{path}: holds no averaged weights, only {_listed(found)}; leave --ema out, or name them by --key"
+    )
+
+
+def _refuse_list(path: Path, content: Any) -> None:
+    """What the package torch_ema writes is a list of tensors, in the order of an optimiser's parameters."""
+    entries = content.values() if isinstance(content, Mapping) else ()
+    for entry in (content, *entries):
+        if isinstance(entry, Mapping) and isinstance(entry.get("shadow_params"), Sequence):
+            raise BnfoldError(
+                f"{path}: its averaged weights are a list without names ('shadow_params'); write them into the model "
+                "(ema.copy_to(model.parameters())) and save model.state_dict()"
+            )
+
+
+def _by_key(path: Path, content: Any, key: str) -> Weights:
+    """What lies under the dotted `key`. Its end may be a prefix of the names in a state_dict, such as a generator's."""
+    place: Place = ()
+    rest, at = key, content
+    while rest and isinstance(at, Mapping):
+        step = next((name for name in _heads(rest) if name in at), None)
+        if step is None:
+            break
+        place, rest, at = (*place, step), rest[len(step) + 1 :], at[step]
+    if isinstance(at, nn.Module) and not rest:
+        return _of_module(at, place)
+    if isinstance(at, Mapping):
+        weights = _of_mapping(at, place)
+        names = [name for name in weights.tensors if name.startswith(f"{rest}.")] if rest else list(weights.tensors)
+        if names:
+            return _under(weights, rest, names) if rest else weights
+    here = list(_candidates(content))
+    there = f"it holds {_listed(here)}" if here else "it holds no tensors"
+    raise BnfoldError(f"{path}: has no weights under --key {key}; {there}")
+
+
+def _heads(key: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`: keys may have dots themselves."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
+
+
+def _completed(chosen: Weights, found: list[Weights]) -> Weights:
+    """Averaged parameters with the buffers of the plain weights, where averaging left them out."""
+    plain = _distinct([one for one in found if not one.averaged and one.place != chosen.place])
+    if len(plain) != 1:
+        return chosen
+    here, there = _fixed_prefix(chosen.tensors), _fixed_prefix(plain[0].tensors)
+    names = {name.removeprefix(there): tensor for name, tensor in plain[0].tensors.items()}
+    missing = {
+        here + name: tensor
+        for name, tensor in names.items()
+        if here + name not in chosen.tensors and name not in COUNTERS
+    }
+    shared = sum(here + name in chosen.tensors for name in names)
+    if not missing or not shared or chosen.module is not None:
+        return chosen
+    note = (
+        f"{chosen.key!r} lacks {len(missing)} tensors, such as {next(iter(missing))}, which are those of "
+        f"{plain[0].key or 'the plain weights'!r}; statistics of other weights fit poorly: bnfold recalibrate computes "
+        "them anew"
+    )
+    places = {name: (*chosen.place, name) for name in missing}
+    return replace(
+        chosen,
+        tensors={**chosen.tensors, **missing},
+        places={**chosen.places, **places},
+        notes=(*chosen.notes, note),
+    )
+
+
+def _distinct(found: list[Weights]) -> list[Weights]:
+    """Of sets with the same tensors, the first; those that are inside another's place count for themselves."""
+    distinct: list[Weights] = []
+    for one in found:
+        if not any(_same(one, other) for other in distinct):
+            distinct.append(one)
+    return distinct
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    return one.tensors.keys() == other.tensors.keys() and all(
+        tensor.dtype == other.tensors[name].dtype and torch.equal(tensor, other.tensors[name])
+        for name, tensor in one.tensors.items()
+    )
+
+
+def _without_fixed(weights: Weights) -> Weights:
+    """Without what wrappers of modules put before every name, and without what they count."""
+    names = [name for name in weights.tensors if name not in COUNTERS]
+    return _under(weights, _fixed_prefix(weights.tensors).removesuffix("."), names)
+
+
+def _fixed_prefix(names: Mapping[str, torch.Tensor]) -> str:
+    """`module.`, `_orig_mod.` or both, in any order; empty where not every name begins so."""
+    prefix, layers = "", [name for name in names if name not in COUNTERS]
+    while layers:
+        added = next((one for one in PREFIXES if all(name.startswith(prefix + one) for name in layers)), None)
+        if added is None:
+            break
+        prefix += added
+    return prefix
+
+
+def _only(weights: Weights, names: list[str], notes: tuple[str, ...] = ()) -> Weights:
+    tensors = {name: weights.tensors[name] for name in names}
+    places = {name: weights.places[name] for name in names if name in weights.places}
+    return replace(weights, tensors=tensors, places=places, notes=(*weights.notes, *notes))
+
+
+def _under(weights: Weights, prefix: str, names: list[str]) -> Weights:
+    """The named tensors, without the prefix (given without its dot)."""
+    if not prefix:
+        return _only(weights, names)
+    cut, kept = len(prefix) + 1, _only(weights, names)
+    return replace(
+        kept,
+        tensors={name[cut:]: tensor for name, tensor in kept.tensors.items()},
+        places={name[cut:]: place for name, place in kept.places.items()},
+    )
+
+
+def _several(path: Path, sets: list[Weights]) -> BnfoldError:
+    ema = ", or --ema" if any(one.averaged for one in sets) and any(not one.averaged for one in sets) else ""
+    return BnfoldError(f"{path}: holds weights under {_listed(sets)}; choose with --key{ema}")
+
+
+def _listed(sets: list[Weights]) -> str:
+    names = [repr(one.key) if one.place else "the file's top" for one in sets]
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
