@@ -1,5 +1,6 @@
-# Two images from one file: `service` (the default) serves a model repository, `example` also trains and folds the
-# digits into one. docs/deployment.md says how to build and run them, and what each argument is for.
+# Three images from one file: `service` (the default) serves a model repository, `slim` does so without PyTorch, and
+# `example` also trains and folds the digits into one. docs/deployment.md says how to build and run them, and what each
+# argument is for.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
@@ -11,12 +12,14 @@ WORKDIR /src
 FROM base AS requirements
 ARG EXTRA=gpu
 COPY pyproject.toml ./
-RUN python -c "import pathlib, tomllib; \
+RUN python -c "import pathlib, re, tomllib; \
     content = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
     project = content['project']; extras = project['optional-dependencies']; \
+    everything = project['dependencies'] + extras['${EXTRA}']; \
     lists = { \
         'tools': content['build-system']['requires'], \
-        'dependencies': project['dependencies'] + extras['${EXTRA}'], \
+        'slim': [line for line in everything if re.match(r'[\w.-]+', line)[0] != 'torch'], \
+        'dependencies': everything, \
         'train': extras['train'], \
     }; \
     folder = pathlib.Path('/requirements'); folder.mkdir(); \
@@ -34,14 +37,26 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/tools \
     && /opt/tools/bin/pip install -c constraints.txt -r tools.txt
 
-FROM tools AS dependencies
+FROM tools AS slim-dependencies
+ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_FIND_LINKS=""
+COPY --from=requirements /requirements/slim.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/bnfold \
+    && /opt/tools/bin/pip --python /opt/bnfold/bin/python install -c constraints.txt -r slim.txt
+
+# PyTorch is for proofs, which run on the CPU, so its CPU build is taken: a local version (2.13.0+cpu) comes before the
+# same one without. All requirements are named again, so that pip may change what is there already if PyTorch wants it.
+FROM slim-dependencies AS dependencies
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_INDEX_URL=""
 ARG PIP_EXTRA_INDEX_URL=""
 ARG PIP_FIND_LINKS=""
 COPY --from=requirements /requirements/dependencies.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv --without-pip /opt/bnfold \
-    && /opt/tools/bin/pip --python /opt/bnfold/bin/python install -c constraints.txt -r dependencies.txt
+    /opt/tools/bin/pip --python /opt/bnfold/bin/python install ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
+    -c constraints.txt -r dependencies.txt
 
 # With --root, what is new lies apart from what is there already, and becomes a layer of its own.
 FROM dependencies AS train
@@ -52,7 +67,7 @@ COPY --from=requirements /requirements/train.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip --python /opt/bnfold/bin/python install --root /new -c constraints.txt -r train.txt
 
-FROM dependencies AS code
+FROM slim-dependencies AS code
 COPY README.md pyproject.toml ./
 COPY fold fold
 COPY service service
@@ -74,13 +89,27 @@ ENV PATH="/opt/bnfold/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /models
-COPY --from=dependencies /opt/bnfold /opt/bnfold
-COPY --from=code /new/opt/bnfold /opt/bnfold
 USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["bnfold"]
 
-FROM runtime AS example
+FROM runtime AS serving
+ENV BNFOLD_GRPC_PORT=8001
+EXPOSE 8000 8001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; s = os.environ.get('BNFOLD_TLS_CERTIFICATE'); r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context())).open(f\"http{'s' if s else ''}://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
+CMD ["serve", "/models", "--host", "0.0.0.0"]
+
+FROM serving AS slim
+COPY --from=slim-dependencies /opt/bnfold /opt/bnfold
+COPY --from=code /new/opt/bnfold /opt/bnfold
+
+FROM serving AS complete
+COPY --from=dependencies /opt/bnfold /opt/bnfold
+COPY --from=code /new/opt/bnfold /opt/bnfold
+
+FROM complete AS example
+HEALTHCHECK NONE
 COPY --from=train /new/opt/bnfold /opt/bnfold
 # A model that is there already is kept, so the job can run at every start.
 ENTRYPOINT ["/bin/sh", "-euc"]
@@ -88,9 +117,4 @@ CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository a
     python -m models.digits train --arch models.resnet:resnet --out /tmp/digits.pt; \
     bnfold fold /tmp/digits.pt --arch models.resnet:resnet --out /models --name digits"]
 
-FROM runtime AS service
-ENV BNFOLD_GRPC_PORT=8001
-EXPOSE 8000 8001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, ssl, urllib.request as r; s = os.environ.get('BNFOLD_TLS_CERTIFICATE'); r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context())).open(f\"http{'s' if s else ''}://127.0.0.1:{os.environ.get('BNFOLD_PORT') or 8000}/v2/health/ready\", timeout=4)"]
-CMD ["serve", "/models", "--host", "0.0.0.0"]
+FROM complete AS service

@@ -36,6 +36,9 @@ NEW_SECONDS = 1.0
 """How long a client that came in last may take to send its request."""
 FILES = 256
 """Open beside the connections: models, libraries, a collector's own."""
+MINIMAL_TTL = ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73))
+"""IP_MINTTL and IPV6_MINHOPCOUNT of Linux, for which Python has no names; a port of IPv6 may take IPv4 as well."""
+HIGHEST_TTL = 255
 TICK_SECONDS = 0.02
 TICKS_OF_SWEEP = 5
 """uvicorn ticks ten times a second."""
@@ -197,9 +200,9 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             refuse_new_connections(listener)
         draining = None if self._beside is None else asyncio.create_task(self._beside.drain())
-        await self._wait(SETTLE_SECONDS, lambda: True)
+        await self._wait(SETTLE_SECONDS, self._hear)
         # uvicorn closes connections without a request under way, and a new one has none only because it is new
-        await self._wait(NEW_SECONDS, lambda: any(c.cycle is None for c in self._connections()))
+        await self._wait(NEW_SECONDS, lambda: self._hear() and any(c.cycle is None for c in self._connections()))
         if self._beside is not None and draining is not None:
             await self._wait(self._patience, lambda: not draining.done())
             await self._beside.stop()
@@ -214,6 +217,12 @@ class Server(uvicorn.Server):
         while (left := end - time.monotonic()) > 0 and not self.force_exit and needed():
             await asyncio.sleep(min(TICK_SECONDS, left))
 
+    def _hear(self) -> bool:
+        """Connections that were about to be made have taken over the port's own minimal TTL."""
+        for connection in self._connections():
+            _drop_below(connection.transport.get_extra_info("socket"), 0)
+        return True
+
     def _connections(self) -> list[Protocol]:
         return [connection for connection in self.server_state.connections if isinstance(connection, Protocol)]
 
@@ -223,7 +232,9 @@ def refuse_new_connections(listener: socket.socket) -> None:
 
     Closing a port resets every connection that was made but not accepted yet, and under load there are always some. So
     the kernel is told to drop what asks for a new one (a segment with SYN); such a client asks again a second later and
-    finds the port closed. Where there are no such filters, a request that comes in this very moment may be reset.
+    finds the port closed. Newer kernels keep such filters for CAP_NET_ADMIN, which a container has not: there all is
+    dropped that comes with a TTL below 255, as everything from a client does. Where there is neither, a request that
+    comes in this very moment may be reset.
     """
     if sys.platform != "linux":
         return
@@ -237,7 +248,18 @@ def refuse_new_connections(listener: socket.socket) -> None:
         )
     )
     code = ctypes.create_string_buffer(program)
-    with contextlib.suppress(OSError):
+    try:
         listener.setsockopt(
             socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
         )
+    except PermissionError:
+        _drop_below(listener, HIGHEST_TTL)
+    except OSError:
+        pass
+
+
+def _drop_below(connection: socket.socket, ttl: int) -> None:
+    """Let the kernel drop what comes with a lower TTL, or hop limit; 0 for nothing."""
+    for level, option in MINIMAL_TTL:
+        with contextlib.suppress(OSError):  # IPv4 has no hop limit
+            connection.setsockopt(level, option, ttl)
