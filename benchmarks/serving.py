@@ -130,7 +130,7 @@ def infer_body(x: np.ndarray) -> tuple[bytes, int]:
 
 def ours(p: Published, name: str, *options: str, as_json: bool = False) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "fold", "serve", str(p.repository), "--port", str(port), "--provider", "cpu"]
+    command = [sys.executable, "-m", "fold", "serve", str(p.repository), "--port", str(port), "--device", "cpu"]
     if as_json:
         body = json.dumps({"instances": p.x.tolist()}).encode()
         headers = {"Content-Type": "application/json"}

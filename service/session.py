@@ -15,7 +15,15 @@ import onnxruntime as ort
 from fold.artifact import DATATYPES, ModelVersion
 from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
-from fold.runtime import CudaOptions, ProviderUnavailableError, computed_elsewhere, open_session, provider_of
+from fold.runtime import (
+    CudaOptions,
+    ProviderUnavailableError,
+    computed_elsewhere,
+    loaded_cudnn,
+    open_session,
+    placement,
+    provider_of,
+)
 from service.bfloat16 import run_with_bfloat16
 from service.buckets import Buckets, powers_of_two
 from service.datatypes import DTYPES
@@ -32,6 +40,7 @@ LONG_SECONDS = 0.05
 TRIALS = 3
 KNOWN_SHAPES = 4096
 """Shapes of runs that are remembered; clients choose the free dimensions, so there could be any number."""
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
 
 T = TypeVar("T")
 
@@ -179,16 +188,18 @@ class ModelSession:
         """Run once on zeros, so that no request pays for what the first run sets up.
 
         Where a dimension beside the batch is free, no size is known to be valid: there the first request is the first.
+        Raises `ProviderUnavailableError` for convolutions on a GPU without cuDNN.
         """
         row = self._blank_row()
         if row is None:
             return
-        if self._buckets is None:
+        buckets, thread = self._buckets, self._thread
+        if buckets is None:
             self._attempt(row)
             self.cold_shapes = 0
-            return
-        buckets, thread = self._buckets, self._thread
-        self._try(lambda: buckets.warm_up(row) if thread is None else thread.submit(buckets.warm_up, row).result())
+        else:
+            self._try(lambda: buckets.warm_up(row) if thread is None else thread.submit(buckets.warm_up, row).result())
+        self._refuse_without_cudnn()
 
     def _blank_row(self) -> Arrays | None:
         specs = self.version.manifest.inputs
@@ -251,6 +262,15 @@ class ModelSession:
             raise ProviderUnavailableError(
                 f"{self.version.model_file}: {', '.join(elsewhere)} would compute on the CPU, where this ONNX Runtime "
                 "has no CUDA kernel for them; set BNFOLD_ALLOW_CPU_NODES=1, or serve it with --device cpu"
+            )
+
+    def _refuse_without_cudnn(self) -> None:
+        """ONNX Runtime loads it when a convolution first runs, and may do without it, many times slower."""
+        types = {op_type for kinds in placement(self._session).values() for op_type in kinds}
+        if self.provider == "cuda" and types & CONVOLUTIONS and loaded_cudnn() is None:
+            raise ProviderUnavailableError(
+                f"{self.version.model_file}: it convolves, and ONNX Runtime found no cuDNN here; install bnfold[gpu], "
+                "or serve it with --device cpu"
             )
 
     def _refuse_other_graph(self) -> None:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     nhwc: bool = False
     """Let the CUDA provider lay tensors out with the channels last."""
     gpu_memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Of each model's arena on the GPU, which holds everything but weights and libraries."""
+    """Of each model's arena on the GPU: not of weights, libraries and the buckets' buffers."""
     allow_cpu_nodes: bool = False
     """Serve a model on a GPU though some of its operators would compute on the CPU."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -15,7 +15,10 @@ from fold.cli import app
 
 README = Path(__file__).parents[1] / "README.md"
 EXPECTED = {
-    "bnfold fold": "published build/repository/digits/1",
+    "--name digits": "published build/repository/digits/1",
+    "--normalize": "scale folded into conv.weight",
+    "bnfold inspect": "15 would be folded",
+    "bnfold recalibrate": "written to build/recalibrated.pt",
     "bnfold verify build/repository/digits --json": '"equivalent":true',
     "/v2/models/digits\n": '"platform":"onnxruntime_onnx"',
     "repository/index": '"state":"READY"',

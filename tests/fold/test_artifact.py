@@ -1,5 +1,7 @@
 """The model directory: all of it or none of it, and not one byte changed."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +58,15 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
     assert set(version.manifest.files) == {"model.onnx", "reference.pt2"}
     assert version.model_file.read_bytes() == b"graph"
     assert model_names(tmp_path) == ["m"]
+
+
+def test_a_manifest_from_before_there_was_a_key_is_read(tmp_path) -> None:
+    path = publish(tmp_path)
+    content = json.loads((path / "manifest.json").read_text())
+    del content["labels"], content["preprocessing"], content["digest"]
+    content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(content))
+    assert read_version(path).manifest.labels is None
 
 
 def test_versions_are_numbers_and_the_next_one_is_free(tmp_path) -> None:

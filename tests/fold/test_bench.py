@@ -23,7 +23,7 @@ from fold.bench_report import bench_table, write_picture
 from fold.convert import Target, convert
 from fold.errors import BnfoldError
 from fold.machine import Machine, this_machine
-from fold.runtime import open_session
+from fold.runtime import CudaOptions, open_session
 from fold.sources.source import Source
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -111,7 +111,8 @@ def test_both_graphs_are_measured_at_every_batch(repository, name, reference) ->
 def test_every_provider_that_is_present_is_measured_with_the_same_options(repository, monkeypatch) -> None:
     opened = []
 
-    def on_cpu(file: Path, *, provider: str, threads: int) -> object:
+    def on_cpu(file: Path, *, provider: str, threads: int, cuda: CudaOptions) -> object:
+        assert not cuda.tf32
         opened.append((file.name, provider, threads))
         return open_session(file, provider="cpu")
 

@@ -88,13 +88,6 @@ def test_a_preprocessing_that_describes_nothing(changed: dict[str, Any], words: 
     assert words in str(error.value)
 
 
-def test_keys_that_are_not_used_are_not_written() -> None:
-    """So the digest of a manifest from before there were these keys still holds."""
-    assert set(Preprocessing(**HOW).model_dump()) == {"input", "mode", "height", "width", "scale", "mean", "std"}
-    used = Preprocessing(**CROPPED, layout="nhwc")
-    assert Preprocessing.model_validate_json(used.model_dump_json()) == used
-
-
 @pytest.mark.parametrize(
     ("datatype", "shape", "changed", "words"),
     [

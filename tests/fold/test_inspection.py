@@ -19,6 +19,7 @@ from torch import nn
 import fold
 from fold import cli
 from fold.artifact import Manifest, write_manifest
+from fold.cli import options
 from fold.export import export_graph, export_program, save_program
 from fold.graph import tensor_specs
 from fold.inspection import BatchNorm, Inspection, inspect_graph
@@ -589,7 +590,8 @@ def sick(tmp_path, monkeypatch) -> Path:
     return tmp_path / "net.onnx"
 
 
-def test_the_table_says_first_what_is_suspicious(sick, capsys) -> None:
+def test_the_table_says_first_what_is_suspicious(sick, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(options.console, "width", 200)
     out, err = run(capsys, sick)
     assert out == ""
     first, *rows = err.splitlines()

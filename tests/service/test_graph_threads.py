@@ -1,4 +1,5 @@
-"""Which thread runs what, where a device keeps something by thread: CUDA graphs, and handles of its libraries."""
+"""Which thread runs what, where a device keeps something by thread: CUDA graphs, and handles of its libraries. And what
+is refused for want of a library."""
 
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from fold.artifact import read_version
+from fold.runtime import ProviderUnavailableError
 from service import session as module
 from service.buckets import Buckets
 from service.session import ModelSession
@@ -52,6 +54,21 @@ def test_errors_of_that_thread_are_those_of_the_run(repository: Path, monkeypatc
     failing = {"a": np.full((1, 2), np.nan, np.float32)}
     with pytest.raises(ValueError, match="missing"):
         session.run(failing)
+
+
+@pytest.mark.parametrize(("name", "convolves"), [("net", True), ("pair", False)])
+def test_a_gpu_without_cudnn_serves_no_convolutions(
+    name: str, convolves: bool, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "provider_of", lambda session: "cuda")
+    monkeypatch.setattr(module, "loaded_cudnn", lambda: None)
+    version = read_version(repository / name / "1")
+    session = ModelSession.open(version, Settings(repository=repository, device="cpu", buckets="off"))
+    if convolves:
+        with pytest.raises(ProviderUnavailableError, match="found no cuDNN"):
+            session.warm_up()
+        monkeypatch.setattr(module, "loaded_cudnn", lambda: "9.12.0")
+    session.warm_up()
 
 
 def test_stagings_of_one_size_are_warmed_up_at_a_time() -> None:

@@ -1,0 +1,314 @@
+"""Times on a GPU: folded graphs beside the unfolded one and PyTorch, and the service beside its own session.
+
+    python -m benchmarks.gpu [--seconds 240] [--only resnet50 …] [--batches 1,8,64,256] [--device cuda] [--dry-run]
+
+Latency: the unfolded graph, the folded one (closed, and with activations opened) in ONNX Runtime, through the buffers
+of the service; PyTorch eager in float32 with TF32 off, in float16 with the channels last, and, for one network,
+compiled; for that network also the options that the service offers. All are host to host (benchmarks/contestants.py).
+Before a time is taken answers are held against PyTorch's in float32. Contestants take turns, every other round in the
+opposite order; medians are compared.
+
+Serving: `bnfold serve` as a process, asked by several others (benchmarks/clients.py), beside R*, the best rate of the
+session alone over batch sizes and one or two threads, before and after.
+
+Every part gets a share of `--seconds`, and what was measured when they are over, or when SIGTERM comes, is written and
+shown. The exit code is 1 if an answer was wrong. `--dry-run` takes the same steps on the CPU with little to do.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestants import Answer, halved, in_onnxruntime, in_torch, relative_error
+from benchmarks.graphs import GRAPHS, build, file_of, network
+from benchmarks.published import NETWORKS
+from benchmarks.service_on_gpu import Serving, serve
+from fold.bench import interleaved, parse_batches
+from fold.errors import first_line
+from fold.machine import this_machine, tool_versions
+from fold.runtime import CudaOptions, loaded_cudnn
+
+OPTIONS_OF = "resnet50"
+"""The network on which options and `torch.compile` are tried."""
+COMPILED_ROWS, COMPILE_SECONDS = 64, 30
+"""`torch.compile` gets one batch size, comes last, and is not begun with less time left."""
+LATENCY_SHARE, SERVED_SHARE = 0.65, 0.5
+"""Of what is left when each begins."""
+WRONG = 2e-4
+"""Relative to the largest number: what float32 rounds lies below by a factor of ten, what a wrong fold gives above."""
+REDUCED_WRONG = 0.1
+ROUNDS = (5, 100)
+
+
+@dataclass
+class Results:
+    """What was measured so far. `told` is what could not be, `wrong` which answers were not right."""
+
+    device: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    cudnn: str | None = None
+    latency: list[dict[str, Any]] = field(default_factory=list)
+    serving: Serving | None = None
+    told: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Clock:
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+
+class Stopped(BaseException):
+    """SIGTERM came: no error, and nobody who handles errors is to handle it."""
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+class Makers:
+    """Processes that make graphs, as many at a time as half of the cores. Those that are left when the block ends are
+    ended, too."""
+
+    def __init__(self, arguments: dict[str, list[str]]) -> None:
+        cores = os.cpu_count() or 1
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // len(arguments)))}
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+        self._pool = ThreadPoolExecutor(max(1, cores // 2))
+        self._made = {name: self._pool.submit(self._make, given) for name, given in arguments.items()}
+
+    def __enter__(self) -> "Makers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended = True
+        for process in list(self._running):
+            process.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def ready(self, name: str, seconds: float, results: Results) -> bool:
+        """Wait for so long at most; what is not there then is told."""
+        try:
+            self._made[name].result(timeout=seconds)
+        except (RuntimeError, TimeoutError) as error:
+            results.told.append(f"{name}: not made: {first_line(error) or 'no time was left'}")
+            return False
+        return True
+
+    def _make(self, arguments: list[str]) -> None:
+        """Raises `RuntimeError` with the last line that the process wrote."""
+        command = [sys.executable, "-m", "benchmarks.graphs", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._environment) as process:
+            self._running.add(process)
+            if self._ended:
+                process.kill()
+            said = process.communicate()[1]
+        if process.returncode:
+            raise RuntimeError((said.strip().splitlines() or ["no word"])[-1])
+
+
+def contestants(name: str, folder: Path, device: str, batches: tuple[int, ...], results: Results) -> dict[str, Answer]:
+    """By name; those that cannot be opened are told. The first is PyTorch in float32, which the others are held
+    against."""
+    module = build(name).to(device)
+    found = {"PyTorch": in_torch(module, device)}
+
+    def add(contestant: str, opened: Callable[[], Answer]) -> None:
+        try:
+            found[contestant] = opened()
+        except Exception as error:  # whatever the device, the driver or the compiler say
+            results.told.append(f"{name}, {contestant}: {first_line(error)}")
+
+    def graph(of: str, cuda: CudaOptions) -> Callable[[], Answer]:
+        return lambda: in_onnxruntime(file_of(folder, of), device, batches, cuda=cuda)
+
+    for of in GRAPHS:
+        add(of, graph(of, CudaOptions()))
+    add("PyTorch fp16", lambda: in_torch(halved(build(name).to(device)), device, half=True))
+    if name == OPTIONS_OF and device != "cpu":
+        add("closed, CUDA graphs", graph("closed", CudaOptions(graphs=True)))
+        add("closed, NHWC", graph("closed", CudaOptions(nhwc=True)))
+        add("closed tf32", graph("closed", CudaOptions(tf32=True)))
+        add("closed tf32, NHWC", graph("closed", CudaOptions(tf32=True, nhwc=True)))
+        add("closed fp16, NHWC", graph("closed fp16", CudaOptions(nhwc=True)))
+    return found
+
+
+def reduced(contestant: str) -> bool:
+    return "16" in contestant or "tf32" in contestant
+
+
+def check(name: str, batch: int, found: dict[str, Answer], x: np.ndarray, results: Results) -> dict[str, float]:
+    """Errors of those whose answers are right, relative to the largest; the others are told and not measured."""
+    truth = found["PyTorch"](x)
+    errors = {}
+    for contestant, answer in found.items():
+        try:
+            error = relative_error(answer(x), truth)
+        except Exception as failure:  # out of memory, a kernel that is not there
+            results.told.append(f"{name} at {batch}, {contestant}: {first_line(failure)}")
+            continue
+        if error <= (REDUCED_WRONG if reduced(contestant) else WRONG):
+            errors[contestant] = error
+            continue
+        said = f"{name} at {batch}, {contestant}: {error:.2g} of the largest number from PyTorch in float32"
+        # That float16 overflows on random weights is no mistake of anybody's; its time would mean nothing.
+        (results.told if reduced(contestant) else results.wrong).append(said)
+    return errors
+
+
+def rounds_within(seconds: float, once: float) -> int:
+    """How often a round of `once` seconds fits in, within limits."""
+    least, most = ROUNDS
+    return min(max(int(seconds / once), least), most)
+
+
+def measure(name: str, batch: int, found: dict[str, Answer], seconds: float, results: Results) -> None:
+    x = np.random.default_rng(batch).standard_normal((batch, *network(name).shape), np.float32)
+    errors = check(name, batch, found, x, results)
+    calls = {contestant: partial(found[contestant], x) for contestant in errors}
+    began = time.perf_counter()
+    for call in calls.values():
+        call()
+    rounds = rounds_within(seconds, time.perf_counter() - began)
+    taken = interleaved(calls, rounds)
+    quartiles = {contestant: 1000 * np.percentile(times, [25, 50, 75]) for contestant, times in taken.items()}
+    results.latency.append(
+        {
+            "network": name,
+            "batch": batch,
+            "rounds": rounds,
+            "errors": errors,
+            "quartiles_ms": {contestant: list(map(float, found)) for contestant, found in quartiles.items()},
+            "median_ms": {contestant: float(found[1]) for contestant, found in quartiles.items()},
+        }
+    )
+
+
+def latency(name: str, found: dict[str, Answer], batches: tuple[int, ...], clock: Clock, results: Results) -> None:
+    for done, batch in enumerate(batches):
+        measure(name, batch, found, 0.8 * clock.left / (len(batches) - done), results)
+
+
+def compiled(name: str, batch: int, found: dict[str, Answer], results: Results) -> None:
+    """`torch.compile` beside the closed graph, in a measurement of its own, since it may fail or take too long."""
+    try:
+        answer = in_torch(torch.compile(build(name).to(results.device)), results.device)
+        chosen: dict[str, Answer] = {key: found[key] for key in ("PyTorch", "closed") if key in found}
+        measure(name, batch, chosen | {"torch.compile": answer}, 5.0, results)
+    except Exception as error:  # whatever the compiler says
+        results.told.append(f"{name}, torch.compile: {first_line(error)}")
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """How many times as long as the closed graph each of the others took: above 1 it is faster than they are."""
+    medians = row["median_ms"]
+    base = medians.get("closed")
+    return {} if base is None else {name: took / base for name, took in medians.items() if name != "closed"}
+
+
+def tell(results: Results, console: Console) -> None:
+    names = list(dict.fromkeys(name for row in results.latency for name in ratios(row)))
+    for first in range(0, len(names), 6):
+        table = Table("network", "rows", "closed ms", *names[first : first + 6])
+        table.title = "time of each over the time of the folded graph (closed), host to host"
+        for row in results.latency:
+            found, shape = ratios(row), "×".join(map(str, network(row["network"]).shape))
+            cells = [f"{found[name]:.2f}" if name in found else "" for name in names[first : first + 6]]
+            if any(cells):
+                title = f"{network(row['network']).name}, {shape}"
+                table.add_row(title, str(row["batch"]), f"{row['median_ms']['closed']:.2f}", *cells)
+        console.print(table)
+    if results.serving is not None:
+        results.serving.tell(console)
+    for line in (*results.told, *(f"WRONG: {line}" for line in results.wrong)):
+        console.print(line, markup=False, highlight=False)
+
+
+def as_json(results: Results) -> str:
+    return json.dumps(asdict(results), indent=2) + "\n"
+
+
+def run(arguments: argparse.Namespace, results: Results) -> None:
+    clock, device = Clock(arguments.seconds), results.device
+    served = "small" if arguments.dry_run else OPTIONS_OF
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: Path(scratch) / name for name in ("served", *arguments.only)}
+        for folder in folders.values():
+            folder.mkdir()
+        making = {name: [name, str(folders[name])] for name in arguments.only}
+        found: dict[str, Answer] = {}
+        with Makers({"served": [served, str(folders["served"]), device], **making}) as makers:
+            for done, name in enumerate(arguments.only):
+                own = Clock(clock.left * LATENCY_SHARE / (len(arguments.only) - done))
+                if makers.ready(name, clock.left, results):
+                    opened = contestants(name, folders[name], device, arguments.batches, results)
+                    latency(name, opened, arguments.batches, own, results)
+                    found = opened if name == OPTIONS_OF else found
+            if makers.ready("served", clock.left, results):
+                seconds = SERVED_SHARE * clock.left
+                results.serving = serve(served, folders["served"], device, seconds, results.wrong)
+        if found and device != "cpu" and clock.left > COMPILE_SECONDS:
+            compiled(OPTIONS_OF, min(COMPILED_ROWS, max(arguments.batches)), found, results)
+    results.cudnn = loaded_cudnn() if device != "cpu" else None
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS)
+    parser.add_argument("--batches", type=parse_batches)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/gpu.json"))
+    arguments = parser.parse_args(given)
+    dry = arguments.dry_run
+    arguments.device = arguments.device or ("cpu" if dry else "cuda")
+    arguments.seconds = arguments.seconds or (60.0 if dry else 240.0)
+    arguments.only = arguments.only or (["preact18"] if dry else list(NETWORKS))
+    arguments.batches = arguments.batches or ((1, 2) if dry else (1, 8, 64, 256))
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    signal.signal(signal.SIGTERM, stop)
+    machine = asdict(this_machine(gpu=arguments.device != "cpu"))
+    results = Results(arguments.device, machine, tool_versions())
+    try:
+        run(arguments, results)
+    except Stopped:
+        results.told.append("stopped before its end")
+    finally:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(as_json(results))
+        tell(results, Console(width=150))
+    if results.wrong:
+        raise SystemExit("an answer was wrong")
+
+
+if __name__ == "__main__":
+    main()

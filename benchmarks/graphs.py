@@ -1,0 +1,74 @@
+"""The graphs that are measured on a GPU, made by a process for each network, since exporting is what takes the time.
+
+python -m benchmarks.graphs NETWORK FOLDER             unfolded, closed and opened .onnx, and closed in float16
+python -m benchmarks.graphs NETWORK FOLDER DEVICE      a model repository, certified on that device
+"""
+
+import sys
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+import fold
+from benchmarks.folding import randomise
+from benchmarks.published import NETWORKS, SMALL, Network
+from fold.convert import Target, convert
+from fold.export import export_program, save_program
+from fold.lowering import lower
+from fold.onnxfile import save_graph
+from fold.rewrite import round_weights
+from fold.sources.source import Source
+
+GRAPHS = ("unfolded", "closed", "opened", "closed fp16")
+MODEL = "net"
+"""By which the repository's model is asked for."""
+
+
+def network(name: str) -> Network:
+    return SMALL if name == "small" else NETWORKS[name]
+
+
+def build(name: str) -> nn.Module:
+    """In eval mode, with random weights and statistics: the same in every process."""
+    torch.manual_seed(0)
+    return randomise(network(name).build())
+
+
+def file_of(folder: Path, graph: str) -> Path:
+    return folder / f"{graph.replace(' ', '_')}.onnx"
+
+
+def write_graphs(name: str, folder: Path) -> None:
+    unfolded = fold.export_module(build(name), torch.zeros(2, *network(name).shape))
+    closed, _ = fold.fold_model(unfolded)
+    graphs: dict[str, ir.Model] = {"unfolded": unfolded, "closed": closed}
+    graphs["opened"], _ = fold.fold_model(unfolded, open_activations=True)
+    graphs["closed fp16"] = lower(closed, "fp16", frozenset())
+    round_weights(graphs["closed fp16"].graph)
+    for graph, model in graphs.items():
+        save_graph(model, file_of(folder, graph))
+
+
+def write_repository(name: str, folder: Path, device: str) -> None:
+    """Raises `SystemExit` where the folded graph is not certified."""
+    program = export_program(build(name), torch.zeros(2, *network(name).shape))
+    save_program(program, folder / f"{MODEL}.pt2")
+    published = convert(
+        Source(folder / f"{MODEL}.pt2", trust=True), Target(folder / "repository", MODEL), samples=4, provider=device
+    )
+    if published.path is None:
+        raise SystemExit(published.certificate.message)
+
+
+def main() -> None:
+    name, folder, *device = sys.argv[1:]
+    if device:
+        write_repository(name, Path(folder), *device)
+    else:
+        write_graphs(name, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""`bnfold serve` on a device beside the session alone: rows a second as a share of R*, and latency of lone requests."""
+
+import json
+import sys
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.clients import Question, Seen, load, question, write_questions
+from benchmarks.contestants import Answer, in_onnxruntime, in_torch, rate, relative_error, seconds_of
+from benchmarks.graphs import MODEL, build, network
+from benchmarks.servers import Running, Server
+from benchmarks.serving import free_port, infer_body
+from benchmarks.wrk import Request
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""The buckets of a service with the settings that it has by itself."""
+CONNECTIONS = (1, 64)
+ROWS = 16
+"""Different rows that are asked about."""
+WRONG = 2e-4
+INPUT = "x"
+ROUTE = f"/v2/models/{MODEL}/infer"
+SHORTEST = 0.05
+
+
+@dataclass(frozen=True)
+class Serving:
+    """`best` is R* in rows a second and `how` with what it was reached; milliseconds of one row in the session alone;
+    what each number of connections saw; runs of shapes that were new to the device; where the service says that it
+    runs."""
+
+    network: str
+    best: float
+    how: str
+    alone_p50: float
+    alone_p99: float
+    seen: dict[int, Seen]
+    cold_shapes: float
+    parameters: dict[str, str]
+
+    def share(self, connections: int) -> float:
+        """Of R*."""
+        return self.seen[connections].rows_per_second / self.best
+
+    def tell(self, console: Console) -> None:
+        table = Table("connections", "rows/s", "of R*", "p50 ms", "p99 ms", "over the session's p50", "wrong", "failed")
+        table.title = f"{self.network} served, one row a request; R* {self.best:.0f} rows/s ({self.how})"
+        for connections, seen in self.seen.items():
+            slower = f"{seen.p50 / self.alone_p50:.2f}" if connections == 1 else ""
+            numbers = (f"{seen.rows_per_second:.0f}", f"{self.share(connections):.3f}", f"{seen.p50:.2f}")
+            wrong = (str(seen.wrong), str(seen.failed))
+            table.add_row(str(connections), *numbers, f"{seen.p99:.2f}", slower, *wrong)
+        console.print(table)
+        console.print(f"cold shapes {self.cold_shapes:.0f}; {self.parameters}", markup=False, highlight=False)
+
+
+def serve(name: str, folder: Path, device: str, seconds: float, wrong: list[str]) -> Serving:
+    """Measure the repository below `folder`; about half of `seconds` goes to the session. What is wrong is added to
+    `wrong`."""
+    repository = folder / "repository"
+    [graph] = repository.glob(f"{MODEL}/*/model.onnx")
+    x = np.random.default_rng(3).standard_normal((ROWS, *network(name).shape), np.float32)
+    alone = in_onnxruntime(graph, device, SIZES, copies=2)
+    truth = in_torch(build(name).to(device), device)(x)
+    if relative_error(alone(x), truth) > WRONG:
+        wrong.append(f"{name}, served graph: {relative_error(alone(x), truth):.2g} from PyTorch in float32")
+    asked = folder / "questions.npz"
+    write_questions(asked, INPUT, [(x[i : i + 1], truth[i : i + 1]) for i in range(ROWS)], WRONG)
+    step = max(SHORTEST, seconds / 2 / (2 * 2 * len(SIZES) + 2))
+    rates = best_rate(alone, x, step)
+    latencies = [1000 * second for second in seconds_of(alone, x[:1], 2 * step)]
+    with ExitStack() as stack:
+        port = free_port()
+        right = question(INPUT, ROUTE, x[:1], truth[:1], WRONG)
+        running = Running(server(repository, device, port, x[:1], right), folder / "log")
+        stack.callback(running.stop)
+        each = max(4 * SHORTEST, seconds / 4 / len(CONNECTIONS))
+        seen = {n: load(asked, port, ROUTE, connections=n, seconds=each) for n in CONNECTIONS}
+        cold = metric(port, "bnfold_cold_shapes_total")
+        parameters = placed(port)
+    after = best_rate(alone, x, step)
+    how, best = max((*rates.items(), *after.items()), key=lambda pair: pair[1])
+    wrong += [f"{name} served at {n} connections: {s.wrong} wrong answers" for n, s in seen.items() if s.wrong]
+    p50, p99 = (float(np.percentile(latencies, q)) for q in (50, 99))
+    return Serving(network(name).name, best, how, p50, p99, seen, cold, parameters)
+
+
+def best_rate(answer: Answer, x: np.ndarray, seconds: float) -> dict[str, float]:
+    """Rows a second by batch size and threads, so many seconds each."""
+    return {
+        f"{size} rows, {threads} {'thread' if threads == 1 else 'threads'}": rate(
+            answer, np.resize(x, (size, *x.shape[1:])), threads, seconds
+        )
+        for size in SIZES
+        for threads in (1, 2)
+    }
+
+
+def server(repository: Path, device: str, port: int, x: np.ndarray, right: Question) -> Server:
+    body, length = infer_body(x)
+    request = Request(port, ROUTE, body, {"Inference-Header-Content-Length": str(length)}, right.right)
+    command = [sys.executable, "-m", "fold", "serve", str(repository), "--port", str(port), "--device", device]
+    return Server("bnfold", command, request)
+
+
+def metric(port: int, name: str) -> float:
+    """The sum over the labels of a metric."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+
+def placed(port: int) -> dict[str, str]:
+    """Where the model's nodes are and with which options, as its configuration says."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/{MODEL}/config", timeout=30) as answer:
+        parameters = json.load(answer)["parameters"]
+    return {name: value["string_value"] for name, value in parameters.items()}
