@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from service.batcher import BatchStats
 from service.errors import ServiceError
 from service.gpu import GpuCollector
+from service.placed import FACTS
 from service.repository import Model, Repository
 from service.statistics import ModelStatistics
 
@@ -199,6 +200,8 @@ class Metrics:
         for model in models:
             cold.add_metric(_labels(model), model.session.cold_shapes)
         yield cold
+        told = [((*_labels(model), *model.session.placed.facts(model.manifest).values()), 1.0) for model in models]
+        yield _gauge("bnfold_session_info", "How a version is computed, in labels", [*labels, *FACTS], told)
         lost = [(_labels(model), float(model.session.lost is not None)) for model in models]
         yield _gauge("bnfold_device_lost", "1 if the device answers no more", labels, lost)
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import onnxruntime as ort
 
+from fold.artifact import Manifest
 from fold.runtime import PROVIDERS, computed_elsewhere, loaded_cudnn, placement, provider_of
+
+OPTIONS = {
+    "tf32": "use_tf32",
+    "conv_search": "cudnn_conv_algo_search",
+    "cuda_graphs": "enable_cuda_graph",
+    "nhwc": "prefer_nhwc",
+}
+"""Options of the CUDA provider, by the label that tells of them."""
+FACTS = ("device", "precision", "cudnn", *OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,17 @@ class Placed:
         return cls(
             provider, int(options.get("device_id", 0)), dict(nodes), tuple(computed_elsewhere(session)), dict(options)
         )
+
+    @property
+    def name(self) -> str:
+        """As the setting names a device: `cpu`, or `cuda:0` and so on."""
+        return f"cuda:{self.device}" if self.provider == "cuda" else self.provider
+
+    def facts(self, manifest: Manifest) -> dict[str, str]:
+        """What metrics may be asked for: `FACTS` with their values, empty where the provider has no such option."""
+        options = {label: self.options.get(name, "") for label, name in OPTIONS.items()}
+        cudnn = (loaded_cudnn() or "not loaded") if self.provider == "cuda" else ""
+        return {"device": self.name, "precision": manifest.precision_on(self.provider), "cudnn": cudnn, **options}
 
     def parameters(self) -> dict[str, Any]:
         """For `parameters` of Triton's ModelConfig, whose values are strings."""

@@ -113,7 +113,7 @@ class ModelSession:
     @property
     def device(self) -> str:
         """As the setting names one: `cpu`, or `cuda:0` and so on."""
-        return f"cuda:{self.placed.device}" if self.provider == "cuda" else self.provider
+        return self.placed.name
 
     @property
     def bucket_sizes(self) -> tuple[int, ...]:

@@ -18,13 +18,14 @@ import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fold.artifact import TensorSpec, read_version
+from fold.artifact import Manifest, TensorSpec, read_version
 from fold.runtime import CudaOptions, computed_elsewhere, device_number, open_session
 from service import gpu
 from service.buckets import Buckets, powers_of_two
 from service.faults import DeviceLostError, DeviceMemoryError, device_fault
 from service.gpu import GpuCollector
 from service.pinned import pageable
+from service.placed import FACTS, Placed
 from service.session import ModelSession, bucket_sizes
 from service.settings import Settings
 from service.staging import Staging
@@ -151,6 +152,8 @@ def test_a_service_with_buckets_serves_proves_and_tells(folded: Path, start: Cal
         nodes = int(config["parameters"]["nodes.CPUExecutionProvider"]["string_value"])
         labels = 'model="net",version="2"'
         assert service.metric('bnfold_nodes{model="net",provider="CPUExecutionProvider",version="2"}') == nodes > 0
+        facts = 'conv_search="",cuda_graphs="",cudnn="",device="cpu",model="net",nhwc="",precision="fp32",tf32=""'
+        assert service.metric(f'bnfold_session_info{{{facts},version="2"}}') == 1
         assert service.metric(f"bnfold_cold_shapes_total{{{labels}}}") == 0
         verdict = service.post("/v2/models/net/equivalence", json={"samples": 19, "seed": 3}).json()
         assert verdict["equivalent"] is True
@@ -270,6 +273,24 @@ def test_what_computes_elsewhere_is_told_apart_from_shapes(monkeypatch: pytest.M
     assert computed_elsewhere(session) == []
     monkeypatch.setattr(session, "get_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert computed_elsewhere(session) == ["Erf"]
+
+
+def test_what_a_gpu_session_is_told_of_in_metrics() -> None:
+    options = {"device_id": "1", "use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "0"}
+    placed = Placed("cuda", 1, {"CUDAExecutionProvider": 3}, (), options)
+    manifest = Manifest.model_construct(fold={"precision": {"type": "tf32"}})
+    facts = placed.facts(manifest)
+    assert tuple(facts) == FACTS
+    assert facts | {"cudnn": ""} == {
+        "device": "cuda:1",
+        "precision": "tf32",
+        "cudnn": "",
+        "tf32": "1",
+        "conv_search": "HEURISTIC",
+        "cuda_graphs": "",
+        "nhwc": "0",
+    }
+    assert placed.parameters()["cuda.use_tf32"] == {"string_value": "1"}
 
 
 class _Nvml(types.ModuleType):
