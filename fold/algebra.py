@@ -114,8 +114,8 @@ def depth(graph: ir.Graph) -> int:
 
 
 def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int) -> Sequence[int]:
-    """Different sizes for the free dimensions, unless the graph demands that they are equal."""
-    if sum(size < 0 for spec in specs for size in spec.shape[1:]) > 1:
+    """Different sizes for the free dimensions, unless the graph demands that they are equal, or other multiples."""
+    if any(size < 0 for spec in specs for size in spec.shape[1:]):
         try:
             run(draw_inputs(specs, 1, seed, free=SPREAD_SIZES))
         except BnfoldError:

@@ -11,8 +11,9 @@ from fold.artifact import DATATYPES, Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 
 Arrays = dict[str, np.ndarray]
-FREE_SIZES = (8,)
-"""Extents given to the free dimensions behind the batch, in order; the last one to all that follow."""
+FREE_SIZES = (32,)
+"""Extents given to the free dimensions behind the batch, in order; the last one to all that follow. Networks that halve
+theirs take multiples of a power of two, mostly of no more than this."""
 Family = Literal["normal", "single", "offset", "sparse"]
 OFFSET = 100.0
 FLAT = 16

@@ -38,36 +38,42 @@ def trace(module: nn.Module, path: Path, inputs: Sequence[str]) -> tuple[Exporte
     try:
         examples = example_inputs(module, shapes)
         module = bind(module, shapes)
-        _check_free(module, shapes)
+        multiples = _check_free(module, shapes)
         program = export_program(module, examples, [shape.shape for shape in shapes])
         _try_free(program, shapes)
     except BnfoldError as error:
         if inputs:
             raise
         raise BnfoldError(f"{path}: {GIVE_ONE} ({note}, but {error})") from error
-    return program, shapes, note
+    return program, shapes, "; ".join(filter(None, (note, multiples))) or None
 
 
 def _free(shapes: Sequence[InputShape]) -> list[str]:
     return list(dict.fromkeys(size for shape in shapes for size in shape.shape if isinstance(size, str)))
 
 
-def _check_free(module: nn.Module, shapes: Sequence[InputShape]) -> None:
-    """Refuse free sizes that must be equal, or multiples of something. They are tried on tensors without values."""
+def _check_free(module: nn.Module, shapes: Sequence[InputShape]) -> str | None:
+    """What is to be told of free sizes that must be multiples of something. They are tried on tensors without values.
+
+    Refuses those that must be equal, and multiples that the size is none of at which a free size is proven.
+    """
     free = _free(shapes)
     if not free:
-        return
+        return None
     empty = copy.deepcopy(module).to("meta")
     for multiple in MULTIPLES:
         steps = -(-FREE_EXAMPLE // multiple) | 1  # odd, so that the sizes are multiples of nothing larger
         sizes = {name: multiple * (steps + 2 * position) for position, name in enumerate(free)}
         if _takes(empty, shapes, sizes):
-            if multiple > 1:
-                many = f"{' and '.join(free)} must be {'multiples' if len(free) > 1 else 'a multiple'} of {multiple}"
+            if multiple == 1:
+                return None
+            many = f"{' and '.join(free)} must be {'multiples' if len(free) > 1 else 'a multiple'} of {multiple}"
+            if FREE_SIZES[0] % multiple:
                 raise BnfoldError(f"--input: {many} for this network; give fixed sizes")
-            return
+            return f"{many} for this network; of other sizes a run fails"
     if len(free) > 1 and _takes(empty, shapes, dict.fromkeys(free, FREE_EXAMPLE + 1)):
         raise BnfoldError(f"--input: {' and '.join(free)} are one size to this network; give all one letter")
+    return None
 
 
 def _takes(module: nn.Module, shapes: Sequence[InputShape], sizes: dict[str, int]) -> bool:

@@ -74,8 +74,13 @@ def convolutions(arrays: dict[str, np.ndarray]) -> list[str]:
     return [name for name, array in arrays.items() if array.ndim == 4 and array.shape[0] > 1]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "mlp", "levit", "dcgan", "frozen_resnet"])
-@pytest.mark.parametrize("opened", [False, True], ids=["closed", "opened"])
+@pytest.mark.parametrize(
+    ("name", "opened"),
+    [
+        *((name, False) for name in (*NAMES, "mlp", "levit", "dcgan", "frozen_resnet")),
+        *((name, True) for name in ("mobilenet", "preact_resnet", "levit")),
+    ],
+)
 def test_a_right_fold_is_certified_and_published(name, opened, tmp_path) -> None:
     conversion = publish(unfolded(name), tmp_path, name, open_activations=opened)
     made = conversion.certificate

@@ -135,18 +135,38 @@ def _at(model, height: int, width: int):
     return model
 
 
-def test_a_free_size_that_must_be_a_multiple_is_refused(tmp_path) -> None:
-    with pytest.raises(BnfoldError, match="H and W must be multiples of 2 for this network; give fixed sizes"):
-        trace(loadable.Halving().eval(), tmp_path / "m.pt", ["3,H,W"])
-    trace(loadable.Halving().eval(), tmp_path / "m.pt", ["3,8,10"])
+def test_sizes_that_must_be_multiples_are_told(tmp_path) -> None:
+    halving = loadable.Halving().eval()
+    program, shapes, note = trace(halving, tmp_path / "m.pt", ["3,H,W"])
+    assert note == "H and W must be multiples of 2 for this network; of other sizes a run fails"
+    model = export_graph(program, [shape.shape for shape in shapes])
+    assert [str(value.shape) for value in model.graph.inputs] == ["[batch,3,H,W]"]
+    halving.double()
+    for height, width in ((6, 10), (64, 2)):
+        x = torch.randn(3, 3, height, width, dtype=torch.float64)
+        truth = halving(x).detach().numpy()
+        found = evaluate(model, {"x": x.numpy()})["output"]
+        np.testing.assert_allclose(found, truth, atol=1e-12 * abs(truth).max())
+    module = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(6)), nn.Upsample(scale_factor=64))
+    with pytest.raises(BnfoldError, match="H and W must be multiples of 64 for this network; give fixed sizes"):
+        trace(_Skip(module).eval(), tmp_path / "m.pt", ["3,H,W"])
+
+
+class _Skip(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
 
 
 def test_a_free_size_that_the_network_does_not_take_is_refused(tmp_path) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 96, 2)).eval()
-    with pytest.raises(BnfoldError, match="H and W of 8"):
+    with pytest.raises(BnfoldError, match="H and W of 32"):
         trace(flat, tmp_path / "m.pt", ["3,H,W"])
-    large = nn.Sequential(nn.Conv2d(3, 2, 11), nn.BatchNorm2d(2)).eval()
-    with pytest.raises(BnfoldError, match="H and W of 8, at which a free size is proven"):
+    large = nn.Sequential(nn.Conv2d(3, 2, 41), nn.BatchNorm2d(2)).eval()
+    with pytest.raises(BnfoldError, match="H and W of 32, at which a free size is proven"):
         trace(large, tmp_path / "m.pt", ["3,H,W"])
 
 
