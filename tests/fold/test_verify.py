@@ -13,7 +13,7 @@ import fold
 from fold.artifact import Manifest, Preprocessing, TensorSpec
 from fold.decision import FLOORS
 from fold.errors import BnfoldError
-from fold.inputs import check_inputs, draw_inputs, read_inputs
+from fold.inputs import FREE_SIZES, check_inputs, draw_inputs, read_inputs
 from fold.reference import ProgramReference
 from fold.verify import compare
 
@@ -132,7 +132,7 @@ def test_drawn_inputs_depend_on_the_seed_alone() -> None:
     first, again, other = draw_inputs(specs, 5, 1), draw_inputs(specs, 5, 1), draw_inputs(specs, 5, 2)
     np.testing.assert_array_equal(first["a"], again["a"])
     assert not np.array_equal(first["a"], other["a"])
-    assert first["a"].shape == (5, 3, 8)
+    assert first["a"].shape == (5, 3, *FREE_SIZES)
     assert first["b"].dtype == np.int64
 
 
