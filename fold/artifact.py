@@ -256,6 +256,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return complete
 
 
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """Batch sizes: 1, 2, 4 and so on below `most`, and `most` itself."""
+    return (*(1 << power for power in range(most.bit_length()) if 1 << power < most), most)
+
+
 def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
     """`input` and `output` of Triton's ModelConfig, whose `dims` leave out the batch axis.
 
@@ -292,8 +297,8 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
     for kind, tensors in triton_tensors(manifest).items():
         text += f"{kind} [\n" + ",\n".join(map(entry, tensors)) + "\n]\n"
     if manifest.batched:
-        sizes = [1 << power for power in range(max_batch_size.bit_length()) if 1 << power < max_batch_size]
-        text += f"dynamic_batching {{ preferred_batch_size: [ {', '.join(map(str, [*sizes, max_batch_size]))} ] }}\n"
+        sizes = ", ".join(map(str, powers_of_two(max_batch_size)))
+        text += f"dynamic_batching {{ preferred_batch_size: [ {sizes} ] }}\n"
     tf32 = int(manifest.precision == "tf32")
     text += (
         "optimization { execution_accelerators { gpu_execution_accelerator: [\n"

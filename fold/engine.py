@@ -1,7 +1,7 @@
 """Folding, step by step: trace the laws, solve the gauges, re-express the weights, rewrite a copy of the graph."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,21 +125,24 @@ class _BatchNorm:
     operators: int
 
 
-def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
-    """Every BatchNormalization, also in subgraphs, and every one that is written out with constants, in graph order."""
-    infer_shapes(model)
-    found, spoken_for = [], set[ir.Node]()
+def batchnorm_nodes(model: ir.Model) -> Iterator[tuple[tuple[ir.Node, ...], int]]:
+    """The nodes and channels of every BatchNormalization, also in subgraphs, and of every one that is written out with
+    constants, in graph order. Shapes were inferred."""
+    spoken_for = set[ir.Node]()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        nodes: tuple[ir.Node, ...] = (node,)
         if is_batchnorm(node):
-            channels = _channels(node)
-        elif node in spoken_for or node.graph is not model.graph or (run := written_out(node)) is None:
-            continue
-        else:
-            nodes, channels = run
-        spoken_for.update(nodes)
+            yield (node,), _channels(node)
+        elif node not in spoken_for and node.graph is model.graph and (run := written_out(node)) is not None:
+            spoken_for.update(run[0])
+            yield run
+
+
+def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
+    infer_shapes(model)
+    found = []
+    for nodes, channels in batchnorm_nodes(model):
         last = nodes[-1]
-        warning = _warning(node) if is_batchnorm(node) else None
+        warning = _warning(last) if is_batchnorm(last) else None
         size = TensorSize.of(last.outputs[0])
         found.append(
             _BatchNorm(last, display_name(last), last.name or "", channels, warning, size, operators=len(nodes))

@@ -5,17 +5,16 @@ Nothing is judged here (fold.suspicions does), and nothing is changed: a copy is
 at.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine import BATCHNORM, fold_graph, infer_shapes
+from fold.engine import batchnorm_nodes, fold_graph, infer_shapes
 from fold.folded_weights import FoldedTensor, HalfPrecision, half_precision, look_at, merged_half
-from fold.graph import constant, display_name, float64, is_float, is_standard
-from fold.laws.normalisation import written_out
+from fold.graph import constant, display_name, float64, is_batchnorm, is_float
 from fold.placement import Placement, placement
 from fold.report import Folded, Kept
 from fold.statistics import Span, Statistics, statistics
@@ -104,12 +103,12 @@ def inspect_graph(
     by_name = {node.name: node for node in folding.model.graph.all_nodes()}
     counts = batches_seen or {}
     found = []
-    for nodes in batchnorm_nodes(model):
+    for nodes, _ in batchnorm_nodes(model):
         last = nodes[-1]
         name, node = display_name(last), last.name or ""
         fate = fates[name, node]
         into = fate.into if isinstance(fate, Folded) else None
-        left = [by_name.get(node, last)] if _is_batchnorm(last) else nodes
+        left = [by_name.get(node, last)] if is_batchnorm(last) else nodes
         held = [tensors[each] for each in into or () if each in tensors]
         found.append(
             BatchNorm(
@@ -129,22 +128,11 @@ def inspect_graph(
     return Inspection(suspicions(found), tuple(found), weights, open_activations)
 
 
-def batchnorm_nodes(model: ir.Model) -> Iterator[Sequence[ir.Node]]:
-    """The nodes of each BatchNorm, in the order in which `fold.engine` reports them."""
-    spoken_for = set[ir.Node]()
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if _is_batchnorm(node):
-            yield [node]
-        elif node not in spoken_for and node.graph is model.graph and (run := written_out(node)) is not None:
-            spoken_for.update(run[0])
-            yield run[0]
-
-
 def _prepared(model: ir.Model) -> ir.Model:
     """A copy with shapes, in which no function has a BatchNorm, and each node has a name of its own: that of its first
     output where it has none."""
     model = model.clone()
-    if any(_is_batchnorm(node) for function in model.functions.values() for node in function):
+    if any(is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)
     infer_shapes(model)
     taken = set[str]()
@@ -155,10 +143,6 @@ def _prepared(model: ir.Model) -> ir.Model:
         node.name = name
         taken.add(name)
     return model
-
-
-def _is_batchnorm(node: ir.Node) -> bool:
-    return node.op_type == BATCHNORM and is_standard(node)
 
 
 def _halves(nodes: Sequence[ir.Node]) -> list[HalfPrecision]:

@@ -210,19 +210,25 @@ def computed_elsewhere(session: ort.InferenceSession) -> list[str]:
     return sorted({op_type for types in elsewhere for op_type in types} - SHAPE_OPERATORS)
 
 
+def loaded_library(name: str) -> ctypes.CDLL | None:
+    """The shared library that this process has loaded already, and no other copy of it; None if it has none."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(rf"\S*/{re.escape(name)}\.so\S*", maps)
+    return None if found is None else ctypes.CDLL(found[0])
+
+
 def loaded_cudnn() -> str | None:
     """The version of cuDNN that this process has really loaded, such as 9.12.0; None if it has none.
 
     ONNX Runtime's CUDA provider loads it when a convolution asks for it, and does without where it is not found.
     """
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
+    library = loaded_library("libcudnn")
+    if library is None:
         return None
-    found = re.search(r"\S*/libcudnn\.so\S*", maps)
-    if found is None:
-        return None
-    get_version = ctypes.CDLL(found[0]).cudnnGetVersion
+    get_version = library.cudnnGetVersion
     get_version.restype = ctypes.c_size_t
     number = int(get_version())  # 91200 since version 9, 8907 before
     major = 10_000 if number >= 10_000 else 1_000

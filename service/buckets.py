@@ -16,11 +16,6 @@ WARM_UPS = 3
 """The first run finds algorithms and memory, the second records a CUDA graph, the third launches it."""
 
 
-def powers_of_two(most: int) -> tuple[int, ...]:
-    """1, 2, 4 and so on below `most`, and `most` itself."""
-    return (*(1 << power for power in range(most.bit_length()) if 1 << power < most), most)
-
-
 class Buckets:
     """Each size has as many stagings as batches may run at a time; whoever comes on top waits for one."""
 

@@ -1,14 +1,14 @@
 """Memory that a GPU reads and writes by itself: page-locked, so that a copy needs no staging by the driver."""
 
 import ctypes
-import re
 import weakref
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fold.runtime import loaded_library
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
 PORTABLE = 1
@@ -22,7 +22,7 @@ def pageable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 def pinned(device: int) -> Allocate | None:
     """What allocates page-locked memory, zeroed; None where this process has not loaded the CUDA runtime."""
-    runtime = _cuda_runtime()
+    runtime = loaded_library("libcudart")  # ONNX Runtime's: another copy would know nothing of its device
     if runtime is None:
         return None
 
@@ -39,13 +39,3 @@ def pinned(device: int) -> Allocate | None:
         return array
 
     return allocate
-
-
-def _cuda_runtime() -> ctypes.CDLL | None:
-    """The library that ONNX Runtime has loaded: another copy would know nothing of its device."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"\S*/libcudart\.so\S*", maps)
-    return None if found is None else ctypes.CDLL(found[0])

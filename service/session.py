@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import onnxruntime as ort
 
-from fold.artifact import DATATYPES, ModelVersion
+from fold.artifact import DATATYPES, ModelVersion, powers_of_two
 from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
 from fold.runtime import (
@@ -25,7 +25,7 @@ from fold.runtime import (
     provider_of,
 )
 from service.bfloat16 import run_with_bfloat16
-from service.buckets import Buckets, powers_of_two
+from service.buckets import Buckets
 from service.datatypes import DTYPES
 from service.faults import DeviceLostError, device_fault
 from service.pinned import pageable, pinned

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fold.artifact import read_version
 from fold.reference import load_reference
-from fold.runtime import CudaOptions, open_session, run
-from service.pinned import _cuda_runtime, pinned
+from fold.runtime import CudaOptions, loaded_library, open_session, run
+from service.pinned import pinned
 from service.session import ModelSession
 from service.settings import Settings
 
@@ -94,7 +94,7 @@ def test_a_convolution_is_computed_by_cudnn(tmp_path) -> None:
 
 @needs_gpu
 def test_staging_memory_is_page_locked() -> None:
-    allocate, runtime = pinned(0), _cuda_runtime()
+    allocate, runtime = pinned(0), loaded_library("libcudart")
     assert allocate is not None
     assert runtime is not None
     array = allocate((3, 1000), np.dtype(np.float32))

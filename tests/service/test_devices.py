@@ -18,10 +18,10 @@ import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fold.artifact import Manifest, TensorSpec, read_version
+from fold.artifact import Manifest, TensorSpec, powers_of_two, read_version
 from fold.runtime import CudaOptions, computed_elsewhere, device_number, open_session
 from service import gpu
-from service.buckets import Buckets, powers_of_two
+from service.buckets import Buckets
 from service.faults import DeviceLostError, DeviceMemoryError, device_fault
 from service.gpu import GpuCollector
 from service.pinned import pageable
