@@ -14,12 +14,12 @@ from pydantic import SecretStr
 
 from fold.errors import BnfoldError
 from service.errors import ForbiddenError, UnauthorizedError
+from service.headers import Headers
 from service.settings import Settings
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked by load balancers and container engines, which have no token."""
 
-Headers = list[tuple[bytes, bytes]]
 Kind = Literal["user", "admin"]
 
 

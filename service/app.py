@@ -23,8 +23,8 @@ from service.control import control_routes
 from service.docs import render_docs
 from service.equivalence import Equivalence, equivalence_routes
 from service.errors import NotFoundError, ServiceError, error_body
-from service.exchange import infer_target
 from service.front import front
+from service.heads import infer_target
 from service.infer import Infer, error_answer, failure, respond
 from service.logs import configure
 from service.metadata import metadata_routes, package_version

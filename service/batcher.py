@@ -20,13 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
+from typing import overload
 
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
 from service.merging import Clock, Computed, Outcome, Run, compute
 from service.pace import Pace
 from service.queue import Queue
 from service.signature import Arrays, Lane
-from service.ticket import Ticket, cut_up, joined
+from service.ticket import Awaited, Result, Ticket, cut_up, joined
 from service.worker import Worker, Works
 
 DEFAULT_PRIORITY = 8
@@ -111,10 +112,27 @@ class Batcher:
         """At most `queue_rows`, and what begins with the next turn of the event loop."""
         return self._queue.rows
 
+    @overload
     def submit(
         self, inputs: Arrays, rows: int, lane: Lane = (), *, priority: int = 0, timeout: float | None = None
+    ) -> Awaited: ...
+
+    @overload
+    def submit(
+        self, inputs: Arrays, rows: int, lane: Lane = (), *, priority: int = 0, timeout: float | None, result: Result
+    ) -> Ticket: ...
+
+    def submit(
+        self,
+        inputs: Arrays,
+        rows: int,
+        lane: Lane = (),
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        result: Result | None = None,
     ) -> Ticket:
-        """Run the request now, or queue it.
+        """Run the request now, or queue it. Its outcome goes to `result`, else to a future of the ticket's own.
 
         Priority 1 goes first, 0 is `DEFAULT_PRIORITY`; within a priority the lanes take turns. Who is passed by others
         until the deadline is answered by `DeadlineError` then. `timeout`, in seconds, can only shorten the batcher's;
@@ -128,8 +146,11 @@ class Batcher:
         queue = self._queue
         if self._running >= self._most or queue.rows or rows > self._batch_rows:
             self._refuse(rows, level, allowed, now)
-        result = asyncio.get_running_loop().create_future()
-        ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
+        if result is None:
+            result = asyncio.get_running_loop().create_future()
+            ticket: Ticket = Awaited(inputs, rows, lane, level, now, now + allowed, result)
+        else:
+            ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
         if 0 < self._max_rows < rows:
             for part in cut_up(ticket, self._max_rows):
                 queue.push(part)

@@ -12,7 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import error_body
-from service.exchange import Direct, Exchange, is_usual, target_of
+from service.exchange import Direct, Exchange, Usual
+from service.heads import Head
 from service.infer import WITHDRAW
 
 
@@ -28,11 +29,16 @@ class Limits:
 
 
 class Protocol(HttpToolsProtocol):
-    def __init__(self, *args: Any, limits: Limits, direct: Direct | None, **options: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, direct: Direct | None, usual: Usual, **options: Any) -> None:
         """`direct` answers infer requests without ASGI; None where something stands in front of the application."""
         super().__init__(*args, **options)
+        self.usual = usual
         self._limits = limits
-        self._direct = direct
+        self._direct = None if self.root_path else direct
+        self._between = True
+        """Whether the parser awaits the first byte of a request."""
+        self._start = b""
+        """The head that the chunk begins with that is being parsed; empty for any but the first in it."""
         self._waiting_since: float | None = None
         """Since when the first request is awaited or one has been coming; None at other times."""
         self._idle_since: float | None = None
@@ -58,10 +64,21 @@ class Protocol(HttpToolsProtocol):
         if withdraw is not None:
             withdraw()
         elif direct and cycle.more_body and self._direct is not None:
-            self._direct.lose(cycle.target)
+            self._direct.lose(cycle.head.target)
 
     def data_received(self, data: bytes) -> None:
+        if self._between and self._direct is not None:
+            start = data[: data.find(b"\r\n\r\n") + 4]
+            head = self._direct.heads.find(start)
+            if head is not None and len(data) == len(start) + head.body_bytes and self._is_free():
+                self._idle_since = self._waiting_since = None
+                self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what is looked at
+                exchange.more_body = False
+                self._direct.begin(head, data[len(start) :], exchange)
+                return
+            self._start = start
         super().data_received(data)
+        self._start = b""
         if self._head >= 0:
             self._head += len(data)
             if self._head > self._limits.header_bytes:
@@ -72,14 +89,17 @@ class Protocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._head = 0
+        self._between = False
         self._idle_since = None
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         self._head = -1
-        if self._direct is not None and (target := target_of(self.url)) is not None and self._is_usual(self._direct):
-            self.cycle = Exchange(self, target, self.headers)  # type: ignore[assignment]  # has what is looked at
+        start, self._start = self._start, b""
+        head = self._usual_head(start)
+        if head is not None:
+            self.cycle = Exchange(self, head)  # type: ignore[assignment]  # has what is looked at
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # makes the scope of ASGI
@@ -87,16 +107,24 @@ class Protocol(HttpToolsProtocol):
         self.headers += headers
         super().on_headers_complete()
 
-    def _is_usual(self, direct: Direct) -> bool:
-        return (
-            (self.cycle is None or self.cycle.response_complete)
-            and not self.flow.write_paused
-            and not self.root_path
-            and self.parser.get_method() == b"POST"
-            and self.parser.get_http_version() == "1.1"
-            and self.parser.should_keep_alive()
-            and is_usual(self.headers, direct.max_body_bytes)
-        )
+    def _is_free(self) -> bool:
+        """Whether nothing else is under way here."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+
+    def _usual_head(self, start: bytes) -> Head | None:
+        """What was parsed, if it goes past ASGI. `start` are its bytes, empty if they did not come in one piece."""
+        if (
+            self._direct is None
+            or not self._is_free()
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+            or not self.parser.should_keep_alive()
+        ):
+            return None
+        head = self._direct.heads.read(self.url, self.headers)
+        if head is not None:
+            self._direct.heads.remember(start, head)
+        return head
 
     def on_body(self, body: bytes) -> None:
         cycle: Any = self.cycle
@@ -107,10 +135,11 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._waiting_since = None
+        self._between = True
         cycle: Any = self.cycle
         if type(cycle) is Exchange and self._direct is not None:
             cycle.more_body = False
-            self._direct.begin(cycle.target, cycle.headers, cycle.body, cycle)
+            self._direct.begin(cycle.head, cycle.body, cycle)
         else:
             super().on_message_complete()
 

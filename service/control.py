@@ -8,9 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.access import Access, Headers
+from service.access import Access
 from service.body import read_body, request_headers
 from service.errors import BadRequestError, ForbiddenError
+from service.headers import Headers
 from service.jsontext import parse_object
 from service.metrics import Metrics
 from service.parameters import Parameters, flag, parameters_of

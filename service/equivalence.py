@@ -22,11 +22,12 @@ from service.errors import (
     ServiceError,
     shown,
 )
+from service.headers import LENGTH_HEADER
 from service.infer import WITHDRAW
 from service.jsontext import parse_object, render_verdict
 from service.metrics import Metrics
 from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, prove
-from service.protocol import LENGTH_HEADER, decode
+from service.protocol import decode
 from service.references import References, not_installed
 from service.repository import Model, Proof, Repository
 from service.settings import Settings

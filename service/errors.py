@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-Headers = list[tuple[bytes, bytes]]
+from service.headers import Headers
 
 SHOWN = 80
 

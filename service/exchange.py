@@ -6,27 +6,23 @@ about the request, and every other request, goes the common way (service.infer).
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.errors import Headers
+from service.headers import Headers, header_lines
+from service.heads import Head, Heads, Target
 
 JOINED = 1 << 16
 """Bytes of a body that is copied behind its head, for one write costs less than two."""
-
-Target = tuple[str, str | None]
-RawHeaders = list[tuple[bytes, bytes]]
-Answer = Callable[[int, Headers, bytes], None]
 
 
 class Direct(Protocol):
     """Who computes."""
 
-    max_body_bytes: int
+    heads: Heads
 
-    def begin(self, target: Target, headers: RawHeaders, body: bytes, exchange: "Exchange") -> None:
+    def begin(self, head: Head, body: bytes, exchange: "Exchange") -> None:
         """Give the exchange its answer, once, now or later."""
 
     def lose(self, target: Target) -> None:
@@ -40,7 +36,22 @@ class Event:
         """Nothing."""
 
 
-EVENT = Event()
+class Usual:
+    """The headers that uvicorn puts into every answer, as bytes. It makes a new list of them each second."""
+
+    def __init__(self) -> None:
+        self._headers: Headers = []
+        self._count = 0
+        self._bytes = b"\r\n"
+        self._closes = False
+
+    def lines(self, headers: Headers) -> tuple[bytes, bool]:
+        """With the empty line that ends a head, and whether they close the connection, as once the service stops."""
+        if headers is not self._headers or len(headers) != self._count:
+            self._headers, self._count = headers, len(headers)
+            self._bytes = header_lines(headers) + b"\r\n"
+            self._closes = any(name == b"connection" for name, _ in headers)
+        return self._bytes, self._closes
 
 
 class Exchange:
@@ -50,26 +61,27 @@ class Exchange:
         "_connection",
         "_parts",
         "disconnected",
-        "headers",
+        "head",
         "keep_alive",
-        "message_event",
         "more_body",
         "response_complete",
-        "response_started",
-        "target",
         "withdraw",
     )
 
-    def __init__(self, connection: Any, target: Target, headers: RawHeaders) -> None:
-        self.target = target
-        self.headers = headers
+    message_event = Event()
+
+    def __init__(self, connection: Any, head: Head) -> None:
+        self.head = head
         self.withdraw: Callable[[], object] | None = None
         """Takes the request out of the queue, where it is in one."""
-        self.message_event = EVENT
-        self.disconnected = self.response_started = self.response_complete = False
+        self.response_complete = False
         self.keep_alive = self.more_body = True
         self._connection = connection
         self._parts: list[bytes] = []
+
+    @property
+    def response_started(self) -> bool:
+        return self.response_complete
 
     def add(self, part: bytes) -> None:
         self._parts.append(part)
@@ -81,54 +93,22 @@ class Exchange:
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Send the answer, unless the client has gone."""
-        transport = self._connection.transport
-        self.response_started = self.response_complete = True
+        self.send(STATUS_LINE[status] + header_lines(headers), body)
+
+    def send(self, start: bytes, body: bytes) -> None:
+        """The same, with status and headers as bytes."""
+        connection = self._connection
+        transport = connection.transport
+        self.response_complete = True
         self.withdraw = None
         if transport.is_closing():
             return
-        lines = [STATUS_LINE[status]]
-        for name, value in self._connection.server_state.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-            if name == b"connection":  # close, once the service is stopping
-                self.keep_alive = False
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
-        lines.append(b"\r\n")
+        usual, closes = connection.usual.lines(connection.server_state.default_headers)
         if len(body) <= JOINED:
-            lines.append(body)
-            transport.write(b"".join(lines))
+            transport.write(b"".join((start, usual, body)))
         else:
-            transport.write(b"".join(lines))
+            transport.write(start + usual)
             transport.write(body)
-        if not self.keep_alive:
+        if closes or not self.keep_alive:
             transport.close()
-        self._connection.on_response_complete()
-
-
-def infer_target(path: str) -> Target | None:
-    """Model and version that an infer path names; None for every other path."""
-    match path.split("/"):
-        case ["", "v2", "models", name, "infer"]:
-            return name, None
-        case ["", "v2", "models", name, "versions", version, "infer"]:
-            return name, version
-    return None
-
-
-@lru_cache(maxsize=1024)
-def target_of(url: bytes) -> Target | None:
-    """Model and version of an infer URL that needs no decoding; None for every other."""
-    if not url.isascii() or b"%" in url or b"?" in url or b"#" in url:
-        return None
-    return infer_target(url.decode())
-
-
-def is_usual(headers: RawHeaders, max_body_bytes: int) -> bool:
-    """Whether the body is whole and plain, and known to be within the limit. The common way says what is wrong."""
-    length = None
-    for name, value in headers:
-        if name == b"content-length":
-            length = value
-        elif name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"):
-            return False
-    return length is not None and length.isdigit() and len(length) < 16 and 0 < int(length) <= max_body_bytes
+        connection.on_response_complete()

@@ -4,8 +4,8 @@ costs a part of every request."""
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from service.headers import LENGTH_HEADER
 from service.logs import AccessLog
-from service.protocol import LENGTH_HEADER
 from service.settings import Settings
 
 

@@ -8,25 +8,24 @@ way through the queue.
 import contextlib
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
 
 from starlette.types import Receive, Scope, Send
 
 from fold.errors import first_line
 from service.access import Access
 from service.body import read_body, request_headers
-from service.errors import ClientGoneError, ComputeError, Headers, MethodError, ServiceError, error_body
-from service.exchange import Exchange, Target
+from service.errors import ClientGoneError, ComputeError, MethodError, ServiceError, error_body
+from service.exchange import Exchange
+from service.headers import JSON, LENGTH_HEADER, Headers
+from service.heads import Head, Heads, Target
 from service.logs import identity
+from service.merging import Outcome
 from service.metrics import Metrics
-from service.protocol import JSON, LENGTH_HEADER, InferRequest, decode, encode
+from service.protocol import InferRequest, decode, encode, known_answer
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.signature import Arrays
 from service.ticket import Ticket
-
-if TYPE_CHECKING:
-    from asyncio import Future
 
 INFER = "/infer"
 """Stands for all paths that infer where it is asked who may."""
@@ -43,7 +42,7 @@ class Infer:
     """Both ways to infer: as an ASGI endpoint, and for exchanges that come in their usual form."""
 
     def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
-        self.max_body_bytes = settings.max_body_bytes
+        self.heads = Heads(settings.max_body_bytes)
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
@@ -58,7 +57,7 @@ class Infer:
             model = self._repository.find(*target)
             with model:
                 sent = request_headers(scope)
-                body = await read_body(sent, receive, self.max_body_bytes)
+                body = await read_body(sent, receive, self._settings.max_body_bytes)
                 request, rows = self._read(model, body, sent.get(LENGTH_HEADER))
                 outputs = await compute(model, request.inputs, rows, scope, request.priority, request.timeout)
                 answer = self._success(model, request, outputs)
@@ -68,20 +67,26 @@ class Infer:
                 return
         await respond(send, *answer)
 
-    def begin(self, target: Target, headers: Headers, body: bytes, exchange: Exchange) -> None:
+    def begin(self, head: Head, body: bytes, exchange: Exchange) -> None:
         """The short way: everything up to the queue at once, and the rest when the batch is done."""
         model, route = None, "access"
         try:
-            self._access.check(INFER, headers)
+            self._access.check(INFER, head.headers)
             route = "infer"
-            model = self._repository.find(*target)
-            request, rows = self._read(model, body, dict(headers).get(LENGTH_HEADER))
-            ticket = _submit(model, request.inputs, rows, request.priority, request.timeout)
+            model = self._repository.find(*head.target)
+            request, rows = self._read(model, body, head.json_bytes)
+            reply = Reply(self, model, request, rows, exchange)
+            inputs, batcher = request.inputs, model.batcher
+            lane = model.session.signature.lane(inputs)
+            ticket = batcher.submit(
+                inputs, rows, lane, priority=request.priority, timeout=request.timeout, result=reply
+            )
         except Exception as error:
-            exchange.answer(*failure(self._metrics, route, model, error, headers))
+            exchange.answer(*failure(self._metrics, route, model, error, head.headers))
             return
-        exchange.withdraw = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
-        ticket.result.add_done_callback(partial(self._finish, model, request, rows, exchange))
+        if not reply.done():
+            reply.ticket = ticket
+            exchange.withdraw = reply.withdraw
 
     def lose(self, target: Target) -> None:
         model = None
@@ -89,27 +94,71 @@ class Infer:
             model = self._repository.find(*target)
         self._metrics.failed("infer", model, ClientGoneError())
 
-    def _finish(
-        self, model: Model, request: InferRequest, rows: int, exchange: Exchange, result: "Future[Arrays]"
-    ) -> None:
+    def finish(self, model: Model, request: InferRequest, rows: int, exchange: Exchange, outcome: Outcome) -> None:
+        """Answer a request that was begun."""
         try:
-            outputs = _outputs(model, result)
-            _offer(model, request.inputs, outputs, rows)
-            answer = self._success(model, request, outputs)
+            if isinstance(outcome, Exception):
+                raise _failed_run(model, outcome)
+            _offer(model, request.inputs, outcome, rows)
+            known = known_answer(request, outcome)
+            if known is None:
+                answer = self._success(model, request, outcome)
         except Exception as error:
-            answer = failure(self._metrics, "infer", model, error, exchange.headers)
-        exchange.answer(*answer)
+            known, answer = None, failure(self._metrics, "infer", model, error, exchange.head.headers)
+        if known is None:
+            exchange.answer(*answer)
+        else:
+            self._metrics.answered("infer", model)
+            exchange.send(known[0].start, known[1])
 
     def _read(self, model: Model, body: bytes, length_header: bytes | None) -> tuple[InferRequest, int]:
         signature = model.session.signature
         request = decode(body, length_header, signature, self._settings.max_json_depth)
-        return request, signature.check(request.inputs, self._settings.max_request_rows)
+        plan = request.plan
+        if plan is not None and plan.rows >= 0:
+            return request, plan.rows
+        rows = signature.check(request.inputs, self._settings.max_request_rows)
+        if plan is not None:
+            plan.rows = rows
+        return request, rows
 
     def _success(self, model: Model, request: InferRequest, outputs: Arrays) -> Answer:
         batched, labels = model.session.signature.batched, model.manifest.labels
         headers, body = encode(model.name, model.version, request, outputs, batched=batched, labels=labels)
         self._metrics.answered("infer", model)
         return 200, headers, body
+
+
+class Reply:
+    """The result of an exchange's request: what comes here is sent."""
+
+    __slots__ = ("_done", "_exchange", "_infer", "_model", "_request", "_rows", "ticket")
+
+    def __init__(self, infer: Infer, model: Model, request: InferRequest, rows: int, exchange: Exchange) -> None:
+        self.ticket: Ticket | None = None
+        """While it waits."""
+        self._done = False
+        self._infer = infer
+        self._model = model
+        self._request = request
+        self._rows = rows
+        self._exchange = exchange
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, outputs: Outcome) -> None:
+        self._done, self.ticket = True, None
+        try:
+            self._infer.finish(self._model, self._request, self._rows, self._exchange, outputs)
+        except Exception as error:  # a batch has others to answer
+            log.error("an answer could not be sent", exc_info=error)
+
+    set_exception = set_result
+
+    def withdraw(self) -> None:
+        if self.ticket is not None:
+            self._model.batcher.withdraw(self.ticket, ClientGoneError(GONE))
 
 
 def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
@@ -134,29 +183,25 @@ async def compute(
 
     Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
     """
-    ticket = _submit(model, inputs, rows, priority, timeout)
+    lane = model.session.signature.lane(inputs)
+    ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
     if ticket.queued and "state" in scope:
         scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
-    with contextlib.suppress(Exception):  # told apart below
-        await ticket.result
-    outputs = _outputs(model, ticket.result)
+    try:
+        outputs = await ticket.result
+    except ServiceError:
+        raise
+    except Exception as error:
+        raise _failed_run(model, error) from error
     _offer(model, inputs, outputs, rows)
     return outputs
 
 
-def _submit(model: Model, inputs: Arrays, rows: int, priority: int, timeout: float | None) -> Ticket:
-    lane = model.session.signature.lane(inputs)
-    return model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
-
-
-def _outputs(model: Model, result: "Future[Arrays]") -> Arrays:
-    """What the batch came to. Raises `ComputeError` if the run failed."""
-    try:
-        return result.result()
-    except ServiceError:
-        raise
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ComputeError(f"model {model}: the run failed: {first_line(error)}") from error
+def _failed_run(model: Model, error: Exception) -> ServiceError:
+    """What a client is told; ONNX Runtime's exceptions share no base class but Exception."""
+    if isinstance(error, ServiceError):
+        return error
+    return ComputeError(f"model {model}: the run failed: {first_line(error)}")
 
 
 def _offer(model: Model, inputs: Arrays, outputs: Arrays, rows: int) -> None:

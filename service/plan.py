@@ -7,7 +7,9 @@ nothing but itself and the model, so a plan holds for as long as the model does.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from service.errors import Headers
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service.headers import Headers, header_lines
 
 if TYPE_CHECKING:
     from service.outputs import Selected
@@ -18,7 +20,19 @@ PLANS = 256
 """Headers of one model, and forms of the answer to one of them. Clients choose them, so there could be any number."""
 
 Shapes = tuple[tuple[int, ...], ...]
-NO_SHAPES: Shapes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What stands before the tensors of a plain answer: headers, JSON, and `start`, the status and these headers."""
+
+    headers: Headers
+    json: bytes
+    start: bytes
+
+    @classmethod
+    def of(cls, headers: Headers, json: bytes) -> "Form":
+        return cls(headers, json, STATUS_LINE[200] + header_lines(headers))
 
 
 @dataclass(slots=True)
@@ -32,13 +46,15 @@ class Plan:
     size: int
     plain: bool
     """Whether all outputs are tensors in binary whose bytes their shape tells."""
-    heads: dict[Shapes, tuple[Headers, bytes]] = field(default_factory=dict)
-    """Headers of a plain answer and what stands before its tensors, by the shapes of its outputs."""
+    rows: int = -1
+    """Of a request that the model takes; -1 until one was checked."""
+    forms: dict[Shapes, Form] = field(default_factory=dict)
+    """By the shapes of the outputs."""
 
-    def remember(self, shapes: Shapes, headers: Headers, header: bytes) -> None:
-        if len(self.heads) >= PLANS:
-            self.heads.clear()
-        self.heads[shapes] = headers, header
+    def remember(self, shapes: Shapes, form: Form) -> None:
+        if len(self.forms) >= PLANS:
+            self.forms.clear()
+        self.forms[shapes] = form
 
 
 class Plans:

@@ -25,12 +25,12 @@ from service.errors import (
     UnsupportedError,
     shown,
 )
+from service.headers import JSON
 from service.images import FORMATS, tensor_of_image
 from service.infer import compute, failure, respond
 from service.jsontext import json_array, parse_object, render_json
 from service.metrics import Metrics
 from service.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
-from service.protocol import JSON
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.signature import Arrays, Signature

@@ -15,18 +15,15 @@ import numpy as np
 from fold.artifact import TensorSpec
 from service.classification import classify
 from service.datatypes import NAMES, WIRE
-from service.errors import BadRequestError, Headers, shown
+from service.errors import BadRequestError, shown
+from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.jsontext import json_array, parse_object, render_json
 from service.outputs import Selected, every_output, select
 from service.parameters import Parameters, flag, parameters_of, schedule
-from service.plan import LARGEST_HEADER, NO_SHAPES, Plan
+from service.plan import LARGEST_HEADER, Form, Plan, Shapes
 from service.signature import Arrays, Signature
 from service.strings import decode_text
 from service.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
-
-LENGTH_HEADER = b"inference-header-content-length"
-JSON = (b"content-type", b"application/json")
-OCTETS = (b"content-type", b"application/octet-stream")
 
 
 @dataclass(slots=True)
@@ -129,12 +126,9 @@ def encode(
     model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
 ) -> tuple[Headers, bytes]:
     """The answer to `request` as headers and body. `labels` are those of a classification."""
-    plan, shapes = request.plan, NO_SHAPES
-    if plan is not None and plan.plain:
-        shapes = tuple([arrays[name].shape for name, *_ in request.outputs])
-        known = plan.heads.get(shapes)
-        if known is not None:
-            return known[0], b"".join([known[1], *[to_bytes(arrays[name]) for name, *_ in request.outputs]])
+    known = known_answer(request, arrays)
+    if known is not None:
+        return known[0].headers, known[1]
     raw: list[Any] = []
     outputs = []
     for name, binary, classes in request.outputs:
@@ -155,9 +149,22 @@ def encode(
         return [JSON, (b"content-length", b"%d" % len(header))], header
     body = b"".join([header, *raw])
     headers = [OCTETS, (b"content-length", b"%d" % len(body)), (LENGTH_HEADER, b"%d" % len(header))]
-    if plan is not None and plan.plain:
-        plan.remember(shapes, headers, header)
+    if request.plan is not None and request.plan.plain:
+        request.plan.remember(_shapes(request, arrays), Form.of(headers, header))
     return headers, body
+
+
+def known_answer(request: InferRequest, arrays: Arrays) -> tuple[Form, bytes] | None:
+    """The form of the answer and its body, where an answer of that form was given before."""
+    plan = request.plan
+    form = None if plan is None or not plan.plain else plan.forms.get(_shapes(request, arrays))
+    if form is None:
+        return None
+    return form, b"".join([form.json, *[to_bytes(arrays[name]) for name, _, _ in request.outputs]])
+
+
+def _shapes(request: InferRequest, arrays: Arrays) -> Shapes:
+    return tuple([arrays[name].shape for name, _, _ in request.outputs])
 
 
 def _header_length(value: bytes, body: int) -> int:

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from fold.errors import BnfoldError
 from service.connection import Limits, Protocol
-from service.exchange import Direct
+from service.exchange import Direct, Usual
 from service.settings import Settings
 
 BACKLOG = 2048
@@ -109,7 +109,7 @@ def run(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(Protocol, limits=limits, direct=direct),  # type: ignore[arg-type]  # called as the class would be
+        http=partial(Protocol, limits=limits, direct=direct, usual=Usual()),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         lifespan="on",
         backlog=BACKLOG,

@@ -2,9 +2,21 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from service.merging import Outcome, cut, join
 from service.signature import Arrays, Lane
+
+
+class Result(Protocol):
+    """Where an outcome goes. A future is one; whoever waits in no coroutine needs less."""
+
+    def done(self) -> bool:
+        """Whether nobody waits for an outcome any more."""
+
+    def set_result(self, outputs: Arrays, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +34,7 @@ class Ticket:
     arrived: float
     deadline: float
     """When it must have begun. Seconds of the batcher's clock, as `arrived` is."""
-    result: asyncio.Future[Arrays]
+    result: Result
     waiting: bool = False
     whole: "Ticket | None" = None
     begins: bool = True
@@ -40,6 +52,13 @@ class Ticket:
     def weight(self) -> int:
         """What it takes of the queue; a request without rows is not free."""
         return self.rows or 1
+
+
+@dataclass(slots=True, eq=False)
+class Awaited(Ticket):
+    """A ticket whose result can be awaited."""
+
+    result: asyncio.Future[Arrays]
 
 
 def cut_up(whole: Ticket, max_rows: int) -> list[Ticket]:
