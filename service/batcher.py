@@ -4,9 +4,9 @@ Nothing waits for company unless `max_queue_delay` is set, so a lone request is 
 event loop and the worker only computes: no locks, no polling, and at most one timer for all deadlines.
 
 Runs that are known to be short happen in the event loop itself, once per turn of it: all requests that came in with
-this turn are one batch. A hop to the thread and back takes 10 µs where nobody else runs Python and far more where the
-loop is busy, for both want the interpreter. Every batch is judged by what its like took before; whatever is unknown
-or long runs on the thread.
+this turn are one batch, and one that nobody can join runs at once. A hop to the thread and back takes 10 µs where
+nobody else runs Python and far more where the loop is busy, for both want the interpreter. Every batch is judged by
+what its like took before; whatever is unknown or long runs on the thread.
 
 Where a GPU computes, two batches may be in flight: while one is computed the other one's rows are copied.
 
@@ -119,7 +119,15 @@ class Batcher:
 
     @overload
     def submit(
-        self, inputs: Arrays, rows: int, lane: Lane = (), *, priority: int = 0, timeout: float | None, result: Result
+        self,
+        inputs: Arrays,
+        rows: int,
+        lane: Lane = (),
+        *,
+        priority: int = 0,
+        timeout: float | None,
+        result: Result,
+        alone: bool = False,
     ) -> Ticket: ...
 
     def submit(
@@ -131,8 +139,12 @@ class Batcher:
         priority: int = 0,
         timeout: float | None = None,
         result: Result | None = None,
+        alone: bool = False,
     ) -> Ticket:
         """Run the request now, or queue it. Its outcome goes to `result`, else to a future of the ticket's own.
+
+        `alone` says that nobody else can come with this turn of the event loop: then the outcome may be there already
+        when this returns.
 
         Priority 1 goes first, 0 is `DEFAULT_PRIORITY`; within a priority the lanes take turns. Who is passed by others
         until the deadline is answered by `DeadlineError` then. `timeout`, in seconds, can only shorten the batcher's;
@@ -157,7 +169,7 @@ class Batcher:
         else:
             queue.push(ticket)
         if self._running < self._most:
-            self._wake()
+            self._wake(alone)
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)
         return ticket
@@ -216,12 +228,12 @@ class Batcher:
                 "allow more time, or try again later"
             )
 
-    def _wake(self) -> None:
+    def _wake(self, alone: bool = False) -> None:
         """The worker is idle and something waits: see to it that it runs."""
         if self._delay:
             self._wait_for_company()
-        elif not self._short:
-            self._go()
+        elif alone or not self._short:
+            self._go(alone)
         elif self._wake_up is None:
             self._wake_up = asyncio.get_running_loop().call_soon(self._go, True)
 
@@ -240,7 +252,8 @@ class Batcher:
             self._go()
 
     def _go(self, inline: bool = False) -> None:
-        """Begin the next batch. `inline` where nobody waits for this call to return, so that it may run here."""
+        """Begin the next batch. `inline` where nobody who could join it waits for this call to return, so that it may
+        run here."""
         self._wake_up = None
         while self._queue and self._running < self._most:
             now = self._clock()
@@ -260,16 +273,17 @@ class Batcher:
         requests = [ticket.inputs for ticket in batch]
         if inline and self._pace.fits_inline(batch[0].lane, total, now):
             computed = compute(self._run, requests, rows, self._clock, self._thread_clock)
-            self._finish(batch, now, True, computed)
+            self._finish(batch, total, now, True, computed)
             return True
         self._free_at = now + self._pace.seconds(batch[0].lane, total)
         job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock)
-        self._worker.submit(job, partial(self._finish, batch, now, False))
+        self._worker.submit(job, partial(self._finish, batch, total, now, False))
         return False
 
-    def _finish(self, batch: list[Ticket], started: float, inline: bool, computed: Computed | Exception) -> None:
+    def _finish(
+        self, batch: list[Ticket], rows: int, started: float, inline: bool, computed: Computed | Exception
+    ) -> None:
         self._running -= 1
-        rows = sum(ticket.rows for ticket in batch)
         self.running_rows -= rows
         if isinstance(computed, Exception):
             computed = Computed([computed] * len(batch), failed=True)

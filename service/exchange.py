@@ -83,6 +83,11 @@ class Exchange:
     def response_started(self) -> bool:
         return self.response_complete
 
+    @property
+    def alone(self) -> bool:
+        """Whether its connection is the only one: no other request can come beside it."""
+        return len(self._connection.connections) == 1
+
     def add(self, part: bytes) -> None:
         self._parts.append(part)
 

@@ -79,7 +79,13 @@ class Infer:
             inputs, batcher = request.inputs, model.batcher
             lane = model.session.signature.lane(inputs)
             ticket = batcher.submit(
-                inputs, rows, lane, priority=request.priority, timeout=request.timeout, result=reply
+                inputs,
+                rows,
+                lane,
+                priority=request.priority,
+                timeout=request.timeout,
+                result=reply,
+                alone=exchange.alone,
             )
         except Exception as error:
             exchange.answer(*failure(self._metrics, route, model, error, head.headers))

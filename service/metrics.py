@@ -28,6 +28,7 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 Labels = tuple[str, str]
 """Model and version; empty where a request named none that exists."""
 NO_MODEL: Labels = ("", "")
+CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class Histogram:
@@ -103,7 +104,8 @@ class Metrics:
         return self._models.setdefault(_labels(model), _OfModel()).statistics.to_dict(model.name, model.version)
 
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
-        self.requests[(*_labels(model), route, f"{status // 100}xx")] += 1
+        name, version = NO_MODEL if model is None or model.gone else (model.name, model.version)
+        self.requests[name, version, route, CLASSES[status // 100]] += 1
 
     def failed(self, route: str, model: Model | None, error: ServiceError) -> None:
         self.answered(route, model, error.status)

@@ -7,6 +7,7 @@ dictionaries: this is the hot path, and a schema library would cost more than th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -168,13 +169,18 @@ def _shapes(request: InferRequest, arrays: Arrays) -> Shapes:
 
 
 def _header_length(value: bytes, body: int) -> int:
-    text = value.strip()
-    if not text.isdigit() or len(text) > 18:
-        raise BadRequestError(f"Inference-Header-Content-Length is {shown(value.decode('latin-1'))}; expected a number")
-    length = int(text)
+    length = _number(value)
     if length > body:
         raise BadRequestError(f"Inference-Header-Content-Length is {length}, but the whole body has {body} bytes")
     return length
+
+
+@lru_cache(maxsize=1024)
+def _number(value: bytes) -> int:
+    text = value.strip()
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequestError(f"Inference-Header-Content-Length is {shown(value.decode('latin-1'))}; expected a number")
+    return int(text)
 
 
 def _missing(name: str, size: int, left: int, length_header: bytes | None) -> str:

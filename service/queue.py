@@ -60,7 +60,7 @@ class Queue:
         """
         batch: list[Ticket] = []
         late: list[Ticket] = []
-        levels = sorted(self._levels)
+        levels = sorted(self._levels) if len(self._levels) > 1 else list(self._levels)
         first = self._levels[levels[0]]
         lane = next(iter(first))
         first[lane] = first.pop(lane)  # behind the other lanes

@@ -67,8 +67,10 @@ class Repository:
             known = ", ".join(self._versions) or "none"
             raise NotFoundError(f"no model is named {shown(name)}; here are: {known}")
         if version is None:
-            entries = list(versions.values())
-            return next((entry for entry in reversed(entries) if isinstance(entry, Model)), entries[-1])
+            for entry in reversed(versions.values()):
+                if isinstance(entry, Model):
+                    return entry
+            return next(reversed(versions.values()))
         if version not in versions:
             raise NotFoundError(f"model {name!r} has no version {shown(version)}; here are: {', '.join(versions)}")
         return versions[version]

@@ -1,7 +1,8 @@
 """A request on its way through the batcher, and what becomes of one that has more rows than a batch."""
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from service.merging import Outcome, cut, join
@@ -39,7 +40,7 @@ class Ticket:
     whole: "Ticket | None" = None
     begins: bool = True
     """Whether the request begins with this ticket: it is whole, or the first part."""
-    parts: list["Ticket"] = field(default_factory=list)
+    parts: Sequence["Ticket"] = ()
     outputs: Arrays | None = None
     """Of a part, until the others have theirs."""
 
@@ -61,12 +62,18 @@ class Awaited(Ticket):
     result: asyncio.Future[Arrays]
 
 
-def cut_up(whole: Ticket, max_rows: int) -> list[Ticket]:
+def cut_up(whole: Ticket, max_rows: int) -> Sequence[Ticket]:
     """The parts of a large request, in order; it has them from now on."""
-    for inputs in cut(whole.inputs, whole.rows, max_rows):
-        rows = min(max_rows, whole.rows - max_rows * len(whole.parts))
-        part = replace(whole, inputs=inputs, rows=rows, whole=whole, begins=not whole.parts, parts=[])
-        whole.parts.append(part)
+    whole.parts = [
+        replace(
+            whole,
+            inputs=inputs,
+            rows=min(max_rows, whole.rows - max_rows * number),
+            whole=whole,
+            begins=number == 0,
+        )
+        for number, inputs in enumerate(cut(whole.inputs, whole.rows, max_rows))
+    ]
     return whole.parts
 
 
