@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
-PAUSE_SECONDS = 0.05
-"""Between two requests that are checked."""
+PAUSE_SECONDS = 0.25
+"""Between two requests that are checked: each costs as much as a hundred of wrk's."""
 
 SCRIPT = """
 local file = io.open("{body}", "rb")

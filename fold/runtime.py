@@ -30,6 +30,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
 
+SPIN_MICROSECONDS = 500
+"""Longer than most operators take, and than it takes until the next request of a client that sends one after another.
+ONNX Runtime's own default is a million turns of a loop, many milliseconds of whole cores after each run."""
 
 SHAPE_OPERATORS = frozenset(
     {
@@ -133,10 +136,10 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
-    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; they spin while a run lasts, and
-    with `spinning` between two runs as well, which burns whole cores; `cuda` is read on a GPU alone;
-    `record_placement` lets `placement` tell where each node runs; without `optimised` the graph runs node by node as it
-    is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
+    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; without work they spin for
+    `SPIN_MICROSECONDS` before they sleep, and with `spinning` far longer, which burns whole cores; `cuda` is read on a
+    GPU alone; `record_placement` lets `placement` tell where each node runs; without `optimised` the graph runs node by
+    node as it is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
     `BnfoldError` if the model cannot be loaded.
     """
     options = ort.SessionOptions()
@@ -150,7 +153,8 @@ def open_session(
     wanted = resolve_provider(provider)
     # Between two operators threads take longer to wake than many an operator does; where a GPU computes they only wait.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning or wanted == "cpu" else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "0" if spinning else "1")
+    if wanted == "cpu" and not spinning:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     providers: list[Any]
     if wanted == "cuda":
         if PROVIDERS["cuda"] not in ort.get_available_providers():

@@ -8,7 +8,9 @@ this turn are one batch, and one that nobody can join runs at once. A hop to the
 nobody else runs Python and far more where the loop is busy, for both want the interpreter. Every batch is judged by
 what its like took before; whatever is unknown or long runs on the thread.
 
-Where a GPU computes, two batches may be in flight: while one is computed the other one's rows are copied.
+Where a GPU computes, two batches may be in flight: while one is computed the other one's rows are copied. Where the
+CPU does, two runs at a time would only share its cores. There the next batch is merged as soon as it is worth it, and
+begins the moment the one before it ends, though the event loop then has answers to write.
 
 Each model has a queue and threads of its own, and the system shares the cores among the threads. No gate stands before
 them: it could only make a short run wait for a long one, where the system interrupts the long one.
@@ -17,9 +19,11 @@ them: it could only make a short run wait for a long one, where the system inter
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
+from threading import BoundedSemaphore
 from typing import overload
 
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
@@ -71,12 +75,14 @@ class Batcher:
         max_queue_delay: float = 0.0,
         inline_seconds: float = INLINE_SECONDS,
         in_flight: int = 1,
+        ahead_rows: int = 0,
         worker: Works | None = None,
         clock: Clock = time.perf_counter,
         thread_clock: Clock = time.thread_time,
     ) -> None:
         """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread. Up to `in_flight`
-        batches run at a time, each on a thread of its own."""
+        batches run at a time, each on a thread of its own. With `ahead_rows` one more is merged meanwhile, once it has
+        so many rows."""
         self.name = name
         self.running_rows = 0
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
@@ -88,14 +94,17 @@ class Batcher:
         self._queue_rows = queue_rows
         self._timeout = timeout
         self._delay = max_queue_delay
-        self._worker: Works = Worker(f"batcher {name}", in_flight) if worker is None else worker
+        threads = in_flight + bool(ahead_rows)
+        self._worker: Works = Worker(f"batcher {name}", threads) if worker is None else worker
         self._clock = clock
         self._thread_clock = thread_clock
         self._queue = Queue()
         self._pace = Pace(self._batch_rows, inline_seconds)
         self._running = 0
-        """Batches in flight."""
+        """Batches that were begun, with the one that waits for its turn."""
         self._most = in_flight
+        self._ahead_rows = ahead_rows
+        self._turn: AbstractContextManager[object] = BoundedSemaphore(in_flight) if ahead_rows else nullcontext()
         self._free_at = 0.0
         """When the batch that began last is expected to end; in the past while that is unknown."""
         self._short = False
@@ -114,7 +123,14 @@ class Batcher:
 
     @overload
     def submit(
-        self, inputs: Arrays, rows: int, lane: Lane = (), *, priority: int = 0, timeout: float | None = None
+        self,
+        inputs: Arrays,
+        rows: int,
+        lane: Lane = (),
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        alone: bool = False,
     ) -> Awaited: ...
 
     @overload
@@ -168,7 +184,7 @@ class Batcher:
                 queue.push(part)
         else:
             queue.push(ticket)
-        if self._running < self._most:
+        if self._may_begin():
             self._wake(alone)
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)
@@ -191,7 +207,7 @@ class Batcher:
         self._closing = True
         if self._idle is None:
             self._idle = asyncio.Event()
-        if self._queue and self._running < self._most:
+        if self._queue and self._may_begin():
             self._wake()
         self._tell_idle()
         await self._idle.wait()
@@ -228,12 +244,17 @@ class Batcher:
                 "allow more time, or try again later"
             )
 
+    def _may_begin(self) -> bool:
+        """Whether a batch of what waits may be begun."""
+        running, most = self._running, self._most
+        return running < most or (running == most and self._ahead_rows > 0 and self._queue.has(self._ahead_rows))
+
     def _wake(self, alone: bool = False) -> None:
         """The worker is idle and something waits: see to it that it runs."""
         if self._delay:
             self._wait_for_company()
         elif alone or not self._short:
-            self._go(alone)
+            self._go(alone, alone)
         elif self._wake_up is None:
             self._wake_up = asyncio.get_running_loop().call_soon(self._go, True)
 
@@ -244,54 +265,52 @@ class Batcher:
         now = self._clock()
         longest, first_due = self._queue.oldest(), self._queue.next_deadline()
         left = min(longest + self._delay - now, (first_due - now) / 2)
-        if left <= 0 or self._closing or self._queue.has_full(self._batch_rows):
+        if left <= 0 or self._closing or self._queue.has(self._batch_rows):
             left = 0.0
         if left or self._short:
             self._wake_up = asyncio.get_running_loop().call_later(left, self._go, True)
         else:
             self._go()
 
-    def _go(self, inline: bool = False) -> None:
+    def _go(self, inline: bool = False, alone: bool = False) -> None:
         """Begin the next batch. `inline` where nobody who could join it waits for this call to return, so that it may
         run here."""
         self._wake_up = None
-        while self._queue and self._running < self._most:
+        while self._queue and self._may_begin():
             now = self._clock()
             batch, late = self._queue.take(self._max_rows, now)
             for ticket in late:
                 self._miss(ticket)
-            if batch and self._start(batch, now, inline):
+            if batch and self._start(batch, now, inline, alone):
                 return  # the event loop has others to attend to
         self._tell_idle()
 
-    def _start(self, batch: list[Ticket], now: float, inline: bool) -> bool:
+    def _start(self, batch: list[Ticket], now: float, inline: bool, alone: bool) -> bool:
         """Whether it ran here and is done."""
+        ahead = self._running == self._most
         self._running += 1
         rows = [ticket.rows for ticket in batch]
         total = sum(rows)
         self.running_rows += total
         requests = [ticket.inputs for ticket in batch]
-        if inline and self._pace.fits_inline(batch[0].lane, total, now):
-            computed = compute(self._run, requests, rows, self._clock, self._thread_clock)
-            self._finish(batch, total, now, True, computed)
+        if inline and not ahead and self._pace.fits_inline(batch[0].lane, total, now, alone=alone):
+            computed = compute(self._run, requests, rows, self._clock, self._thread_clock, self._turn)
+            self._pace.ran_inline(computed.own, self._clock(), alone=alone)
+            self._finish(batch, total, now, computed)
             return True
-        self._free_at = now + self._pace.seconds(batch[0].lane, total)
-        job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock)
-        self._worker.submit(job, partial(self._finish, batch, total, now, False))
+        self._free_at = max(self._free_at if ahead else now, now) + self._pace.seconds(batch[0].lane, total)
+        job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock, self._turn)
+        self._worker.submit(job, partial(self._finish, batch, total, now))
         return False
 
-    def _finish(
-        self, batch: list[Ticket], rows: int, started: float, inline: bool, computed: Computed | Exception
-    ) -> None:
+    def _finish(self, batch: list[Ticket], rows: int, started: float, computed: Computed | Exception) -> None:
         self._running -= 1
         self.running_rows -= rows
         if isinstance(computed, Exception):
             computed = Computed([computed] * len(batch), failed=True)
         now = self._clock()
-        seconds, lane = now - started, batch[0].lane
+        seconds, lane = now - started - computed.waited, batch[0].lane
         self._pace.add(lane, rows, seconds, computed.own)
-        if inline:
-            self._pace.ran_inline(computed.own, now)
         self._short = self._pace.fits_inline(lane, rows, now)
         if self._queue and not computed.failed:  # the worker first: it need not wait for the answers to be written
             self._wake()
@@ -300,6 +319,7 @@ class Batcher:
             failures += self._answer(ticket, outcome)
         if self._queue and computed.failed:  # less what was left of a request that failed
             self._wake()
+        started += computed.waited
         queued = [started - ticket.arrived for ticket in batch if ticket.begins]
         self.on_batch(BatchStats(rows, queued, computed.merging, computed.inference, computed.splitting, failures))
         self._tell_idle()

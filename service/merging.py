@@ -1,6 +1,7 @@
 """Requests become one batch, and its outputs become answers again: arithmetic on arrays that knows no queue."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,28 +26,38 @@ class Computed:
     """Whether some outcome is an exception."""
     own: float = 0.0
     """Seconds of the thread's own work; waiting for others, such as for the interpreter, is not in it."""
+    waited: float = 0.0
+    """Seconds between merging and the run, for the batch before."""
 
 
-def compute(run: Run, requests: Sequence[Arrays], rows: Sequence[int], clock: Clock, own_clock: Clock) -> Computed:
-    """Run the requests together; if that fails, one by one, so that only the guilty one fails."""
+def compute(
+    run: Run,
+    requests: Sequence[Arrays],
+    rows: Sequence[int],
+    clock: Clock,
+    own_clock: Clock,
+    turn: AbstractContextManager[object],
+) -> Computed:
+    """Run the requests together; if that fails, one by one, so that only the guilty one fails. Runs wait for their
+    `turn`, merging does not."""
     own = own_clock()
-    begun = merged = clock()
-    if len(requests) == 1:
-        outcomes = [_attempt(run, requests[0])]
-        ran = ended = clock()
-    else:
-        try:
-            batch = merge(requests)
-            merged = clock()
+    begun = merged = running = clock()
+    outcomes: list[Outcome]
+    try:
+        batch = requests[0] if len(requests) == 1 else merge(requests)
+        merged = clock()
+        with turn:
+            running = clock()
             outputs = run(batch)
-            ran = clock()
-            outcomes = list(split(outputs, rows))
-            ended = clock()
-        except Exception:
-            outcomes = [_attempt(run, request) for request in requests]
-            ran = ended = clock()
+        ran = clock()
+        outcomes = [outputs] if len(requests) == 1 else list(split(outputs, rows))
+        ended = clock()
+    except Exception as error:
+        with turn:
+            outcomes = [error] if len(requests) == 1 else [_attempt(run, request) for request in requests]
+        ran = ended = clock()
     failed = any(isinstance(outcome, Exception) for outcome in outcomes)
-    return Computed(outcomes, merged - begun, ran - merged, ended - ran, failed, own_clock() - own)
+    return Computed(outcomes, merged - begun, ran - running, ended - ran, failed, own_clock() - own, running - merged)
 
 
 def merge(requests: Sequence[Arrays]) -> Arrays:

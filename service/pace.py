@@ -15,11 +15,16 @@ WEIGHT = 1 / 8
 """Of the newest run in the average."""
 CLIP = 4.0
 """A run counts at most so many times the average: one that the system happened to interrupt says little."""
+LONE_SECONDS = 0.005
+"""What a run may take of the event loop while nobody else has a connection: the way to the thread and back would make
+it a tenth longer."""
 INLINE_ROWS = 10
 """However many rows a batch has, it may take the event loop no longer than so many times what one row may."""
 OVERRUN_SECONDS = 0.005
-"""A run in the event loop that took longer keeps runs out of it for `REST` times as long as it took."""
+"""A run in the event loop that took longer keeps runs out of it for `REST` times as long as it took, or for
+`LONE_REST` times if it was alone."""
 REST = 100
+LONE_REST = 10
 KINDS = 256
 """Lanes and sizes that are remembered; clients choose the free dimensions, so there could be any number."""
 
@@ -76,18 +81,17 @@ class Pace:
         kind = self._kinds.get((lane, rows.bit_length()))
         return 0.0 if kind is None or kind.count < TRUSTED else kind.seconds
 
-    def fits_inline(self, lane: Lane, rows: int, now: float) -> bool:
-        """Whether a batch like this is known to be so little work that the event loop may do it."""
+    def fits_inline(self, lane: Lane, rows: int, now: float, *, alone: bool = False) -> bool:
+        """Whether a batch like this is known to be so little work that the event loop may do it; `alone`, where it
+        keeps nobody else waiting."""
         kind = self._kinds.get((lane, rows.bit_length()))
-        return (
-            kind is not None
-            and kind.own < self._inline_seconds * min(max(rows, 1), INLINE_ROWS)
-            and kind.count >= TRUSTED
-            and now >= self._no_inline_before
-        )
+        if kind is None or kind.count < TRUSTED or now < self._no_inline_before:
+            return False
+        allowed = self._inline_seconds * min(max(rows, 1), INLINE_ROWS)
+        return kind.own < (max(allowed, LONE_SECONDS) if alone and allowed else allowed)
 
-    def ran_inline(self, seconds: float, now: float) -> None:
+    def ran_inline(self, seconds: float, now: float, *, alone: bool = False) -> None:
         """A batch took the event loop `seconds`. One that took far too long is not tried again soon: what a run takes
         may depend on what is asked, and the average does not tell."""
         if seconds > OVERRUN_SECONDS:
-            self._no_inline_before = now + REST * seconds
+            self._no_inline_before = now + (LONE_REST if alone else REST) * seconds

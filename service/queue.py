@@ -92,9 +92,11 @@ class Queue:
         lines = (line for other, lanes in self._levels.items() if other <= level for line in lanes.values())
         return sum(ticket.weight for line in lines for ticket in line)
 
-    def has_full(self, max_rows: int) -> bool:
-        """Whether some lane has a full batch."""
-        return any(line.rows >= max_rows for lanes in self._levels.values() for line in lanes.values())
+    def has(self, rows: int) -> bool:
+        """Whether some lane has so many rows, of one priority."""
+        return self.rows >= rows and any(
+            line.rows >= rows for lanes in self._levels.values() for line in lanes.values()
+        )
 
     def oldest(self) -> float:
         """When the one arrived that waits longest."""

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     """Threads inside one operator; 0 is one for models that run for less than a millisecond, and ONNX Runtime's choice
     for others."""
     spinning: bool = False
-    """Let those threads spin between runs, too: a little less latency for whole cores."""
+    """Let those threads spin after a run as long as ONNX Runtime likes, not for half a millisecond: less latency for
+    requests that come now and then, at the price of whole cores."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows in one run."""
     max_request_rows: Annotated[int, Field(ge=1)] = 1024

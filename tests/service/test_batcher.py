@@ -3,16 +3,18 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from batching import MAX_ROWS, POISON, Model, Rig, filled, turns
+from batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
 
 from service.batcher import MAX_RETRY_SECONDS, Batcher, BatchStats
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from service.merging import split
-from service.pace import OVERRUN_SECONDS, REST, TRUSTED
+from service.merging import compute, split
+from service.pace import LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
 from service.ticket import Ticket
 from service.worker import Worker
 
@@ -98,6 +100,57 @@ def test_without_a_batch_axis_nothing_is_merged_and_nothing_is_cut() -> None:
         assert [values(ticket) for ticket in tickets] == [[i + 1] * 9 for i in range(3)]
 
     rig.play(play())
+
+
+def test_on_a_cpu_the_next_batch_is_merged_ahead_once_it_is_worth_it() -> None:
+    rig = Rig(ahead_rows=3, queue_rows=32)
+
+    async def play() -> None:
+        tickets = [rig.queue.submit(filled(i), 1) for i in range(3)]
+        assert [ticket.queued for ticket in tickets] == [False, True, True], "two rows are not worth it"
+        tickets += [rig.queue.submit(filled(i), 1) for i in range(3, 8)]
+        assert (rig.queue.running_rows, rig.queue.queued_rows) == (4, 4), "one batch ahead, not two"
+        rig.worker.step()
+        assert (rig.queue.running_rows, rig.queue.queued_rows) == (7, 0)
+        rig.worker.run_all()
+        assert rig.model.batches == [1, 3, 4]
+        assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(8)]
+
+    rig.play(play())
+
+
+def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
+    """With real threads: runs never overlap, and who was asked first is answered first."""
+    under_way, answered = threading.Lock(), list[int]()
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert under_way.acquire(blocking=False), "two runs at a time"
+        time.sleep(0.01)
+        under_way.release()
+        return {"y": inputs["x"] + 1}
+
+    async def play() -> None:
+        queue = Batcher(run, name="m/1", max_batch_size=4, queue_rows=64, timeout=60, inline_seconds=0, ahead_rows=2)
+        tickets = [queue.submit(filled(i, 2), 2) for i in range(20)]
+        for i, ticket in enumerate(tickets):
+            ticket.result.add_done_callback(lambda _, i=i: answered.append(i))  # type: ignore[misc]
+        await queue.drain()
+        await turns()
+        assert [values(ticket) for ticket in tickets] == [[i + 1] * 2 for i in range(20)]
+        assert answered == list(range(20))
+
+    asyncio.run(play())
+
+
+def test_waiting_for_the_turn_is_the_queues_time_and_not_the_runs() -> None:
+    clock = Clock()
+
+    class Turn(nullcontext[None]):
+        def __enter__(self) -> None:
+            clock.now += 5
+
+    computed = compute(Model(clock, 0.25).run, [filled(1), filled(2)], [1, 1], clock, clock, Turn())
+    assert (computed.waited, computed.inference) == (5, 0.25)
 
 
 def test_lanes_take_turns() -> None:
@@ -412,6 +465,42 @@ def test_batches_that_are_long_or_unknown_do_not_run_in_the_event_loop() -> None
         rig.queue.submit(filled(0, 1, 2), 1, (2,))
         await turns()
         assert rig.worker.jobs, "nor of this shape"
+        rig.worker.run_all()
+
+    rig.play(play())
+
+
+def test_one_that_nobody_can_join_runs_before_submit_returns() -> None:
+    """Also where the run is too long to keep others waiting, but no longer than some milliseconds."""
+    rig = Rig(seconds=0.003, inline_seconds=0.001)
+
+    async def play() -> None:
+        assert not rig.queue.submit(filled(1), 1, alone=True).result.done(), "nobody knows yet how long it takes"
+        rig.worker.run_all()
+        await rig.learn()
+        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2]
+        rig.queue.submit(filled(1), 1)
+        assert rig.worker.jobs, "beside others it is too long"
+        rig.worker.run_all()
+        rig.model.seconds = long = 2 * OVERRUN_SECONDS
+        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2], "nobody could know"
+        rig.model.seconds = 0.003
+        rig.queue.submit(filled(1), 1, alone=True)
+        assert rig.worker.jobs, "it could happen again"
+        rig.worker.run_all()
+        rig.clock.now += LONE_REST * long
+        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2]
+
+    rig.play(play())
+
+
+def test_with_no_time_in_the_event_loop_nothing_runs_there_alone() -> None:
+    rig = Rig(seconds=0.0001, inline_seconds=0.0)
+
+    async def play() -> None:
+        await rig.learn()
+        rig.queue.submit(filled(1), 1, alone=True)
+        assert rig.worker.jobs
         rig.worker.run_all()
 
     rig.play(play())

@@ -69,9 +69,11 @@ class Machine(RuleBasedStateMachine):
         inline=st.booleans(),
         delay=st.sampled_from([0.0, 0.0, 0.5]),
         in_flight=st.sampled_from([1, 1, 2, 3]),
+        ahead_rows=st.sampled_from([0, 0, 1, MAX_ROWS // 2]),
     )
-    def begin(self, batched: bool, inline: bool, delay: float, in_flight: int) -> None:
-        self.clock, self.worker = Clock(), CheckedWorker(in_flight)
+    def begin(self, batched: bool, inline: bool, delay: float, in_flight: int, ahead_rows: int) -> None:
+        self.clock, self.worker = Clock(), CheckedWorker(in_flight + bool(ahead_rows))
+        self.in_flight = in_flight
         self.overtaken = False
         self.worker.check = self.check_begun
         self.loop = Loop(self.clock)
@@ -98,6 +100,7 @@ class Machine(RuleBasedStateMachine):
             max_queue_delay=delay,
             inline_seconds=0.05 if inline else 0.0,
             in_flight=in_flight,
+            ahead_rows=ahead_rows,
             worker=self.worker,
             clock=self.clock,
             thread_clock=self.clock,
@@ -148,8 +151,11 @@ class Machine(RuleBasedStateMachine):
         priority=st.integers(0, 9),
         timeout=st.sampled_from([None, None, None, 0.0, 0.005, 0.5, 5.0, 100.0]),
         poisoned=st.sampled_from([False, False, False, True]),
+        alone=st.sampled_from([False, False, True]),
     )
-    def submit(self, client: int, rows: int, width: int, priority: int, timeout: float | None, poisoned: bool) -> None:
+    def submit(
+        self, client: int, rows: int, width: int, priority: int, timeout: float | None, poisoned: bool, alone: bool
+    ) -> None:
         rows = rows if self.batched else 1
         number = len(self.asked)
         # a number for each row, exact in float32, and in the second column what no row of another request holds
@@ -157,9 +163,9 @@ class Machine(RuleBasedStateMachine):
         inputs = {"x": np.array([[row] * width for row in ids], np.float32).reshape(rows, width)}
 
         async def send() -> Ticket:
-            return self.queue.submit(inputs, rows, (width,), priority=priority, timeout=timeout)
+            return self.queue.submit(inputs, rows, (width,), priority=priority, timeout=timeout, alone=alone)
 
-        before, free = self.queue.queued_rows, len(self.worker.jobs) < self.worker.threads
+        before, free = self.queue.queued_rows, len(self.worker.jobs) < self.in_flight
         if poisoned and ids:  # before it is handed in, for it may be computed at once
             self.poison.add(ids[-1])
         accepted = False

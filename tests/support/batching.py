@@ -79,7 +79,8 @@ class Rig:
     """All of them together; the batcher runs nothing in the event loop unless `inline_seconds` says so."""
 
     def __init__(self, seconds: float = 0.0, **options: Any) -> None:
-        self.clock, self.worker = Clock(), StepWorker(options.get("in_flight", 1))
+        threads = options.get("in_flight", 1) + bool(options.get("ahead_rows"))
+        self.clock, self.worker = Clock(), StepWorker(threads)
         self.model = Model(self.clock, seconds)
         chosen = {"max_batch_size": MAX_ROWS, "queue_rows": QUEUE_ROWS, "timeout": 60.0, "inline_seconds": 0.0}
         self.queue = Batcher(
