@@ -85,7 +85,7 @@ class Exchange:
 
     @property
     def alone(self) -> bool:
-        """Whether its connection is the only one: no other request can come beside it."""
+        """Whether its connection is the only one: no other request can come over HTTP beside it."""
         return len(self._connection.connections) == 1
 
     def add(self, part: bytes) -> None:

@@ -53,8 +53,11 @@ def compute(
         outcomes = [outputs] if len(requests) == 1 else list(split(outputs, rows))
         ended = clock()
     except Exception as error:
-        with turn:
-            outcomes = [error] if len(requests) == 1 else [_attempt(run, request) for request in requests]
+        if len(requests) == 1:
+            outcomes = [error]
+        else:
+            with turn:
+                outcomes = [_attempt(run, request) for request in requests]
         ran = ended = clock()
     failed = any(isinstance(outcome, Exception) for outcome in outcomes)
     return Computed(outcomes, merged - begun, ran - running, ended - ran, failed, own_clock() - own, running - merged)

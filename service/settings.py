@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     (`1,8,64`; the largest batch is always one), or each batch as large as it is (`off`, and `auto` on the CPU)."""
     batches_in_flight: Annotated[int, Field(ge=0, le=16)] = 0
     """Batches of one model that run at a time; 0 is two on a GPU, of which one copies while the other computes, and
-    one on the CPU."""
+    one on the CPU, where the next one is merged meanwhile."""
     conv_search: Literal["heuristic", "exhaustive"] = "heuristic"
     """How cuDNN finds its algorithm for a shape; `exhaustive` tries all, which takes long and may find a faster one."""
     cuda_graphs: bool = False
