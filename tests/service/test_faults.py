@@ -153,7 +153,8 @@ def test_clients_that_die_in_the_middle_of_a_body_leave_nothing_behind(
 def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..., Any], make_slow: Any) -> None:
     """Behind one that takes its time."""
     make_slow(tmp_path)
-    requests, rows = 250, 4000
+    requests, rows = 251, 4000
+    enough = (requests - 1) * rows  # one is merged already while the first is computed
     tensor = {"name": "x", "shape": [rows, 1], "datatype": "FP32", "parameters": {"binary_data_size": 4 * rows}}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
 
@@ -173,7 +174,7 @@ def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..
         first = asyncio.create_task(ask(service.port, header + np.full(rows, 5000, "<f4").tobytes(), path))
         await asyncio.sleep(0.2)
         found = asyncio.gather(*(ask(service.port, body(number), path) for number in range(requests)))
-        while not first.done() and waiting[-1] < requests * rows:
+        while not first.done() and waiting[-1] < enough:
             waiting.append(await asyncio.to_thread(service.metric, 'bnfold_queue_rows{model="slow",version="1"}'))
         await first
         return await found
@@ -184,7 +185,7 @@ def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..
     assert {status for status, _ in answers} == {200}
     for number, (_, content) in enumerate(answers):
         assert content[-4 * rows :] == body(number)[-4 * rows :]
-    assert waiting[-1] == requests * rows
+    assert waiting[-1] == enough
 
 
 def test_nothing_waits_by_the_wall_clock() -> None:
