@@ -147,7 +147,7 @@ class Metrics:
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
         running = [(_labels(model), float(model.batcher.running_rows)) for model in models]
-        yield _gauge("bnfold_running_rows", "Rows of the batches that were begun: one is computed, and one may be merged already", ["model", "version"], running)
+        yield _gauge("bnfold_running_rows", "Rows of the batches that were begun", ["model", "version"], running)
 
         requests = CounterMetricFamily(
             "bnfold_requests", "Requests answered", labels=["model", "version", "route", "status"]
