@@ -1,5 +1,6 @@
 """Where something was made or measured: the processor, the graphics card, and the versions of the tools."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -8,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in each period, and that; in a container its own."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Machine:
 
 def this_machine(*, gpu: bool) -> Machine:
     """The machine that this process runs on, with its first GPU if one took part."""
-    return Machine(_cpu_name(), _cores(), _gpu_name() if gpu else None, platform.platform())
+    return Machine(_cpu_name(), cores(), _gpu_name() if gpu else None, platform.platform())
 
 
 def tool_versions() -> dict[str, str]:
@@ -46,10 +50,13 @@ def _cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores() -> int:
+    """Those that this process may use all the time, at least 1: of its affinity, and within a container's limit."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit
+        quota, period = LIMIT.read_text().split()
+        found = min(found, int(quota) // int(period))
+    return max(found, 1)
 
 
 def _gpu_name() -> str | None:

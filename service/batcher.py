@@ -172,7 +172,7 @@ class Batcher:
         allowed = timeout if timeout and timeout < self._timeout else self._timeout
         level = priority or DEFAULT_PRIORITY
         queue = self._queue
-        if self._running >= self._most or queue.rows or rows > self._batch_rows:
+        if self._running >= self._most or queue.rows + rows >= self._batch_rows:
             self._refuse(rows, level, allowed, now)
         if result is None:
             result = asyncio.get_running_loop().create_future()
@@ -184,7 +184,7 @@ class Batcher:
                 queue.push(part)
         else:
             queue.push(ticket)
-        if self._may_begin():
+        if (self._wake_up is None or self._delay) and self._may_begin():
             self._wake(alone)
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)

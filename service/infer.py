@@ -105,7 +105,8 @@ class Infer:
         try:
             if isinstance(outcome, Exception):
                 raise _failed_run(model, outcome)
-            _offer(model, request.inputs, outcome, rows)
+            if model.watched is not None:
+                model.watched.offer(request.inputs, outcome, rows)
             known = known_answer(request, outcome)
             if known is None:
                 answer = self._success(model, request, outcome)
@@ -199,7 +200,8 @@ async def compute(
         raise
     except Exception as error:
         raise _failed_run(model, error) from error
-    _offer(model, inputs, outputs, rows)
+    if model.watched is not None:
+        model.watched.offer(inputs, outputs, rows)
     return outputs
 
 
@@ -208,11 +210,6 @@ def _failed_run(model: Model, error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     return ComputeError(f"model {model}: the run failed: {first_line(error)}")
-
-
-def _offer(model: Model, inputs: Arrays, outputs: Arrays, rows: int) -> None:
-    if model.watched is not None:
-        model.watched.offer(inputs, outputs, rows)
 
 
 def error_answer(error: ServiceError) -> tuple[Headers, bytes]:

@@ -4,6 +4,7 @@ A request then pays a few additions, not a dozen locks. Model names come from th
 path, so nobody can grow the list of labels from outside.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ from service.repository import Model, Repository
 from service.statistics import ModelStatistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+TOGETHER = 64
+"""Batches that are counted at once, unless somebody asks before."""
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 Labels = tuple[str, str]
@@ -53,14 +56,25 @@ class _OfModel:
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     compute_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    _uncounted: list[tuple[float, BatchStats]] = field(default_factory=list)
+    """Batches, and when they ended: counting many at once costs each of them less."""
 
     def add(self, stats: BatchStats) -> None:
-        self.statistics.add(stats)
-        self.rows += stats.rows
-        self.batch_rows.add(stats.rows)
-        self.compute_seconds.add(stats.compute)
-        for seconds in stats.queued:
-            self.queue_seconds.add(seconds)
+        self._uncounted.append((time.time(), stats))
+        if len(self._uncounted) >= TOGETHER:
+            self.count()
+
+    def count(self) -> "_OfModel":
+        """Itself, with all that it was told."""
+        for ended, stats in self._uncounted:
+            self.statistics.add(stats, ended)
+            self.rows += stats.rows
+            self.batch_rows.add(stats.rows)
+            self.compute_seconds.add(stats.compute)
+            for seconds in stats.queued:
+                self.queue_seconds.add(seconds)
+        self._uncounted.clear()
+        return self
 
 
 @dataclass
@@ -101,7 +115,8 @@ class Metrics:
 
     def statistics(self, model: Model) -> dict[str, Any]:
         """What the statistics extension tells of a version."""
-        return self._models.setdefault(_labels(model), _OfModel()).statistics.to_dict(model.name, model.version)
+        counts = self._models.setdefault(_labels(model), _OfModel()).count()
+        return counts.statistics.to_dict(model.name, model.version)
 
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
         name, version = NO_MODEL if model is None or model.gone else (model.name, model.version)
@@ -161,7 +176,7 @@ class Metrics:
         yield errors
         rows = CounterMetricFamily("bnfold_rows", "Rows computed", labels=["model", "version"])
         for model_labels, counts in self._models.items():
-            rows.add_metric(model_labels, counts.rows)
+            rows.add_metric(model_labels, counts.count().rows)
         yield rows
         yield from self._of_devices(models)
         yield self._histogram("bnfold_batch_rows", "Rows of one batch", lambda counts: counts.batch_rows)
@@ -210,7 +225,7 @@ class Metrics:
     def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=["model", "version"])
         for labels, counts in self._models.items():
-            histogram = pick(counts)
+            histogram = pick(counts.count())
             family.add_metric(labels, histogram.buckets(), histogram.sum)
         return family
 

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from fold.artifact import DATATYPES, ModelVersion, powers_of_two
 from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
+from fold.machine import cores
 from fold.runtime import (
     CudaOptions,
     ProviderUnavailableError,
@@ -35,6 +36,9 @@ from service.signature import Arrays, Signature
 from service.staging import Staging
 
 SHORT_SECONDS = 0.001
+SHORT_THREADS = 2
+"""That the second one spins for a while after each run is worth more than what it computes: meanwhile no core sleeps,
+from which to wake costs a lone client's next request as much as all the rest."""
 LONG_SECONDS = 0.05
 """A run that takes so long is no short one's first, and need not be tried again before the service is ready."""
 TRIALS = 3
@@ -82,8 +86,8 @@ class ModelSession:
     def open(cls, version: ModelVersion, settings: Settings) -> "ModelSession":
         """Raises `BnfoldError` if ONNX Runtime cannot load the graph, or not on this device.
 
-        With `threads` 0 a model whose run on one row takes no longer than `SHORT_SECONDS` gets one thread, for to wake
-        others takes longer than they save; any other model gets as many as ONNX Runtime likes.
+        With `threads` 0 a model whose run on one row takes no longer than `SHORT_SECONDS` gets two threads at most, for
+        to wake more takes longer than they save; any other model gets as many as ONNX Runtime likes.
         """
         cuda = CudaOptions(
             tf32=version.manifest.precision == "tf32",
@@ -108,7 +112,7 @@ class ModelSession:
         first._refuse_elsewhere(allowed=settings.allow_cpu_nodes)
         if settings.threads or first.provider != "cpu" or not first._is_short():
             return first
-        return opened(threads=1)
+        return opened(threads=min(cores(), SHORT_THREADS))
 
     @property
     def device(self) -> str:

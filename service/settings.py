@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     allow_cpu_nodes: bool = False
     """Serve a model on a GPU though some of its operators would compute on the CPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads inside one operator; 0 is one for models that run for less than a millisecond, and ONNX Runtime's choice
+    """Threads inside one operator; 0 is two for models that run for less than a millisecond, and ONNX Runtime's choice
     for others."""
     spinning: bool = False
     """Let those threads spin after a run as long as ONNX Runtime likes, not for half a millisecond: less latency for

@@ -4,7 +4,6 @@ Plain numbers that only the event loop changes, once for each batch. As in Trito
 of the batch that it was in.
 """
 
-import time
 from typing import Any
 
 from service.batcher import BatchStats
@@ -47,14 +46,17 @@ class ModelStatistics:
         self._steps = Steps()
         self._batches: dict[int, Steps] = {}
 
-    def add(self, stats: BatchStats) -> None:
-        """Count one batch. A request that was cut into parts counts with the first of them, and fails at most once; the
-        rows of those that fail are not told apart from the others', so they count by their share of the requests."""
+    def add(self, stats: BatchStats, ended: float) -> None:
+        """Count one batch, which ended then (seconds since 1970).
+
+        A request that was cut into parts counts with the first of them, and fails at most once; the rows of those that
+        fail are not told apart from the others', so they count by their share of the requests.
+        """
         requests, failed = len(stats.queued), stats.failures
         charged = requests or 1  # parts after the first are charged to nobody else
         waited = sum(stats.queued)
         whole = waited + charged * stats.compute
-        self._last = time.time()
+        self._last = ended
         if failed:
             good = max(charged - failed, 0)
             share = good / charged

@@ -84,7 +84,7 @@ def from_bytes(
     dtype = WIRE[datatype]
     if count == 0:
         return np.empty(shape, dtype)
-    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
+    array = np.ndarray(shape, dtype, body, offset)
     if dtype.kind == "b":
         check_booleans(name, array)
     return array

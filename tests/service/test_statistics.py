@@ -22,9 +22,9 @@ def batch(rows: int, *queued: float, failures: int = 0) -> BatchStats:
 
 def test_a_request_is_charged_its_wait_and_the_whole_of_its_batch() -> None:
     statistics = ModelStatistics()
-    statistics.add(batch(5, 0.5, 0.125))
-    statistics.add(batch(5, 0.0))
-    statistics.add(batch(1, 0.0))
+    statistics.add(batch(5, 0.5, 0.125), 1e9)
+    statistics.add(batch(5, 0.0), 1e9)
+    statistics.add(batch(1, 0.0), 1e9)
     found = statistics.to_dict("m", "1")
     assert (found["inference_count"], found["execution_count"]) == (11, 3)
     assert found["inference_stats"] == {
@@ -43,12 +43,12 @@ def test_a_request_is_charged_its_wait_and_the_whole_of_its_batch() -> None:
 
 def test_what_fails_is_counted_apart() -> None:
     statistics = ModelStatistics()
-    statistics.add(batch(1, 0.25, failures=1))
+    statistics.add(batch(1, 0.25, failures=1), 1e9)
     found = statistics.to_dict("m", "1")
     assert (found["inference_count"], found["execution_count"], found["batch_stats"]) == (0, 0, [])
     assert found["inference_stats"]["fail"] == {"count": 1, "ns": 2 * SECOND}
     assert found["inference_stats"]["success"]["count"] == 0
-    statistics.add(batch(4, 0.0, 0.0, 0.0, 0.0, failures=1))
+    statistics.add(batch(4, 0.0, 0.0, 0.0, 0.0, failures=1), 1e9)
     found = statistics.to_dict("m", "1")
     assert (found["inference_count"], found["execution_count"]) == (3, 1)
     assert (found["inference_stats"]["fail"]["count"], found["inference_stats"]["success"]["count"]) == (2, 3)
@@ -56,8 +56,8 @@ def test_what_fails_is_counted_apart() -> None:
 
 def test_a_request_that_was_cut_into_parts_is_one() -> None:
     statistics = ModelStatistics()
-    statistics.add(batch(64, 0.0))
-    statistics.add(batch(36))
+    statistics.add(batch(64, 0.0), 1e9)
+    statistics.add(batch(36), 1e9)
     found = statistics.to_dict("m", "1")
     assert (found["inference_count"], found["execution_count"]) == (100, 2)
     assert found["inference_stats"]["success"] == {"count": 1, "ns": 2 * 1.75 * SECOND}
