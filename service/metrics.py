@@ -24,9 +24,9 @@ from service.repository import Model, Repository
 from service.statistics import ModelStatistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 TOGETHER = 64
 """Batches that are counted at once, unless somebody asks before."""
-ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 Labels = tuple[str, str]
 """Model and version; empty where a request named none that exists."""
@@ -119,7 +119,7 @@ class Metrics:
         return counts.statistics.to_dict(model.name, model.version)
 
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
-        name, version = NO_MODEL if model is None or model.gone else (model.name, model.version)
+        name, version = _labels(model)
         self.requests[name, version, route, CLASSES[status // 100]] += 1
 
     def failed(self, route: str, model: Model | None, error: ServiceError) -> None:
