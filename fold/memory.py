@@ -1,4 +1,4 @@
-"""Memory that a proof takes and gives back: float64 weights are twice as large as the model."""
+"""Memory as the system gives it: what a proof takes and gives back, and in which pages a service has it."""
 
 import contextlib
 import ctypes
@@ -11,6 +11,10 @@ MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of glibc's mallopt(3)."""
 LARGE = 8 << 20
 """Bytes. Smaller blocks given back at once save little, and cost the time that fresh pages take."""
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""Whether Linux gives pages of 2 MB instead of 4 KB: always, never, or to who asks by madvise(2)."""
+HUGE_PAGES_TUNABLE = "glibc.malloc.hugetlb"
 
 GROWN = 16 << 20
 """Bytes that the process must have grown by since it last gave memory back."""
@@ -26,6 +30,21 @@ def release_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
         ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, LARGE)
+
+
+def start_with_huge_pages() -> None:
+    """Start this process anew, with the same id and arguments, so that glibc asks for huge pages, where Linux gives
+    them to who asks. Returns where that is so already, or cannot be.
+
+    Weights and activations lie on tens of thousands of small pages, and the processor remembers the places of two
+    thousand. glibc reads its tunables only at the start.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    with contextlib.suppress(OSError):  # no Linux, or no right to look
+        if HUGE_PAGES_TUNABLE in tunables or "[madvise]" not in HUGE_PAGES.read_text():
+            return
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{HUGE_PAGES_TUNABLE}=1".lstrip(":")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def release_memory() -> None:

@@ -30,7 +30,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
 
-SPIN_MICROSECONDS = 500
+SPIN_MICROSECONDS = 1000
 """Longer than most operators take, and than it takes until the next request of a client that sends one after another.
 ONNX Runtime's own default is a million turns of a loop, many milliseconds of whole cores after each run."""
 

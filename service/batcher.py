@@ -9,8 +9,10 @@ nobody else runs Python and far more where the loop is busy, for both want the i
 what its like took before; whatever is unknown or long runs on the thread.
 
 Where a GPU computes, two batches may be in flight: while one is computed the other one's rows are copied. Where the
-CPU does, two runs at a time would only share its cores. There the next batch is merged as soon as it is worth it, and
-begins the moment the one before it ends, though the event loop then has answers to write.
+CPU does, a lone request runs on all cores. Where there are as many requests as cores, a run gets one core and there are
+as many runs: threads of one run wait for each other at every operator, and whenever something else, such as the event
+loop, takes one of their cores. The next batch is merged ahead, and begins the moment one ends, though the event loop
+then has answers to write.
 
 Each model has a queue and threads of its own, and the system shares the cores among the threads. No gate stands before
 them: it could only make a short run wait for a long one, where the system interrupts the long one.
@@ -19,15 +21,13 @@ them: it could only make a short run wait for a long one, where the system inter
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
-from threading import BoundedSemaphore
 from typing import overload
 
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
-from service.merging import Clock, Computed, Outcome, Run, compute
+from service.merging import Batch, Clock, Computed, Outcome, Run
 from service.pace import Pace
 from service.queue import Queue
 from service.signature import Arrays, Lane
@@ -76,13 +76,16 @@ class Batcher:
         inline_seconds: float = INLINE_SECONDS,
         in_flight: int = 1,
         ahead_rows: int = 0,
+        narrow_run: Run | None = None,
+        narrow_runs: int = 0,
         worker: Works | None = None,
         clock: Clock = time.perf_counter,
         thread_clock: Clock = time.thread_time,
     ) -> None:
         """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread. Up to `in_flight`
         batches run at a time, each on a thread of its own. With `ahead_rows` one more is merged meanwhile, once it has
-        so many rows."""
+        so many rows. From `narrow_runs` requests on, if that is not 0, so many run at a time by `narrow_run`, on one
+        core each; then how many rows are worth it depends on how many there are."""
         self.name = name
         self.running_rows = 0
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
@@ -94,17 +97,20 @@ class Batcher:
         self._queue_rows = queue_rows
         self._timeout = timeout
         self._delay = max_queue_delay
-        threads = in_flight + bool(ahead_rows)
-        self._worker: Works = Worker(f"batcher {name}", threads) if worker is None else worker
+        self._worker: Works = worker or Worker(
+            f"batcher {name}", max(in_flight, narrow_runs), ahead=bool(ahead_rows or narrow_runs)
+        )
         self._clock = clock
         self._thread_clock = thread_clock
         self._queue = Queue()
         self._pace = Pace(self._batch_rows, inline_seconds)
         self._running = 0
-        """Batches that were begun, with the one that waits for its turn."""
-        self._most = in_flight
+        """Batches that were begun, with the one that is merged ahead."""
+        self._running_tickets = 0
+        self._in_flight = in_flight
         self._ahead_rows = ahead_rows
-        self._turn: AbstractContextManager[object] = BoundedSemaphore(in_flight) if ahead_rows else nullcontext()
+        self._narrow_run = narrow_run
+        self._narrow_runs = narrow_runs
         self._free_at = 0.0
         """When the batch that began last is expected to end; in the past while that is unknown."""
         self._short = False
@@ -172,7 +178,7 @@ class Batcher:
         allowed = timeout if timeout and timeout < self._timeout else self._timeout
         level = priority or DEFAULT_PRIORITY
         queue = self._queue
-        if self._running >= self._most or queue.rows + rows >= self._batch_rows:
+        if self._running >= self._in_flight or queue.rows + rows >= self._batch_rows:
             self._refuse(rows, level, allowed, now)
         if result is None:
             result = asyncio.get_running_loop().create_future()
@@ -216,7 +222,7 @@ class Batcher:
                 handle.cancel()
         self._timer = self._wake_up = None
         self._worker.stop()
-        self._run = _gone
+        self._run = self._narrow_run = _gone
 
     def _refuse(self, rows: int, level: int, allowed: float, now: float) -> None:
         """Raises for what finds no room, and for what clearly cannot begin in time."""
@@ -225,10 +231,11 @@ class Batcher:
                 f"{rows} rows came, at most {self.largest_request} are taken; send them in several requests"
             )
         waiting = self._queue.rows
-        busy = self._running >= self._most
+        most = self._most()
+        busy = self._running >= most
         about_to_begin = 0 if busy else self._batch_rows
         if waiting + (rows or 1) > self._queue_rows + about_to_begin:
-            seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row / self._most
+            seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row / most
             retry = min(max(ceil(seconds), 1), MAX_RETRY_SECONDS)
             raise BusyError(
                 f"model {self.name}: {rows or 1} rows came, {waiting} are queued already and at most "
@@ -237,17 +244,32 @@ class Batcher:
             )
         seconds = max(self._free_at - now, 0.0) if busy else 0.0
         if waiting >= self._batch_rows:
-            seconds += self._queue.ahead(level) // self._batch_rows * self._pace.full / self._most
+            seconds += self._queue.ahead(level) // self._batch_rows * self._pace.full / most
         if seconds > allowed:
             raise DeadlineError(
                 f"model {self.name}: cannot begin within {allowed:g} seconds, {seconds:.3g} seconds of work are ahead; "
                 "allow more time, or try again later"
             )
 
+    def _crowded(self) -> bool:
+        """Whether there are requests for every core."""
+        return 0 < self._narrow_runs <= self._running_tickets + self._queue.tickets
+
+    def _most(self) -> int:
+        """Batches that may run at a time, by what there is now."""
+        return self._narrow_runs if self._crowded() else self._in_flight
+
+    def _share(self) -> int:
+        """Rows of a run on one core: of all that there is one share more than there are cores, to be merged ahead."""
+        return min(self._batch_rows, ceil((self.running_rows + self._queue.rows) / (self._narrow_runs + 1)))
+
     def _may_begin(self) -> bool:
         """Whether a batch of what waits may be begun."""
-        running, most = self._running, self._most
-        return running < most or (running == most and self._ahead_rows > 0 and self._queue.has(self._ahead_rows))
+        running = self._running
+        if running != (most := self._most()):
+            return running < most
+        worth_it = self._share() if self._crowded() else self._ahead_rows
+        return worth_it > 0 and self._queue.has(worth_it)
 
     def _wake(self, alone: bool = False) -> None:
         """The worker is idle and something waits: see to it that it runs."""
@@ -278,51 +300,65 @@ class Batcher:
         self._wake_up = None
         while self._queue and self._may_begin():
             now = self._clock()
-            batch, late = self._queue.take(self._max_rows, now)
+            narrow = self._crowded()
+            batch, late = self._queue.take(self._share() if narrow else self._max_rows, now)
             for ticket in late:
                 self._miss(ticket)
-            if batch and self._start(batch, now, inline, alone):
+            if batch and self._start(batch, now, inline, alone, narrow):
                 return  # the event loop has others to attend to
         self._tell_idle()
 
-    def _start(self, batch: list[Ticket], now: float, inline: bool, alone: bool) -> bool:
+    def _start(self, tickets: list[Ticket], now: float, inline: bool, alone: bool, narrow: bool) -> bool:
         """Whether it ran here and is done."""
-        ahead = self._running == self._most
-        self._running += 1
-        rows = [ticket.rows for ticket in batch]
+        ahead = self._running >= (self._narrow_runs if narrow else self._in_flight)
+        rows = [ticket.rows for ticket in tickets]
         total = sum(rows)
+        self._running += 1
+        self._running_tickets += len(tickets)
         self.running_rows += total
-        requests = [ticket.inputs for ticket in batch]
-        if inline and not ahead and self._pace.fits_inline(batch[0].lane, total, now, alone=alone):
-            computed = compute(self._run, requests, rows, self._clock, self._thread_clock, self._turn)
+        run = self._narrow_run if narrow and self._narrow_run is not None else self._run
+        batch = Batch(run, [ticket.inputs for ticket in tickets], rows, self._clock, self._thread_clock)
+        lane = tickets[0].lane
+        if inline and not narrow and not ahead and self._pace.fits_inline(lane, total, now, alone=alone):
+            computed = batch.compute()
             self._pace.ran_inline(computed.own, self._clock(), alone=alone)
-            self._finish(batch, total, now, computed)
+            self._finish(tickets, total, now, narrow, computed)
             return True
-        self._free_at = max(self._free_at if ahead else now, now) + self._pace.seconds(batch[0].lane, total)
-        job = partial(compute, self._run, requests, rows, self._clock, self._thread_clock, self._turn)
-        self._worker.submit(job, partial(self._finish, batch, total, now))
+        begins = max(self._free_at if ahead else now, now)
+        self._free_at = begins + self._pace.seconds(lane, total, narrow=narrow)
+        done = partial(self._finish, tickets, total, now, narrow)
+        self._worker.submit(batch.compute, done, ahead=batch.merge_ahead if ahead else None)
         return False
 
-    def _finish(self, batch: list[Ticket], rows: int, started: float, computed: Computed | Exception) -> None:
+    def _finish(
+        self, tickets: list[Ticket], rows: int, started: float, narrow: bool, computed: Computed | Exception
+    ) -> None:
         self._running -= 1
+        self._running_tickets -= len(tickets)
         self.running_rows -= rows
         if isinstance(computed, Exception):
-            computed = Computed([computed] * len(batch), failed=True)
-        now = self._clock()
-        seconds, lane = now - started - computed.waited, batch[0].lane
-        self._pace.add(lane, rows, seconds, computed.own)
-        self._short = self._pace.fits_inline(lane, rows, now)
-        if self._queue and not computed.failed:  # the worker first: it need not wait for the answers to be written
+            computed = Computed([computed] * len(tickets), failed=True)
+        now, lane = self._clock(), tickets[0].lane
+        others = bool(self._queue)
+        if others and not computed.failed:  # the worker first: it need not wait for the answers to be written
+            self._learn(lane, rows, now - started, narrow, computed)
             self._wake()
         failures = 0
-        for ticket, outcome in zip(batch, computed.outcomes, strict=True):
+        for ticket, outcome in zip(tickets, computed.outcomes, strict=True):
             failures += self._answer(ticket, outcome)
-        if self._queue and computed.failed:  # less what was left of a request that failed
-            self._wake()
+        if not others or computed.failed:
+            self._learn(lane, rows, now - started, narrow, computed)
+            if self._queue:  # less what was left of a request that failed
+                self._wake()
         started += computed.waited
-        queued = [started - ticket.arrived for ticket in batch if ticket.begins]
+        queued = [started - ticket.arrived for ticket in tickets if ticket.begins]
         self.on_batch(BatchStats(rows, queued, computed.merging, computed.inference, computed.splitting, failures))
         self._tell_idle()
+
+    def _learn(self, lane: Lane, rows: int, seconds: float, narrow: bool, computed: Computed) -> None:
+        """From a batch that was begun so many seconds ago."""
+        self._pace.add(lane, rows, seconds - computed.waited, computed.own, narrow=narrow)
+        self._short = self._pace.fits_inline(lane, rows, self._clock())
 
     def _answer(self, ticket: Ticket, outcome: Outcome) -> bool:
         """True if the request failed just now."""

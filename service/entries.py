@@ -72,6 +72,8 @@ class Model:
             inline_seconds=INLINE_SECONDS if session.provider == "cpu" else 0.0,  # a GPU is waited for, elsewhere
             in_flight=session.batches_in_flight,
             ahead_rows=settings.max_batch_size // AHEAD if session.provider == "cpu" else 0,
+            narrow_run=session.run_on_one_core,
+            narrow_runs=session.narrow_runs,
         )
         return cls(name, version, session, batcher)
 

@@ -115,8 +115,8 @@ class Infer:
         if known is None:
             exchange.answer(*answer)
         else:
-            self._metrics.answered("infer", model)
             exchange.send(known[0].start, known[1])
+            self._metrics.answered("infer", model)
 
     def _read(self, model: Model, body: bytes, length_header: bytes | None) -> tuple[InferRequest, int]:
         signature = model.session.signature

@@ -1,7 +1,7 @@
 """Requests become one batch, and its outputs become answers again: arithmetic on arrays that knows no queue."""
 
+import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,40 +27,61 @@ class Computed:
     own: float = 0.0
     """Seconds of the thread's own work; waiting for others, such as for the interpreter, is not in it."""
     waited: float = 0.0
-    """Seconds between merging and the run, for the batch before."""
+    """Seconds between merging and the run, for the batches before."""
 
 
-def compute(
-    run: Run,
-    requests: Sequence[Arrays],
-    rows: Sequence[int],
-    clock: Clock,
-    own_clock: Clock,
-    turn: AbstractContextManager[object],
-) -> Computed:
-    """Run the requests together; if that fails, one by one, so that only the guilty one fails. Runs wait for their
-    `turn`, merging does not."""
-    own = own_clock()
-    begun = merged = running = clock()
-    outcomes: list[Outcome]
-    try:
-        batch = requests[0] if len(requests) == 1 else merge(requests)
-        merged = clock()
-        with turn:
-            running = clock()
-            outputs = run(batch)
-        ran = clock()
-        outcomes = [outputs] if len(requests) == 1 else list(split(outputs, rows))
-        ended = clock()
-    except Exception as error:
-        if len(requests) == 1:
-            outcomes = [error]
-        else:
-            with turn:
-                outcomes = [_attempt(run, request) for request in requests]
-        ran = ended = clock()
-    failed = any(isinstance(outcome, Exception) for outcome in outcomes)
-    return Computed(outcomes, merged - begun, ran - running, ended - ran, failed, own_clock() - own, running - merged)
+class Batch:
+    """Requests that are computed together. Their merging may come ahead, on another thread than the run."""
+
+    __slots__ = ("_clock", "_merged", "_merged_at", "_merging", "_own", "_own_clock", "_run", "requests", "rows")
+
+    def __init__(
+        self, run: Run, requests: Sequence[Arrays], rows: Sequence[int], clock: Clock, own_clock: Clock
+    ) -> None:
+        self.requests = requests
+        self.rows = rows
+        self._run = run
+        self._clock = clock
+        self._own_clock = own_clock
+        self._merged: Arrays | None = None
+        self._merging = self._merged_at = self._own = 0.0
+
+    def merge_ahead(self) -> None:
+        """A failure is left to `compute`, which merges what is not merged."""
+        own = self._own_clock()
+        with contextlib.suppress(Exception):
+            self._merge()
+        self._own = self._own_clock() - own
+
+    def compute(self) -> Computed:
+        """Run the requests together; if that fails, one by one, so that only the guilty one fails."""
+        own = self._own_clock() - self._own
+        requests = self.requests
+        running = self._clock()
+        outcomes: list[Outcome]
+        try:
+            merged = self._merge() if self._merged is None else self._merged
+            running = self._clock()
+            outputs = self._run(merged)
+            ran = self._clock()
+            outcomes = [outputs] if len(requests) == 1 else list(split(outputs, self.rows))
+            ended = self._clock()
+        except Exception as error:
+            outcomes = [error] if len(requests) == 1 else [_attempt(self._run, request) for request in requests]
+            ran = ended = self._clock()
+        self._merged = None
+        failed = any(isinstance(outcome, Exception) for outcome in outcomes)
+        waited = running - self._merged_at if self._merged_at else 0.0
+        own = self._own_clock() - own
+        return Computed(outcomes, self._merging, ran - running, ended - ran, failed, own, waited)
+
+    def _merge(self) -> Arrays:
+        begun = self._clock()
+        merged = self.requests[0] if len(self.requests) == 1 else merge(self.requests)
+        self._merged = merged
+        self._merged_at = self._clock()
+        self._merging = self._merged_at - begun
+        return merged
 
 
 def merge(requests: Sequence[Arrays]) -> Arrays:

@@ -28,7 +28,7 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
             {
                 "name": f"{model.name}_0",
                 "kind": kind,
-                "count": session.batches_in_flight,
+                "count": session.narrow_runs or session.batches_in_flight,
                 "gpus": [session.placed.device] if kind == "KIND_GPU" else [],
             }
         ],

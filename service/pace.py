@@ -15,9 +15,9 @@ WEIGHT = 1 / 8
 """Of the newest run in the average."""
 CLIP = 4.0
 """A run counts at most so many times the average: one that the system happened to interrupt says little."""
-LONE_SECONDS = 0.005
+LONE_SECONDS = 0.02
 """What a run may take of the event loop while nobody else has a connection: the way to the thread and back would make
-it a tenth longer."""
+it longer, which of one that takes more nobody notices, but that a newcomer waits."""
 INLINE_ROWS = 10
 """However many rows a batch has, it may take the event loop no longer than so many times what one row may."""
 OVERRUN_SECONDS = 0.005
@@ -56,12 +56,12 @@ class Pace:
         self._inline_seconds = inline_seconds
         self._no_inline_before = -inf
         self._full = _Kind()
-        self._kinds: dict[tuple[Lane, int], _Kind] = {}
+        self._kinds: dict[tuple[Lane, int, bool], _Kind] = {}
         self._spent = self._done = 0.0
 
-    def add(self, lane: Lane, rows: int, seconds: float, own: float) -> None:
-        """A batch took `seconds`, of which the thread worked for `own`."""
-        key = (lane, rows.bit_length())
+    def add(self, lane: Lane, rows: int, seconds: float, own: float, *, narrow: bool = False) -> None:
+        """A batch took `seconds`, of which the thread worked for `own`; `narrow` on one core."""
+        key = (lane, rows.bit_length(), narrow)
         kind = self._kinds.get(key)
         if kind is None:
             if len(self._kinds) >= KINDS:
@@ -76,15 +76,15 @@ class Pace:
         self._done += (rows or 1) - self._done * WEIGHT
         self.row = self._spent / self._done
 
-    def seconds(self, lane: Lane, rows: int) -> float:
+    def seconds(self, lane: Lane, rows: int, *, narrow: bool = False) -> float:
         """Of a batch like this; 0 while unknown."""
-        kind = self._kinds.get((lane, rows.bit_length()))
+        kind = self._kinds.get((lane, rows.bit_length(), narrow))
         return 0.0 if kind is None or kind.count < TRUSTED else kind.seconds
 
     def fits_inline(self, lane: Lane, rows: int, now: float, *, alone: bool = False) -> bool:
         """Whether a batch like this is known to be so little work that the event loop may do it; `alone`, where it
         keeps nobody else waiting."""
-        kind = self._kinds.get((lane, rows.bit_length()))
+        kind = self._kinds.get((lane, rows.bit_length(), False))
         if kind is None or kind.count < TRUSTED or now < self._no_inline_before:
             return False
         allowed = self._inline_seconds * min(max(rows, 1), INLINE_ROWS)

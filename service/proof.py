@@ -49,7 +49,7 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
         inputs = {name: np.array(array) for name, array in asked.given.items()}  # views of a body need not be aligned
     verdict = compare(
         _Halting(reference, halt),
-        _halting(model.session.run, halt),
+        _halting(model.session.run_in_all, halt),
         inputs,
         seed=asked.seed if asked.given is None else None,
         provider=model.session.provider,

@@ -23,6 +23,8 @@ class Queue:
     def __init__(self) -> None:
         self.rows = 0
         """Weights of all that wait."""
+        self.tickets = 0
+        """How many wait."""
         self._levels: dict[int, dict[Lane, _Line]] = {}
 
     def __bool__(self) -> bool:
@@ -43,6 +45,7 @@ class Queue:
         line.append(ticket)
         line.rows += ticket.rows
         self.rows += ticket.rows or 1
+        self.tickets += 1
         ticket.waiting = True
 
     def remove(self, ticket: Ticket) -> None:
@@ -117,3 +120,4 @@ class Queue:
         ticket.waiting = False
         line.rows -= ticket.rows
         self.rows -= ticket.rows or 1
+        self.tickets -= 1

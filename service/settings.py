@@ -49,8 +49,9 @@ class Settings(BaseSettings):
     """Batch sizes that are run, each warmed up before the service is ready: powers of two on a GPU, those given
     (`1,8,64`; the largest batch is always one), or each batch as large as it is (`off`, and `auto` on the CPU)."""
     batches_in_flight: Annotated[int, Field(ge=0, le=16)] = 0
-    """Batches of one model that run at a time; 0 is two on a GPU, of which one copies while the other computes, and
-    one on the CPU, where the next one is merged meanwhile."""
+    """Batches of one model that run at a time; 0 is two on a GPU, of which one copies while the other computes. On the
+    CPU it is one on all cores, or, where there are requests for every core, one on each; the weights of a model that is
+    not short are then in memory twice. The next one is merged meanwhile."""
     conv_search: Literal["heuristic", "exhaustive"] = "heuristic"
     """How cuDNN finds its algorithm for a shape; `exhaustive` tries all, which takes long and may find a faster one."""
     cuda_graphs: bool = False
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     """Threads inside one operator; 0 is two for models that run for less than a millisecond, and ONNX Runtime's choice
     for others."""
     spinning: bool = False
-    """Let those threads spin after a run as long as ONNX Runtime likes, not for half a millisecond: less latency for
+    """Let those threads spin after a run as long as ONNX Runtime likes, not for a millisecond: less latency for
     requests that come now and then, at the price of whole cores."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows in one run."""

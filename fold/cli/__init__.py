@@ -18,6 +18,7 @@ from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError
+from fold.memory import start_with_huge_pages
 
 # Typer's own base of usage errors: click's in older versions, its own copy of click in newer ones.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -35,6 +36,8 @@ for command in (fold, inspect, verify, bench, recalibrate, serve):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
+    if arguments is None and sys.argv[1:2] == ["serve"]:
+        start_with_huge_pages()
     warnings.simplefilter("ignore")  # of libraries, to which a user can do nothing
     try:
         code = app(args=arguments, prog_name="bnfold", standalone_mode=False)

@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 import weakref
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
 
 from service.batcher import MAX_RETRY_SECONDS, Batcher, BatchStats
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from service.merging import compute, split
+from service.merging import Batch, split
 from service.pace import LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
 from service.ticket import Ticket
 from service.worker import Worker
@@ -119,6 +118,56 @@ def test_on_a_cpu_the_next_batch_is_merged_ahead_once_it_is_worth_it() -> None:
     rig.play(play())
 
 
+def test_where_there_are_requests_for_every_core_each_run_has_one() -> None:
+    """A lone request has all of them; a crowd is shared evenly among runs on one core, and one that is merged ahead."""
+    rig = Rig(narrow_runs=2, queue_rows=64)
+
+    async def play() -> None:
+        for _ in range(2):
+            rig.queue.submit(filled(0), 1)
+            rig.worker.run_all()
+        assert (rig.model.batches, rig.model.narrow) == ([1, 1], [])
+        tickets = [rig.queue.submit(filled(i), 1) for i in range(12)]
+        assert len(rig.worker.jobs) == 3, "the first alone, the second beside it, and one ahead"
+        rig.worker.run_all()
+        assert rig.model.batches[2] == 1
+        assert rig.model.batches[3:] == rig.model.narrow == [1, 1, 4, 4, 1]
+        assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(12)]
+        rig.queue.submit(filled(0), 1)
+        rig.worker.run_all()
+        assert len(rig.model.narrow) == 5, "alone again"
+
+    rig.play(play())
+
+
+def test_one_large_request_alone_has_all_cores() -> None:
+    rig = Rig(narrow_runs=2, queue_rows=64)
+
+    async def play() -> None:
+        rig.queue.submit(filled(0, MAX_ROWS), MAX_ROWS)
+        rig.worker.run_all()
+        assert (rig.model.batches, rig.model.narrow) == ([MAX_ROWS], [])
+        cut = rig.queue.submit(filled(7, 3 * MAX_ROWS), 3 * MAX_ROWS)
+        rig.worker.run_all()
+        assert sum(rig.model.narrow) == 3 * MAX_ROWS, "its parts are requests like others"
+        assert values(cut) == [8] * 3 * MAX_ROWS
+
+    rig.play(play())
+
+
+def test_fewer_requests_than_cores_wait_until_a_run_may_have_all() -> None:
+    rig = Rig(narrow_runs=4, queue_rows=64)
+
+    async def play() -> None:
+        tickets = [rig.queue.submit(filled(i), 1) for i in range(3)]
+        assert len(rig.worker.jobs) == 1
+        rig.worker.run_all()
+        assert (rig.model.batches, rig.model.narrow) == ([1, 2], [])
+        assert [values(ticket) for ticket in tickets] == [[1], [2], [3]]
+
+    rig.play(play())
+
+
 def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
     """With real threads: runs never overlap, and who was asked first is answered first."""
     under_way, answered = threading.Lock(), list[int]()
@@ -142,15 +191,53 @@ def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
     asyncio.run(play())
 
 
-def test_waiting_for_the_turn_is_the_queues_time_and_not_the_runs() -> None:
+def test_the_next_job_begins_before_the_event_loop_hears_of_the_last() -> None:
+    """What is made ready ahead waits for nobody but the thread."""
+
+    async def play() -> None:
+        worker, said, both = Worker("m", ahead=True), list[str](), threading.Event()
+        ended = asyncio.Event()
+
+        def first() -> None:
+            assert both.wait(30), "made ready while this computes"
+            said.append("first")
+
+        def second() -> None:
+            said.append("second")
+
+        worker.submit(first, lambda _: said.append("told"))
+        worker.submit(second, lambda _: ended.set(), ahead=both.set)
+        while len(said) < 2:  # the loop is busy
+            time.sleep(0.001)
+        assert said == ["first", "second"]
+        await asyncio.wait_for(ended.wait(), 30)
+        assert said == ["first", "second", "told"]
+        worker.submit(first, lambda _: None, ahead=both.set)
+        worker.stop()
+        for thread in worker._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert said[3:] == ["first"], "what was submitted before the stop is done"
+
+    asyncio.run(play())
+
+
+def test_waiting_between_merging_and_the_run_is_the_queues_time_and_not_the_runs() -> None:
     clock = Clock()
-
-    class Turn(nullcontext[None]):
-        def __enter__(self) -> None:
-            clock.now += 5
-
-    computed = compute(Model(clock, 0.25).run, [filled(1), filled(2)], [1, 1], clock, clock, Turn())
+    batch = Batch(Model(clock, 0.25).run, [filled(1), filled(2)], [1, 1], clock, clock)
+    batch.merge_ahead()
+    clock.now += 5
+    computed = batch.compute()
     assert (computed.waited, computed.inference) == (5, 0.25)
+    assert [outcome["y"][0, 0] for outcome in computed.outcomes if isinstance(outcome, dict)] == [2, 3]
+
+
+def test_a_batch_that_cannot_be_merged_ahead_is_computed_one_by_one() -> None:
+    clock, model = Clock(), Model()
+    batch = Batch(model.run, [filled(1, width=1), filled(2, width=2)], [1, 1], clock, clock)
+    batch.merge_ahead()
+    assert [outcome["y"][0, 0] for outcome in batch.compute().outcomes if isinstance(outcome, dict)] == [2, 3]
+    assert model.batches == [1, 1]
 
 
 def test_lanes_take_turns() -> None:

@@ -47,9 +47,9 @@ class CheckedWorker(StepWorker):
     check: Callable[[list[Arrays]], None]
     stepping = False
 
-    def submit(self, job: Any, done: Callable[[Any], None]) -> None:
-        self.check(job.args[1])
-        super().submit(job, done)
+    def submit(self, job: Any, done: Callable[[Any], None], *, ahead: Callable[[], None] | None = None) -> None:
+        self.check(job.__self__.requests)
+        super().submit(job, done, ahead=ahead)
 
     def step(self) -> bool:
         self.stepping = True
@@ -70,9 +70,14 @@ class Machine(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 0.0, 0.5]),
         in_flight=st.sampled_from([1, 1, 2, 3]),
         ahead_rows=st.sampled_from([0, 0, 1, MAX_ROWS // 2]),
+        narrow_runs=st.sampled_from([0, 0, 2, 3]),
     )
-    def begin(self, batched: bool, inline: bool, delay: float, in_flight: int, ahead_rows: int) -> None:
-        self.clock, self.worker = Clock(), CheckedWorker(in_flight + bool(ahead_rows))
+    def begin(
+        self, batched: bool, inline: bool, delay: float, in_flight: int, ahead_rows: int, narrow_runs: int
+    ) -> None:
+        narrow_runs = narrow_runs if batched else 0
+        self.clock = Clock()
+        self.worker = CheckedWorker(max(in_flight, narrow_runs) + bool(ahead_rows or narrow_runs))
         self.in_flight = in_flight
         self.overtaken = False
         self.worker.check = self.check_begun
@@ -101,6 +106,8 @@ class Machine(RuleBasedStateMachine):
             inline_seconds=0.05 if inline else 0.0,
             in_flight=in_flight,
             ahead_rows=ahead_rows,
+            narrow_run=self.run_batch,
+            narrow_runs=narrow_runs,
             worker=self.worker,
             clock=self.clock,
             thread_clock=self.clock,

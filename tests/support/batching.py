@@ -38,9 +38,13 @@ class StepWorker:
         self.jobs: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.stopped = False
 
-    def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    def submit(
+        self, job: Callable[[], Any], done: Callable[[Any], None], *, ahead: Callable[[], None] | None = None
+    ) -> None:
         assert len(self.jobs) < self.threads, "more batches at a time than there are threads"
         assert not self.stopped
+        if ahead is not None:
+            ahead()
         self.jobs.append((job, done))
 
     def step(self) -> bool:
@@ -65,6 +69,12 @@ class Model:
     def __init__(self, clock: Clock | None = None, seconds: float = 0.0) -> None:
         self.clock, self.seconds = clock or Clock(), seconds
         self.batches: list[int] = []
+        self.narrow: list[int] = []
+        """Those of them that ran on one core."""
+
+    def run_on_one_core(self, inputs: Arrays) -> Arrays:
+        self.narrow.append(len(inputs["x"]))
+        return self.run(inputs)
 
     def run(self, inputs: Arrays) -> Arrays:
         x = inputs["x"]
@@ -79,13 +89,15 @@ class Rig:
     """All of them together; the batcher runs nothing in the event loop unless `inline_seconds` says so."""
 
     def __init__(self, seconds: float = 0.0, **options: Any) -> None:
-        threads = options.get("in_flight", 1) + bool(options.get("ahead_rows"))
+        narrow = options.get("narrow_runs", 0)
+        threads = max(options.get("in_flight", 1), narrow) + bool(options.get("ahead_rows") or narrow)
         self.clock, self.worker = Clock(), StepWorker(threads)
         self.model = Model(self.clock, seconds)
         chosen = {"max_batch_size": MAX_ROWS, "queue_rows": QUEUE_ROWS, "timeout": 60.0, "inline_seconds": 0.0}
         self.queue = Batcher(
             self.model.run,
             name="m/1",
+            narrow_run=self.model.run_on_one_core,
             worker=self.worker,
             clock=self.clock,
             thread_clock=self.clock,
