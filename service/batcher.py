@@ -185,13 +185,16 @@ class Batcher:
             ticket: Ticket = Awaited(inputs, rows, lane, level, now, now + allowed, result)
         else:
             ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
+        if alone and self._may_run_here(lane, rows, now):
+            self._run_here([ticket], [rows], now, alone=True)
+            return ticket
         if 0 < self._max_rows < rows:
             for part in cut_up(ticket, self._max_rows):
                 queue.push(part)
         else:
             queue.push(ticket)
         if (self._wake_up is None or self._delay) and self._may_begin():
-            self._wake(alone)
+            self._wake()
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)
         return ticket
@@ -271,12 +274,17 @@ class Batcher:
         worth_it = self._share() if self._crowded() else self._ahead_rows
         return worth_it > 0 and self._queue.has(worth_it)
 
-    def _wake(self, alone: bool = False) -> None:
+    def _may_run_here(self, lane: Lane, rows: int, now: float) -> bool:
+        """Whether a request that nobody can join may be computed while its client waits for nothing else."""
+        idle = not self._running and not self._queue and not self._delay
+        return idle and rows <= self._batch_rows and self._pace.fits_inline(lane, rows, now, alone=True)
+
+    def _wake(self) -> None:
         """The worker is idle and something waits: see to it that it runs."""
         if self._delay:
             self._wait_for_company()
-        elif alone or not self._short:
-            self._go(alone, alone)
+        elif not self._short:
+            self._go()
         elif self._wake_up is None:
             self._wake_up = asyncio.get_running_loop().call_soon(self._go, True)
 
@@ -294,7 +302,7 @@ class Batcher:
         else:
             self._go()
 
-    def _go(self, inline: bool = False, alone: bool = False) -> None:
+    def _go(self, inline: bool = False) -> None:
         """Begin the next batch. `inline` where nobody who could join it waits for this call to return, so that it may
         run here."""
         self._wake_up = None
@@ -304,31 +312,36 @@ class Batcher:
             batch, late = self._queue.take(self._share() if narrow else self._max_rows, now)
             for ticket in late:
                 self._miss(ticket)
-            if batch and self._start(batch, now, inline, alone, narrow):
+            if batch and self._start(batch, now, inline, narrow):
                 return  # the event loop has others to attend to
         self._tell_idle()
 
-    def _start(self, tickets: list[Ticket], now: float, inline: bool, alone: bool, narrow: bool) -> bool:
+    def _start(self, tickets: list[Ticket], now: float, inline: bool, narrow: bool) -> bool:
         """Whether it ran here and is done."""
         ahead = self._running >= (self._narrow_runs if narrow else self._in_flight)
-        rows = [ticket.rows for ticket in tickets]
+        rows, lane = [ticket.rows for ticket in tickets], tickets[0].lane
         total = sum(rows)
-        self._running += 1
-        self._running_tickets += len(tickets)
-        self.running_rows += total
-        run = self._narrow_run if narrow and self._narrow_run is not None else self._run
-        batch = Batch(run, [ticket.inputs for ticket in tickets], rows, self._clock, self._thread_clock)
-        lane = tickets[0].lane
-        if inline and not narrow and not ahead and self._pace.fits_inline(lane, total, now, alone=alone):
-            computed = batch.compute()
-            self._pace.ran_inline(computed.own, self._clock(), alone=alone)
-            self._finish(tickets, total, now, narrow, computed)
+        if inline and not narrow and not ahead and self._pace.fits_inline(lane, total, now):
+            self._run_here(tickets, rows, now)
             return True
+        batch = self._begin(tickets, rows, self._narrow_run if narrow and self._narrow_run else self._run)
         begins = max(self._free_at if ahead else now, now)
         self._free_at = begins + self._pace.seconds(lane, total, narrow=narrow)
         done = partial(self._finish, tickets, total, now, narrow)
         self._worker.submit(batch.compute, done, ahead=batch.merge_ahead if ahead else None)
         return False
+
+    def _run_here(self, tickets: list[Ticket], rows: list[int], now: float, *, alone: bool = False) -> None:
+        """In the event loop."""
+        computed = self._begin(tickets, rows, self._run).compute()
+        self._pace.ran_inline(computed.own, self._clock(), alone=alone)
+        self._finish(tickets, sum(rows), now, False, computed)
+
+    def _begin(self, tickets: list[Ticket], rows: list[int], run: Run) -> Batch:
+        self._running += 1
+        self._running_tickets += len(tickets)
+        self.running_rows += sum(rows)
+        return Batch(run, [ticket.inputs for ticket in tickets], rows, self._clock, self._thread_clock)
 
     def _finish(
         self, tickets: list[Ticket], rows: int, started: float, narrow: bool, computed: Computed | Exception

@@ -59,6 +59,7 @@ class Batch:
         requests = self.requests
         running = self._clock()
         outcomes: list[Outcome]
+        failed = False
         try:
             merged = self._merge() if self._merged is None else self._merged
             running = self._clock()
@@ -69,8 +70,8 @@ class Batch:
         except Exception as error:
             outcomes = [error] if len(requests) == 1 else [_attempt(self._run, request) for request in requests]
             ran = ended = self._clock()
+            failed = any(isinstance(outcome, Exception) for outcome in outcomes)
         self._merged = None
-        failed = any(isinstance(outcome, Exception) for outcome in outcomes)
         waited = running - self._merged_at if self._merged_at else 0.0
         own = self._own_clock() - own
         return Computed(outcomes, self._merging, ran - running, ended - ran, failed, own, waited)

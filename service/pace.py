@@ -21,8 +21,9 @@ it longer, which of one that takes more nobody notices, but that a newcomer wait
 INLINE_ROWS = 10
 """However many rows a batch has, it may take the event loop no longer than so many times what one row may."""
 OVERRUN_SECONDS = 0.005
-"""A run in the event loop that took longer keeps runs out of it for `REST` times as long as it took, or for
-`LONE_REST` times if it was alone."""
+LONE_OVERRUN_SECONDS = 0.05
+"""A run in the event loop that took longer, the latter if it was alone, keeps runs out of it for `REST` times as long
+as it took, or for `LONE_REST` times."""
 REST = 100
 LONE_REST = 10
 KINDS = 256
@@ -93,5 +94,5 @@ class Pace:
     def ran_inline(self, seconds: float, now: float, *, alone: bool = False) -> None:
         """A batch took the event loop `seconds`. One that took far too long is not tried again soon: what a run takes
         may depend on what is asked, and the average does not tell."""
-        if seconds > OVERRUN_SECONDS:
+        if seconds > (LONE_OVERRUN_SECONDS if alone else OVERRUN_SECONDS):
             self._no_inline_before = now + (LONE_REST if alone else REST) * seconds

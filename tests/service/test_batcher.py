@@ -13,7 +13,7 @@ from batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
 from service.batcher import MAX_RETRY_SECONDS, Batcher, BatchStats
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
 from service.merging import Batch, split
-from service.pace import LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
+from service.pace import LONE_OVERRUN_SECONDS, LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
 from service.ticket import Ticket
 from service.worker import Worker
 
@@ -569,7 +569,9 @@ def test_one_that_nobody_can_join_runs_before_submit_returns() -> None:
         rig.queue.submit(filled(1), 1)
         assert rig.worker.jobs, "beside others it is too long"
         rig.worker.run_all()
-        rig.model.seconds = long = 2 * OVERRUN_SECONDS
+        rig.model.seconds = OVERRUN_SECONDS
+        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2], "the system interrupts a run now and then"
+        rig.model.seconds = long = 2 * LONE_OVERRUN_SECONDS
         assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2], "nobody could know"
         rig.model.seconds = 0.003
         rig.queue.submit(filled(1), 1, alone=True)
