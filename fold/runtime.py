@@ -130,6 +130,7 @@ def open_session(
     provider: Provider = "auto",
     threads: int = 0,
     spinning: bool = False,
+    spin_microseconds: int = SPIN_MICROSECONDS,
     cuda: CudaOptions = CudaOptions(),
     record_placement: bool = False,
     optimised: bool = True,
@@ -137,7 +138,7 @@ def open_session(
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
     `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; without work they spin for
-    `SPIN_MICROSECONDS` before they sleep, and with `spinning` far longer, which burns whole cores; `cuda` is read on a
+    `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores; `cuda` is read on a
     GPU alone; `record_placement` lets `placement` tell where each node runs; without `optimised` the graph runs node by
     node as it is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
     `BnfoldError` if the model cannot be loaded.
@@ -154,7 +155,7 @@ def open_session(
     # Between two operators threads take longer to wake than many an operator does; where a GPU computes they only wait.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning or wanted == "cpu" else "0")
     if wanted == "cpu" and not spinning:
-        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds))
     providers: list[Any]
     if wanted == "cuda":
         if PROVIDERS["cuda"] not in ort.get_available_providers():

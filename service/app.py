@@ -23,15 +23,16 @@ from service.control import control_routes
 from service.docs import render_docs
 from service.equivalence import Equivalence, equivalence_routes
 from service.errors import NotFoundError, ServiceError, error_body
+from service.exchange import Direct
 from service.front import front
-from service.heads import infer_target
+from service.heads import Heads, infer_target, predict_target
 from service.infer import Infer, error_answer, failure, respond
 from service.logs import configure
 from service.metadata import metadata_routes, package_version
 from service.metrics import Metrics
 from service.openapi import PATHS
 from service.page import Page, render_page
-from service.predict import Predict, predict_target, v1_routes
+from service.predict import Predict, v1_routes
 from service.references import References
 from service.repository import Model, Repository
 from service.server import bind, run
@@ -67,7 +68,8 @@ class Application(FastAPI):
         self.equivalence = Equivalence(settings, references)
         self.watcher = Watcher(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
-        self.predict = Predict(settings, self.repository, self.metrics)
+        self.predict = Predict(settings, self.repository, self.metrics, self.access)
+        self.direct = Direct(Heads(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.rpc: Rpc | None = None
         self.started = False
         self.stopping = False
@@ -156,7 +158,7 @@ def serve(settings: Settings) -> int:
             fronted,
             listener,
             settings,
-            direct=app.infer if fronted is app else None,
+            direct=app.direct if fronted is app else None,
             beside=app.rpc,
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,

@@ -30,7 +30,7 @@ class Limits:
 
 class Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, limits: Limits, direct: Direct | None, usual: Usual, **options: Any) -> None:
-        """`direct` answers infer requests without ASGI; None where something stands in front of the application."""
+        """`direct` answers requests without ASGI; None where something stands in front of the application."""
         super().__init__(*args, **options)
         self.usual = usual
         self._limits = limits
@@ -64,7 +64,7 @@ class Protocol(HttpToolsProtocol):
         if withdraw is not None:
             withdraw()
         elif direct and cycle.more_body and self._direct is not None:
-            self._direct.lose(cycle.head.target)
+            self._direct.endpoints[cycle.head.endpoint].lose(cycle.head.target)
 
     def data_received(self, data: bytes) -> None:
         if self._between and self._direct is not None:
@@ -74,7 +74,7 @@ class Protocol(HttpToolsProtocol):
                 self._idle_since = self._waiting_since = None
                 self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what is looked at
                 exchange.more_body = False
-                self._direct.begin(head, data[len(start) :], exchange)
+                self._direct.endpoints[head.endpoint].begin(head, data[len(start) :], exchange)
                 return
             self._start = start
         super().data_received(data)
@@ -139,7 +139,7 @@ class Protocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         if type(cycle) is Exchange and self._direct is not None:
             cycle.more_body = False
-            self._direct.begin(cycle.head, cycle.body, cycle)
+            self._direct.endpoints[cycle.head.endpoint].begin(cycle.head, cycle.body, cycle)
         else:
             super().on_message_complete()
 

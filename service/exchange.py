@@ -1,32 +1,39 @@
-"""An infer request in its usual form, from its last byte to the answer, without ASGI in between.
+"""An infer or predict request in its usual form, from its last byte to the answer, without ASGI in between.
 
 A whole body of declared length, not compressed, on a connection where nothing else is under way: that is how clients
 send nearly all of them, and then ASGI's task, messages and two writes cost as much as the model. Everything else
-about the request, and every other request, goes the common way (service.infer).
+about the request, and every other request, goes the common way (service.infer, service.predict).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.headers import Headers, header_lines
-from service.heads import Head, Heads, Target
+from service.heads import Endpoint, Head, Heads, Target
 
 JOINED = 1 << 16
 """Bytes of a body that is copied behind its head, for one write costs less than two."""
 
 
-class Direct(Protocol):
-    """Who computes."""
-
-    heads: Heads
+class Computes(Protocol):
+    """An endpoint that can be asked directly."""
 
     def begin(self, head: Head, body: bytes, exchange: "Exchange") -> None:
         """Give the exchange its answer, once, now or later."""
 
     def lose(self, target: Target) -> None:
         """Count a request whose client left before its body was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Who is asked directly, and the heads of requests that do."""
+
+    heads: Heads
+    endpoints: Mapping[Endpoint, Computes]
 
 
 class Event:

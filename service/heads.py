@@ -1,4 +1,4 @@
-"""What the head of an infer request came to, remembered: a client sends the same one with every request.
+"""What the head of an infer or predict request came to, remembered: a client sends the same one with every request.
 
 Only heads in the usual form are worth it: POST, a path that needs no decoding, a body that is plain, of declared length
 and within the limit, on a connection that stays. What a head means depends on nothing but its bytes, so one that was
@@ -7,15 +7,19 @@ parsed once need not be parsed again, which costs more than all that is computed
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
-from service.headers import LENGTH_HEADER, Headers
+from service.headers import JSON, LENGTH_HEADER, Headers
 
 LARGEST_HEAD = 4096
 """Bytes of a head that is remembered."""
 HEADS = 256
 """Clients choose them, so there could be any number."""
+UNUSUAL = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
+"""Headers that say more of a request than is read here."""
 
 Target = tuple[str, str | None]
+Endpoint = Literal["infer", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Head:
     headers: Headers
     body_bytes: int
     json_bytes: bytes | None
+    endpoint: Endpoint = "infer"
 
 
 class Heads:
@@ -45,21 +50,28 @@ class Heads:
         self._heads[raw] = head
 
     def read(self, url: bytes, headers: Headers) -> Head | None:
-        """None for what goes the common way, which says what is wrong where something is."""
-        target = target_of(url)
-        if target is None:
+        """None for what goes the common way, which says what is wrong where something is, and reads and writes what is
+        no JSON for `:predict`."""
+        named = named_by(url)
+        if named is None:
             return None
+        endpoint, target = named
         length = json_bytes = None
+        is_json = endpoint == "infer"
         for name, value in headers:
             if name == b"content-length":
                 length = value
             elif name == LENGTH_HEADER:
                 json_bytes = value
-            elif name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"):
+            elif name == b"content-type":
+                is_json = is_json or value.split(b";")[0].strip().lower() == JSON[1]
+            elif name in UNUSUAL or (name == b"accept" and b"npy" in value.lower()):
                 return None
         if length is None or not length.isdigit() or len(length) > 15 or not 0 < int(length) <= self._max_body_bytes:
             return None
-        return Head(target, headers, int(length), json_bytes)
+        if not is_json:
+            return None
+        return Head(target, headers, int(length), json_bytes, endpoint)
 
 
 def infer_target(path: str) -> Target | None:
@@ -72,9 +84,21 @@ def infer_target(path: str) -> Target | None:
     return None
 
 
+def predict_target(path: str) -> str | None:
+    """The model that a `:predict` path names; None for every other path."""
+    match path.split("/"):
+        case ["", "v1", "models", named] if named.endswith(":predict"):
+            return named.removesuffix(":predict")
+    return None
+
+
 @lru_cache(maxsize=1024)
-def target_of(url: bytes) -> Target | None:
-    """Model and version of an infer URL that needs no decoding; None for every other."""
+def named_by(url: bytes) -> tuple[Endpoint, Target] | None:
+    """What is asked for by a URL that needs no decoding, and of which model and version; None for every other."""
     if not url.isascii() or b"%" in url or b"?" in url or b"#" in url:
         return None
-    return infer_target(url.decode())
+    path = url.decode()
+    if (target := infer_target(path)) is not None:
+        return "infer", target
+    name = predict_target(path)
+    return None if name is None else ("predict", (name, None))

@@ -7,6 +7,7 @@ way through the queue.
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
@@ -17,7 +18,7 @@ from service.body import read_body, request_headers
 from service.errors import ClientGoneError, ComputeError, MethodError, ServiceError, error_body
 from service.exchange import Exchange
 from service.headers import JSON, LENGTH_HEADER, Headers
-from service.heads import Head, Heads, Target
+from service.heads import Head, Target
 from service.logs import identity
 from service.merging import Outcome
 from service.metrics import Metrics
@@ -31,6 +32,7 @@ INFER = "/infer"
 """Stands for all paths that infer where it is asked who may."""
 GONE = "the client left while its request was queued"
 Answer = tuple[int, Headers, bytes]
+Finish = Callable[[Outcome], None]
 
 WITHDRAW = "bnfold.withdraw"
 """Under this key of `scope["state"]` a queued request leaves what to call when its client goes; the server calls it."""
@@ -42,7 +44,6 @@ class Infer:
     """Both ways to infer: as an ASGI endpoint, and for exchanges that come in their usual form."""
 
     def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
-        self.heads = Heads(settings.max_body_bytes)
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
@@ -75,41 +76,21 @@ class Infer:
             route = "infer"
             model = self._repository.find(*head.target)
             request, rows = self._read(model, body, head.json_bytes)
-            reply = Reply(self, model, request, rows, exchange)
-            inputs, batcher = request.inputs, model.batcher
-            lane = model.session.signature.lane(inputs)
-            ticket = batcher.submit(
-                inputs,
-                rows,
-                lane,
-                priority=request.priority,
-                timeout=request.timeout,
-                result=reply,
-                alone=exchange.alone,
-            )
+            finish = partial(self.finish, model, request, rows, exchange)
+            hand_in(model, request.inputs, rows, exchange, finish, request.priority, request.timeout)
         except Exception as error:
             exchange.answer(*failure(self._metrics, route, model, error, head.headers))
-            return
-        if not reply.done():
-            reply.ticket = ticket
-            exchange.withdraw = reply.withdraw
 
     def lose(self, target: Target) -> None:
-        model = None
-        with contextlib.suppress(ServiceError):
-            model = self._repository.find(*target)
-        self._metrics.failed("infer", model, ClientGoneError())
+        lose("infer", target, self._repository, self._metrics)
 
     def finish(self, model: Model, request: InferRequest, rows: int, exchange: Exchange, outcome: Outcome) -> None:
         """Answer a request that was begun."""
         try:
-            if isinstance(outcome, Exception):
-                raise _failed_run(model, outcome)
-            if model.watched is not None:
-                model.watched.offer(request.inputs, outcome, rows)
-            known = known_answer(request, outcome)
+            outputs = outputs_of(model, request.inputs, rows, outcome)
+            known = known_answer(request, outputs)
             if known is None:
-                answer = self._success(model, request, outcome)
+                answer = self._success(model, request, outputs)
         except Exception as error:
             known, answer = None, failure(self._metrics, "infer", model, error, exchange.head.headers)
         if known is None:
@@ -137,19 +118,16 @@ class Infer:
 
 
 class Reply:
-    """The result of an exchange's request: what comes here is sent."""
+    """The result of an exchange's request: `finish` sends what comes here."""
 
-    __slots__ = ("_done", "_exchange", "_infer", "_model", "_request", "_rows", "ticket")
+    __slots__ = ("_done", "_finish", "_model", "ticket")
 
-    def __init__(self, infer: Infer, model: Model, request: InferRequest, rows: int, exchange: Exchange) -> None:
+    def __init__(self, model: Model, finish: Finish) -> None:
         self.ticket: Ticket | None = None
         """While it waits."""
         self._done = False
-        self._infer = infer
         self._model = model
-        self._request = request
-        self._rows = rows
-        self._exchange = exchange
+        self._finish = finish
 
     def done(self) -> bool:
         return self._done
@@ -157,7 +135,7 @@ class Reply:
     def set_result(self, outputs: Outcome) -> None:
         self._done, self.ticket = True, None
         try:
-            self._infer.finish(self._model, self._request, self._rows, self._exchange, outputs)
+            self._finish(outputs)
         except Exception as error:  # a batch has others to answer
             log.error("an answer could not be sent", exc_info=error)
 
@@ -166,6 +144,43 @@ class Reply:
     def withdraw(self) -> None:
         if self.ticket is not None:
             self._model.batcher.withdraw(self.ticket, ClientGoneError(GONE))
+
+
+def hand_in(
+    model: Model,
+    inputs: Arrays,
+    rows: int,
+    exchange: Exchange,
+    finish: Finish,
+    priority: int = 0,
+    timeout: float | None = None,
+) -> None:
+    """Give a checked request of an exchange to the model's queue; `finish` gets its outcome, perhaps at once."""
+    reply = Reply(model, finish)
+    lane = model.session.signature.lane(inputs)
+    ticket = model.batcher.submit(
+        inputs, rows, lane, priority=priority, timeout=timeout, result=reply, alone=exchange.alone
+    )
+    if not reply.done():
+        reply.ticket = ticket
+        exchange.withdraw = reply.withdraw
+
+
+def outputs_of(model: Model, inputs: Arrays, rows: int, outcome: Outcome) -> Arrays:
+    """The outputs, of which watching may take a look. Raises `ServiceError` where the run failed."""
+    if isinstance(outcome, Exception):
+        raise _failed_run(model, outcome)
+    if model.watched is not None:
+        model.watched.offer(inputs, outcome, rows)
+    return outcome
+
+
+def lose(route: str, target: Target, repository: Repository, metrics: Metrics) -> None:
+    """Count a request whose client left before its body was complete."""
+    model = None
+    with contextlib.suppress(ServiceError):
+        model = repository.find(*target)
+    metrics.failed(route, model, ClientGoneError())
 
 
 def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
@@ -194,15 +209,12 @@ async def compute(
     ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
     if ticket.queued and "state" in scope:
         scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
+    outcome: Outcome
     try:
-        outputs = await ticket.result
-    except ServiceError:
-        raise
+        outcome = await ticket.result
     except Exception as error:
-        raise _failed_run(model, error) from error
-    if model.watched is not None:
-        model.watched.offer(inputs, outputs, rows)
-    return outputs
+        outcome = error
+    return outputs_of(model, inputs, rows, outcome)
 
 
 def _failed_run(model: Model, error: Exception) -> ServiceError:

@@ -7,6 +7,7 @@ model that declares preprocessing takes an image, and answers with labels and pr
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.types import Receive, Scope, Send
 
+from service.access import Access
 from service.body import read_body, request_headers
 from service.datatypes import DTYPES
 from service.errors import (
@@ -25,10 +27,13 @@ from service.errors import (
     UnsupportedError,
     shown,
 )
+from service.exchange import Exchange
 from service.headers import JSON
+from service.heads import Head, Target
 from service.images import FORMATS, tensor_of_image
-from service.infer import compute, failure, respond
+from service.infer import Answer, compute, failure, hand_in, lose, outputs_of, respond
 from service.jsontext import json_array, parse_object, render_json
+from service.merging import Outcome
 from service.metrics import Metrics
 from service.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
 from service.repository import Model, Repository
@@ -37,14 +42,9 @@ from service.signature import Arrays, Signature
 from service.tensors import flatten, numbers
 
 EXPECTED = '{"instances": [...]}'
-
-
-def predict_target(path: str) -> str | None:
-    """The model that a `:predict` path names; None for every other path."""
-    match path.split("/"):
-        case ["", "v1", "models", named] if named.endswith(":predict"):
-            return named.removesuffix(":predict")
-    return None
+PREDICT = ":predict"
+"""Stands for all paths that predict where it is asked who may."""
+JSON_KIND = JSON[1].decode()
 
 
 def v1_routes(repository: Repository) -> APIRouter:
@@ -59,15 +59,17 @@ def v1_routes(repository: Repository) -> APIRouter:
 
 
 class Predict:
-    """A plain ASGI endpoint, in front of the framework as `service.infer.Infer` is. Whether the client may ask at all
-    was checked before."""
+    """Both ways to predict, as `service.infer.Infer` has them: an ASGI endpoint in front of the framework, and for
+    exchanges, whose bodies are JSON."""
 
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
+        self._access = access
 
     async def __call__(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The common way. Whether the client may ask at all was checked before."""
         model: Model | None = None
         try:
             if scope["method"] != "POST":
@@ -75,18 +77,65 @@ class Predict:
             model = self._repository.find(name)
             with model:
                 predictions = await _predict(model, scope, receive, self._settings)
-            kind, body = JSON, b""
-            if isinstance(predictions, bytes):
-                kind, body = (b"content-type", CONTENT_TYPE.encode()), predictions
-            else:
-                body = render_json({"predictions": predictions})
-            self._metrics.answered("predict", model)
-            answer = 200, [kind, (b"content-length", b"%d" % len(body))], body
+            answer = self._success(model, predictions)
         except Exception as error:
             answer = failure(self._metrics, "predict", model, error, scope["headers"])
             if isinstance(error, ClientGoneError):
                 return
         await respond(send, *answer)
+
+    def begin(self, head: Head, body: bytes, exchange: Exchange) -> None:
+        """The short way."""
+        model, route = None, "access"
+        try:
+            self._access.check(PREDICT, head.headers)
+            route = "predict"
+            model = self._repository.find(*head.target)
+            instances = _instances(body, JSON_KIND, self._settings)
+            signature = model.session.signature
+            if not signature.batched:  # each is a run of its own
+                task = asyncio.get_running_loop().create_task(self._one_by_one(model, instances, head, exchange))
+                exchange.withdraw = task.cancel
+                return
+            arrays = _arrays(instances, signature)
+            rows = signature.check(arrays, self._settings.max_request_rows)
+            hand_in(model, arrays, rows, exchange, partial(self._finish, model, arrays, rows, head, exchange))
+        except Exception as error:
+            exchange.answer(*failure(self._metrics, route, model, error, head.headers))
+
+    def lose(self, target: Target) -> None:
+        lose("predict", target, self._repository, self._metrics)
+
+    def _finish(
+        self, model: Model, arrays: Arrays, rows: int, head: Head, exchange: Exchange, outcome: Outcome
+    ) -> None:
+        try:
+            answer = self._success(model, _rows_of(outputs_of(model, arrays, rows, outcome), rows))
+        except Exception as error:
+            answer = failure(self._metrics, "predict", model, error, head.headers)
+        exchange.answer(*answer)
+
+    async def _one_by_one(self, model: Model, instances: list[Any], head: Head, exchange: Exchange) -> None:
+        try:
+            with model:
+                predictions = await _of_instances(model, instances, {}, self._settings, as_npy=False)
+            answer = self._success(model, predictions)
+        except asyncio.CancelledError:
+            self._metrics.failed("predict", model, ClientGoneError())
+            raise
+        except Exception as error:
+            answer = failure(self._metrics, "predict", model, error, head.headers)
+        exchange.answer(*answer)
+
+    def _success(self, model: Model, predictions: Any) -> Answer:
+        """`predictions` in the form of JSON, or the bytes of a .npy."""
+        kind = JSON
+        if isinstance(predictions, bytes):
+            kind, body = (b"content-type", CONTENT_TYPE.encode()), predictions
+        else:
+            body = render_json({"predictions": predictions})
+        self._metrics.answered("predict", model)
+        return 200, [kind, (b"content-length", b"%d" % len(body))], body
 
 
 async def _predict(model: Model, scope: Scope, receive: Receive, settings: Settings) -> Any:
@@ -125,10 +174,9 @@ def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
 
 async def _of_instances(model: Model, instances: list[Any], scope: Scope, settings: Settings, *, as_npy: bool) -> Any:
     signature = model.session.signature
-    columns = _columns(instances, signature)
     if signature.batched:
-        arrays = {name: _array(name, values, signature) for name, values in columns.items()}
-        return await _of_rows(model, arrays, scope, settings, as_npy=as_npy)
+        return await _of_rows(model, _arrays(instances, signature), scope, settings, as_npy=as_npy)
+    columns = _columns(instances, signature)
     if as_npy and len(instances) > 1:
         raise NotAcceptableError("without a batch axis each instance is a run, and a .npy holds one; send one instance")
     found = []
@@ -155,8 +203,11 @@ async def _of_rows(model: Model, arrays: Arrays, scope: Scope, settings: Setting
     outputs = await compute(model, arrays, rows, scope)
     if as_npy:
         return write_npy(next(iter(outputs.values())))
-    if not signature.batched:
-        return [_named(outputs)]
+    return _rows_of(outputs, rows) if signature.batched else [_named(outputs)]
+
+
+def _rows_of(outputs: Arrays, rows: int) -> Any:
+    """A prediction for each row."""
     if len(outputs) == 1:
         return json_array(next(iter(outputs.values())))
     return [_named({name: array[row, ...] for name, array in outputs.items()}) for row in range(rows)]
@@ -177,6 +228,11 @@ def _columns(instances: list[Any], signature: Signature) -> dict[str, list[Any]]
             names = ", ".join(repr(name) for name in signature.inputs)
             raise BadRequestError(f"instance {position} is {shown(instance)}; expected an object with {names}")
     return {name: [instance[name] for instance in instances] for name in signature.inputs}
+
+
+def _arrays(instances: list[Any], signature: Signature) -> Arrays:
+    """The inputs, with a first axis for the instances."""
+    return {name: _array(name, values, signature) for name, values in _columns(instances, signature).items()}
 
 
 def _array(name: str, values: Sequence[Any], signature: Signature) -> np.ndarray:

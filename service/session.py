@@ -17,6 +17,7 @@ from fold.canary import FILE, sing
 from fold.errors import BnfoldError, first_line
 from fold.machine import cores
 from fold.runtime import (
+    SPIN_MICROSECONDS,
     CudaOptions,
     ProviderUnavailableError,
     computed_elsewhere,
@@ -36,6 +37,8 @@ from service.signature import Arrays, Signature
 from service.staging import Staging
 
 SHORT_SECONDS = 0.001
+SHORT_SPIN_MICROSECONDS = 500
+"""Their threads take a core from clients on the same machine that send many requests."""
 SHORT_THREADS = 2
 """That the second one spins for a while after each run is worth more than what it computes: meanwhile no core sleeps,
 from which to wake costs a lone client's next request as much as all the rest."""
@@ -101,12 +104,13 @@ class ModelSession:
             memory_limit=settings.gpu_memory_limit_bytes,
         )
 
-        def opened(threads: int, spinning: bool = False) -> ModelSession:
+        def opened(threads: int, spinning: bool, spin_microseconds: int = SPIN_MICROSECONDS) -> ModelSession:
             session = open_session(
                 version.model_file,
                 provider=settings.device,
                 threads=threads,
                 spinning=spinning,
+                spin_microseconds=spin_microseconds,
                 cuda=cuda,
                 record_placement=True,
             )
@@ -117,7 +121,7 @@ class ModelSession:
         if settings.threads or first.provider != "cpu":
             return first
         if first._is_short():
-            return opened(threads=min(cores(), SHORT_THREADS))
+            return opened(min(cores(), SHORT_THREADS), False, SHORT_SPIN_MICROSECONDS)
         if cores() > 1 and not settings.batches_in_flight and first._buckets is None and first.signature.batched:
             first._narrow = open_session(version.model_file, provider="cpu", threads=1)
             first.narrow_runs = cores()

@@ -142,15 +142,14 @@ def flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """The elements of lists that are nested exactly as `shape` says, one level at a time."""
     level = [data]
     for axis, size in enumerate(shape):
-        if set(map(type, level)) - {list}:
-            raise BadRequestError(
-                f"input {name!r}: data is nested {axis} deep in places; shape {list(shape)} expects more"
-            )
-        lengths = set(map(len, level))
-        if lengths - {size}:
-            came = next(iter(lengths - {size}))
-            raise BadRequestError(
-                f"input {name!r}: a list on axis {axis} has {came} elements, shape {list(shape)} says {size}"
-            )
-        level = list(chain.from_iterable(level))
+        for part in level:
+            if type(part) is not list:
+                raise BadRequestError(
+                    f"input {name!r}: data is nested {axis} deep in places; shape {list(shape)} expects more"
+                )
+            if len(part) != size:
+                raise BadRequestError(
+                    f"input {name!r}: a list on axis {axis} has {len(part)} elements, shape {list(shape)} says {size}"
+                )
+        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
     return level
