@@ -18,7 +18,7 @@ def make_net() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def make_slow() -> Callable[..., None]:
-    """Publishes `slow` into a repository: `make_slow(folder, quick=…)`."""
+    """Publishes `slow` into a repository: `make_slow(folder, quick=…, rows=…)`."""
     return served.slow
 
 

@@ -160,6 +160,19 @@ def test_what_is_usual() -> None:
         assert read(url) is None
 
 
+def test_predictions_are_usual_where_they_are_said_to_be_json() -> None:
+    url, length = b"/v1/models/a:predict", (b"content-length", b"9")
+    for kind in (b"application/json", b"Application/JSON ; charset=utf-8"):
+        headers = [length, (b"content-type", kind), (b"accept", b"*/*")]
+        assert read(url, headers) == Head(("a", None), headers, 9, None, "predict")
+    for kind in (b"image/png", b"application/x-npy", b"application/x-www-form-urlencoded", b"application/json-seq"):
+        assert read(url, [length, (b"content-type", kind)]) is None
+    json = (b"content-type", b"application/json")
+    assert read(url, [length]) is None, "it may be an array"
+    assert read(url, [length, json, (b"accept", b"Application/X-NPY, */*")]) is None
+    assert read(b"/v1/models/a", [length, json]) is None
+
+
 def test_only_what_is_a_head_is_remembered() -> None:
     whole = request_of([1, 2])[:-8]
     head = Head(("free", None), PLAIN, 8, b"0")

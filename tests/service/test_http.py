@@ -244,6 +244,43 @@ def test_a_client_that_leaves_takes_its_request_along(repository: Path, start: C
         assert service.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
 
 
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_a_client_that_leaves_takes_its_predictions_along(
+    rows: int, tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
+) -> None:
+    """Also where each instance is a run of its own."""
+    make_slow(tmp_path, rows=rows)
+    instance = [7] if rows < 0 else [[7]]
+    with start(tmp_path) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        until(lambda: service.metric(RUNNING) == 1)
+        body = json.dumps({"instances": [instance, instance]}).encode()
+        head = (
+            "POST /v1/models/slow:predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head + body)
+            until(lambda: service.metric(QUEUED) > 0)
+        gone = 'bnfold_errors_total{kind="client_gone",model="slow",version="1"}'
+        until(lambda: f"{gone} 1.0" in service.get("/metrics").text)
+        assert first.result().status_code == 200
+        zero = [0] if rows < 0 else [[0]]
+        answer = service.post("/v1/models/slow:predict", json={"instances": [zero]})
+        assert answer.json() == {"predictions": [zero]}
+        assert service.metric('bnfold_rows_total{model="slow",version="1"}') == 2, "what was left is not computed"
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_predictions(service: Any) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(
+            b"POST /v1/models/net:predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+    counted = 'bnfold_errors_total{kind="client_gone",model="net",version="1"}'
+    until(lambda: counted in service.get("/metrics").text)
+
+
 def test_a_client_that_leaves_in_the_middle_of_its_body(service: Any) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(f"POST {FREE} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n".encode() + b"{")

@@ -100,8 +100,9 @@ def echo(repository: Path) -> None:
     publish(repository, "echo", graph_of(nodes, inputs, outputs), inputs, outputs)
 
 
-def slow(repository: Path, *, quick: bool = False) -> None:
-    """y = x, after as many thousand steps of a loop as the largest x says; `quick` leaves the loop to the reference."""
+def slow(repository: Path, *, quick: bool = False, rows: int = -1) -> None:
+    """y = x, after as many thousand steps of a loop as the largest x says; `quick` leaves the loop to the reference.
+    With fixed `rows` it has no batch axis."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["more"], ["still"]), helper.make_node("Sin", ["v"], ["next"])],
         "body",
@@ -129,7 +130,7 @@ def slow(repository: Path, *, quick: bool = False) -> None:
         "one": np.ones(1, np.float32),
         "zero": np.zeros(1, np.float32),
     }
-    inputs, outputs = [("x", "FP32", -1, 1)], [("y", "FP32", -1, 1)]
+    inputs, outputs = [("x", "FP32", rows, 1)], [("y", "FP32", rows, 1)]
     whole = graph_of(nodes, inputs, outputs, weights)
     served = graph_of([helper.make_node("Identity", ["x"], ["y"])], inputs, outputs) if quick else whole
     publish(repository, "slow", served, inputs, outputs, reference=whole)
