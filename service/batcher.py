@@ -21,7 +21,6 @@ them: it could only make a short run wait for a long one, where the system inter
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
 from typing import overload
@@ -30,7 +29,9 @@ from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyEr
 from service.merging import Batch, Clock, Computed, Outcome, Run
 from service.pace import Pace
 from service.queue import Queue
+from service.running import Running
 from service.signature import Arrays, Lane
+from service.statistics import BatchStats
 from service.ticket import Awaited, Result, Ticket, cut_up, joined
 from service.worker import Worker, Works
 
@@ -40,24 +41,6 @@ INLINE_SECONDS = 0.0002
 """What a row may take of the event loop; more is worth the way to the thread."""
 MAX_RETRY_SECONDS = 60
 """Retry-After is never more: by then the rate is another."""
-
-
-@dataclass(slots=True)
-class BatchStats:
-    """What a finished batch tells the metrics. Seconds."""
-
-    rows: int
-    queued: list[float]
-    """The wait of each request that began with this batch; a request that was cut into parts begins once."""
-    merging: float
-    inference: float
-    splitting: float
-    failures: int
-    """Requests that failed with this batch."""
-
-    @property
-    def compute(self) -> float:
-        return self.merging + self.inference + self.splitting
 
 
 class Batcher:
@@ -87,7 +70,6 @@ class Batcher:
         so many rows. From `narrow_runs` requests on, if that is not 0, so many run at a time by `narrow_run`, on one
         core each; then how many rows are worth it depends on how many there are."""
         self.name = name
-        self.running_rows = 0
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
         self.largest_request = max(max_batch_size, queue_rows) if batched else 1
         """Rows of one request that can be taken when nothing else is queued."""
@@ -104,13 +86,9 @@ class Batcher:
         self._thread_clock = thread_clock
         self._queue = Queue()
         self._pace = Pace(self._batch_rows, inline_seconds)
-        self._running = 0
-        """Batches that were begun, with the one that is merged ahead."""
-        self._running_tickets = 0
         self._in_flight = in_flight
-        self._ahead_rows = ahead_rows
+        self._running = Running(self._queue, self._batch_rows, in_flight, ahead_rows, narrow_runs)
         self._narrow_run = narrow_run
-        self._narrow_runs = narrow_runs
         self._free_at = 0.0
         """When the batch that began last is expected to end; in the past while that is unknown."""
         self._short = False
@@ -126,6 +104,10 @@ class Batcher:
     def queued_rows(self) -> int:
         """At most `queue_rows`, and what begins with the next turn of the event loop."""
         return self._queue.rows
+
+    @property
+    def running_rows(self) -> int:
+        return self._running.rows
 
     @overload
     def submit(
@@ -178,7 +160,7 @@ class Batcher:
         allowed = timeout if timeout and timeout < self._timeout else self._timeout
         level = priority or DEFAULT_PRIORITY
         queue = self._queue
-        if self._running >= self._in_flight or queue.rows + rows >= self._batch_rows:
+        if self._running.batches >= self._in_flight or queue.rows + rows >= self._batch_rows:
             self._refuse(rows, level, allowed, now)
         if result is None:
             result = asyncio.get_running_loop().create_future()
@@ -193,7 +175,7 @@ class Batcher:
                 queue.push(part)
         else:
             queue.push(ticket)
-        if (self._wake_up is None or self._delay) and self._may_begin():
+        if (self._wake_up is None or self._delay) and self._running.may_grow:
             self._wake()
         if ticket.deadline < self._timer_at and ticket.queued:
             self._set_timer(ticket.deadline, allowed)
@@ -216,7 +198,7 @@ class Batcher:
         self._closing = True
         if self._idle is None:
             self._idle = asyncio.Event()
-        if self._queue and self._may_begin():
+        if self._queue and self._running.may_grow:
             self._wake()
         self._tell_idle()
         await self._idle.wait()
@@ -234,8 +216,8 @@ class Batcher:
                 f"{rows} rows came, at most {self.largest_request} are taken; send them in several requests"
             )
         waiting = self._queue.rows
-        most = self._most()
-        busy = self._running >= most
+        most = self._running.most
+        busy = self._running.full
         about_to_begin = 0 if busy else self._batch_rows
         if waiting + (rows or 1) > self._queue_rows + about_to_begin:
             seconds = max(self._free_at - now, 0.0) + waiting * self._pace.row / most
@@ -254,29 +236,9 @@ class Batcher:
                 "allow more time, or try again later"
             )
 
-    def _crowded(self) -> bool:
-        """Whether there are requests for every core."""
-        return 0 < self._narrow_runs <= self._running_tickets + self._queue.tickets
-
-    def _most(self) -> int:
-        """Batches that may run at a time, by what there is now."""
-        return self._narrow_runs if self._crowded() else self._in_flight
-
-    def _share(self) -> int:
-        """Rows of a run on one core: of all that there is one share more than there are cores, to be merged ahead."""
-        return min(self._batch_rows, ceil((self.running_rows + self._queue.rows) / (self._narrow_runs + 1)))
-
-    def _may_begin(self) -> bool:
-        """Whether a batch of what waits may be begun."""
-        running = self._running
-        if running != (most := self._most()):
-            return running < most
-        worth_it = self._share() if self._crowded() else self._ahead_rows
-        return worth_it > 0 and self._queue.has(worth_it)
-
     def _may_run_here(self, lane: Lane, rows: int, now: float) -> bool:
         """Whether a request that nobody can join may be computed while its client waits for nothing else."""
-        idle = not self._running and not self._queue and not self._delay
+        idle = not self._running.batches and not self._queue and not self._delay
         return idle and rows <= self._batch_rows and self._pace.fits_inline(lane, rows, now, alone=True)
 
     def _wake(self) -> None:
@@ -306,19 +268,18 @@ class Batcher:
         """Begin the next batch. `inline` where nobody who could join it waits for this call to return, so that it may
         run here."""
         self._wake_up = None
-        while self._queue and self._may_begin():
+        while self._queue and self._running.may_grow:
             now = self._clock()
-            narrow = self._crowded()
-            batch, late = self._queue.take(self._share() if narrow else self._max_rows, now)
+            narrow, ahead = self._running.crowded, self._running.full
+            batch, late = self._queue.take(self._running.share if narrow else self._max_rows, now)
             for ticket in late:
                 self._miss(ticket)
-            if batch and self._start(batch, now, inline, narrow):
+            if batch and self._start(batch, now, inline, narrow, ahead):
                 return  # the event loop has others to attend to
         self._tell_idle()
 
-    def _start(self, tickets: list[Ticket], now: float, inline: bool, narrow: bool) -> bool:
+    def _start(self, tickets: list[Ticket], now: float, inline: bool, narrow: bool, ahead: bool) -> bool:
         """Whether it ran here and is done."""
-        ahead = self._running >= (self._narrow_runs if narrow else self._in_flight)
         rows, lane = [ticket.rows for ticket in tickets], tickets[0].lane
         total = sum(rows)
         if inline and not narrow and not ahead and self._pace.fits_inline(lane, total, now):
@@ -327,7 +288,7 @@ class Batcher:
         batch = self._begin(tickets, rows, self._narrow_run if narrow and self._narrow_run else self._run)
         begins = max(self._free_at if ahead else now, now)
         self._free_at = begins + self._pace.seconds(lane, total, narrow=narrow)
-        done = partial(self._finish, tickets, total, now, narrow)
+        done = partial(self._finish, tickets, rows, now, narrow)
         self._worker.submit(batch.compute, done, ahead=batch.merge_ahead if ahead else None)
         return False
 
@@ -335,37 +296,33 @@ class Batcher:
         """In the event loop."""
         computed = self._begin(tickets, rows, self._run).compute()
         self._pace.ran_inline(computed.own, self._clock(), alone=alone)
-        self._finish(tickets, sum(rows), now, False, computed)
+        self._finish(tickets, rows, now, False, computed)
 
     def _begin(self, tickets: list[Ticket], rows: list[int], run: Run) -> Batch:
-        self._running += 1
-        self._running_tickets += len(tickets)
-        self.running_rows += sum(rows)
+        self._running.begin(rows)
         return Batch(run, [ticket.inputs for ticket in tickets], rows, self._clock, self._thread_clock)
 
     def _finish(
-        self, tickets: list[Ticket], rows: int, started: float, narrow: bool, computed: Computed | Exception
+        self, tickets: list[Ticket], rows: list[int], started: float, narrow: bool, computed: Computed | Exception
     ) -> None:
-        self._running -= 1
-        self._running_tickets -= len(tickets)
-        self.running_rows -= rows
+        self._running.end(rows)
         if isinstance(computed, Exception):
             computed = Computed([computed] * len(tickets), failed=True)
-        now, lane = self._clock(), tickets[0].lane
+        lane, total, seconds = tickets[0].lane, sum(rows), self._clock() - started
         others = bool(self._queue)
         if others and not computed.failed:  # the worker first: it need not wait for the answers to be written
-            self._learn(lane, rows, now - started, narrow, computed)
+            self._learn(lane, total, seconds, narrow, computed)
             self._wake()
         failures = 0
         for ticket, outcome in zip(tickets, computed.outcomes, strict=True):
             failures += self._answer(ticket, outcome)
         if not others or computed.failed:
-            self._learn(lane, rows, now - started, narrow, computed)
+            self._learn(lane, total, seconds, narrow, computed)
             if self._queue:  # less what was left of a request that failed
                 self._wake()
         started += computed.waited
         queued = [started - ticket.arrived for ticket in tickets if ticket.begins]
-        self.on_batch(BatchStats(rows, queued, computed.merging, computed.inference, computed.splitting, failures))
+        self.on_batch(BatchStats(total, queued, computed.merging, computed.inference, computed.splitting, failures))
         self._tell_idle()
 
     def _learn(self, lane: Lane, rows: int, seconds: float, narrow: bool, computed: Computed) -> None:
@@ -422,7 +379,7 @@ class Batcher:
         self._tell_idle()
 
     def _tell_idle(self) -> None:
-        if self._idle is not None and not self._running and not self._queue:
+        if self._idle is not None and not self._running.batches and not self._queue:
             self._idle.set()
 
 

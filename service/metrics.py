@@ -16,12 +16,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from service.batcher import BatchStats
 from service.errors import ServiceError
 from service.gpu import GpuCollector
 from service.placed import FACTS
 from service.repository import Model, Repository
-from service.statistics import ModelStatistics
+from service.statistics import BatchStats, ModelStatistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)

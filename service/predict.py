@@ -94,7 +94,9 @@ class Predict:
             instances = _instances(body, JSON_KIND, self._settings)
             signature = model.session.signature
             if not signature.batched:  # each is a run of its own
+                model.__enter__()  # until the task has ended, which may never begin
                 task = asyncio.get_running_loop().create_task(self._one_by_one(model, instances, head, exchange))
+                task.add_done_callback(partial(self._leave, model))
                 exchange.withdraw = task.cancel
                 return
             arrays = _arrays(instances, signature)
@@ -117,15 +119,16 @@ class Predict:
 
     async def _one_by_one(self, model: Model, instances: list[Any], head: Head, exchange: Exchange) -> None:
         try:
-            with model:
-                predictions = await _of_instances(model, instances, {}, self._settings, as_npy=False)
+            predictions = await _of_instances(model, instances, {}, self._settings, as_npy=False)
             answer = self._success(model, predictions)
-        except asyncio.CancelledError:
-            self._metrics.failed("predict", model, ClientGoneError())
-            raise
         except Exception as error:
             answer = failure(self._metrics, "predict", model, error, head.headers)
         exchange.answer(*answer)
+
+    def _leave(self, model: Model, task: asyncio.Task[None]) -> None:
+        model.__exit__()
+        if task.cancelled():
+            self._metrics.failed("predict", model, ClientGoneError())
 
     def _success(self, model: Model, predictions: Any) -> Answer:
         """`predictions` in the form of JSON, or the bytes of a .npy."""

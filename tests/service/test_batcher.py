@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
 
-from service.batcher import MAX_RETRY_SECONDS, Batcher, BatchStats
+from service.batcher import MAX_RETRY_SECONDS, Batcher
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
 from service.merging import Batch, split
 from service.pace import LONE_OVERRUN_SECONDS, LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
+from service.statistics import BatchStats
 from service.ticket import Ticket
 from service.worker import Worker
 

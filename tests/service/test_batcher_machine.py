@@ -14,8 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.batcher import MAX_RETRY_SECONDS, Batcher, BatchStats
+from service.batcher import MAX_RETRY_SECONDS, Batcher
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
+from service.statistics import BatchStats
 from service.ticket import Ticket
 
 TIMEOUT = 20.0

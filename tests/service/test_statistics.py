@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fold.artifact import read_version, write_triton_config
-from service.batcher import BatchStats
-from service.statistics import ModelStatistics
+from service.statistics import BatchStats, ModelStatistics
 
 ROWS = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
 SECOND = 1_000_000_000
