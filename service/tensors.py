@@ -4,6 +4,7 @@ Sizes are compared as Python integers before anything is allocated, so a shape t
 be of the datatype's own kind: numpy alone would turn null into NaN, "1" into 1.0 and true into 1 without a word.
 """
 
+import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -26,6 +27,12 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "V": frozenset({int, float}),  # BF16
     "O": frozenset({str}),
 }
+_PACKED = {
+    **{"BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
+    **{"INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d", "BF16": "d"},
+}
+"""What `struct` calls them. For a list it takes a third of numpy's time, and it refuses what is out of range; BF16 it
+does not know."""
 _EXPECTED = {
     "b": "true or false",
     "i": "whole numbers",
@@ -124,13 +131,18 @@ def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
         raise BadRequestError(
             f"{what}: element {position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
         )
+    if datatype == "BYTES":
+        return np.array(flat, dtype)
     try:
-        with np.errstate(over="raise"):
-            array = np.array(flat, dtype)
-    except (OverflowError, FloatingPointError):
+        packed = struct.pack(f"<{len(flat)}{_PACKED[datatype]}", *flat)
+    except (OverflowError, struct.error):
         raise _beyond(what, datatype) from None
-    if dtype.kind == "V" and np.isinf(array).sum() != np.isinf(np.array(flat, np.float64)).sum():
-        raise _beyond(what, datatype)  # this type's overflow is no floating point error to numpy
+    if datatype != "BF16":
+        return np.ndarray(len(flat), WIRE[datatype], packed)
+    wide = np.ndarray(len(flat), WIRE["FP64"], packed)
+    array = wide.astype(dtype)
+    if np.isinf(array).sum() != np.isinf(wide).sum():
+        raise _beyond(what, datatype)
     return array
 
 

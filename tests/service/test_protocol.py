@@ -19,6 +19,7 @@ from service.errors import BadRequestError, ServiceError
 from service.jsontext import deeper_than, parse_json
 from service.protocol import decode, encode
 from service.signature import Signature
+from service.tensors import numbers
 
 DEPTH = 32
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -151,7 +152,7 @@ def test_no_bytes_break_the_codec(body: bytes, length: bytes | None) -> None:
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.text('[]{}"\\', max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
@@ -345,6 +346,25 @@ def test_depth_is_counted_exactly(value: Any, limit: int) -> None:
         return 1 + max(map(depth, inner.values() if isinstance(inner, dict) else inner), default=0)
 
     assert deeper_than(json.dumps(value).encode("utf-8", "replace"), limit) == (depth(value) > limit)
+
+
+@given(
+    st.sampled_from([name for name in DTYPES if DTYPES[name].kind in "iuf"]),
+    st.lists(st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([3.4028235677973362e38, 65519.99, 65520.0])),
+)
+def test_numbers_from_json_are_those_that_numpy_makes_of_them(datatype: str, values: list[float]) -> None:
+    dtype = DTYPES[datatype]
+    values = values if dtype.kind == "f" else [int(value) for value in values if math.isfinite(value)]
+    try:
+        with np.errstate(over="raise"):
+            expected = np.array(values, dtype)
+    except (OverflowError, FloatingPointError):
+        with pytest.raises(BadRequestError, match=f"these: a number is beyond the range of {datatype}"):
+            numbers("these", datatype, values)
+        return
+    found = numbers("these", datatype, values)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_nesting_is_bounded() -> None:
