@@ -93,14 +93,16 @@ class Running:
                 os.kill(pid, number)
 
     def _processes(self) -> dict[int, list[str]]:
-        """What Linux tells of each process of the session, which groups of their own do not leave."""
-        found = {}
+        """What Linux tells of each process of the session, which groups of their own do not leave, and of their
+        children, which may be in sessions of their own."""
+        seen: dict[int, list[str]] = {}
         for file in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                fields = file.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self._process.pid:
-                    found[int(file.parent.name)] = fields
-        return found
+                seen[int(file.parent.name)] = file.read_text().rpartition(")")[2].split()
+        own = {pid for pid, fields in seen.items() if int(fields[3]) == self._process.pid}
+        while more := {pid for pid, fields in seen.items() if int(fields[1]) in own} - own:
+            own |= more
+        return {pid: seen[pid] for pid in own}
 
 
 def environment(folder: Path, name: str, requirements: Sequence[str]) -> Path | None:
