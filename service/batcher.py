@@ -26,7 +26,7 @@ from math import ceil, inf
 from typing import overload
 
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
-from service.merging import Batch, Clock, Computed, Outcome, Run
+from service.merging import Batch, Clock, Computed, Outcome, Run, attempt
 from service.pace import Pace
 from service.queue import Queue
 from service.running import Running
@@ -168,7 +168,7 @@ class Batcher:
         else:
             ticket = Ticket(inputs, rows, lane, level, now, now + allowed, result)
         if alone and self._may_run_here(lane, rows, now):
-            self._run_here([ticket], [rows], now, alone=True)
+            self._run_alone(ticket, now)
             return ticket
         if 0 < self._max_rows < rows:
             for part in cut_up(ticket, self._max_rows):
@@ -292,10 +292,21 @@ class Batcher:
         self._worker.submit(batch.compute, done, ahead=batch.merge_ahead if ahead else None)
         return False
 
-    def _run_here(self, tickets: list[Ticket], rows: list[int], now: float, *, alone: bool = False) -> None:
+    def _run_alone(self, ticket: Ticket, now: float) -> None:
+        """In the event loop, with nothing to merge and to split, and nobody to ask what else runs."""
+        own = self._thread_clock()
+        outcome = attempt(self._run, ticket.inputs)
+        own = self._thread_clock() - own
+        ended = self._clock()
+        self._pace.ran_inline(own, ended, alone=True)
+        failed = self._answer(ticket, outcome)
+        self._learn(ticket.lane, ticket.rows, ended - now, own)
+        self.on_batch(BatchStats(ticket.rows, [0.0], 0.0, ended - now, 0.0, int(failed)))
+
+    def _run_here(self, tickets: list[Ticket], rows: list[int], now: float) -> None:
         """In the event loop."""
         computed = self._begin(tickets, rows, self._run).compute()
-        self._pace.ran_inline(computed.own, self._clock(), alone=alone)
+        self._pace.ran_inline(computed.own, self._clock())
         self._finish(tickets, rows, now, False, computed)
 
     def _begin(self, tickets: list[Ticket], rows: list[int], run: Run) -> Batch:
@@ -308,16 +319,16 @@ class Batcher:
         self._running.end(rows)
         if isinstance(computed, Exception):
             computed = Computed([computed] * len(tickets), failed=True)
-        lane, total, seconds = tickets[0].lane, sum(rows), self._clock() - started
+        lane, total, seconds = tickets[0].lane, sum(rows), self._clock() - started - computed.waited
         others = bool(self._queue)
         if others and not computed.failed:  # the worker first: it need not wait for the answers to be written
-            self._learn(lane, total, seconds, narrow, computed)
+            self._learn(lane, total, seconds, computed.own, narrow=narrow)
             self._wake()
         failures = 0
         for ticket, outcome in zip(tickets, computed.outcomes, strict=True):
             failures += self._answer(ticket, outcome)
         if not others or computed.failed:
-            self._learn(lane, total, seconds, narrow, computed)
+            self._learn(lane, total, seconds, computed.own, narrow=narrow)
             if self._queue:  # less what was left of a request that failed
                 self._wake()
         started += computed.waited
@@ -325,9 +336,9 @@ class Batcher:
         self.on_batch(BatchStats(total, queued, computed.merging, computed.inference, computed.splitting, failures))
         self._tell_idle()
 
-    def _learn(self, lane: Lane, rows: int, seconds: float, narrow: bool, computed: Computed) -> None:
-        """From a batch that was begun so many seconds ago."""
-        self._pace.add(lane, rows, seconds - computed.waited, computed.own, narrow=narrow)
+    def _learn(self, lane: Lane, rows: int, seconds: float, own: float, *, narrow: bool = False) -> None:
+        """From a batch that took so many seconds, of which its thread worked for `own`."""
+        self._pace.add(lane, rows, seconds, own, narrow=narrow)
         self._short = self._pace.fits_inline(lane, rows, self._clock())
 
     def _answer(self, ticket: Ticket, outcome: Outcome) -> bool:

@@ -73,19 +73,22 @@ def deeper_than(text: bytes, limit: int) -> bool:
 
 
 def render_json(value: Any) -> bytes:
-    """JSON of plain values, arrays that went through `json_array`, and fragments."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    """JSON of plain values and of what `json_array` gives."""
+    return orjson.dumps(value)
 
 
 def json_array(array: np.ndarray) -> Any:
     """`array` in a form that `render_json` writes in full: non-finite numbers become the bare tokens."""
     if array.dtype.kind == "V":  # BF16, of which float32 holds every value
         array = array.astype(np.float32)
+    if array.ndim and array.flags.c_contiguous and array.dtype.kind != "O":
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" not in text:
+            return orjson.Fragment(text)
+    plain = array.tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return orjson.Fragment(json.dumps(array.tolist(), separators=(",", ":")))
-    if array.ndim == 0 or not array.flags.c_contiguous or array.dtype.kind == "O":
-        return array.tolist()
-    return array
+        return orjson.Fragment(json.dumps(plain, separators=(",", ":")))
+    return plain
 
 
 def render_verdict(value: dict[str, Any]) -> bytes:

@@ -68,7 +68,7 @@ class Batch:
             outcomes = [outputs] if len(requests) == 1 else list(split(outputs, self.rows))
             ended = self._clock()
         except Exception as error:
-            outcomes = [error] if len(requests) == 1 else [_attempt(self._run, request) for request in requests]
+            outcomes = [error] if len(requests) == 1 else [attempt(self._run, request) for request in requests]
             ran = ended = self._clock()
             failed = any(isinstance(outcome, Exception) for outcome in outcomes)
         self._merged = None
@@ -120,7 +120,8 @@ def _check(outputs: Arrays, rows: int) -> None:
             raise ValueError(f"output {name!r} has shape {list(array.shape)}, but the batch has {rows} rows")
 
 
-def _attempt(run: Run, request: Arrays) -> Outcome:
+def attempt(run: Run, request: Arrays) -> Outcome:
+    """What a run of one request comes to."""
     try:
         return run(request)
     except Exception as error:

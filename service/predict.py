@@ -6,7 +6,6 @@ model that declares preprocessing takes an image, and answers with labels and pr
 """
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -238,7 +237,7 @@ def _arrays(instances: list[Any], signature: Signature) -> Arrays:
     return {name: _array(name, values, signature) for name, values in _columns(instances, signature).items()}
 
 
-def _array(name: str, values: Sequence[Any], signature: Signature) -> np.ndarray:
+def _array(name: str, values: list[Any], signature: Signature) -> np.ndarray:
     """The values as one array with a first axis for the instances. A row may be flat where its shape is fixed."""
     spec = signature.inputs[name]
     row_shape = spec.shape[1:] if signature.batched else spec.shape
@@ -248,7 +247,7 @@ def _array(name: str, values: Sequence[Any], signature: Signature) -> np.ndarray
         measured, shape = row_shape, (len(values), prod(row_shape))
     else:
         shape = (len(values), *measured)
-    flat = flatten(name, list(values), shape)
+    flat = flatten(name, values, shape)
     return numbers(f"input {name!r}", spec.datatype, flat).reshape(len(values), *measured)
 
 

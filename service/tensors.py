@@ -125,9 +125,9 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data
 def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
     """A flat array of `datatype` from JSON values; `what` they are is named in errors."""
     dtype = DTYPES[datatype]
-    strange = set(map(type, flat)) - _JSON_TYPES[dtype.kind]
-    if strange:
-        position = next(i for i, value in enumerate(flat) if type(value) in strange)
+    right = _JSON_TYPES[dtype.kind]
+    if not right.issuperset(map(type, flat)):
+        position = next(i for i, value in enumerate(flat) if type(value) not in right)
         raise BadRequestError(
             f"{what}: element {position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
         )
