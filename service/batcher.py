@@ -68,7 +68,7 @@ class Batcher:
         """All times in seconds. `inline_seconds` is for one row, and 0 keeps all runs on the thread. Up to `in_flight`
         batches run at a time, each on a thread of its own. With `ahead_rows` one more is merged meanwhile, once it has
         so many rows. From `narrow_runs` requests on, if that is not 0, so many run at a time by `narrow_run`, on one
-        core each; then how many rows are worth it depends on how many there are."""
+        core each, no fewer than `in_flight`; then how many rows are worth it depends on how many there are."""
         self.name = name
         self.on_batch: Callable[[BatchStats], None] = lambda stats: None
         self.largest_request = max(max_batch_size, queue_rows) if batched else 1
@@ -293,7 +293,7 @@ class Batcher:
         return False
 
     def _run_alone(self, ticket: Ticket, now: float) -> None:
-        """In the event loop, with nothing to merge and to split, and nobody to ask what else runs."""
+        """In the event loop, without a batch: nothing is merged or split, and nobody looks meanwhile at what runs."""
         own = self._thread_clock()
         outcome = attempt(self._run, ticket.inputs)
         own = self._thread_clock() - own

@@ -76,8 +76,7 @@ class Machine(RuleBasedStateMachine):
     def begin(
         self, batched: bool, inline: bool, delay: float, in_flight: int, ahead_rows: int, narrow_runs: int
     ) -> None:
-        narrow_runs = narrow_runs if batched else 0
-        in_flight = 1 if narrow_runs else in_flight  # more would be for a GPU, which has no runs on one core
+        narrow_runs = max(narrow_runs, in_flight) if batched and narrow_runs else 0
         self.clock = Clock()
         self.worker = CheckedWorker(max(in_flight, narrow_runs) + bool(ahead_rows or narrow_runs))
         self.in_flight = in_flight
