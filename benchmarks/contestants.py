@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fold.artifact import TensorSpec
-from fold.runtime import CudaOptions, device_number, open_session, provider_of
-from service.buckets import Buckets
-from service.pinned import pageable, pinned
-from service.staging import Staging
+from fold.artifact.directory import TensorSpec
+from fold.runtime.session import CudaOptions, device_number, open_session, provider_of
+from service.runtime.buckets import Buckets
+from service.runtime.pinned import pageable, pinned
+from service.runtime.staging import Staging
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Takes a batch and gives the only output, both float32."""

@@ -43,10 +43,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fold
 from fold.errors import first_line
-from fold.export import quiet
-from fold.inputs import Arrays
-from fold.reference import ModuleReference
-from fold.runtime import FAULTY_OPTIMIZERS, open_session, run
+from fold.inputs.drawn import Arrays
+from fold.proof.reference import ModuleReference
+from fold.runtime.session import FAULTY_OPTIMIZERS, open_session, run
+from fold.sources.export import quiet
 from models.frozen_resnet import FrozenBatchNorm2d
 
 

@@ -40,10 +40,10 @@ from benchmarks.contestants import Answer, halved, in_onnxruntime, in_torch, rel
 from benchmarks.graphs import GRAPHS, build, file_of, network
 from benchmarks.published import NETWORKS
 from benchmarks.service_on_gpu import Serving, serve
-from fold.bench import interleaved, parse_batches
+from fold.bench.measure import interleaved, parse_batches
 from fold.errors import first_line
-from fold.machine import this_machine, tool_versions
-from fold.runtime import CudaOptions, loaded_cudnn
+from fold.runtime.machine import this_machine, tool_versions
+from fold.runtime.session import CudaOptions, loaded_cudnn
 
 OPTIONS_OF = "resnet50"
 """The network on which options and `torch.compile` are tried."""

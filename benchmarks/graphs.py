@@ -15,10 +15,10 @@ import fold
 from benchmarks.folding import randomise
 from benchmarks.published import NETWORKS, SMALL, Network
 from fold.convert import Target, convert
-from fold.export import export_program, save_program
-from fold.lowering import lower
-from fold.onnxfile import save_graph
-from fold.rewrite import round_weights
+from fold.engine.rewrite import round_weights
+from fold.graph.file import save_graph
+from fold.precision.lower import lower
+from fold.sources.export import export_program, save_program
 from fold.sources.source import Source
 
 GRAPHS = ("unfolded", "closed", "opened", "closed fp16")

@@ -23,15 +23,15 @@ from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fold.algebra import check_algebra, find_truth
-from fold.engine import fold_graph
+from fold.engine.fold import fold_graph
 from fold.errors import first_line
-from fold.graph import tensor_specs
-from fold.inputs import draw_inputs, first_rows
-from fold.reference import ModuleReference, open_graph
-from fold.rounding import check_rounding
-from fold.runtime import run
-from fold.verify import compare
+from fold.graph.reading import tensor_specs
+from fold.inputs.drawn import draw_inputs, first_rows
+from fold.proof.algebra import check_algebra, find_truth
+from fold.proof.reference import ModuleReference, open_graph
+from fold.proof.rounding import check_rounding
+from fold.proof.verify import compare
+from fold.runtime.session import run
 from models.frozen_resnet import FrozenBatchNorm2d
 from tests.support.folding import ARCHITECTURES, architecture, randomise, unfolded_graph
 

@@ -36,7 +36,7 @@ from benchmarks.folding import machine, randomise
 from benchmarks.servers import PEERS, Running, Server, environment, mlserver_folder
 from benchmarks.wrk import Load, Request, load
 from fold.convert import Target, convert
-from fold.runtime import open_session, run
+from fold.runtime.session import open_session, run
 from fold.sources.source import Source
 
 MODELS = {"digits": ("models.cnn:cnn", (1, 8, 8)), "resnet18": ("benchmarks.networks:resnet18", (3, 64, 64))}

@@ -6,22 +6,22 @@ The public functions are imported when they are first asked for, so that serving
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fold.engine import fold_model
-    from fold.export import export_module
-    from fold.report import Folded, FoldReport, Kept
-    from fold.verdict import Verdict
-    from fold.verify import verify_model
+    from fold.engine.fold import fold_model
+    from fold.engine.report import Folded, FoldReport, Kept
+    from fold.proof.run_time import Verdict
+    from fold.proof.verify import verify_model
+    from fold.sources.export import export_module
 
 __all__ = ["FoldReport", "Folded", "Kept", "Verdict", "export_module", "fold_model", "verify_model"]
 
 _HOMES = {
-    "export_module": "fold.export",
-    "fold_model": "fold.engine",
-    "Folded": "fold.report",
-    "FoldReport": "fold.report",
-    "Kept": "fold.report",
-    "Verdict": "fold.verdict",
-    "verify_model": "fold.verify",
+    "export_module": "fold.sources.export",
+    "fold_model": "fold.engine.fold",
+    "Folded": "fold.engine.report",
+    "FoldReport": "fold.engine.report",
+    "Kept": "fold.engine.report",
+    "Verdict": "fold.proof.run_time",
+    "verify_model": "fold.proof.verify",
 }
 
 

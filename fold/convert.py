@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fold.activations import ROWS, collect
-from fold.artifact import (
+from fold.artifact.canary import write_canary
+from fold.artifact.directory import (
     Manifest,
     ModelVersion,
     PrecisionName,
@@ -21,22 +21,22 @@ from fold.artifact import (
     write_manifest,
     write_triton_config,
 )
-from fold.canary import write_canary
-from fold.certificate import Certificate, certify
-from fold.engine import fold_graph
+from fold.engine.fold import fold_graph
+from fold.engine.report import FoldReport
+from fold.engine.rewrite import round_weights
 from fold.errors import BnfoldError
-from fold.graph import tensor_specs
-from fold.html_report import write_html
-from fold.images import read_preprocessing, refuse_misfit
-from fold.inputs import draw_inputs
-from fold.lowering import lower
-from fold.machine import tool_versions
-from fold.normalise import raw
-from fold.onnxfile import read_graph, save_graph
-from fold.precision import Precision, ranged, reduce, refuse_tf32
-from fold.report import FoldReport
-from fold.rewrite import round_weights
-from fold.runtime import Provider
+from fold.graph.file import read_graph, save_graph
+from fold.graph.reading import tensor_specs
+from fold.inputs.drawn import draw_inputs
+from fold.inputs.images import read_preprocessing, refuse_misfit
+from fold.inputs.scaling import raw
+from fold.precision.choose import Precision, ranged, reduce, refuse_tf32
+from fold.precision.lower import lower
+from fold.proof.certificate import Certificate, certify
+from fold.reports.observe import ROWS, collect
+from fold.reports.page import write_html
+from fold.runtime.machine import tool_versions
+from fold.runtime.session import Provider
 from fold.sources.source import Source, Unfolded, read_source
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fold.errors import BnfoldError
-from fold.sources.architecture import load_architecture, parse_arch_args
+from fold.sources.checkpoint.architecture import load_architecture, parse_arch_args
 
 CLASSES = 10
 SIZE = 8

@@ -19,29 +19,29 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service.access import Access
-from service.control import control_routes
-from service.docs import render_docs
-from service.equivalence import Equivalence, equivalence_routes
 from service.errors import NotFoundError, ServiceError, error_body
-from service.exchange import Direct
-from service.front import front
-from service.heads import Heads, infer_target, predict_target
-from service.infer import Infer, error_answer, failure, respond
-from service.logs import configure
-from service.metadata import metadata_routes, package_version
-from service.metrics import Metrics
-from service.openapi import PATHS
-from service.page import Page, render_page
-from service.predict import Predict, v1_routes
-from service.references import References
-from service.repository import Model, Repository
-from service.server import bind, run
+from service.http.exchange import Direct
+from service.http.head_cache import Heads, infer_target, predict_target
+from service.http.middleware import front
+from service.http.routes.control import control_routes
+from service.http.routes.docs import render_docs
+from service.http.routes.equivalence import Equivalence, equivalence_routes
+from service.http.routes.infer import Infer, error_answer, failure, respond
+from service.http.routes.metadata import metadata_routes, package_version
+from service.http.routes.openapi import PATHS
+from service.http.routes.page import Page, render_page
+from service.http.routes.predict import Predict, v1_routes
+from service.http.server import bind, run
+from service.proof.references import References
+from service.proof.shadow import Watcher
+from service.repository.polling import Watching
+from service.repository.repository import Model, Repository
 from service.settings import Settings
-from service.shadow import Watcher
-from service.watching import Watching
+from service.telemetry.logs import configure
+from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from service.rpc.server import Rpc
+    from service.grpc.server import Rpc
 
 log = logging.getLogger("bnfold")
 
@@ -92,7 +92,7 @@ class Application(FastAPI):
 
     def add_rpc(self, listener: socket) -> None:
         """Prepare the same protocol over gRPC, on the port that `listener` holds."""
-        from service.rpc.server import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
+        from service.grpc.server import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
 
         self.rpc = Rpc(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
 

@@ -7,30 +7,31 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT
+
 TORCH_ALLOWED = {
-    "fold/sources/architecture.py",
-    "fold/sources/archive.py",
-    "fold/sources/checkpoint.py",
-    "fold/sources/fit.py",
+    "fold/sources/checkpoint/architecture.py",
+    "fold/sources/archive/load.py",
+    "fold/sources/checkpoint/checkpoint.py",
+    "fold/sources/checkpoint/fit.py",
     "fold/sources/inferred.py",
     "fold/sources/tracing.py",
-    "fold/sources/trees.py",
-    "fold/sources/mismatch.py",
-    "fold/sources/normalised_program.py",
-    "fold/sources/plain.py",
-    "fold/sources/scan.py",
-    "fold/sources/torchfile.py",
-    "fold/sources/wrappers.py",
+    "fold/sources/outputs.py",
+    "fold/sources/checkpoint/mismatch.py",
+    "fold/sources/scale_program.py",
+    "fold/sources/checkpoint/plain.py",
+    "fold/sources/archive/scan.py",
+    "fold/sources/checkpoint/torchfile.py",
+    "fold/sources/checkpoint/wrappers.py",
     "fold/sources/shapes.py",
-    "fold/export.py",
-    "fold/population.py",
-    "fold/recalibrate.py",
-    "fold/differentiable.py",
-    "fold/reference.py",  # inside the class that runs a PyTorch reference
-    "fold/search.py",  # when a search begins
-    "fold/torch_windows.py",
-    "fold/widening.py",
+    "fold/sources/export.py",
+    "fold/recalibration/population.py",
+    "fold/recalibration/recalibrate.py",
+    "fold/evaluate/autograd.py",
+    "fold/proof/reference.py",  # inside the class that runs a PyTorch reference
+    "fold/proof/search.py",  # when a search begins
+    "fold/evaluate/autograd_windows.py",
+    "fold/proof/widening.py",
     *(str(path.relative_to(ROOT)) for path in (ROOT / "models").rglob("*.py")),
 }
 
@@ -75,7 +76,7 @@ def test_torch_is_imported_only_where_a_module_is_at_hand(folder) -> None:
     users = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.py") if "torch" in packages(imports(p))}
     assert users <= TORCH_ALLOWED
     lazily = {path for path in users if "torch" not in packages(imports(ROOT / path, top_level=True))}
-    assert not {"fold/reference.py", "fold/search.py"} & (users - lazily)
+    assert not {"fold/proof/reference.py", "fold/proof/search.py"} & (users - lazily)
 
 
 def test_the_service_and_the_command_line_start_without_torch_and_onnx() -> None:

@@ -12,8 +12,9 @@ import urllib.request
 from pathlib import Path
 
 from fold.cli import app
+from support import ROOT
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 EXPECTED = {
     "--name digits": "published build/repository/digits/1",
     "--normalize": "scale folded into conv.weight",

@@ -27,9 +27,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell what each BatchNorm of SOURCE is, how healthy, and where it would go. This proves nothing."""
-    from fold.artifact import read_version  # noqa: PLC0415
-    from fold.inspection import inspect_graph  # noqa: PLC0415
-    from fold.inspection_report import (  # noqa: PLC0415
+    from fold.artifact.directory import read_version  # noqa: PLC0415
+    from fold.inspection.inspect import inspect_graph  # noqa: PLC0415
+    from fold.reports.inspection import (  # noqa: PLC0415
         check_page,
         folding_listing,
         sentence,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.normalise import Normalisation, Settled
-    from fold.sources.checkpoint import Checkpoint
+    from fold.inputs.scaling import Normalisation, Settled
+    from fold.sources.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
     if source.path.suffix == ".onnx":
         return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
-    from fold import export  # noqa: PLC0415
+    from fold.sources import export  # noqa: PLC0415
 
     program, sizes, described, metadata = _read_program(source, announce)
     settled = None
     if source.normalise is not None:
-        from fold.sources.normalised_program import normalise_program, sizes_as_sent  # noqa: PLC0415
+        from fold.sources.scale_program import normalise_program, sizes_as_sent  # noqa: PLC0415
 
         program, settled = normalise_program(program, source.normalise, metadata)
         sizes = sizes_as_sent(program, sizes, settled)
@@ -94,7 +94,7 @@ def load_module(source: Source) -> Loaded:
     A file that holds a whole module, which is opened with `trust` alone, needs no architecture. Raises `BnfoldError`
     for a file that holds no weights, and where the two do not fit.
     """
-    from fold.sources import architecture, checkpoint  # noqa: PLC0415
+    from fold.sources.checkpoint import architecture, checkpoint  # noqa: PLC0415
 
     loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
     chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
@@ -112,7 +112,9 @@ def _read_program(
     source: Source, announce: Callable[[str], None]
 ) -> "tuple[ExportedProgram, list[Sequence[int | str]], dict[str, Any], dict[str, Any]]":
     """The exported program of a source, its inputs' shapes without the batch, what it is and what the file says."""
-    from fold.sources import archive, tracing, trees  # noqa: PLC0415
+    from fold.sources import outputs as trees  # noqa: PLC0415
+    from fold.sources import tracing  # noqa: PLC0415
+    from fold.sources.archive import load as archive  # noqa: PLC0415
 
     if source.path.suffix == ".pt2":
         program = trees.with_plain_outputs(archive.load_program(source.path, trust=source.trust))
@@ -130,8 +132,8 @@ def _read_program(
 
 
 def _read_onnx(source: Source) -> Unfolded:
-    from fold.artifact import sha256  # noqa: PLC0415
-    from fold.unfolded import read_onnx  # noqa: PLC0415
+    from fold.artifact.directory import sha256  # noqa: PLC0415
+    from fold.sources.onnx import read_onnx  # noqa: PLC0415
 
     read, folder = read_onnx(source.path, source.normalise), source.path.absolute().parent
     described = {

@@ -9,8 +9,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fold.errors import BnfoldError, first_line
-from fold.export import export_program, quiet
-from fold.inputs import FREE_SIZES
+from fold.inputs.drawn import FREE_SIZES
+from fold.sources.export import export_program, quiet
 from fold.sources.inferred import infer_inputs
 from fold.sources.shapes import FREE_EXAMPLE, InputShape, arrange, bind, example_inputs, parse_input
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import nn
 
-from fold.svg import INK
+from fold.reports.svg import INK
 from models.study.section import (
     THIRD,
     WITH,

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from fold.svg import INK
+from fold.reports.svg import INK
 from models.study.section import WITH, WITHOUT, Section, Study, Table, Track, legend_above, logarithmic, tall, untracked
 
 WEIGHTS = (2.0, 3.0)

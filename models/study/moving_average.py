@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fold.svg import INK
+from fold.reports.svg import INK
 from models import digits
 from models.digits import Digits
 from models.study import training

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from fold.errors import BnfoldError
-from fold.svg import SVG, inline, styled
+from fold.reports.svg import SVG, inline, styled
 from models.study.section import Numbers, Study, Table
 
 

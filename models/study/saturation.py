@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from fold.pictures import FILLED
+from fold.reports.pictures import FILLED
 from models.study.section import COMPACT, WITH, WITHOUT, Section, Study, Table, Track, logarithmic, tall, untracked
 
 EPS = 1e-5

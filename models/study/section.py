@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fold.pictures import FOLDED, UNFOLDED, WIDTH
+from fold.reports.pictures import FOLDED, UNFOLDED, WIDTH
 
 WITHOUT, WITH, THIRD = UNFOLDED, FOLDED, "#059669"
 """Each at least 3:1 against a white page and a black one."""

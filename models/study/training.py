@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from torch import nn
 from torch.nn import functional
 
-from fold.svg import INK
+from fold.reports.svg import INK
 from models import digits
 from models.digits import Digits
 from models.study.section import (

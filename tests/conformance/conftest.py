@@ -9,9 +9,9 @@ model has not what it needs.
 from collections.abc import Iterator
 
 import pytest
-import served
-import serving
-from target import Model, Target
+
+from support import served, serving
+from support.target import Model, Target
 
 OWN = ("net", "echo", "pair", "pick", "free", "single", "text", "upper")
 """Of our own small models those on which the tests run; together they have all that a test may need."""

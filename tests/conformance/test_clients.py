@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
-from target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of, extremes
 from tritonclient.utils import InferenceServerException
+
+from support.target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of, extremes
 
 FACES = pytest.mark.parametrize("face", ["sync", "aio"])
 FORMS = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
-from target import Model, Target
+
+from support.target import Model, Target
 
 
 def extension(target: Target, name: str) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as sync_grpc
 import tritonclient.grpc.aio as aio_grpc
-from target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, extremes, wire
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
+
+from support.target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, extremes, wire
 
 CONTENTS = {
     "BOOL": "bool_contents",

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import binary_request, first, in_json, refused
-from target import ONLY_BINARY, Model, arrays_of
+
+from support.handmade import binary_request, first, in_json, refused
+from support.target import ONLY_BINARY, Model, arrays_of
 
 
 @pytest.mark.parametrize(

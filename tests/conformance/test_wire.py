@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from handmade import binary_request, first, fixed, refused
-from target import Model, Target, arrays_of, read_answer, wire
+
+from support.handmade import binary_request, first, fixed, refused
+from support.target import Model, Target, arrays_of, read_answer, wire
 
 BOMB_BYTES = 1 << 28
 

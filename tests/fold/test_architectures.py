@@ -4,12 +4,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, unfolded_graph
 
 import fold
-from fold.evaluate import as_float64, evaluate
-from fold.export import quiet
+from fold.evaluate.float64 import as_float64, evaluate
+from fold.sources.export import quiet
 from models.frozen_resnet import FrozenBatchNorm2d
+from support.folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, unfolded_graph
 
 # How many BatchNorms must stay, without and with hostile γ (negative, zero and tiny), closed activations. The reasons
 # are in docs/folding.md; a smaller number is progress, a larger one is a regression.

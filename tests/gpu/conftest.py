@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from device import ON_GPU, UNTIL
 
-from fold.runtime import cuda_devices
+from fold.runtime.session import cuda_devices
+from support.device import ON_GPU, UNTIL
 
 
 def pytest_configure(config: pytest.Config) -> None:

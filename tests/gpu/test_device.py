@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from device import ON_GPU, PROVIDER, needs_gpu, published
 from onnx import TensorProto, helper, numpy_helper
 
-from fold.artifact import read_version
-from fold.reference import load_reference
-from fold.runtime import CudaOptions, loaded_library, open_session, run
-from service.pinned import pinned
-from service.session import ModelSession
+from fold.artifact.directory import read_version
+from fold.proof.reference import load_reference
+from fold.runtime.session import CudaOptions, loaded_library, open_session, run
+from service.runtime.pinned import pinned
+from service.runtime.session import ModelSession
 from service.settings import Settings
+from support.device import ON_GPU, PROVIDER, needs_gpu, published
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("device")]
 
@@ -25,7 +25,7 @@ USES_CUDNN = """
 import sys
 from pathlib import Path
 import numpy as np
-from fold.runtime import loaded_cudnn, open_session, run
+from fold.runtime.session import loaded_cudnn, open_session, run
 session = open_session(Path(sys.argv[1]).read_bytes(), provider="cuda")
 run(session, {"x": np.zeros((1, 64, 28, 28), np.float32)})
 assert "torch" not in sys.modules

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, every, published
-from serving import start
 
-from fold.artifact import read_version
-from fold.certificate import certify
-from fold.reference import load_reference
-from fold.runtime import PROVIDERS, CudaOptions, computed_elsewhere, open_session, placement, run
+from fold.artifact.directory import read_version
+from fold.proof.certificate import certify
+from fold.proof.reference import load_reference
+from fold.runtime.session import PROVIDERS, CudaOptions, computed_elsewhere, open_session, placement, run
+from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, every, published
+from support.serving import start
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, needs_gpu, published
-from serving import SERVE, start
 
 from benchmarks.clients import load, write_questions
-from fold.artifact import PrecisionName, read_version
-from fold.reference import load_reference
-from fold.runtime import PROVIDERS
+from fold.artifact.directory import PrecisionName, read_version
+from fold.proof.reference import load_reference
+from fold.runtime.session import PROVIDERS
+from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, needs_gpu, published
+from support.serving import SERVE, start
 
 pytestmark = pytest.mark.gpu
 

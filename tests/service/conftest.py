@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import served
-import serving
+
+from support import served, serving
 
 
 @pytest.fixture(scope="session")

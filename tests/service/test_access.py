@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import served
 import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
-from serving import Service, start
 from tritonclient.utils import InferenceServerException
 
 from fold.errors import BnfoldError
 from service.access import Access
 from service.settings import Settings, load_settings
+from support import served
+from support.serving import Service, start
 
 BODY = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 INSTANCES = {"instances": [[[[0.5] * 8] * 8]]}

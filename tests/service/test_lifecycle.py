@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from serving import SERVE
 
-from fold.artifact import read_version, write_manifest
+from fold.artifact.directory import read_version, write_manifest
 from fold.errors import BnfoldError
 from service.settings import Settings, load_settings
+from support.serving import SERVE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
@@ -209,7 +209,7 @@ def test_predictions_never_import_torch_or_onnx(repository: Path, start: Callabl
 
 
 def test_importing_the_service_is_light() -> None:
-    heavy = ("torch", "onnx", "onnx_ir", "jinja2", "PIL", "fold.verify")
+    heavy = ("torch", "onnx", "onnx_ir", "jinja2", "PIL", "fold.proof.verify")
     code = f"import sys, service.app; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

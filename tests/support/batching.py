@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 
 MAX_ROWS, QUEUE_ROWS = 6, 16
 POISON = -1.0

@@ -14,11 +14,11 @@ from unittest import mock
 
 import pytest
 import torch
-from folding import ARCHITECTURES, architecture, randomise
 
-from fold.artifact import PrecisionName
+from fold.artifact.directory import PrecisionName
 from fold.convert import Conversion, Target, convert
 from fold.sources.source import Source, Unfolded, read_source
+from support.folding import ARCHITECTURES, architecture, randomise
 
 PROVIDER = os.environ.get("BNFOLD_GPU_TEST_PROVIDER", "cuda")
 ON_GPU = PROVIDER != "cpu"

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 import fold
-from fold.evaluate import as_float64, evaluate
-from fold.onnxfile import read_graph, save_graph
-from fold.report import FoldReport
+from fold.engine.report import FoldReport
+from fold.evaluate.float64 import as_float64, evaluate
+from fold.graph.file import read_graph, save_graph
 from models.frozen_resnet import FrozenBatchNorm2d
+from support import ROOT
 
 ARCHITECTURES = {
     "mlp": (1, 8, 8),
@@ -89,7 +90,7 @@ def export(name: str) -> ir.Model:
     Exporting takes most of the time of what is tested on all architectures, so it is done once for every process that
     tests; the graph is kept on disk, under a digest of the sources that it depends on.
     """
-    root = Path(__file__).parents[2]
+    root = ROOT
     sources = [*sorted((root / "models").glob("*.py")), root / "fold" / "export.py"]
     digest = hashlib.sha256(torch.__version__.encode() + b"".join(map(Path.read_bytes, sources))).hexdigest()
     file = Path(tempfile.gettempdir()) / f"bnfold-tests-{getpass.getuser()}" / f"{name}-{digest[:16]}.onnx"

@@ -4,7 +4,8 @@ from typing import Any
 
 import httpx
 import pytest
-from target import ONLY_BINARY, Arrays, Model, wire
+
+from support.target import ONLY_BINARY, Arrays, Model, wire
 
 
 def refused(answer: httpx.Response, *words: str, status: int = 400) -> None:

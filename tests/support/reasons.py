@@ -3,13 +3,13 @@
 import ast
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-ROOT = Path(__file__).parents[2]
+from support import ROOT
+
 SOURCES = [
     *(ROOT / "fold" / name for name in ("engine.py", "gauge.py", "solver.py")),
     *sorted((ROOT / "fold" / "laws").glob("*.py")),

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fold.population import layers_with_statistics
+from fold.recalibration.population import layers_with_statistics
 
 ROWS = 23
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import served
 from onnx import helper
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Service
 
-from fold.artifact import Manifest, write_manifest
+from fold.artifact.directory import Manifest, write_manifest
+from support import served
+from support.serving import Service
 
 TOKEN = {"Authorization": "Bearer boss"}
 EXPLICIT = {"repository_control": "explicit", "admin_token": "boss"}

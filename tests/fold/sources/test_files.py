@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folding import architecture
 from safetensors.torch import save_file
 from torch import nn
 
 from fold.errors import BnfoldError
-from fold.sources.checkpoint import load_checkpoint
+from fold.sources.checkpoint.checkpoint import load_checkpoint
+from support.folding import architecture
 
 
 class Malicious:

@@ -3,21 +3,21 @@
 import collections
 import dataclasses
 
-import loadable
 import numpy as np
 import pytest
 import torch
-from folding import check_fold, randomise
 from torch import nn
 
 from fold.errors import BnfoldError
-from fold.evaluate import evaluate
-from fold.export import export_graph, export_program, save_program
-from fold.sources.archive import load_program
+from fold.evaluate.float64 import evaluate
+from fold.sources.archive.load import load_program
+from fold.sources.export import export_graph, export_program, save_program
 from fold.sources.inferred import infer_inputs
+from fold.sources.outputs import output_names
 from fold.sources.shapes import arrange, bind, example_inputs, parse_input
 from fold.sources.tracing import trace
-from fold.sources.trees import output_names
+from support import loadable
+from support.folding import check_fold, randomise
 
 
 @pytest.mark.parametrize(

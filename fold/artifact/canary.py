@@ -1,0 +1,61 @@
+"""The canary: a few inputs with the truth for them, published with a model, on which every session is tried first.
+
+So a service knows before it answers anybody that this device, this driver and these options compute the model that was
+proven, and needs neither PyTorch nor the reference for it.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fold.errors import BnfoldError
+from fold.inputs.drawn import Arrays
+
+if TYPE_CHECKING:
+    from fold.proof.reference import Run
+    from fold.proof.run_time import Verdict
+
+FILE = "canary.npz"
+INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
+
+
+def write_canary(folder: Path, verdict: "Verdict") -> None:
+    """Write the evidence of a verdict, and for each output how far a session may be from it (part C's limit)."""
+    if verdict.evidence is None:
+        return
+    arrays = {f"{INPUT}{name}": array for name, array in verdict.evidence.inputs.items()}
+    arrays |= {f"{EXACT}{name}": array for name, array in verdict.evidence.exact.items()}
+    arrays |= {f"{LIMIT}{output.name}": np.asarray(output.limit) for output in verdict.outputs}
+    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]  # a stub that knows no names of arrays
+
+
+def sing(folder: Path, run: "Run") -> str | None:
+    """Try a session on the canary of a model directory: None if it computes what was proven, else what it does not.
+
+    A directory without a canary has nothing to try. Raises `BnfoldError` if the file cannot be read.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
+    computed = run(_under(INPUT, arrays))
+    for name, truth in _under(EXACT, arrays).items():
+        limit = float(arrays[f"{LIMIT}{name}"])
+        found = computed.get(name)
+        if found is None or found.shape != truth.shape:
+            return f"output {name!r} is missing or of another shape than was proven"
+        finite = np.isfinite(truth)
+        distance = np.abs(found[finite].astype(np.float64) - truth[finite]).max(initial=0)
+        if not distance <= limit:
+            return f"output {name!r} is {distance:.3g} from the truth, and {limit:.3g} was proven to be enough"
+    return None
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

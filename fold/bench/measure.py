@@ -1,0 +1,311 @@
+"""Latency of the unfolded and the folded graph of a published model, side by side in ONNX Runtime.
+
+Both graphs run in sessions of `fold.runtime`, with all of ONNX Runtime's own optimisations, so the unfolded one gets
+the fusions that a user would have had without folding. They take turns, and medians are compared, so that what else
+the machine does falls on both. Before a time is taken, the answers of both are judged as in a proof (`fold.proof`),
+each against the float64 reference.
+
+PyTorch is imported only where the reference is a `.pt2`.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from fold.artifact.directory import Manifest, ModelVersion
+from fold.errors import BnfoldError, first_line
+from fold.graph.file import save_graph
+from fold.inputs.drawn import Arrays, draw_inputs
+from fold.proof.reference import Reference, load_reference
+from fold.proof.verify import compare
+from fold.runtime.machine import Machine, this_machine, tool_versions
+from fold.runtime.session import CudaOptions, Provider, device_number, open_session, provider_of, resolve_provider, run
+from fold.sources.onnx import load_unfolded
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+BATCHES = (1, 8, 32)
+WARMUP_ROUNDS = 3
+CHECKED_ROWS = 16
+"""Rows that answers are compared on, at least: on a single one rounding may be small by luck."""
+
+
+class AnswersDifferError(Exception):
+    """The unfolded or the folded graph does not compute what the reference does, so no time is worth reporting."""
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """What a graph consists of. `file` is what it was read or exported from, `operators` counts no constants,
+    `precision` is what it computes in."""
+
+    file: str
+    batchnorms: int
+    operators: int
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One graph at one batch: milliseconds of one run, rows per second at the median, and the distance of its answers
+    from float64, relative to the largest (of the output that is furthest off)."""
+
+    median_ms: float
+    first_quartile_ms: float
+    third_quartile_ms: float
+    rows_per_second: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both graphs at one batch on one provider."""
+
+    provider: Provider
+    batch: int
+    unfolded: Timing
+    folded: Timing
+
+    @property
+    def ratio(self) -> float:
+        """Median of the unfolded graph over that of the folded one: above 1 folding made it faster."""
+        return self.unfolded.median_ms / self.folded.median_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, of what, where and when. `threads` is 0 where ONNX Runtime chose."""
+
+    model: str
+    version: str
+    measured: str
+    rounds: int
+    threads: int
+    seed: int
+    unfolded: GraphSize
+    folded: GraphSize
+    measurements: tuple[Measurement, ...]
+    machine: Machine
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `bnfold bench` (docs/formats.md)."""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "measured": self.measured,
+            "rounds": self.rounds,
+            "threads": self.threads,
+            "seed": self.seed,
+            "graphs": {"unfolded": asdict(self.unfolded), "folded": asdict(self.folded)},
+            "measurements": [measurement.to_dict() for measurement in self.measurements],
+            "machine": asdict(self.machine),
+            "versions": dict(self.versions),
+        }
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the reference says of some inputs, computed once for all providers."""
+
+    R: Arrays
+    U: Arrays
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        return self.R
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return self.U
+
+
+def bench_version(
+    version: ModelVersion,
+    *,
+    batches: Sequence[int] | None = None,
+    rounds: int = 50,
+    provider: Provider = "auto",
+    threads: int = 0,
+    seed: int = 0,
+    announce: Callable[[str], None] = lambda step: None,
+) -> Benchmark:
+    """Measure a model directory. `provider` `auto` is every one that is present; `announce` is told each step.
+
+    `batches` are 1, 8 and 32 by default, or the one that the model is fixed to. A run takes arrays in main memory and
+    gives such back, so on a GPU it includes the copies. Raises `AnswersDifferError` if a graph is wrong, before a time
+    is taken of it, and `BnfoldError` for bad input.
+    """
+    manifest = version.manifest
+    batches = _choose_batches(manifest, batches)
+    providers = _present(provider)
+    sizes, sessions = _open_graphs(version, providers, threads, announce)
+    announce("opening the reference")
+    reference = load_reference(version)
+    measurements = []
+    for batch in batches:
+        announce(f"batch {batch}: computing the reference")
+        inputs = draw_inputs(manifest.inputs, _checked_rows(manifest, batch), seed)
+        with _told(f"{version.reference_file} at batch {batch}"):
+            truth = _Answers(reference.exact(inputs), reference.unfolded(inputs))
+        timed = next(_in_batches(manifest, inputs, batch))
+        for where in providers:
+            announce(f"batch {batch} on {where}: comparing answers")
+            errors = {
+                name: _check(name, session, manifest, truth, inputs, batch) for name, session in sessions[where].items()
+            }
+            announce(f"batch {batch} on {where}: timing {rounds} rounds")
+            calls = {name: partial(session.run, None, timed) for name, session in sessions[where].items()}
+            timings = {
+                name: summarise(seconds, batch, errors[name]) for name, seconds in interleaved(calls, rounds).items()
+            }
+            measurements.append(Measurement(where, batch, timings["unfolded"], timings["folded"]))
+    return Benchmark(
+        model=manifest.name,
+        version=manifest.version,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+        unfolded=sizes["unfolded"],
+        folded=sizes["folded"],
+        measurements=tuple(sorted(measurements, key=lambda one: providers.index(one.provider))),
+        machine=this_machine(gpu=any(where != "cpu" for where in providers)),
+        versions=tool_versions(),
+    )
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """`1,8,32` as numbers, each once. Raises `BnfoldError` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9][0-9]{0,4}", part) for part in parts):
+        raise BnfoldError(f"--batch {text}: expected whole numbers from 1 to 99999, such as 1,8,32")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds that each call took in each of `rounds` rounds, after a few that are not counted.
+
+    The calls take turns, every other round in the opposite order, so that none has the same one before it always.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(WARMUP_ROUNDS + rounds):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            started = clock()
+            calls[name]()
+            seconds = clock() - started
+            if turn >= WARMUP_ROUNDS:
+                taken[name].append(seconds)
+    return taken
+
+
+def summarise(seconds: Sequence[float], batch: int, relative_error: float) -> Timing:
+    """Median, quartiles and throughput of runs of `batch` rows each."""
+    first, median, third = (float(quartile) for quartile in np.percentile(seconds, [25, 50, 75]))
+    return Timing(1000 * median, 1000 * first, 1000 * third, batch / median, relative_error)
+
+
+def _choose_batches(manifest: Manifest, batches: Sequence[int] | None) -> Sequence[int]:
+    if any(spec.shape and spec.shape[0] < 0 for spec in manifest.inputs):
+        return batches or BATCHES
+    fixed = next((spec.shape[0] for spec in manifest.inputs if spec.shape), 1)
+    for batch in batches or ():
+        if batch != fixed:
+            raise BnfoldError(f"batch {batch}: the batch of {manifest.name} is fixed; use --batch {fixed}")
+    return (fixed,)
+
+
+def _present(provider: Provider) -> list[Provider]:
+    if provider != "auto":
+        device_number(provider)
+        return [provider]
+    return ["cpu", "cuda"] if resolve_provider("auto") == "cuda" else ["cpu"]
+
+
+def _open_graphs(
+    version: ModelVersion, providers: Sequence[Provider], threads: int, announce: Callable[[str], None]
+) -> tuple[dict[str, GraphSize], dict[Provider, dict[str, "ort.InferenceSession"]]]:
+    """What both graphs consist of, and a session for each of them on each provider."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"unfolded": version.reference_file, "folded": version.model_file}
+        if version.manifest.reference == "reference.pt2":
+            announce("exporting the unfolded graph")
+            files["unfolded"] = Path(folder) / "unfolded.onnx"
+            save_graph(load_unfolded(version), files["unfolded"])
+        sizes = {}
+        for name, file in files.items():
+            graph = ir.load(file)
+            common.InlinePass()(graph)  # a function may hold BatchNorms, and folding has no functions
+            kinds = [node.op_type for node in graph.graph.all_nodes() if node.op_type != "Constant"]
+            origin = version.model_file if name == "folded" else version.reference_file
+            precision = version.manifest.precision if name == "folded" else "fp32"
+            sizes[name] = GraphSize(origin.name, kinds.count("BatchNormalization"), len(kinds), precision)
+        announce("opening both graphs in ONNX Runtime")
+        sessions = {
+            where: {
+                name: open_session(file, provider=where, threads=threads, cuda=_options(version.manifest, name))
+                for name, file in files.items()
+            }
+            for where in providers
+        }
+    return sizes, sessions
+
+
+def _options(manifest: Manifest, name: str) -> CudaOptions:
+    return CudaOptions(tf32=name == "folded" and manifest.precision == "tf32")
+
+
+def _checked_rows(manifest: Manifest, batch: int) -> int:
+    """The multiple of `batch` that reaches `CHECKED_ROWS`, where rows can be told apart in every output."""
+    return -(-CHECKED_ROWS // batch) * batch if manifest.batched else batch
+
+
+def _in_batches(manifest: Manifest, inputs: Arrays, batch: int) -> Iterator[Arrays]:
+    """The drawn inputs, `batch` rows at a time."""
+    if not manifest.batched:
+        yield inputs
+        return
+    for start in range(0, _checked_rows(manifest, batch), batch):
+        yield {name: np.ascontiguousarray(array[start : start + batch]) for name, array in inputs.items()}
+
+
+def _check(
+    name: str, session: "ort.InferenceSession", manifest: Manifest, truth: Reference, inputs: Arrays, batch: int
+) -> float:
+    """Judge what a session answers when it runs as it will be timed. The relative error of its worst output."""
+    where = f"the {name} graph at batch {batch} on {provider_of(session)}"
+    with _told(where):
+        parts = [run(session, rows) for rows in _in_batches(manifest, inputs, batch)]
+    answers = {
+        output: np.concatenate([part[output] for part in parts]) if manifest.batched else array
+        for output, array in parts[0].items()
+    }
+    precision = manifest.precision_on(provider_of(session)) if name == "folded" else "fp32"
+    verdict = compare(truth, answers, inputs, provider=provider_of(session), precision=precision)
+    if not verdict:
+        raise AnswersDifferError(f"{where}: {verdict.message}; no times are reported")
+    return max((output.relative_error for output in verdict.outputs), default=0.0)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever PyTorch, onnx or ONNX Runtime say while they compute, as one line that names what was computed."""
+    try:
+        yield
+    except Exception as error:  # they share no base
+        raise BnfoldError(f"{what}: {first_line(error)}") from error

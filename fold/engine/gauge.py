@@ -1,0 +1,316 @@
+"""The gauge of every tensor: what the laws write down, and what the solver reads.
+
+The folded graph carries, in place of each float tensor x, the tensor `p*x + q`, with one pair for each channel. Laws
+(laws) say for each node what these gauges must satisfy so that the graph computes what it did. They say it in
+variables: a scale variable stands for a p, a shift variable for a q.
+
+Where a tensor's channels lie is tracked, never guessed: a `Layout` has a variable for each place, along whichever axes
+it varies, and moves with the data through transpositions and reshapes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fold.engine.affine import Array, Gauge
+from fold.engine.solver.scales import Ids
+from fold.graph.reading import VALUELESS, constant, display_name, is_float, is_standard
+
+BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0
+"""Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs; last one
+that a product would have to add."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Variables of one tensor: `scale` and `shift` have its rank, and extent 1 or the tensor's own along each axis."""
+
+    scale: Ids
+    shift: Ids
+
+    def map(self, move: Callable[[Ids], Ids]) -> "Layout":
+        return Layout(move(self.scale), move(self.shift))
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Who demands something of a gauge, in the words that a user reads: "`node` `demand`"."""
+
+    node: str
+    demand: str
+
+
+BEHIND = -1
+"""In place of an input's index: a constant that is added to what the node writes."""
+
+IN_FRONT = -2
+"""In place of an input's index: what one more channel, behind those that the node reads, holds everywhere."""
+
+Parameters = dict[tuple[ir.Node, int], Array]
+"""New parameters in float64, by the node and which input of it they are (or BEHIND, IN_FRONT)."""
+
+Steps = list[tuple[str, Array]]
+"""Element-wise operators, each with one constant in float64, that stand in the place of a node, in order."""
+
+
+@dataclass(frozen=True)
+class Absorber:
+    """A node with parameters that can take up gauges.
+
+    `parameters(read, write)` says what becomes of it under the gauge of what it reads and of what it writes: new
+    parameters, or steps in the place of all of `nodes`, or None where it stays as it is. `attributes` are to be set
+    along with new parameters.
+    """
+
+    node: ir.Node
+    read: Layout
+    write: Layout
+    parameters: Callable[[Gauge, Gauge], Parameters | Steps | None]
+    attributes: dict[str, float] = field(default_factory=dict)
+    divides: bool = True
+    """Whether it must undo the scale of what it reads, which cannot be done to a scale of 0."""
+    nodes: tuple[ir.Node, ...] = ()
+    """Where it is more than one node in a row: all of them, in order."""
+    always: bool = False
+    """Whether it may have to change although all that it touches is carried as it is."""
+
+    @property
+    def source(self) -> ir.Value:
+        """What it reads, its constants aside."""
+        first = self.nodes[0] if self.nodes else self.node
+        return next(value for value in first.inputs if value is not None and constant(value) is None)
+
+    @property
+    def result(self) -> ir.Value:
+        return (self.nodes[-1] if self.nodes else self.node).outputs[0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A map `v = s*u + t` that could vanish; `absorber` re-expresses it where it stays.
+
+    A BatchNorm, as one node or written out, is `reported`; a lone product or sum with a constant is not. `size` is how
+    large u is by the BatchNorm's own statistics, `|mean| + 3*sqrt(variance)`, where there are any. `private` tells that
+    nothing else takes anything from u. `dead` are the channels of scale 0 that need no equation, because the opened
+    activations behind them write their constant. Arrays and layouts have shape [channels].
+    """
+
+    absorber: Absorber
+    s: Array
+    t: Array
+    cause: int
+    reported: bool = True
+    size: Array | None = None
+    private: bool = True
+    dead: NDArray[np.bool_] | None = None
+
+    @property
+    def node(self) -> ir.Node:
+        return self.absorber.node
+
+    @property
+    def u(self) -> Layout:
+        return self.absorber.read
+
+    @property
+    def v(self) -> Layout:
+        return self.absorber.write
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a BatchNorm stays: one sentence, and the node that is the culprit."""
+
+    reason: str
+    culprit: str
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """`p = 1`, `p > 0`, `p_a = p_b`, or `sum(coefficient * q) = 0`, at every position of arrays of one shape [n]."""
+
+    kind: Literal["one", "positive", "equal", "sum"]
+    terms: tuple[tuple[float, Ids], ...]
+    cause: int
+
+
+class Gauges:
+    """A layout for every float tensor, the constraints between the variables, and who can absorb or vanish.
+
+    `opened` are the nodes that may become another operator where that lets a BatchNorm go.
+    """
+
+    def __init__(self, opened: frozenset[ir.Node] = frozenset()) -> None:
+        self.opened = opened
+        self.dead: dict[ir.Value, tuple[NDArray[np.bool_], Array]] = {}
+        """Where the tensor that an opened activation reads is constant, and which constants: the layout's shape."""
+        self.absorbers: list[Absorber] = []
+        self.candidates: list[Candidate] = []
+        self.refusals: dict[ir.Node, Refusal] = {}
+        self.causes: list[Cause] = []
+        self.constraints: list[Constraint] = []
+        self.scale_count = 0
+        self.layouts: dict[ir.Value, Layout] = {}
+        """Of every float tensor that a law has spoken of."""
+        self._absorbing: set[ir.Node] = set()
+        self._shift_preferences: list[tuple[int, int]] = []  # (how many, their preference)
+        self._shift_count = 0
+
+    @property
+    def shift_preferences(self) -> Ids:
+        """The preference as a pivot of each shift variable."""
+        counts = [count for count, _ in self._shift_preferences]
+        return np.repeat([preference for _, preference in self._shift_preferences], counts).astype(np.int64)
+
+    # What a law reads.
+
+    def known(self, node: ir.Node) -> bool:
+        """Whether the law of another node has spoken for this one as well."""
+        return any(value in self.layouts for value in node.outputs)
+
+    def private(self, value: ir.Value) -> bool:
+        """Whether a tensor is made by weights for one reader alone, so that nobody minds what is added to it."""
+        waiting = [value]
+        while waiting:
+            value = waiting.pop()
+            producer = value.producer()
+            readers = [reader for reader, _ in value.uses() if not _asks_for_shape(reader)]
+            if producer is None or len(readers) != 1 or value.is_graph_output():
+                return False
+            if producer not in self._absorbing:
+                waiting += [v for v in producer.inputs if v is not None and is_float(v) and constant(v) is None]
+        return True
+
+    def of(self, value: ir.Value) -> Layout:
+        """The layout of a tensor. One that no law has written, a constant or a graph input, is carried as it is."""
+        if value not in self.layouts:
+            self.pin(value, Cause(value.name or "?", "is carried as it is"))
+        return self.layouts[value]
+
+    def uniform(self, value: ir.Value, axes: Sequence[int], cause: int) -> Layout:
+        """The layout of a tensor whose gauge must be the same all along `axes`: extent 1 there."""
+
+        def flatten(ids: Ids, kind: Literal["equal", "sum"]) -> Ids:
+            for axis in axes:
+                first, rest = np.split(ids, [1], axis=axis)
+                if rest.size:
+                    self._constrain(kind, cause, (1.0, rest), (-1.0, first))
+                ids = first
+            return ids
+
+        layout = self.of(value)
+        return Layout(flatten(layout.scale, "equal"), flatten(layout.shift, "sum"))
+
+    def along(self, value: ir.Value, axis: int, size: int, cause: int) -> Layout:
+        """The layout along one axis, of shape [size], of a tensor whose gauge must be the same along all others."""
+        rank = self.of(value).scale.ndim
+        others = [other for other in range(rank) if other != axis % rank]
+        return self.uniform(value, others, cause).map(lambda ids: np.broadcast_to(ids.reshape(-1), (size,)))
+
+    @staticmethod
+    def nothing() -> Layout:
+        """The layout of what a node without a float input to absorb reads."""
+        return Layout(np.empty(0, np.int64), np.empty(0, np.int64))
+
+    # What a law writes.
+
+    def cause(self, node: ir.Node, demand: str) -> int:
+        self.causes.append(Cause(display_name(node), demand))
+        return len(self.causes) - 1
+
+    def set(self, value: ir.Value, layout: Layout) -> None:
+        self.layouts[value] = layout
+
+    def fresh(self, shape: tuple[int, ...], preference: int = FROM_OTHERS) -> Layout:
+        """New variables for a tensor that can take any gauge."""
+        size = int(np.prod(shape))
+        scale = np.arange(self.scale_count, self.scale_count + size).reshape(shape)
+        self.scale_count += size
+        return Layout(scale, self.fresh_shift(shape, preference))
+
+    def fresh_shift(self, shape: tuple[int, ...], preference: int = FROM_OTHERS) -> Ids:
+        size = int(np.prod(shape))
+        shift = np.arange(self._shift_count, self._shift_count + size).reshape(shape)
+        self._shift_count += size
+        self._shift_preferences.append((size, preference))
+        return shift
+
+    def fresh_along(self, value: ir.Value, axis: int, size: int, preference: int) -> Layout:
+        """New variables along one axis of `value`; returns them with shape [size]."""
+        layout = self.fresh((size,), preference)
+        rank = _rank(value)
+        shape = tuple(size if other == axis % rank else 1 for other in range(rank))
+        self.set(value, layout.map(lambda ids: ids.reshape(shape)))
+        return layout
+
+    def positive(self, scale: Ids, cause: int) -> None:
+        """`p > 0`."""
+        self._constrain("positive", cause, (1.0, scale))
+
+    def equal(self, a: Ids, b: Ids, cause: int) -> None:
+        """`p_a = p_b`."""
+        self._constrain("equal", cause, (1.0, a), (-1.0, b))
+
+    def zero(self, shift: Ids, cause: int) -> None:
+        """`q = 0`."""
+        self._constrain("sum", cause, (1.0, shift))
+
+    def sum(self, cause: int, *terms: tuple[float, Ids]) -> None:
+        """`sum(coefficient * q) = 0`."""
+        self._constrain("sum", cause, *terms)
+
+    def pin(self, value: ir.Value, cause: Cause) -> None:
+        """Carry a tensor as it is: `p = 1` and `q = 0`. For one without a layout, that is its layout from now on."""
+        if value not in self.layouts:
+            self.set(value, self.fresh((1,) * _rank(value)))
+        self.causes.append(cause)
+        self.fixed(self.layouts[value], len(self.causes) - 1)
+
+    def boundary(self, node: ir.Node, demand: str = "lets no scale and no shift pass") -> None:
+        """A node that we know nothing of, or not enough: everything around it is carried as it is."""
+        cause = Cause(display_name(node), f"({node.op_type}) {demand}")
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and is_float(value):
+                self.pin(value, cause)
+
+    def absorb(self, absorber: Absorber, writer: ir.Node | None = None) -> None:
+        """Enter a node with weights; `writer` is the one that delivers its output, where that is another."""
+        self.absorbers.append(absorber)
+        self._absorbing.add(writer or absorber.node)
+
+    def delivers(self, node: ir.Node) -> None:
+        """Note that a node takes up whatever is added to what it writes, as weights do."""
+        self._absorbing.add(node)
+
+    def open(self, absorber: Absorber) -> None:
+        """Enter a node that becomes others where the gauge asks for it."""
+        self.absorbers.append(absorber)
+
+    def fixed(self, layout: Layout, cause: int) -> None:
+        """`p = 1` and `q = 0`."""
+        self._constrain("one", cause, (1.0, layout.scale))
+        self._constrain("sum", cause, (1.0, layout.shift))
+
+    def keep(self, node: ir.Node, reason: str) -> None:
+        """A BatchNorm that cannot be expressed as scale and shift at all."""
+        self.refusals[node] = Refusal(reason, display_name(node))
+        self.boundary(node, "stays as it is")
+
+    def _constrain(
+        self, kind: Literal["one", "positive", "equal", "sum"], cause: int, *terms: tuple[float, Ids]
+    ) -> None:
+        arrays = np.broadcast_arrays(*(ids for _, ids in terms))
+        flat = tuple((factor, ids.reshape(-1)) for (factor, _), ids in zip(terms, arrays, strict=True))
+        self.constraints.append(Constraint(kind, flat, cause))
+
+
+def _asks_for_shape(node: ir.Node) -> bool:
+    return node.op_type in VALUELESS and is_standard(node)
+
+
+def _rank(value: ir.Value) -> int:
+    return 0 if value.shape is None else len(value.shape)

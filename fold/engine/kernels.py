@@ -1,0 +1,190 @@
+"""Convolutions of a tensor as arithmetic, in float64: what their sums and products are, and what these cost.
+
+Weights are laid over each other by where their taps fall, in the groups that they have in common.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.affine import Array
+
+PASS = 32
+"""Multiplications for each output number that one element-wise pass over a tensor is worth, at the least."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What a tensor is of `base`: a convolution `W`, [O, I/groups, *k], and a bias `b`, [O], in float64.
+
+    Along each axis tap i reads at `stride*position + begin + i*dilation`, and zeros outside of the tensor; `slack` is
+    how far beyond the last tap the padding reaches. `nodes` are those that it stands for, `count` the branches among
+    them, and `work` what they cost for each output position, in multiplications. `name` is a weight to take the name
+    from. `weigh` computes W of the shape `shape`, once it is known that it is wanted. `rest` are other tensors that a
+    sum holds, with the operators that put them behind the convolution.
+    """
+
+    base: ir.Value
+    shape: tuple[int, ...]
+    weigh: Callable[[], Array]
+    b: Array
+    groups: int
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begins: tuple[int, ...]
+    slack: tuple[int, ...]
+    nodes: frozenset[ir.Node] = frozenset()
+    count: int = 1
+    work: int = 0
+    name: str | None = None
+    rest: tuple[tuple[str, ir.Value], ...] = ()
+
+    @cached_property
+    def W(self) -> Array:  # noqa: N802
+        with np.errstate(invalid="ignore"):  # of weights that are not finite
+            return self.weigh()
+
+    @property
+    def lasts(self) -> tuple[int, ...]:
+        """Where the last tap reads at position 0."""
+        return tuple(b + (k - 1) * d for b, k, d in zip(self.begins, self.shape[2:], self.dilations, strict=True))
+
+    @property
+    def pads(self) -> list[int]:
+        """As ONNX has them: before each axis, then behind each."""
+        return [*(-begin for begin in self.begins), *(at + s for at, s in zip(self.lasts, self.slack, strict=True))]
+
+    @property
+    def pays(self) -> bool:
+        """Whether one convolution costs no more than the branches and the passes over them."""
+        return math.prod(self.shape) + PASS * self.shape[0] <= self.work
+
+    def through(self, node: ir.Node) -> "Branches":
+        """With one more node among those that it stands for, which passes over what it writes."""
+        return replace(self, nodes=self.nodes | {node}, work=self.work + PASS * self.shape[0])
+
+    @property
+    def silent(self) -> bool:
+        """Whether it would write zeros at all positions outside of the tensor that it writes."""
+        return not self.b.any() and all(
+            last < stride and begin + slack >= 0
+            for last, stride, begin, slack in zip(self.lasts, self.strides, self.begins, self.slack, strict=True)
+        )
+
+
+def scaled(f: Branches, s: Array, t: Array) -> Branches:
+    spread = s.reshape(-1, *(1,) * (len(f.shape) - 1))
+    return replace(f, weigh=lambda: f.W * spread, b=s * f.b + t)
+
+
+def total(a: Branches, b: Branches, sign: float) -> Branches | None:
+    """Two convolutions of one tensor as one, if they move over it alike and write tensors of one shape."""
+    if a.base is not b.base or a.strides != b.strides or a.shape[0] != b.shape[0]:
+        return None
+    groups = math.gcd(a.groups, b.groups)
+    dilations, begins, kernel = [], [], []
+    for axis in range(len(a.strides)):
+        steps = [f.dilations[axis] for f in (a, b) if f.shape[2 + axis] > 1]
+        dilation = math.gcd(*steps, a.begins[axis] - b.begins[axis]) or 1
+        begin, end = min(a.begins[axis], b.begins[axis]), max(a.lasts[axis], b.lasts[axis])
+        dilations.append(dilation)
+        begins.append(begin)
+        kernel.append((end - begin) // dilation + 1)
+    shape = (a.shape[0], a.shape[1] * a.groups // groups, *kernel)
+    larger = max(a, b, key=lambda f: (f.name is not None, math.prod(f.shape)))
+    merged = replace(
+        a,
+        shape=shape,
+        weigh=lambda: _laid(a, merged) + sign * _laid(b, merged),
+        b=a.b + sign * b.b,
+        groups=groups,
+        dilations=tuple(dilations),
+        begins=tuple(begins),
+        slack=tuple(min(pair) for pair in zip(a.slack, b.slack, strict=True)),  # where they differ all sizes are known
+        nodes=a.nodes | b.nodes,
+        count=a.count + b.count,
+        work=a.work + b.work,
+        name=larger.name,
+    )
+    return merged
+
+
+def product(outer: Branches, inner: Branches) -> Branches | None:
+    """A convolution of what another one writes as one; None if the outer one pads with zeros what would not be zero."""
+    if any(outer.pads) and not inner.silent:
+        return None
+    (outputs, _, *second), (_, per_group, *first) = outer.shape, inner.shape
+    groups = math.gcd(outer.groups, inner.groups)
+    begins = tuple(i + s * o for i, s, o in zip(inner.begins, inner.strides, outer.begins, strict=True))
+    steps = tuple(s * d for s, d in zip(inner.strides, outer.dilations, strict=True))
+    dilations, kernel = [], []
+    for own, step, few, many in zip(inner.dilations, steps, first, second, strict=True):
+        dilation = math.gcd(*([own] if few > 1 else []), *([step] if many > 1 else [])) or 1
+        dilations.append(dilation)
+        kernel.append((own * (few - 1) + step * (many - 1)) // dilation + 1)
+    shape = (outputs, per_group * inner.groups // groups, *kernel)
+
+    def weigh() -> Array:
+        outers, inners = (W.reshape(groups, -1, *W.shape[1:]) for W in (_widened(f, groups) for f in (outer, inner)))
+        W = np.zeros((groups, outputs // groups, *shape[1:]))
+        for tap in np.ndindex(*second):
+            taps = [
+                at * step // dilation + np.arange(few) * own // dilation
+                for at, step, own, few, dilation in zip(tap, steps, inner.dilations, first, dilations, strict=True)
+            ]
+            here: Any = (slice(None), slice(None), slice(None), *np.ix_(*taps))
+            W[here] += np.einsum("gom,gmi...->goi...", outers[(..., *tap)], inners)
+        return W.reshape(shape)
+
+    b = outer.b
+    if inner.b.any():
+        summed = (
+            outer.weigh().sum(axis=tuple(range(2, len(outer.shape)))).reshape(outer.groups, outputs // outer.groups, -1)
+        )
+        b = b + np.einsum("gom,gm->go", summed, inner.b.reshape(outer.groups, -1)).reshape(-1)
+    return Branches(
+        inner.base,
+        shape,
+        weigh,
+        b,
+        groups,
+        tuple(i * o for i, o in zip(inner.strides, outer.strides, strict=True)),
+        tuple(dilations),
+        begins,
+        tuple(i + s * o for i, s, o in zip(inner.slack, inner.strides, outer.slack, strict=True)),
+        outer.nodes | inner.nodes,
+        inner.count,
+        outer.work + inner.work * math.prod(outer.strides),
+        outer.name or inner.name,
+    )
+
+
+def _widened(f: Branches, groups: int) -> Array:
+    """The weights of `f` in fewer groups."""
+    outputs, per_group = f.shape[:2]
+    output = np.arange(outputs)
+    inputs = per_group * f.groups
+    read = (output // (outputs // f.groups) * per_group)[:, None] + np.arange(per_group)  # input channel of each weight
+    local = read - (output // (outputs // groups) * (inputs // groups))[:, None]
+    wide = np.zeros((outputs, inputs // groups, *f.shape[2:]))
+    wide[output[:, None], local] = f.W
+    return wide
+
+
+def _laid(f: Branches, into: Branches) -> Array:
+    """The weights of `f` in the groups, and on the larger, finer grid of taps, of another."""
+    laid = np.zeros(into.shape)
+    taps = [
+        (old - new) // step + np.arange(size) * own // step
+        for old, new, step, own, size in zip(
+            f.begins, into.begins, into.dilations, f.dilations, f.shape[2:], strict=True
+        )
+    ]
+    everything: Any = (slice(None), slice(None), *np.ix_(*taps))
+    laid[everything] = _widened(f, into.groups)
+    return laid

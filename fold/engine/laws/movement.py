@@ -1,0 +1,297 @@
+"""What moves data: gauges move as the data does.
+
+Where the places that an operator takes are known only at run time, the gauge must be the same at all that it may take.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.gauge import Gauges, Layout
+from fold.engine.solver.scales import Ids
+from fold.graph.reading import computed, constant, dims, first_input, integer, integers, parameter, text
+from fold.graph.reshapes import matching_blocks
+
+NEW = -1
+"""In place of a variable that is still to come."""
+
+
+def concat(node: ir.Node, gauges: Gauges) -> None:
+    inputs = [value for value in node.inputs if value is not None]
+    layouts = [gauges.of(value) for value in inputs]
+    axis = integer(node, "axis", 0) % layouts[0].scale.ndim
+    sizes = [(dims(value) or [])[axis] for value in inputs]
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(known) < len(sizes):
+        return _concat_unknown(node, gauges, inputs, axis)
+
+    def join(arrays: list[Ids]) -> Ids:
+        extents = np.broadcast_shapes(*(_resized(ids.shape, axis, 1) for ids in arrays))
+        pieces = [np.broadcast_to(ids, _resized(extents, axis, size)) for ids, size in zip(arrays, known, strict=True)]
+        return np.concatenate(pieces, axis=axis)
+
+    joined = Layout(join([layout.scale for layout in layouts]), join([layout.shift for layout in layouts]))
+    return gauges.set(node.outputs[0], joined)
+
+
+def _concat_unknown(node: ir.Node, gauges: Gauges, inputs: list[ir.Value], axis: int) -> None:
+    demand = f"concatenates along axis {axis}, whose size is not known, so that all inputs must agree in their gauge"
+    cause = gauges.cause(node, demand)
+    first, *others = (gauges.uniform(value, [axis], cause) for value in inputs)
+    for other in others:
+        gauges.equal(other.scale, first.scale, cause)
+        gauges.sum(cause, (1.0, other.shift), (-1.0, first.shift))
+    gauges.set(node.outputs[0], first)
+
+
+def split(node: ir.Node, gauges: Gauges) -> None:
+    x = first_input(node)
+    axis = integer(node, "axis", 0) % gauges.of(x).scale.ndim
+    count = len(node.outputs)
+    layout, sizes = gauges.of(x), parameter(node, 1, "split")
+    if computed(node, 1):
+        layout = gauges.uniform(x, [axis], gauges.cause(node, f"cuts axis {axis} into pieces of computed sizes"))
+    for position, output in enumerate(node.outputs):
+
+        def piece(ids: Ids, position: int = position) -> Ids:
+            chunk = -(-ids.shape[axis] // count)  # the last chunk takes what is left
+            ends = np.arange(1, count + 1) * chunk if sizes is None else np.cumsum(sizes)
+            start = 0 if position == 0 else ends[position - 1]
+            return _taken(ids, axis, np.arange(ids.shape[axis])[start : ends[position]])
+
+        gauges.set(output, layout.map(piece))
+
+
+def slice_(node: ir.Node, gauges: Gauges) -> None:
+    x = first_input(node)
+    rank = gauges.of(x).scale.ndim
+    starts, ends = parameter(node, 1, "starts"), parameter(node, 2, "ends")
+    axes, steps = parameter(node, 3, "axes"), parameter(node, 4, "steps")
+    which = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
+    if starts is None or ends is None or computed(node, 1, 2, 3, 4):
+        which = list(range(rank)) if computed(node, 3) else which
+        cause = gauges.cause(
+            node, "takes a slice that is known only at run time, over which the gauge must be the same"
+        )
+        return gauges.set(node.outputs[0], gauges.uniform(x, which, cause))
+    steps = np.ones(len(starts), np.int64) if steps is None else steps
+
+    def cut(ids: Ids) -> Ids:
+        for axis, start, end, step in zip(which, starts.tolist(), ends.tolist(), steps.tolist(), strict=False):
+            ids = _taken(ids, axis, np.arange(ids.shape[axis])[start:end:step])
+        return ids
+
+    return gauges.set(node.outputs[0], gauges.of(x).map(cut))
+
+
+def gather(node: ir.Node, gauges: Gauges) -> None:
+    x, places = first_input(node), node.inputs[1]
+    assert places is not None
+    axis = integer(node, "axis", 0) % gauges.of(x).scale.ndim
+    indices = constant(places)
+    layout = gauges.of(x)
+    if indices is None:
+        cause = gauges.cause(node, f"takes places of axis {axis} that are known only at run time")
+        layout = gauges.uniform(x, [axis], cause)
+    rank = 0 if places.shape is None else len(places.shape)
+
+    def take(ids: Ids) -> Ids:
+        if ids.shape[axis] > 1 and indices is not None and indices.size:
+            return np.take(ids, indices.numpy(), axis)
+        return np.take(ids, np.zeros((1,) * rank, np.int64), axis)
+
+    return gauges.set(node.outputs[0], layout.map(take))
+
+
+def expand(node: ir.Node, gauges: Gauges) -> None:
+    """Repeats along axes of size 1, where a layout has extent 1 as well, and puts new axes in front."""
+    new = len(node.outputs[0].shape or ()) - gauges.of(first_input(node)).scale.ndim
+    gauges.set(node.outputs[0], gauges.of(first_input(node)).map(lambda ids: ids.reshape((1,) * new + ids.shape)))
+
+
+def tile(node: ir.Node, gauges: Gauges) -> None:
+    x = first_input(node)
+    rank = gauges.of(x).scale.ndim
+    repeats = constant(node.inputs[1])
+    if repeats is None or repeats.size != rank or len(node.inputs) != 2 or not repeats.numpy().all():
+        cause = gauges.cause(node, "repeats its input a number of times that is known only at run time")
+        return gauges.set(node.outputs[0], gauges.uniform(x, range(rank), cause))
+    times = repeats.numpy().tolist()
+
+    def repeat(ids: Ids) -> Ids:
+        return np.tile(ids, [1 if extent == 1 else n for extent, n in zip(ids.shape, times, strict=True)])
+
+    return gauges.set(node.outputs[0], gauges.of(x).map(repeat))
+
+
+def depth_to_space(node: ir.Node, gauges: Gauges) -> None:
+    """The channels that become one block of places must share one gauge, which is then that of the new channel."""
+    x, block = first_input(node), integer(node, "blocksize", 1) ** 2
+    demand = "turns channels into places, which lets one gauge for the channels of a block and all of space pass"
+    cause = gauges.cause(node, demand)
+    layout = gauges.uniform(x, [2, 3], cause)
+    within = 2 if text(node, "mode", "DCR") == "CRD" else 1  # where the block's places are counted
+
+    def blocks(ids: Ids) -> tuple[Ids, Ids]:
+        n, channels = ids.shape[:2]
+        if channels == 1:
+            return ids, ids
+        shape = (n, channels // block, block) if within == 2 else (n, block, channels // block)
+        apart = ids.reshape(*shape, 1, 1)
+        first = np.take(apart, 0, axis=within)
+        return first, np.moveaxis(apart, within, 0)
+
+    (scale, scales), (shift, shifts) = blocks(layout.scale), blocks(layout.shift)
+    gauges.equal(scales, scale, cause)
+    gauges.sum(cause, (1.0, shifts), (-1.0, shift))
+    gauges.set(node.outputs[0], Layout(scale, shift))
+
+
+def space_to_depth(node: ir.Node, gauges: Gauges) -> None:
+    x, block = first_input(node), integer(node, "blocksize", 1) ** 2
+    layout = gauges.uniform(
+        x, [2, 3], gauges.cause(node, "turns places into channels, over which the gauge must be the same")
+    )
+    gauges.set(node.outputs[0], layout.map(lambda ids: ids if ids.shape[1] == 1 else np.tile(ids, (1, block, 1, 1))))
+
+
+def transpose(node: ir.Node, gauges: Gauges) -> None:
+    layout = gauges.of(first_input(node))
+    permutation = integers(node, "perm") or list(range(layout.scale.ndim))[::-1]
+    gauges.set(node.outputs[0], layout.map(lambda ids: np.transpose(ids, permutation)))
+
+
+def reshape(node: ir.Node, gauges: Gauges) -> None:
+    """Reshape, Flatten, Squeeze and Unsqueeze: the element order stays, so dimensions split and merge in blocks."""
+    x, y = first_input(node), node.outputs[0]
+    before, after = dims(x), dims(y)
+    blocks = None if before is None or after is None else matching_blocks(before, after)
+    if blocks is None:
+        return gauges.boundary(node, "changes the shape in a way that channels cannot be followed through")
+    cause = gauges.cause(node, "merges dimensions whose sizes are not known, over which the gauge must be the same")
+    layout = gauges.uniform(x, [i for block in blocks if block.opaque for i in block.old], cause)
+
+    def move(ids: Ids) -> Ids:
+        full, shape = list(ids.shape), list[int]()
+        for block in blocks:
+            if len(block.old) == len(block.new) == 1:
+                shape.append(ids.shape[block.old[0]])
+            elif all(ids.shape[i] == 1 for i in block.old):
+                shape += [1] * len(block.new)
+            else:
+                for i, size in zip(block.old, block.sizes, strict=True):
+                    full[i] = size
+                shape += block.new_sizes
+        return np.broadcast_to(ids, full).reshape(shape)
+
+    return gauges.set(y, layout.map(move))
+
+
+def identity(node: ir.Node, gauges: Gauges) -> None:
+    gauges.set(node.outputs[0], gauges.of(first_input(node)))
+
+
+def cast(node: ir.Node, gauges: Gauges) -> None:
+    """Cast and CastLike: to the type that it has already, nothing happens; another one rounds by the magnitude."""
+    like = node.inputs[1] if len(node.inputs) > 1 else None
+    to = ir.DataType(integer(node, "to", 0)) if like is None else like.dtype
+    if to == first_input(node).dtype:
+        return identity(node, gauges)
+    return gauges.boundary(node, "converts to another type")
+
+
+def dropout(node: ir.Node, gauges: Gauges) -> None:
+    training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if computed(node, 2) or (training is not None and training.numpy().any()):
+        return gauges.boundary(node, "may be in training mode")
+    return identity(node, gauges)
+
+
+def pad(node: ir.Node, gauges: Gauges) -> None:
+    """A constant must be carried as it is: zero is if it has no shift, an infinity if `p > 0`.
+
+    Every other mode takes what it fills with from along the same axis. Negative amounts crop.
+    """
+    x = first_input(node)
+    amounts, known = _amounts(node, gauges.of(x).scale.ndim)
+    if text(node, "mode", "constant") != "constant":
+        cause = gauges.cause(node, "pads with what lies along the same axis, over which the gauge must be the same")
+        return gauges.set(node.outputs[0], gauges.uniform(x, list(amounts), cause))
+    growing = [axis for axis, amount in amounts.items() if max(amount) > 0]
+    value = parameter(node, 2, "value")
+    filling = 0.0 if value is None else float(value.reshape(-1)[0])
+    if growing and (computed(node, 2) or (filling != 0 and np.isfinite(filling))):
+        return gauges.boundary(node, "pads with a number that is neither zero nor infinite")
+    zeros = "pads its input with zeros, so that may carry no shift"
+    infinities = "pads its input with infinities, which lets only positive scales pass"
+    cause = gauges.cause(node, zeros if filling == 0 else infinities)
+    layout = gauges.uniform(x, [] if known else growing, cause)
+    scale, shift = _grown(layout.scale, amounts), _grown(layout.shift, amounts)
+    scale[scale == NEW] = gauges.fresh((int((scale == NEW).sum()),)).scale
+    shift[shift == NEW] = gauges.fresh_shift((int((shift == NEW).sum()),))
+    held, old = (shift, layout.shift) if filling == 0 else (scale, layout.scale)
+    if all(old.shape[axis] > 1 for axis in growing):
+        held = np.setdiff1d(held, old)  # new places have variables of their own
+    if filling == 0:
+        gauges.zero(held, cause)
+    else:
+        gauges.positive(held, cause)
+    return gauges.set(node.outputs[0], Layout(scale, shift))
+
+
+def _amounts(node: ir.Node, rank: int) -> tuple[dict[int, tuple[int, int]], bool]:
+    """What a Pad puts before and behind each axis that it changes, and whether that is known; else it is at least 1."""
+    pads, axes = parameter(node, 1, "pads"), parameter(node, 3, "axes")
+    which = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
+    if pads is None or computed(node, 1, 3):
+        return dict.fromkeys(which, (1, 1)), False
+    befores, afters = pads.reshape(2, -1).tolist()
+    return {axis: (a, b) for axis, a, b in zip(which, befores, afters, strict=True) if a or b}, True
+
+
+def _grown(ids: Ids, amounts: dict[int, tuple[int, int]]) -> Ids:
+    """A copy with NEW in the new places along the axes where it has an extent, and without the places cropped there."""
+    for axis, amount in amounts.items():
+        if ids.shape[axis] > 1:
+            before, behind = (max(0, -n) for n in amount)
+            kept = np.arange(before, ids.shape[axis] - behind)
+            widths = [tuple(max(0, n) for n in amount) if other == axis else (0, 0) for other in range(ids.ndim)]
+            ids = np.pad(np.take(ids, kept, axis), widths, constant_values=NEW)
+    return ids.copy()
+
+
+def resize(node: ir.Node, gauges: Gauges) -> None:
+    """Resize and Upsample: whatever the mode, means along the axes that are resized, with weights that sum to one."""
+    mode = text(node, "coordinate_transformation_mode", "half_pixel")
+    if mode in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
+        return gauges.boundary(node, f"resizes by {mode}, which may take something else than its input")
+    x = first_input(node)
+    cause = gauges.cause(node, "interpolates, which lets one gauge along all that it resizes pass")
+    return gauges.set(node.outputs[0], gauges.uniform(x, _resized_axes(node), cause))
+
+
+def _resized_axes(node: ir.Node) -> list[int]:
+    """The axes that may be resized: by their scale, or by their size where that says it all."""
+    before, after = dims(first_input(node)) or [], dims(node.outputs[0]) or []
+    axes = [axis % len(before) for axis in integers(node, "axes", list(range(len(before))))]
+    sizes = node.inputs[3] if len(node.inputs) > 3 else None
+    if sizes is not None and 0 not in (dims(sizes) or []):  # no sizes at all may be an empty tensor
+        stretched = text(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
+        return [axis for axis in axes if not stretched or before[axis] is None or before[axis] != after[axis]]
+    index = 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2
+    scales = parameter(node, index, "scales")
+    if scales is None or len(scales) != len(axes):
+        return axes
+    return [axis for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+
+
+def reads_no_value(node: ir.Node, gauges: Gauges) -> None:
+    """Shape and Size ask for dimensions, which no gauge changes."""
+
+
+def _taken(ids: Ids, axis: int, places: Ids) -> Ids:
+    """`ids` at some places of an axis; along extent 1, and for no place at all, one gauge holds for what is taken."""
+    return np.take(ids, places if ids.shape[axis] > 1 and len(places) else [0], axis)
+
+
+def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])

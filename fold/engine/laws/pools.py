@@ -1,0 +1,92 @@
+"""Pools and reductions: many places become one, so their gauges must be the same."""
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.gauge import Gauges, Layout
+from fold.graph.reading import computed, dims, first_input, integer, padded, parameter
+
+
+def max_pool(node: ir.Node, gauges: Gauges) -> None:
+    """MaxPool and GlobalMaxPool; the padding is -infinity, which no gauge with `p > 0` moves."""
+    x = first_input(node)
+    cause = gauges.cause(node, "takes a maximum, which lets only positive scales pass, one for each channel")
+    layout = gauges.uniform(x, range(2, gauges.of(x).scale.ndim), cause)
+    gauges.positive(layout.scale, cause)
+    gauges.set(node.outputs[0], layout)
+
+
+def average_pool(node: ir.Node, gauges: Gauges) -> None:
+    """AveragePool and GlobalAveragePool.
+
+    With `ceil_mode` the last window may run beyond the padding. Whether `count_include_pad` counts these places too
+    differs between runtimes, so that it may count something wherever it is set.
+    """
+    x = first_input(node)
+    cause = gauges.cause(node, "takes a mean over space, which lets one gauge for each channel pass")
+    layout = gauges.uniform(x, range(2, gauges.of(x).scale.ndim), cause)
+    counts_padding = integer(node, "count_include_pad", 0) and (padded(node) or integer(node, "ceil_mode", 0))
+    if counts_padding:
+        gauges.zero(
+            layout.shift, gauges.cause(node, "counts the zeros that it pads with, so its input may carry no shift")
+        )
+    gauges.set(node.outputs[0], layout)
+
+
+def reduce_mean(node: ir.Node, gauges: Gauges) -> None:
+    reduced = _reduced(node, gauges, "takes a mean, over which the gauge must be the same")
+    if reduced is not None:
+        _deliver(node, gauges, *reduced[:2])
+
+
+def reduce_extremum(node: ir.Node, gauges: Gauges) -> None:
+    """ReduceMax and ReduceMin."""
+    demand = "takes an extremum, which lets only positive scales pass, and over which the gauge must be the same"
+    reduced = _reduced(node, gauges, demand)
+    if reduced is not None:
+        layout, axes, cause = reduced
+        gauges.positive(layout.scale, cause)
+        _deliver(node, gauges, layout, axes)
+
+
+def reduce_sum(node: ir.Node, gauges: Gauges) -> None:
+    """The shift is summed as often as there are elements, so that their number must be known."""
+    reduced = _reduced(node, gauges, "takes a sum, over which the gauge must be the same")
+    if reduced is None:
+        return
+    layout, axes, cause = reduced
+    shape = dims(first_input(node)) or []
+    sizes = [size for axis in axes if isinstance(size := shape[axis], int)]
+    count = int(np.prod(sizes)) if len(sizes) == len(axes) else 0
+    if count > 1:
+        shift = gauges.fresh_shift(layout.shift.shape)
+        gauges.sum(cause, (1.0, shift), (-float(count), layout.shift))
+        layout = Layout(layout.scale, shift)
+    elif count == 0:
+        demand = "sums elements whose number is not known, so its input may carry no shift"
+        gauges.zero(layout.shift, gauges.cause(node, demand))
+    _deliver(node, gauges, layout, axes)
+
+
+def _reduced(node: ir.Node, gauges: Gauges, demand: str) -> tuple[Layout, list[int], int] | None:
+    """Of a reduction: the layout of what it reads with extent 1 along its axes, those axes, and the cause of that.
+
+    None, and a boundary, where the axes are not known.
+    """
+    x = first_input(node)
+    rank = gauges.of(x).scale.ndim
+    if computed(node, 1):
+        gauges.boundary(node, "takes its axes at run time")
+        return None
+    given = parameter(node, 1, "axes")
+    axes = [] if given is None else sorted({int(axis) % rank for axis in given.ravel()})
+    if not axes and not integer(node, "noop_with_empty_axes", 0):
+        axes = list(range(rank))
+    cause = gauges.cause(node, demand)
+    return gauges.uniform(x, axes, cause), axes, cause
+
+
+def _deliver(node: ir.Node, gauges: Gauges, layout: Layout, axes: list[int]) -> None:
+    if not integer(node, "keepdims", 1):
+        layout = layout.map(lambda ids: np.squeeze(ids, tuple(axes)))
+    gauges.set(node.outputs[0], layout)

@@ -1,0 +1,173 @@
+"""What became of every BatchNorm: folded into what, or kept and why, for programs and a terminal."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from fold.graph.reading import dims
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from rich.table import Table
+
+    from fold.proof.certificate import Certificate
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A BatchNorm that is gone. `into` names the initializers that took it up."""
+
+    name: str
+    node: str
+    channels: int
+    into: tuple[str, ...]
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorSize:
+    """The dimensions of a tensor, where they are not known their names or None, and the bytes of one element."""
+
+    dims: tuple[int | str | None, ...] | None
+    itemsize: int
+
+    @classmethod
+    def of(cls, value: "ir.Value") -> "TensorSize":
+        sizes = dims(value)
+        return cls(None if sizes is None else tuple(sizes), 4 if value.dtype is None else int(value.dtype.itemsize))
+
+    def bytes(self, **sizes: int) -> int | None:
+        """Bytes of the tensor with these sizes for its named dimensions; a first dimension without a size is 1. None
+        where others are not known."""
+        known = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.dims or (None, None)]
+        if not isinstance(known[0], int):
+            known[0] = 1
+        numbers = [size for size in known if isinstance(size, int)]
+        return math.prod(numbers) * self.itemsize if len(numbers) == len(known) else None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A BatchNorm that stays, the reason in one sentence, and the node that is the culprit.
+
+    It still costs `passes` over its tensor, each of which reads and writes it: one, or where it is written out with
+    constants, one for each operator.
+    """
+
+    name: str
+    node: str
+    channels: int
+    reason: str
+    culprit: str
+    tensor: TensorSize = field(default=TensorSize(None, 4), compare=False)
+    passes: int = 1
+
+    def bytes_moved(self, **sizes: int) -> int | None:
+        """Bytes read and written in these passes, for given sizes of the graph's named dimensions (`batch=8`); one row
+        of the batch by default. None where the tensor's sizes are not known."""
+        size = self.tensor.bytes(**sizes)
+        return None if size is None else 2 * size * self.passes
+
+    def to_dict(self) -> dict[str, Any]:
+        content = {key: value for key, value in asdict(self).items() if key != "tensor"}
+        return {**content, "bytes_per_row": self.bytes_moved()}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What became of the standardisation of an input, which is no BatchNorm. `into` names the initializers that took
+    it up; `shift` is `none` where the mean is 0. `reason` and `culprit` tell why something is kept."""
+
+    input: str
+    scale: Literal["folded", "kept"]
+    into: tuple[str, ...]
+    shift: Literal["folded", "kept", "none"]
+    reason: str | None = None
+    culprit: str | None = None
+
+    @property
+    def message(self) -> str:
+        """All of it in one line."""
+        folded = {"scale": self.scale, "shift": self.shift}
+        gone = [part for part, what in folded.items() if what == "folded"]
+        stays = [part for part, what in folded.items() if what == "kept"]
+        into = f" folded into {', '.join(self.into)}" if self.into else " folded, and nothing needed to change"
+        said = [f"{' and '.join(gone)}{into}"] if gone else []
+        said += [f"{' and '.join(stays)} kept: {self.reason}"] if stays else []
+        return f"input {self.input} takes bytes; normalisation: {'; '.join(said)}"
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """Every BatchNorm of a model is in `folded` or in `kept`, in the order of the graph.
+
+    `flushed` counts folded weights below the smallest normal number of their type, which were set to zero;
+    `branches_merged` counts parallel branches that became one convolution; `seconds` is the time that folding took.
+    `normalization` is None where no input is normalised in the graph.
+    """
+
+    folded: tuple[Folded, ...]
+    kept: tuple[Kept, ...]
+    flushed: int = 0
+    branches_merged: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    normalization: Normalization | None = None
+
+    @property
+    def batchnorms(self) -> int:
+        return len(self.folded) + len(self.kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of a fold: `batchnorms` is their number, `folded` and `kept` list them."""
+        return {
+            "batchnorms": self.batchnorms,
+            "folded": [asdict(entry) for entry in self.folded],
+            "kept": [entry.to_dict() for entry in self.kept],
+            "normalization": None if self.normalization is None else asdict(self.normalization),
+            "branches_merged": self.branches_merged,
+            "flushed": self.flushed,
+            "seconds": round(self.seconds, 4),
+        }
+
+
+def fold_table(report: FoldReport) -> "Table":
+    """A row for each BatchNorm, kept ones first: they are what a user must see."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
+    for kept in report.kept:
+        table.add_row(escape(kept.name), str(kept.channels), "[yellow]kept[/]", escape(kept.reason))
+    for folded in report.folded:
+        what = escape(", ".join(folded.into)) or "nothing needed to change"
+        warning = f" [yellow]({folded.warning})[/]" if folded.warning else ""
+        table.add_row(escape(folded.name), str(folded.channels), "[green]folded[/]", what + warning)
+    return table
+
+
+def certificate_table(certificate: "Certificate") -> "Table":
+    """A row for each part of the certificate, and for each output of the part that compares outputs."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
+    table = Table("Part", "Found", "Limit", "", box=None, pad_edge=False, header_style="bold")
+
+    def add(part: str, found: str, limit: str, holds: object) -> None:
+        table.add_row(escape(part), found, limit, "[green]holds[/]" if holds else "[red]does NOT hold[/]")
+
+    add("A  algebra, in float64", f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}", algebra)
+    add("B  rounding of the weights", f"{len(rounding.faults)} of {rounding.weights} wrong", "0", not rounding.faults)
+    for part in rounding.outputs:
+        limit = "unknown" if part.bound is None else f"{part.bound:.3g}"
+        add(f"B  what it does to {part.name}", f"{part.difference:.3g}", limit, part)
+    for output in verdict.outputs:
+        found = f"{output.folded_error:.3g} (unfolded {output.unfolded_error:.3g})"
+        add(f"C  run time, {output.name}", found, f"{output.limit:.3g}", output.equivalent)
+    for decision in verdict.decisions:
+        found = f"{decision.flips} of {decision.decisions} decide otherwise"
+        add(f"D  decisions, {decision.name}", found, f"{decision.excused} by rounding", decision)
+    if certificate.search is not None:
+        for name, worst in certificate.search.outputs.items():
+            add(f"E  search, {name}", f"{worst.found:.3g} (at the start {worst.start:.3g})", "", True)
+    return table

@@ -1,0 +1,238 @@
+"""The scales of all gauges: a weighted union-find over channels, with fixed values, signs and zeros.
+
+Every channel of every tensor has a variable p. `relate` says `p_x = ratio * p_y`; a class holds all variables that are
+known up to one common factor. A class can be fixed to a value (a graph input is carried as it is), be held to a sign
+(a ReLU lets only positive scales pass), or be zero (a dead channel, whose value nobody but its BatchNorm reads).
+
+Everything works on arrays of variables, thousands at a time. A group of relations is taken whole or not at all: it is
+tried on a copy of the few roots that it touches, and written back if nothing contradicts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fold.engine.affine import Array
+
+Ids = NDArray[np.int64]
+RELATIVE_TOLERANCE = 1e-13
+"""Two ways to compute one ratio differ by rounding, a few 1e-16; two different ratios of float32 parameters by 1e-8."""
+NOBODY = -1
+
+_VARIABLE = np.dtype(
+    [
+        ("parent", np.int64),
+        ("weight", np.float64),  # p_x = weight * p_parent
+        ("link_cause", np.int64),  # of the link to the parent; at a root of its first link to a child
+        # what follows is kept at roots
+        ("value", np.float64),  # p of the root, nan where it is free
+        ("value_cause", np.int64),
+        ("sign", np.int8),  # the sign that p of the root must have, 0 where it is free
+        ("sign_cause", np.int64),
+        ("zero", np.bool_),
+        ("reads", np.int64),  # how many parametric nodes divide by p of some member
+        ("members", np.int64),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A group of relations that cannot hold: the position that failed first, and the cause (an index) it ran into."""
+
+    position: int
+    cause: int
+    dead: bool = False
+
+
+class Scales:
+    """`reads[x]` counts the parametric nodes that divide by p of variable x, the BatchNorms among them."""
+
+    def __init__(self, reads: Ids) -> None:
+        self._state = np.zeros(len(reads), _VARIABLE)
+        self._state["parent"] = np.arange(len(reads))
+        self._state["weight"] = self._state["members"] = 1
+        self._state["value"] = np.nan
+        self._state["reads"] = reads
+        for cause in ("link_cause", "value_cause", "sign_cause"):
+            self._state[cause] = NOBODY
+
+    def find(self, x: Ids) -> tuple[Ids, Array]:
+        """Root of each variable, and the weight w with `p_x = w * p_root`."""
+        return _find(self._state, x)
+
+    def fix(self, x: Ids, cause: int) -> None:
+        """`p_x = 1`. Only before any relation with a ratio other than 1, so it cannot contradict."""
+        root, _ = self.find(x)
+        self._state["value"][root] = 1
+        self._state["value_cause"][root] = cause
+
+    def hold_positive(self, x: Ids, cause: int) -> None:
+        """`p_x > 0`. Only before any relation with a ratio other than 1, so it cannot contradict."""
+        root, _ = self.find(x)
+        self._state["sign"][root] = 1
+        self._state["sign_cause"][root] = cause
+
+    def relate(self, x: Ids, y: Ids, ratio: Array, cause: int) -> Conflict | None:
+        """`p_x = ratio * p_y` for every position of three arrays of shape [n], or for none of them.
+
+        A ratio of 0 makes `p_x = 0`: possible where nothing but the one node that asks reads the class of x.
+        """
+        rx, wx = self.find(x)
+        ry, wy = self.find(y)
+        roots, local = np.unique(np.concatenate([rx, ry]), return_inverse=True)
+        lx, ly = local[: len(x)], local[len(x) :]
+        part = self._state[roots]
+        part["parent"] = np.arange(len(roots))
+        dead = ratio == 0
+        conflict = _kill(part, lx, ly, dead)
+        if conflict is None:
+            alive = np.flatnonzero(~dead)
+            factor = ratio[alive] * wy[alive] / wx[alive]
+            conflict = _link(part, lx[alive], ly[alive], factor, alive, cause)
+        if conflict is not None:
+            if conflict.cause == NOBODY:  # two paths disagree: name a link of one of them
+                at = conflict.position
+                paths = (self._state["link_cause"][ids[at]] for ids in (x, y))
+                conflict = Conflict(
+                    at, next((int(c) for c in paths if c not in (NOBODY, cause)), NOBODY), conflict.dead
+                )
+            return conflict
+        part["parent"] = roots[part["parent"]]
+        self._state[roots] = part
+        for ids in (x, y):  # shorten the paths that were walked
+            root, weight = self.find(ids)
+            self._state["parent"][ids] = root
+            self._state["weight"][ids] = weight
+        return None
+
+    def unbound(self, x: Ids) -> NDArray[np.bool_]:
+        """Which variables nothing is related to, and nothing holds to a value or sign."""
+        root, _ = self.find(x)
+        held = self._state[root]
+        alone: NDArray[np.bool_] = (held["members"] == 1) & (held["sign"] == 0) & ~held["zero"]
+        alone &= np.isnan(held["value"])
+        return alone
+
+    def bar(self, x: Ids) -> None:
+        """Nothing may be related to these variables from now on."""
+        self._state["zero"][x] = True
+
+    def release(self, x: Ids) -> None:
+        """The node that asked for a relation on x has vanished, and does not read x any more."""
+        root, _ = self.find(x)
+        np.subtract.at(self._state["reads"], root, 1)
+
+    def values(self, anchors: Ids) -> Array:
+        """p of every variable. A free class gets the factor that leaves its anchors at 1; where they differ by more
+        than a power of two, at a geometric mean of 1, so that no tensor is stretched more than another.
+
+        A class without anchors and without a fixed value stays at 1 for its root.
+        """
+        root, weight = self.find(np.arange(len(self._state)))
+        state = self._state
+        count = len(state)
+        unit = np.ones(count)  # p of a root is sign/unit
+        anchor_root = root[anchors]
+        unit[anchor_root[::-1]] = np.abs(weight[anchors[::-1]])  # the first anchor of a class counts
+        spread = np.log2(np.abs(weight[anchors]) / unit[anchor_root])
+        number = np.bincount(anchor_root, minlength=count)
+        mean = np.bincount(anchor_root, spread, minlength=count) / np.maximum(number, 1)
+        sign = np.where(state["sign"] == 0, 1, state["sign"]).astype(np.float64)
+        free = state["sign"][anchor_root] == 0
+        sign[anchor_root[free][::-1]] = np.sign(weight[anchors[free][::-1]])
+        p = sign[root] * weight / unit[root] * np.exp2(-np.round(mean))[root]
+        fixed = ~np.isnan(state["value"][root])
+        p[fixed] = (weight * state["value"][root])[fixed]
+        p[state["zero"][root]] = 0
+        return p
+
+
+def _find(state: NDArray[np.void], x: Ids) -> tuple[Ids, Array]:
+    root, weight = x, np.ones(x.shape)
+    while True:
+        up = state["parent"][root]
+        if np.array_equal(up, root):
+            return root, weight
+        weight = weight * state["weight"][root]
+        root = up
+
+
+def _kill(part: NDArray[np.void], x: Ids, y: Ids, dead: NDArray[np.bool_]) -> Conflict | None:
+    """Mark the classes of dead channels as zero, unless somebody else reads them or they are held to something."""
+    if not dead.any():
+        return None
+    uses = np.bincount(np.concatenate([x, y[~dead]]), minlength=len(part))
+    held = part[x]
+    refused = dead & (
+        (uses[x] > 1) | (held["reads"] > 1) | (held["sign"] != 0) | ~np.isnan(held["value"]) | held["zero"]
+    )
+    if refused.any():
+        at = int(np.flatnonzero(refused)[0])
+        causes = (held["value_cause"][at], held["sign_cause"][at])
+        return Conflict(at, next((int(c) for c in causes if c != NOBODY), NOBODY), dead=True)
+    part["zero"][x[dead]] = True
+    return None
+
+
+def _link(part: NDArray[np.void], x: Ids, y: Ids, ratio: Array, position: Ids, cause: int) -> Conflict | None:
+    """Union the roots of x and y with `p_x = ratio * p_y`, in rounds in which no root is both child and parent."""
+    while len(x):
+        a, wa = _find(part, x)
+        b, wb = _find(part, y)
+        factor = ratio * wb / wa  # p_a = factor * p_b
+        same = a == b
+        wrong = same & (np.abs(factor - 1) > RELATIVE_TOLERANCE)
+        if wrong.any():
+            return Conflict(int(position[wrong][0]), NOBODY)
+        size_a, size_b = part["members"][a], part["members"][b]
+        under = (size_a < size_b) | ((size_a == size_b) & (a < b))  # the smaller class under the larger: short paths
+        child, parent = np.where(under, a, b), np.where(under, b, a)
+        factor = np.where(under, factor, 1 / factor)
+        _, first = np.unique(child, return_index=True)
+        now = first[~same[first]]
+        now = now[~np.isin(parent[now], child[now])]
+        conflict = _merge(part, child[now], parent[now], factor[now], position[now], cause)
+        if conflict is not None:
+            return conflict
+        left = ~same
+        left[now] = False
+        x, y, ratio, position = x[left], y[left], ratio[left], position[left]
+    return None
+
+
+def _merge(
+    part: NDArray[np.void], child: Ids, parent: Ids, factor: Array, position: Ids, cause: int
+) -> Conflict | None:
+    """Hang each child under its parent with `p_child = factor * p_parent`, and move up what holds the child."""
+
+    def refuse(where: NDArray[np.bool_], causes: Ids) -> Conflict | None:
+        return Conflict(int(position[where][0]), int(causes[where][0])) if where.any() else None
+
+    kids = part[child]
+    conflict = refuse(kids["zero"] | part["zero"][parent], np.full(len(child), NOBODY))
+    if conflict is not None:
+        return conflict
+    sign = kids["sign"] * np.sign(factor).astype(np.int8)
+    value = kids["value"] / factor
+    signed, fixed = sign != 0, ~np.isnan(value)
+    for name, held, new in (("sign", signed, sign), ("value", fixed, value)):
+        empty = held & ((part[name][parent] == 0) | np.isnan(part[name][parent]))
+        part[name][parent[empty]] = new[empty]
+        part[f"{name}_cause"][parent[empty]] = kids[f"{name}_cause"][empty]
+    up = part[parent]
+    conflict = refuse(signed & (up["sign"] != sign), kids["sign_cause"])
+    conflict = conflict or refuse(fixed & (np.abs(value / up["value"] - 1) > RELATIVE_TOLERANCE), kids["value_cause"])
+    contrary = (up["sign"] != 0) & ~np.isnan(up["value"]) & (np.sign(up["value"]) != up["sign"])
+    conflict = conflict or refuse(contrary, up["sign_cause"])
+    if conflict is not None:
+        return conflict
+    part["parent"][child] = parent
+    part["weight"][child] = factor
+    part["link_cause"][child] = cause
+    alone = parent[part["link_cause"][parent] == NOBODY]
+    part["link_cause"][alone] = cause
+    np.add.at(part["reads"], parent, kids["reads"])
+    np.add.at(part["members"], parent, kids["members"])
+    return None

@@ -1,0 +1,94 @@
+"""An ONNX file on disk: read with the tensors that lie beside it, written with such tensors where one file cannot hold
+them. Protobuf ends at 2 GB; ONNX then keeps weights in a second file, which the first names relative to its folder.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fold.errors import BnfoldError, first_line
+from fold.graph.reading import FLOATS
+
+INLINE_LIMIT = (1 << 31) - (1 << 26)
+"""Bytes of weights that are written into the file itself; the rest of protobuf's 2 GB is for the graph."""
+SMALL = 1024
+"""Bytes of a tensor that is always at hand: axes, scales, pads."""
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A file that was read. `beside` are the files of the same folder, or below it, in which it keeps tensors;
+    `as_read` tells whether the model still is what the file holds."""
+
+    path: Path
+    model: ir.Model
+    beside: tuple[Path, ...]
+    as_read: bool = True
+
+    def copy_to(self, path: Path) -> None:
+        """Write the graph as it is: byte for byte, or anew where it was changed or its tensors lay beside it."""
+        if self.beside or not self.as_read:
+            save_graph(self.model, path)
+        else:
+            shutil.copyfile(self.path, path)
+
+
+def read_graph(path: Path) -> GraphFile:
+    """Read a graph and the tensors beside it; beyond `INLINE_LIMIT` weights are mapped from the disk, not loaded.
+
+    Raises `BnfoldError` if the file or a tensor cannot be read.
+    """
+    try:
+        model = ir.load(path.absolute())  # tensors are looked for beside the file, and not outside of its folder
+    except OSError as error:
+        raise BnfoldError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # protobuf's and onnx_ir's errors share no base
+        raise BnfoldError(f"{path}: is no ONNX model: {first_line(error)}") from error
+    if not len(model.graph.outputs):
+        raise BnfoldError(f"{path}: is no ONNX model: its graph has no output")
+    mapped = _weight_bytes(model) > INLINE_LIMIT
+    beside = set()
+    for place, tensor in _external_tensors(model):
+        try:
+            array = tensor.numpy()  # checks where the file lies and how long it is
+        except (OSError, ValueError, TypeError) as error:
+            raise BnfoldError(
+                f"{path}: the data of tensor {tensor.name!r} cannot be read: {first_line(error)}; "
+                f"{tensor.location} must lie whole beside the model, as a file and not as a link"
+            ) from error
+        beside.add(Path(tensor.path))
+        if isinstance(place, ir.Value):
+            if not mapped or tensor.dtype not in FLOATS or tensor.nbytes <= SMALL:
+                place.const_value = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
+        else:
+            loaded = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
+            place.attributes["value"] = ir.AttrTensor("value", loaded)
+    return GraphFile(path, model, tuple(sorted(beside)))
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph as one file, or beyond `INLINE_LIMIT` with its weights in `path` + `.data`."""
+    beside = f"{path.name}.data" if _weight_bytes(model) > INLINE_LIMIT else None
+    ir.save(model, path, external_data=beside)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _external_tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.ExternalTensor]]:
+    """External tensors, with the initializer or the Constant node that holds them."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value, value.const_value
+        for node in graph:
+            attribute = node.attributes.get("value")
+            if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+                tensor = attribute.as_tensor()
+                if isinstance(tensor, ir.ExternalTensor):
+                    yield node, tensor

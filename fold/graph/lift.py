@@ -1,0 +1,148 @@
+"""Old graphs made new: folding and the evaluation in float64 read one form of each operator, that of recent opsets.
+
+onnx's version converter does the work. Weights are kept from it, since it serialises what it is given and protobuf ends
+at 2 GB. That a lifted graph still computes what the file says is proven with the fold
+(`fold.proof.reference.GraphReference`).
+"""
+
+import re
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+from onnx_ir.passes import common
+
+from fold.errors import BnfoldError, first_line
+from fold.graph.file import SMALL
+
+OLDEST_OPSET = 15
+"""Graphs of older opsets are lifted: onnx's reference implementation computes older BatchNormalization and Softmax
+wrongly (seen in onnx 1.23), and operators took as attributes what they take as inputs now."""
+LIFTED_OPSET = 18
+LIFTED_IR = 8
+"""The format of files in which opset 18 came."""
+CONSTANT_IR = 4
+"""Before it a file had to list its initializers among the inputs; since then that means that a caller may set them."""
+ASYMMETRIC_RESIZE = 11
+"""Before this opset a Resize took its coordinates from the corner, for which the converter sets no attribute."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A graph made new. `model` is the very argument if nothing was old about it; `constants` counts the initializers
+    that were listed as inputs and are none now."""
+
+    model: ir.Model
+    opset: int
+    constants: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What was changed, a line each."""
+        notes = []
+        if self.constants:
+            notes.append(f"IR version {CONSTANT_IR - 1} or older: {self.constants} inputs with values are constants")
+        if self.opset < OLDEST_OPSET:
+            notes.append(f"lifted opset {self.opset} to {LIFTED_OPSET}")
+        return notes
+
+
+def lift(model: ir.Model) -> Lifted:
+    """`model` with constant initializers and an opset that the laws know; the argument is not touched.
+
+    Raises `BnfoldError` that names the operator which cannot be lifted.
+    """
+    opset = model.opset_imports.get("", 1)  # the first files did not say
+    if opset >= OLDEST_OPSET and model.ir_version >= CONSTANT_IR:
+        return Lifted(model, opset, 0)
+    model = model.clone()
+    constants = 0
+    if model.ir_version < CONSTANT_IR:
+        constants = _close_initializers(model)
+    if opset < OLDEST_OPSET:
+        model = _convert(model, opset)
+    model.ir_version = max(model.ir_version, LIFTED_IR)
+    return Lifted(model, opset, constants)
+
+
+def _close_initializers(model: ir.Model) -> int:
+    inputs = model.graph.inputs
+    listed = [value for value in inputs if value.is_initializer()]
+    for value in listed:
+        inputs.remove(value)
+    return len(listed)
+
+
+def _convert(model: ir.Model, opset: int) -> ir.Model:
+    if model.functions:
+        common.InlinePass()(model)  # the converter knows no functions
+    model.opset_imports[""] = opset
+    model.ir_version = max(model.ir_version, LIFTED_IR)
+    inputs = {value.name for value in model.graph.inputs}
+    weights = _take_weights(model)
+    proto = ir.to_proto(model)
+    try:
+        lifted = ir.from_proto(version_converter.convert_version(proto, LIFTED_OPSET))
+    except Exception as error:  # the converter raises RuntimeError for most, the checker its own
+        raise BnfoldError(
+            f"{_culprit(proto)} cannot be lifted from opset {opset} to {LIFTED_OPSET} ({_reason(error)}); "
+            "export the model again with a recent opset, or without this operator"
+        ) from error
+    for value in list(lifted.graph.inputs):
+        if value.name in weights:
+            value.const_value = weights[value.name]
+            lifted.graph.register_initializer(value)
+            if value.name not in inputs:
+                lifted.graph.inputs.remove(value)
+    if opset < ASYMMETRIC_RESIZE:
+        for node in ir.traversal.RecursiveGraphIterator(lifted.graph):
+            if node.op_type == "Resize" and node.domain == "":
+                node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                    "coordinate_transformation_mode", "asymmetric"
+                )
+                node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+    return lifted
+
+
+def _take_weights(model: ir.Model) -> dict[str | None, ir.TensorProtocol]:
+    """Turn large initializers into inputs without values; what they held. Of small ones the converter reads some."""
+    graph = model.graph
+    weights: dict[str | None, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= SMALL:
+            continue
+        weights[name] = tensor
+        del graph.initializers[name]
+        value.const_value, value.shape, value.dtype = None, ir.Shape(tensor.shape.numpy()), tensor.dtype
+        if not value.is_graph_input():
+            graph.inputs.append(value)
+    return weights
+
+
+def _culprit(proto: onnx.ModelProto) -> str:
+    """The first node that cannot be lifted by itself."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        alone = onnx.helper.make_graph(
+            [node],
+            "alone",
+            [known[name] for name in node.input if name in known and name not in held],
+            [known[name] for name in node.output if name in known],
+            [held[name] for name in node.input if name in held],
+        )
+        single = onnx.helper.make_model(alone, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+        try:
+            version_converter.convert_version(single, LIFTED_OPSET)
+        except Exception:  # whatever it is, this node raises it
+            return f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+    return "the graph"
+
+
+def _reason(error: Exception) -> str:
+    """The converter's words without where in its source they stand, and without its unfilled placeholders."""
+    said = re.sub(r"^.*?failed: ", "", first_line(error)).split(";")[0]
+    return re.sub(r"'%s' |\$(?=\d)", "", said).rstrip(". ") or "the converter does not know it"

@@ -1,0 +1,154 @@
+"""Reading an onnx_ir graph: constants, attributes, shapes and the names that a user knows."""
+
+import ast
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.artifact.directory import TensorSpec
+from fold.errors import BnfoldError
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+VALUELESS = frozenset({"Shape", "Size"})
+"""Operators that read the dimensions of a tensor of any type, and none of its numbers."""
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in FLOATS
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Whether the operator is ONNX's own and not another domain's of the same name."""
+    return node.domain in ("", "ai.onnx")
+
+
+def is_batchnorm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and is_standard(node)
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant; None for what is computed, and for initializers that a caller could override."""
+    if value is None or value.is_graph_input():
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def float64(tensor: ir.TensorProtocol) -> np.ndarray:
+    return tensor.numpy().astype(np.float64)
+
+
+def integers(node: ir.Node, name: str, default: list[int] | None = None) -> list[int]:
+    attribute = node.attributes.get(name)
+    return (default or []) if attribute is None else [int(i) for i in attribute.as_ints()]
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def real(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute. ONNX stores these in float32, whatever the precision of the number that was set."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(np.float32(attribute.as_float()))
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def parameter(node: ir.Node, index: int, name: str) -> np.ndarray | None:
+    """What newer operator sets take as a constant input and older ones as an attribute; None where it is left out.
+
+    None as well for an input that is not constant: ask `computed` first.
+    """
+    tensor = constant(node.inputs[index]) if index < len(node.inputs) else None
+    if tensor is not None:
+        return tensor.numpy()
+    attribute = node.attributes.get(name)
+    return None if attribute is None else np.asarray(attribute.value)
+
+
+def computed(node: ir.Node, *indices: int) -> bool:
+    """Whether one of these inputs is there and only known at run time."""
+    given = [node.inputs[index] for index in indices if index < len(node.inputs)]
+    return any(value is not None and constant(value) is None for value in given)
+
+
+def first_input(node: ir.Node) -> ir.Value:
+    """The first input of a node whose operator requires one."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def padded(node: ir.Node) -> bool:
+    """Whether a convolution or pool pads its input, or might."""
+    if any(integers(node, "pads")):
+        return True
+    if text(node, "auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
+        return False
+    weights = node.inputs[1] if len(node.inputs) > 1 else None
+    sizes = (dims(first_input(node)) or [])[2:]
+    kernel = integers(node, "kernel_shape") or ((None if weights is None else dims(weights)) or [])[2:]
+    strides = integers(node, "strides", [1] * len(sizes))
+    if not len(sizes) == len(kernel) == len(strides) > 0 or any(d != 1 for d in integers(node, "dilations")):
+        return True  # what SAME means with dilations differs between runtimes
+    return not all(_fits(n, k, s) for n, k, s in zip(sizes, kernel, strides, strict=True))
+
+
+def _fits(size: int | str | None, kernel: int | str | None, stride: int) -> bool:
+    """Whether ceil(size / stride) windows cover no more than the input."""
+    if kernel == 1:
+        return True
+    if not isinstance(size, int) or not isinstance(kernel, int):
+        return False
+    return (-(-size // stride) - 1) * stride + kernel <= size
+
+
+Dims = list[int | str | None]
+
+
+def dims(value: ir.Value) -> Dims | None:
+    """Dimensions of a tensor: a number, the name of a symbol, or None where nothing is known."""
+    if value.shape is None:
+        return None
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def display_name(node: ir.Node) -> str:
+    """The module's name in the checkpoint where the exporter left it, else the node's, else its output's."""
+    scopes = node.metadata_props.get(NAME_SCOPES)
+    if scopes:
+        names = ast.literal_eval(scopes)
+        if len(names) > 1 and names[-2]:
+            return str(names[-2])
+    if node.op_type == "BatchNormalization":
+        for value, suffix in zip(node.inputs[1:], (".weight", ".bias", ".running_mean", ".running_var"), strict=False):
+            if value is not None and value.name is not None and value.name.endswith(suffix):
+                return value.name.removesuffix(suffix)
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def tensor_specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a graph as a manifest and the Open Inference Protocol name them; free dimensions are -1."""
+    specs = []
+    for value in values:
+        if value.dtype is None or value.shape is None:
+            raise BnfoldError(f"{value.name}: the type or shape of this graph input or output is not known")
+        datatype = _OIP_NAMES.get(value.dtype, value.dtype.name)
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        specs.append(TensorSpec(name=value.name or "", datatype=datatype, shape=shape))
+    return tuple(specs)
+
+
+_OIP_NAMES = {
+    ir.DataType.FLOAT: "FP32",
+    ir.DataType.DOUBLE: "FP64",
+    ir.DataType.FLOAT16: "FP16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.STRING: "BYTES",
+}

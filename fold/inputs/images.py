@@ -1,0 +1,82 @@
+"""An image as the tensor that a manifest's preprocessing describes. Pillow is imported by whoever opens the image."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fold.artifact.directory import DATATYPES, Preprocessing, TensorSpec
+from fold.errors import BnfoldError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 2**26
+"""Pixels that an image may be resized to before it is cut."""
+
+
+def read_preprocessing(file: Path | None, metadata: Mapping[str, Any], names: Sequence[str]) -> Preprocessing | None:
+    """How images become one of the inputs `names`: from a JSON file, else what the checkpoint says of itself, if it
+    does. Raises `BnfoldError` for what describes no image, or an input that there is not."""
+    where = str(file or "the checkpoint's preprocessing")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file else metadata.get("preprocessing")
+        found = None if content is None else Preprocessing.model_validate(content)
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise BnfoldError(f"{where}: {reason}; see docs/formats.md") from error
+    if found is not None and found.input not in names:
+        raise BnfoldError(f"{where}: the model has no input {found.input!r}; it takes {', '.join(names)}")
+    return found
+
+
+def refuse_misfit(how: Preprocessing, spec: TensorSpec, where: str) -> None:
+    """Raise `BnfoldError` if what becomes of an image is no value of the input."""
+    sizes = (how.height, how.width)
+    made = (1, *sizes, how.channels) if how.layout == "nhwc" else (1, how.channels, *sizes)
+    if len(spec.shape) != 4 or any(size not in (-1, own) for size, own in zip(spec.shape, made, strict=True)):
+        raise BnfoldError(
+            f"{where}: makes {list(made)} of an image, and input {spec.name!r} takes {list(spec.shape)}; mend height, "
+            "width, mode or layout"
+        )
+    as_they_are = (how.scale, {*how.mean}, {*how.std}) == (1, {0}, {1})
+    if not as_they_are and not np.issubdtype(DATATYPES[spec.datatype], np.floating):
+        raise BnfoldError(
+            f"{where}: input {spec.name!r} takes {spec.datatype}, so pixels as they are; give scale 1, mean 0 and std 1"
+        )
+
+
+def decode(image: "Image", how: Preprocessing) -> np.ndarray:
+    """Pixels, uint8 [H, W] or [H, W, C], of the size and mode that are asked for.
+
+    Raises `ValueError` for an image so long that it would fill the memory before it is cut.
+    """
+    from PIL.Image import Resampling  # noqa: PLC0415  # a service without images never pays for Pillow
+
+    decoded, size = image.convert(how.mode), (how.width, how.height)
+    resized = size if how.resize is None else _with_shorter_edge(decoded.size, how.resize)
+    if decoded.size != resized:
+        decoded = decoded.resize(resized, Resampling.BILINEAR)
+    if resized != size:
+        left, top = (round((whole - part) / 2) for whole, part in zip(resized, size, strict=True))
+        decoded = decoded.crop((left, top, left + how.width, top + how.height))
+    return np.asarray(decoded)
+
+
+def _with_shorter_edge(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """Width and height in the same proportion, as torchvision's Resize rounds them."""
+    shorter = min(size)
+    width, height = (edge if side == shorter else int(edge * side / shorter) for side in size)
+    if width * height > LARGEST:
+        raise ValueError(f"{size[0]}x{size[1]} pixels would become {width}x{height}, more than {LARGEST}")
+    return width, height
+
+
+def tensor(pixels: np.ndarray, how: Preprocessing, datatype: str) -> np.ndarray:
+    """One row: `(pixel * scale - mean) / std` for each channel, N, C, H, W or N, H, W, C."""
+    channels_last = pixels.reshape(*pixels.shape[:2], how.channels).astype(np.float64)
+    x = (channels_last * how.scale - np.asarray(how.mean)) / np.asarray(how.std)
+    return np.ascontiguousarray((x if how.layout == "nhwc" else x.transpose(2, 0, 1))[None], DATATYPES[datatype])

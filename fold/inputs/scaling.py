@@ -1,0 +1,207 @@
+"""Input standardisation, `v = (x*scale - mean) / std` for each channel, as `--normalize` asks for it.
+
+It becomes part of the model: a Cast of bytes, a product and a sum with constants, `v = s*x + t` with `s = scale/std`
+and `t = -mean/std`. The two constants have names of their own, by which the engine (fold.engine) knows that this is no
+BatchNorm, and that each of the two may vanish without the other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fold.artifact.directory import Preprocessing
+from fold.errors import BnfoldError
+from fold.inputs.images import read_preprocessing
+
+Layout = Literal["nchw", "nhwc"]
+
+SCALE, SHIFT = "bnfold_normalize_scale", "bnfold_normalize_shift"
+"""Names of the constants s and t, in a graph as in a PyTorch program."""
+TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+"""How axes are transposed from one layout to the other."""
+KEYS = ("scale", "mean", "std")
+EXAMPLE = "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255"
+ALREADY = "--normalize: the model normalises an input already, and takes its bytes; leave the option out"
+AGREE = 1e-6
+"""Relative difference up to which two ways of writing a number, 0.0039216 and 1/255, mean the same."""
+
+
+class Numbers(NamedTuple):
+    """`mean` and `std` have one number for each channel, or one for all."""
+
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, how: Preprocessing) -> "Numbers":
+        return cls(how.scale, how.mean, how.std)
+
+    @property
+    def map(self) -> tuple[np.ndarray, np.ndarray]:
+        """s and t in float64, both of shape [channels] or [1]."""
+        mean, std = np.broadcast_arrays(np.array(self.mean, float), np.array(self.std, float))
+        return self.scale / std, -mean / std + 0.0  # no negative zero
+
+    def agrees(self, other: "Numbers") -> bool:
+        """Whether both are one map of the pixels 0 to 255, but for how the numbers were written."""
+        (s, t), (s_other, t_other) = self.map, other.map
+        far = np.maximum(np.abs(255 * s), np.abs(t))
+        return bool((255 * np.abs(s - s_other) <= AGREE * far).all() and (np.abs(t - t_other) <= AGREE * far).all())
+
+
+RAW = Numbers(scale=1.0)
+"""Pixels as they are."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is asked for: of which input (None: the only one of floats), by which numbers (None: by those of the
+    preprocessing, in that file or in the checkpoint), and how clients lay out the bytes (None: as the model does)."""
+
+    input: str | None = None
+    numbers: Numbers | None = None
+    layout: Layout | None = None
+    preprocessing: Path | None = None
+
+    def settle(self, metadata: dict[str, Any], names: Sequence[str]) -> "Settled":
+        """Say which of the inputs, `names` being those of floats, and by which numbers. Raises `BnfoldError`."""
+        numbers, name = self.numbers, self.input
+        if numbers is None:
+            how = read_preprocessing(self.preprocessing, metadata, names)
+            if how is None:
+                raise BnfoldError(
+                    "--normalize preprocessing: neither --preprocessing nor the checkpoint describes any; "
+                    f"give the numbers, such as {EXAMPLE}"
+                )
+            numbers, name = Numbers.of(how), how.input
+        if name is None and len(names) != 1:
+            found = f"several inputs of floats, {', '.join(names)}" if names else "no input of floats"
+            raise BnfoldError(f"--normalize: the model has {found}; name one that there is, as in NAME:{EXAMPLE}")
+        if name is not None and name not in names:
+            raise BnfoldError(f"--normalize: the model has no input {name!r} of floats; it has {', '.join(names)}")
+        return Settled(name or names[0], numbers, self.layout)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A normalisation of one input, ready to be put into the model; `layout` is that of the bytes."""
+
+    input: str
+    numbers: Numbers
+    layout: Layout | None
+
+    def constants(self, sizes: Sequence[int | None], native: Layout = "nchw") -> tuple[np.ndarray, np.ndarray]:
+        """s and t in float64, spread over a tensor as the model takes it: of its rank, extent 1 but for the channels.
+
+        `sizes` are its dimensions, None where they are free. Raises `BnfoldError` where these have other channels.
+        """
+        if len(sizes) < 2:
+            raise BnfoldError(f"--normalize: input {self.input!r} has {len(sizes)} axes, and so no channels")
+        if self.layout is not None and len(sizes) != 4:
+            raise BnfoldError(
+                f"--layout {self.layout}: input {self.input!r} has {len(sizes)} axes; expected four, those of images"
+            )
+        axis = 3 if native == "nhwc" else 1
+        s, t = self.numbers.map
+        channels = sizes[axis]
+        if len(s) > 1 and len(s) != channels:
+            raise BnfoldError(
+                f"--normalize: {len(s)} numbers for a channel each, but input {self.input!r} has "
+                f"{'an unknown number of' if channels is None else channels} channels"
+            )
+        shape = [1] * len(sizes)
+        shape[axis] = channels or 1
+        return tuple(np.broadcast_to(array, shape[axis]).reshape(shape) for array in (s, t))  # type: ignore[return-value]
+
+    def permutation(self, native: Layout = "nchw") -> tuple[int, ...] | None:
+        """How the axes of what clients send become those that the model takes; None where they are these."""
+        if self.layout in (None, native):
+            return None
+        return TO_NCHW if self.layout == "nhwc" else TO_NHWC
+
+    def as_sent(self, sizes: Sequence[Any], native: Layout = "nchw") -> list[Any]:
+        """The sizes of a tensor, the batch first, in the order in which clients send its axes."""
+        permutation = self.permutation(native)
+        return list(sizes) if permutation is None else [sizes[permutation.index(axis)] for axis in range(len(sizes))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a manifest says of it, under `source`."""
+        return {"input": self.input, **self.numbers._asdict(), "layout": self.layout}
+
+
+def raw(how: Preprocessing, settled: Settled) -> Preprocessing:
+    """The preprocessing of images for a normalised input: what the graph does now is left to the graph.
+
+    Raises `BnfoldError` if it would have made of a pixel something else than the graph does.
+    """
+    if how.model_fields_set.intersection(KEYS) and not any(
+        Numbers.of(how).agrees(numbers) for numbers in (settled.numbers, RAW)
+    ):
+        raise BnfoldError(
+            f"--normalize: {_shown(settled.numbers)} contradicts the preprocessing, {_shown(Numbers.of(how))}; "
+            "leave one of them out, or say --normalize preprocessing"
+        )
+    return how.model_copy(update={**RAW._asdict(), "layout": settled.layout or "nchw"})
+
+
+def parse_normalise(text: str, layout: Layout | None = None, preprocessing: Path | None = None) -> Normalisation:
+    """`mean=0.5,0.4,0.3,std=0.2,scale=1/255`, with `NAME:` in front or brackets around a list; or `preprocessing`.
+
+    A key that is left out is as in a preprocessing: scale 1/255, mean 0, std 1. Raises `BnfoldError` in one line.
+    """
+    if text.strip() == "preprocessing":
+        return Normalisation(layout=layout, preprocessing=preprocessing)
+    name, given = _keys(text)
+    numbers = Numbers(**{key: values if key != "scale" else values[0] for key, values in given.items()})  # type: ignore[arg-type]
+    lengths = {len(values) for values in (numbers.mean, numbers.std)} - {1}
+    if len(lengths) > 1 or len(given.get("scale", (1,))) > 1:
+        raise _error(text, "mean and std are lists of one length, or one number, and scale is one number")
+    if numbers.scale <= 0 or min(numbers.std) <= 0:
+        raise _error(text, "scale and std are larger than 0")
+    if "scale" not in given and max(map(abs, numbers.mean)) > 1:
+        raise _error(text, "mean lies beyond what scale=1/255 makes of pixels; say which scale belongs to it")
+    return Normalisation(name, numbers, layout)
+
+
+def _keys(text: str) -> tuple[str | None, dict[str, tuple[float, ...]]]:
+    """The name in front, if there is one, and the numbers by their key."""
+    head, equals, rest = text.partition("=")
+    name, colon, key = head.rpartition(":")
+    given: dict[str, tuple[float, ...]] = {}
+    for part in f"{key}{equals}{rest}".replace("[", "").replace("]", "").split(","):
+        label, equals, number = part.rpartition("=")
+        if equals:
+            key = label.strip()
+            if key not in KEYS or key in given:
+                raise _error(text, f"{key!r} is {'given twice' if key in given else 'no key'}")
+            given[key] = ()
+        if key not in given:
+            raise _error(text, f"{part!r} stands behind no key")
+        given[key] += (_number(text, number),)
+    return (name if colon else None), given
+
+
+def _number(text: str, written: str) -> float:
+    """A decimal, or a quotient of two."""
+    over, quotient, under = written.partition("/")
+    try:
+        value = float(over) / float(under) if quotient else float(over)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise _error(text, f"{written.strip()!r} is no number")
+    return value
+
+
+def _error(text: str, what: str) -> BnfoldError:
+    return BnfoldError(f"--normalize {text}: {what}; expected such as {EXAMPLE}, or preprocessing")
+
+
+def _shown(numbers: Numbers) -> str:
+    mean, std = (",".join(f"{number:.6g}" for number in values) for values in (numbers.mean, numbers.std))
+    return f"mean={mean},std={std},scale={numbers.scale:.6g}"

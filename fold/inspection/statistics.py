@@ -1,0 +1,135 @@
+"""What the parameters and statistics of one BatchNorm tell, without the graph around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.affine import Array
+from fold.engine.fold import BATCHNORM
+from fold.engine.laws.batchnorm import affine_step, scale_and_shift
+from fold.graph.reading import constant, float64, integer, real
+
+EPSILON = float(np.float32(1e-5))
+MOMENTUM = 0.9
+"""ONNX's defaults. PyTorch's momentum is 1 minus ONNX's."""
+
+
+class Span(NamedTuple):
+    """The least and the largest of some numbers."""
+
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, array: Array | None) -> "Span | None":
+        """Of the finite numbers of an array."""
+        finite = np.empty(0) if array is None else array[np.isfinite(array)]
+        return cls(float(finite.min()), float(finite.max())) if finite.size else None
+
+    @classmethod
+    def around(cls, spans: Sequence["Span | None"]) -> "Span | None":
+        """That of all the numbers of several."""
+        known = [span for span in spans if span is not None]
+        return cls(min(span.min for span in known), max(span.max for span in known)) if known else None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Ranges are over what is finite, and None of what is no constant; `scale` is |γ/√(σ²+ε)| of the channels that are
+    not dead.
+
+    `dead` (γ = 0), `negative` (γ < 0), `tiny` (0 ≤ σ² < ε), `not_finite` (any of the four) and `negative_variance`
+    count channels. `variance_over_epsilon` is that of the least variance. `batches_seen` is what training counted,
+    where that is known, and `initial_share` what is left after so many of the mean 0 and variance 1 that it began with;
+    `initial` tells that the statistics are just these. Of a BatchNorm that is `written_out`, as products and sums with
+    constants, the scale is known and no statistics.
+    """
+
+    written_out: bool = False
+    training_mode: bool = False
+    epsilon: float | None = None
+    gamma: Span | None = None
+    beta: Span | None = None
+    mean: Span | None = None
+    variance: Span | None = None
+    variance_over_epsilon: float | None = None
+    scale: Span | None = None
+    dead: int | None = None
+    negative: int | None = None
+    tiny: int | None = None
+    not_finite: int = 0
+    negative_variance: int = 0
+    batches_seen: int | None = None
+    initial_share: float | None = None
+    initial: bool = False
+
+    @property
+    def trained(self) -> bool | None:
+        """False for statistics that are still those that training begins with; None where nothing tells."""
+        if self.initial:
+            return False
+        return None if self.mean is None or self.batches_seen == 0 else True
+
+    def to_dict(self) -> dict[str, Any]:
+        content = {key: value._asdict() if isinstance(value, Span) else value for key, value in vars(self).items()}
+        del content["initial"]
+        return {**content, "trained": self.trained}
+
+
+def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, moving_average: bool = True) -> Statistics:
+    """Of a BatchNormalization, or of the nodes in a row as which one is written out.
+
+    Statistics that are a `moving_average` have a share of the initial ones left in them.
+    """
+    node = nodes[0]
+    if node.op_type != BATCHNORM:
+        return _of_products_and_sums(nodes)
+    given = [None if (tensor := constant(value)) is None else float64(tensor) for value in node.inputs[1:5]]
+    gamma, beta, mean, variance = given
+    epsilon = real(node, "epsilon", EPSILON)
+    affine = scale_and_shift(node)
+    bad = [~np.isfinite(array) for array in given if array is not None]
+    return Statistics(
+        training_mode=bool(integer(node, "training_mode", 0)),
+        epsilon=epsilon,
+        gamma=Span.of(gamma),
+        beta=Span.of(beta),
+        mean=Span.of(mean),
+        variance=Span.of(variance),
+        variance_over_epsilon=None if (least := Span.of(variance)) is None or epsilon <= 0 else least.min / epsilon,
+        scale=None if isinstance(affine, str) else _scale(affine[0]),
+        dead=_count(None if gamma is None else gamma == 0),
+        negative=_count(None if gamma is None else gamma < 0),
+        tiny=_count(None if variance is None else (variance >= 0) & (variance < epsilon)),
+        not_finite=_count(np.logical_or.reduce(bad)) or 0,
+        negative_variance=_count(None if variance is None else variance < 0) or 0,
+        batches_seen=batches_seen,
+        initial_share=_initial_share(node, batches_seen) if moving_average else None,
+        initial=mean is not None and variance is not None and bool((mean == 0).all() and (variance == 1).all()),
+    )
+
+
+def _initial_share(node: ir.Node, batches_seen: int | None) -> float | None:
+    """What is left of the first value of a moving average. With a momentum of 1 all batches weigh the same."""
+    momentum = real(node, "momentum", MOMENTUM)
+    return momentum**batches_seen if batches_seen is not None and 0 < momentum < 1 else None
+
+
+def _of_products_and_sums(nodes: Sequence[ir.Node]) -> Statistics:
+    s: Array = np.ones(1)
+    for node in nodes:
+        step = affine_step(node)
+        assert step is not None  # it would not be written out
+        s = s * step[1] * np.ones_like(step[2])
+    return Statistics(written_out=True, scale=_scale(s), dead=_count(s == 0), negative=_count(s < 0))
+
+
+def _scale(s: Array) -> Span | None:
+    return Span.of(np.abs(s[s != 0]))
+
+
+def _count(channels: Any) -> int | None:
+    return None if channels is None else int(np.sum(channels))

@@ -1,0 +1,224 @@
+"""The unfolded model that a folded graph is held against: a PyTorch module, or an ONNX graph as it was given.
+
+PyTorch is imported only where a PyTorch reference is loaded.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fold.artifact.directory import ModelVersion
+from fold.errors import BnfoldError
+from fold.inputs.drawn import Arrays, widened
+from fold.proof.run_time import judge
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from fold.runtime.session import CudaOptions, Provider
+
+Run = Callable[[Arrays], Arrays]
+ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
+"""What a reference on a GPU may take: so many times its weights, and bytes for activations and libraries. A GPU that
+serves has to keep room for the batches."""
+RUNTIME_OPSET = 7
+"""The oldest that ONNX Runtime runs; older graphs are held against onnx's reference implementation."""
+
+
+class Reference(Protocol):
+    """The unfolded model in two precisions. Inputs and outputs are arrays by name, the batch first."""
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        """R: computed in float64."""
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        """U: computed in float32, or in the reduced precision of the folded graph."""
+
+
+class ModuleReference:
+    """A PyTorch module in eval mode and a copy of it in float64; arguments are passed in the order of `input_names`."""
+
+    def __init__(self, module: "nn.Module", input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        from fold.sources.export import quiet  # noqa: PLC0415
+
+        self._single = module
+        with quiet():
+            self._double = copy.deepcopy(module).double()
+        self._input_names = input_names
+        self._output_names = output_names
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        return _run(self._double, widened(inputs), self._input_names, self._output_names)
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return _run(self._single, inputs, self._input_names, self._output_names)
+
+
+class ProgramReference:
+    """A program of `torch.export`; each weight is widened while a node reads it, so that float64 takes no second copy.
+
+    Where the program asks for float32 (`x.float()`), float64 is computed with all the same. On a GPU (`device` is
+    PyTorch's name of it) factors are not rounded to TF32.
+    """
+
+    def __init__(
+        self, program: "ExportedProgram", input_names: Sequence[str], output_names: Sequence[str], device: str = "cpu"
+    ) -> None:
+        if device != "cpu":
+            import torch  # noqa: PLC0415
+            from torch.export.passes import move_to_device_pass  # noqa: PLC0415
+
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            program = move_to_device_pass(program, device)
+        self._module = program.module(check_guards=False)  # they are of the example's sizes
+        self._input_names = input_names
+        self._output_names = output_names
+        self._device = device
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        from fold.proof.widening import InFloat64  # noqa: PLC0415
+
+        return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names, self._device)
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return _run(self._module, inputs, self._input_names, self._output_names, self._device)
+
+
+class GraphReference:
+    """An unfolded ONNX graph: float64 by onnx's reference implementation, float32 by ONNX Runtime on the CPU.
+
+    An old graph is lifted for float64, since the reference implementation is wrong for old operators, while float32
+    runs the file as it is given. So on every input it is checked first that the two are the same model: the file may
+    be as far from the lifted graph in float64 as the lifted graph in float32 is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from fold.evaluate.float64 import Evaluator  # noqa: PLC0415
+        from fold.graph.file import read_graph  # noqa: PLC0415
+        from fold.graph.lift import lift  # noqa: PLC0415
+        from fold.runtime.session import open_session, run  # noqa: PLC0415
+
+        given = read_graph(path).model
+        lifted = lift(given)
+        self._opset = lifted.opset
+        self._exact: Run = Evaluator(lifted.model)
+        self._lifted: Run | None = None if lifted.model is given else partial(run, open_graph(lifted.model))
+        self._given: Run
+        self._unfolded: Run
+        if self._lifted is not None and lifted.opset < RUNTIME_OPSET:
+            self._given, self._unfolded = Evaluator(given), self._lifted
+        else:
+            self._given = self._unfolded = partial(run, open_session(path, provider="cpu"))
+
+    def exact(self, inputs: Arrays) -> Arrays:
+        exact = self._exact(inputs)
+        if self._lifted is not None:
+            self._check_lifting(exact, self._lifted(inputs), self._given(inputs))
+        return exact
+
+    def unfolded(self, inputs: Arrays) -> Arrays:
+        return self._unfolded(inputs)
+
+    def _check_lifting(self, exact: Arrays, lifted: Arrays, given: Arrays) -> None:
+        for name, truth in exact.items():
+            if given[name].shape != truth.shape or not judge(name, truth, lifted[name], given[name]).equivalent:
+                raise BnfoldError(
+                    f"the graph of opset {self._opset} cannot be lifted: its output {name!r} becomes another; "
+                    "export the model again with a recent opset"
+                )
+
+
+def _run(
+    module: Callable[..., Any], inputs: Arrays, takes: Sequence[str], gives: Sequence[str], device: str = "cpu"
+) -> Arrays:
+    import torch  # noqa: PLC0415
+    from torch.utils import _pytree as pytree  # noqa: PLC0415
+
+    with torch.no_grad():
+        # a copy: torch warns of arrays that it may not write to
+        result = module(*(torch.from_numpy(np.array(inputs[name])).to(device) for name in takes))
+    tensors = (leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))  # None is no output
+    return dict(zip(gives, (tensor.cpu().numpy() for tensor in tensors), strict=True))
+
+
+def open_graph(
+    model: "ir.Model",
+    *,
+    provider: "Provider" = "cpu",
+    optimised: bool = True,
+    cuda: "CudaOptions | None" = None,
+) -> "ort.InferenceSession":
+    """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
+    from fold.graph.file import save_graph  # noqa: PLC0415
+    from fold.runtime.session import CudaOptions, open_session  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_graph(model, path)
+        return open_session(path, provider=provider, optimised=optimised, cuda=cuda or CudaOptions())
+
+
+@dataclass(frozen=True)
+class ReducedReference:
+    """The unfolded model in float64, and in the reduced precision in which the folded graph is served."""
+
+    exact: Run
+    unfolded: Run
+
+
+def load_reference(
+    version: ModelVersion,
+    *,
+    provider: "Provider" = "cpu",
+    unfolded: Run | None = None,
+    beside: bool = False,
+) -> Reference:
+    """The reference that a model directory was published with. Imports PyTorch for a `.pt2`.
+
+    Where the graph is served in a reduced precision, U is computed in it as well, on `provider`; `unfolded` does that
+    where it is at hand. A PyTorch reference computes on the CPU, or `beside` the served graph on its GPU where PyTorch
+    can use that and there is room.
+    """
+    reference = _load_single(version, provider if beside else "cpu")
+    from fold.runtime.session import resolve_provider  # noqa: PLC0415
+
+    if version.manifest.precision_on(resolve_provider(provider)) == "fp32":
+        return reference
+    from fold.precision.choose import run_unfolded  # noqa: PLC0415
+
+    return ReducedReference(reference.exact, unfolded or run_unfolded(version, provider))
+
+
+def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
+    if version.manifest.reference == "unfolded.onnx":
+        return GraphReference(version.reference_file)
+    from fold.sources.archive.load import load_program  # noqa: PLC0415
+
+    program = load_program(version.reference_file)
+    inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))
+    return ProgramReference(program, inputs, outputs, _torch_device(program, provider))
+
+
+def _torch_device(program: "ExportedProgram", provider: "Provider") -> str:
+    """PyTorch's name of the device to compute on: the CPU where the GPU is not PyTorch's or has too little room."""
+    from fold.runtime.session import device_number, resolve_provider  # noqa: PLC0415
+
+    if resolve_provider(provider) == "cpu":
+        return "cpu"
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = device_number(provider)
+    free, _ = torch.cuda.mem_get_info(number)
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    return f"cuda:{number}" if free > ROOM_FOR_WEIGHTS * weights + ROOM_BESIDE else "cpu"

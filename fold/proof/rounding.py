@@ -1,0 +1,155 @@
+"""Part B of a certificate: every stored weight is the exact one, rounded once, and does no more than rounding can.
+
+The graph that is stored must be the one that folding gives, node for node, and each weight the nearest number of its
+type (what would be subnormal, and slow, is zero). That needs no inputs: anybody can compute it from source and
+manifest. What rounding does to the outputs is then measured in float64 and held against the bound of fold.evaluate.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.rewrite import round_weights, rounded_when_read
+from fold.evaluate.bounds import RoundingBound
+from fold.evaluate.float64 import Evaluator
+from fold.graph.reading import display_name
+from fold.inputs.drawn import Arrays
+from fold.runtime.memory import release_memory
+
+SHOWN = 5
+"""Faults that a certificate lists; it counts them all."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A weight or node of the stored graph that is not what folding gives. `layer` reads it, by its module's name."""
+
+    name: str
+    layer: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Respected:
+    """What rounding the weights does to one output: the largest measured difference, the largest bound, and the largest
+    ratio of the two at any element. No bound is known where an operator on the way has none."""
+
+    name: str
+    difference: float
+    bound: float | None
+    ratio: float | None
+
+    def __bool__(self) -> bool:
+        return self.ratio is None or self.ratio <= 1
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """True if all weights are rounded rightly and no output strays further than its bound."""
+
+    weights: int
+    faults: tuple[Fault, ...]
+    outputs: tuple[Respected, ...]
+    unbounded: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.faults and all(self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "holds": bool(self),
+            "weights": self.weights,
+            "wrong": len(self.faults),
+            "faults": [asdict(fault) for fault in self.faults[:SHOWN]],
+            "outputs": [asdict(output) for output in self.outputs],
+            "unbounded": list(self.unbounded),
+        }
+
+
+def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], inputs: Arrays) -> Rounding:
+    """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`.
+
+    The exact weights, in float64, are the largest thing in a proof. So the stored graph is read only once they are no
+    longer needed: `exact` is rounded here, in place.
+    """
+    bound = RoundingBound(exact, rounded_when_read(exact))
+    bounded, unbounded = bound(inputs), bound.unbounded
+    del bound
+    round_weights(exact.graph)
+    release_memory()
+    stored = read_stored()
+    faults = (*_nodes(exact.graph, stored.graph), *_weights(exact.graph, stored.graph))
+    weights = sum(1 for value in exact.graph.initializers.values() if value.const_value is not None)
+    if faults:
+        return Rounding(weights, faults, (), ())
+    rounded = Evaluator(stored)(inputs)
+    outputs = (_respected(name, *bounded[name], rounded[name]) for name in bounded)
+    return Rounding(weights, (), tuple(output for output in outputs if output is not None), unbounded)
+
+
+def _respected(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> Respected | None:
+    """None for an output of whole numbers, which is not rounded."""
+    if not np.issubdtype(exact.dtype, np.floating):
+        return None
+    finite = np.isfinite(exact) & np.isfinite(rounded)
+    difference, limits = np.abs(rounded - exact)[finite], limit[finite]
+    largest = float(difference.max(initial=0))
+    if not np.isfinite(limits).all():
+        return Respected(name, largest, None, None)
+    ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
+    return Respected(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)))
+
+
+def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
+    for name in sorted(expected.initializers.keys() | stored.initializers.keys()):
+        right, value = expected.initializers.get(name), stored.initializers.get(name)
+        if right is None or value is None:
+            yield Fault(name, _reader(value or right), "is missing" if value is None else "is not what folding gives")
+            continue
+        if right.const_value is None or value.const_value is None:
+            continue
+        wanted, found = right.const_value, value.const_value
+        if wanted.dtype != found.dtype or wanted.shape != found.shape:
+            described = (f"{tensor.dtype.name}{list(tensor.shape.numpy())}" for tensor in (found, wanted))
+            yield Fault(name, _reader(value), "is {}, expected {}".format(*described))
+            continue
+        wrong = ~_same(wanted.numpy(), found.numpy())
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            which = f"{list(at)} is {found.numpy()[at]!s}, expected {wanted.numpy()[at]!s}"
+            yield Fault(name, _reader(value), f"has {int(wrong.sum())} wrong of {wrong.size} numbers: {which}")
+
+
+def _same(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Where two arrays of one type hold the same; a NaN is one like another."""
+    same = np.asarray(wanted == found)
+    return same | ((wanted != wanted) & (found != found)) if wanted.dtype.kind not in "biuSO" else same  # noqa: PLR0124
+
+
+def _nodes(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
+    """The first node that differs in what it is, reads or writes, as after it nothing need be alike."""
+    right, found = list(exact), list(stored)
+    for wanted, node in zip(right, found, strict=False):
+        if _described(wanted) != _described(node):
+            what = f"is not the {wanted.op_type} that folding gives"
+            yield Fault(node.name or node.op_type, display_name(node), what)
+            return
+    if len(right) != len(found):
+        longer = max(right, found, key=len)[min(len(right), len(found))]
+        what = "is missing" if len(right) > len(found) else "is not what folding gives"
+        yield Fault(longer.name or longer.op_type, display_name(longer), what)
+
+
+def _described(node: ir.Node) -> tuple[object, ...]:
+    attributes = {name: ir.to_proto(attribute).SerializeToString() for name, attribute in node.attributes.items()}
+    names = [[None if value is None else value.name for value in values] for values in (node.inputs, node.outputs)]
+    return node.domain, node.op_type, sorted(attributes.items()), *names
+
+
+def _reader(value: ir.Value | None) -> str:
+    """The layer that reads a weight, as the user knows it."""
+    readers = [] if value is None else [node for node, _ in value.uses()]
+    return display_name(readers[0]) if readers else ""

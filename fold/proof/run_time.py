@@ -1,0 +1,141 @@
+"""The verdict: how far a folded graph is from the truth, beside how far rounding had put the unfolded model.
+
+R is the unfolded model in float64, U the unfolded model in float32, F the folded graph as served. The folded graph is
+equivalent if it is no further from the truth than float32 rounding already put the unfolded one:
+`max|F-R| <= 4*max|U-R| + 8*eps*max|R|`, for each output (docs/design.md, "Equivalence"). Where the graph is served in a
+reduced precision, U is the unfolded model in that precision, and eps is that type's (docs/certificate.md).
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fold.inputs.drawn import Arrays
+from fold.proof.decisions import EPS, FACTOR, FLOORS, Decision
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """How far one output is from the truth R. Errors are maxima over all elements and samples, in the output's unit.
+
+    `limit` is what `folded_error` must not exceed. `relative_error` is `folded_error/max|R|`, `ulp` is `folded_error`
+    in steps of the served type at `max|R|`, `cosine` is between F and R, `worst_sample` holds `folded_error`.
+    """
+
+    name: str
+    equivalent: bool
+    unfolded_error: float
+    folded_error: float
+    limit: float
+    relative_error: float
+    ulp: float
+    cosine: float
+    worst_sample: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The first inputs of a verdict, and the truth for them: enough to try a session anew where there is no PyTorch."""
+
+    inputs: Arrays
+    exact: Arrays
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """True if every output is equivalent and no decision flips that was none of rounding's. `seed` is None where the
+    caller gave the inputs."""
+
+    outputs: tuple[OutputVerdict, ...]
+    decisions: tuple[Decision, ...]
+    samples: int
+    seed: int | None
+    provider: str
+    precision: str
+    seconds: float
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return all(output.equivalent for output in self.outputs) and all(self.decisions)
+
+    @property
+    def message(self) -> str:
+        """The verdict in one sentence."""
+        worst = max(self.outputs, key=lambda output: output.folded_error / output.limit if output.limit else 0.0)
+        numbers = (
+            f"output {worst.name!r} is at most {worst.folded_error:.3g} from float64, "
+            f"the unfolded model {worst.unfolded_error:.3g}, the limit is {worst.limit:.3g}"
+        )
+        where = f"over {self.samples} samples on {self.provider} in {self.precision}"
+        flipped = [decision for decision in self.decisions if not decision]
+        if flipped and worst.equivalent:
+            first = flipped[0]
+            unexcused = first.flips - first.excused
+            numbers = f"output {first.name!r} decides otherwise in {unexcused} of {first.decisions} cases"
+        if self.precision != "fp32":
+            agreement = self.decision_agreement
+            numbers += f"; relative error at most {self.max_relative_error:.3g}"
+            numbers += "" if agreement is None else f", {100 * agreement:.4g} % of the decisions agree"
+        return f"{'equivalent' if self else 'NOT equivalent'} {where}: {numbers}"
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest of any output."""
+        return max((output.relative_error for output in self.outputs), default=0.0)
+
+    @property
+    def decision_agreement(self) -> float | None:
+        """The share of all decisions that are the truth's; None where none is made."""
+        made = sum(decision.decisions for decision in self.decisions)
+        return 1 - sum(decision.flips for decision in self.decisions) / made if made else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "equivalent": bool(self),
+            "message": self.message,
+            "samples": self.samples,
+            "seed": self.seed,
+            "provider": self.provider,
+            "precision": self.precision,
+            "max_relative_error": self.max_relative_error,
+            "decision_agreement": self.decision_agreement,
+            "seconds": round(self.seconds, 4),
+            "outputs": [asdict(output) for output in self.outputs],
+            "decisions": [decision.to_dict() for decision in self.decisions],
+        }
+
+
+def judge(
+    name: str, exact: np.ndarray, unfolded: np.ndarray, folded: np.ndarray, precision: str = "fp32"
+) -> OutputVerdict:
+    """The verdict on one output from R, U and F, arrays of one shape with the batch first; `precision` is that of F.
+
+    Whole numbers must be R's but where U's are not: there rounding decides.
+    """
+    if not np.issubdtype(exact.dtype, np.floating):
+        folded = np.where(unfolded == exact, folded, exact)
+        unfolded = exact
+    R, U, F = (array.astype(np.float64) for array in (exact, unfolded, folded))
+    # Where the unfolded model itself overflows, only the same infinity or NaN is right.
+    finite = np.isfinite(R) & np.isfinite(U)
+    same = np.array_equal(F[~finite], U[~finite], equal_nan=True)
+    size = float(np.abs(R[finite]).max(initial=0))
+    errors = np.zeros_like(R)
+    errors[finite] = np.abs(F[finite] - R[finite])
+    unfolded_error = float(np.abs(U[finite] - R[finite]).max(initial=0))
+    folded_error = float(errors.max(initial=0))
+    limit = FACTOR * unfolded_error + FLOORS[precision] * size
+    rows = errors.reshape(errors.shape[0], -1).max(axis=1, initial=0) if errors.ndim else errors.reshape(1)
+    norms = float(np.linalg.norm(R[finite]) * np.linalg.norm(F[finite]))
+    return OutputVerdict(
+        name=name,
+        equivalent=same and folded_error <= limit,  # false for NaN, too
+        unfolded_error=unfolded_error,
+        folded_error=folded_error,
+        limit=limit,
+        relative_error=folded_error / size if size else 0.0,
+        ulp=folded_error / float(np.spacing(np.float32(size))) / (EPS[precision] / EPS["fp32"]),
+        cosine=float(np.dot(R[finite], F[finite])) / norms if norms else 1.0,
+        worst_sample=int(np.argmax(rows)) if rows.size else 0,
+    )

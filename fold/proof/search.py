@@ -1,0 +1,289 @@
+"""Part E of the certificate: the input on which the exact and the stored graph differ most, sought by gradient ascent.
+
+Both graphs run in float64, so what is measured is what the rounding of the weights did, and nothing else. Each climb
+sets out from one start and steps along the sign of the gradient, as far as the box of all starts; a step that does not
+raise the difference is taken back and halved, and a climb that is stuck sets out anew from the next start. PyTorch is
+imported only when a search begins.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fold.artifact.directory import TensorSpec
+from fold.errors import BnfoldError
+from fold.graph.reading import dims
+from fold.inputs.drawn import Arrays, draw_inputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+Progress = Callable[[int, int, float], None]
+
+STARTS = 16
+"""How many starts are drawn where none are given: half of them normal, half with a large offset."""
+CLIMBS = 8
+"""How many climbs go on side by side, shared among the outputs."""
+MEMORY = 2**28
+"""Bytes that the tensors of the rows which are computed together may take."""
+FIRST_STEP, LONGEST_STEP, SHORTEST_STEP = 0.02, 0.5, 1e-3
+"""Of a climb, as parts of the width of the box."""
+GROWTH = 1.5
+"""How a step grows that led up."""
+AGAIN = 0.25
+"""How far from a start, as a part of the box, a climb sets out from it a second time."""
+
+
+@dataclass(frozen=True)
+class FoundOutput:
+    """How far one output of the stored graph may be from the exact one, relative to `scale`.
+
+    `scale` is the largest |exact| over the starts (1 if that is 0), `start` the largest difference over the starts,
+    `found` over all that was tried, `row` the start from which it was reached, `inputs` the input that does it.
+    """
+
+    scale: float
+    start: float
+    found: float
+    row: int
+    inputs: Arrays = field(repr=False, compare=False)
+
+    @property
+    def gain(self) -> float | None:
+        """How many times more was found than the starts showed; None if they showed nothing."""
+        return self.found / self.start if self.start else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "start": self.start, "found": self.found, "gain": self.gain, "row": self.row}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for each float output. `steps` counts the steps of every climb, `evaluations` the inputs that were
+    tried beside the `starts`."""
+
+    outputs: dict[str, FoundOutput]
+    starts: int
+    steps: int
+    evaluations: int
+    seed: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "starts": self.starts,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 4),
+            "outputs": {name: output.to_dict() for name, output in self.outputs.items()},
+        }
+
+
+def search(
+    exact: "ir.Model",
+    stored: "ir.Model",
+    specs: Sequence[TensorSpec],
+    *,
+    starts: Arrays | None = None,
+    budget_seconds: float = 10.0,
+    steps: int = 50,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Found:
+    """The largest relative difference between the float outputs of two graphs with the same inputs and outputs.
+
+    `starts` are inputs, batch first; without them some are drawn. All of them are measured, whatever the budget, and
+    nothing is tried outside of their range, min to max of each input; integers stay as they are. `progress` is called
+    with the steps done, the steps wanted and the largest relative difference so far. The same seed finds the same,
+    unless the budget ends the search. Raises `BnfoldError` for a graph that PyTorch cannot compute, and
+    `ModuleNotFoundError` where PyTorch is absent.
+    """
+    began = time.perf_counter()
+    batched = _is_batched(exact, specs)
+    pair = _Pair(exact, stored, batched)
+    pool = _pool(specs, starts, seed, batched)
+    ascent = _Ascent(pair, pool, _rows_together(exact) if batched else 1, seed)
+    done = 0
+    while done < steps and ascent.movable and ascent.step(began + budget_seconds):
+        done += 1
+        if progress is not None:
+            progress(done, steps, max(output.found for output in ascent.outputs().values()))
+    return Found(ascent.outputs(), len(pool), done, ascent.evaluations, seed, time.perf_counter() - began)
+
+
+def _is_batched(model: "ir.Model", specs: Sequence[TensorSpec]) -> bool:
+    """Whether all that goes in and comes out has one same free dimension in front; else rows cannot be told apart."""
+    firsts = {(dims(value) or [None])[0] for value in (*model.graph.inputs, *model.graph.outputs)}
+    return len(firsts) == 1 and isinstance(firsts.pop(), str) and all(spec.shape[0] == -1 for spec in specs)
+
+
+def _rows_together(model: "ir.Model") -> int:
+    """How many rows may be computed together, by the sizes that are known of the tensors of both graphs."""
+    shapes = [dims(value) or [] for node in model.graph for value in node.outputs]
+    numbers = sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
+    return max(1, MEMORY // (2 * 8 * max(1, numbers)))
+
+
+def _pool(specs: Sequence[TensorSpec], starts: Arrays | None, seed: int, batched: bool) -> list[Arrays]:
+    """The starts, each a batch of one; where there is no batch, each all that goes in at once. Floats in float64."""
+    given = [starts] if starts is not None else []
+    if starts is None:
+        draws, samples = (2, STARTS // 2) if batched else (STARTS, 1)
+        for draw in range(draws):
+            given.append(draw_inputs(specs, samples, seed + draw, family="offset" if draw % 2 else "normal"))
+    wide = [{name: np.array(a, np.float64 if a.dtype.kind == "f" else None) for name, a in g.items()} for g in given]
+    if not batched:
+        return wide
+    pool = [{n: a[row : row + 1] for n, a in g.items()} for g in wide for row in range(len(next(iter(g.values()))))]
+    if not pool:
+        raise BnfoldError("search: no samples were given; expected at least one row")
+    return pool
+
+
+class _Pair:
+    """Both graphs on the same inputs. A difference is max|stored - exact|; what is not finite counts as 0."""
+
+    def __init__(self, exact: "ir.Model", stored: "ir.Model", batched: bool) -> None:
+        from fold.evaluate.autograd import TorchGraph  # noqa: PLC0415
+
+        self._exact, self._stored, self._batched = TorchGraph(exact), TorchGraph(stored), batched
+
+    def measure(self, inputs: Arrays) -> tuple[Arrays, dict[str, float]]:
+        """The difference of each row, and max|exact| over all of them, by float output."""
+        import torch  # noqa: PLC0415
+
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            exact, stored = self._exact(tensors), self._stored(tensors)
+        floats = {name: truth for name, truth in exact.items() if truth.is_floating_point() and truth.numel()}
+        differences = {name: self._by_row(stored[name], truth).numpy() for name, truth in floats.items()}
+        return differences, {name: float(_finite(truth.abs()).max()) for name, truth in floats.items()}
+
+    def slopes(self, inputs: Arrays, wanted: Sequence[str]) -> tuple[np.ndarray, list[Arrays]]:
+        """For each row the difference of the output that is wanted of it, [rows], and its gradient by float input."""
+        import torch  # noqa: PLC0415
+
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        moved = {name: tensor.requires_grad_() for name, tensor in tensors.items() if tensor.is_floating_point()}
+        exact, stored = self._exact(tensors), self._stored(tensors)
+        by_row = {name: self._by_row(stored[name], exact[name]) for name in dict.fromkeys(wanted)}
+        differences = torch.stack([by_row[name][row] for row, name in enumerate(wanted)])
+        if not differences.requires_grad:
+            return differences.numpy(), [{} for _ in wanted]
+        found = torch.autograd.grad(differences.sum(), list(moved.values()), materialize_grads=True)
+        gradients = {name: _finite(gradient).numpy() for name, gradient in zip(moved, found, strict=True)}
+        if not self._batched:
+            return differences.detach().numpy(), [gradients]
+        rows = range(len(wanted))
+        return differences.detach().numpy(), [{n: g[row : row + 1] for n, g in gradients.items()} for row in rows]
+
+    def _by_row(self, stored: "torch.Tensor", exact: "torch.Tensor") -> "torch.Tensor":
+        difference = _finite((stored - exact).abs())
+        return difference.reshape(difference.shape[0] if self._batched else 1, -1).amax(dim=1)
+
+
+def _finite(tensor: "torch.Tensor") -> "torch.Tensor":
+    return tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@dataclass
+class _Climb:
+    """One row on its way up: where it stands, how high that is, and where it goes from there."""
+
+    output: str
+    row: int
+    point: Arrays
+    value: float = 0.0
+    slope: Arrays = field(default_factory=dict)
+    step: float = FIRST_STEP
+
+
+class _Ascent:
+    """All climbs of a search, and the best that any of them saw. Inputs are lists of rows, each a batch of one."""
+
+    def __init__(self, pair: _Pair, pool: list[Arrays], together: int, seed: int) -> None:
+        self._pair, self._pool, self._together = pair, pool, together
+        self._random = np.random.default_rng(seed)
+        parts = [pair.measure(_stack(pool[i : i + together])) for i in range(0, len(pool), together)]
+        names = list(parts[0][0])
+        differences = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
+        self._scales = {name: max(part[1][name] for part in parts) or 1.0 for name in names}
+        self._before = {name: float(rows.max()) for name, rows in differences.items()}
+        self._best = {name: (float(rows.max()), int(rows.argmax())) for name, rows in differences.items()}
+        self._best_inputs = {name: pool[row] for name, (_, row) in self._best.items()}
+        floats = [name for name, array in pool[0].items() if array.dtype.kind == "f" and array.size]
+        self._box = {n: (min(row[n].min() for row in pool), max(row[n].max() for row in pool)) for n in floats}
+        self._next = {name: self._starts(name, rows) for name, rows in differences.items()}
+        self._climbs = [next(self._next[name]) for name in names for _ in range(max(1, CLIMBS // len(names)))]
+        self.movable = bool(self._climbs and floats)
+        self.evaluations = 0
+
+    def outputs(self) -> dict[str, FoundOutput]:
+        return {
+            name: FoundOutput(
+                scale,
+                self._before[name] / scale,
+                self._best[name][0] / scale,
+                self._best[name][1],
+                self._best_inputs[name],
+            )
+            for name, scale in self._scales.items()
+        }
+
+    def step(self, deadline: float) -> bool:
+        """One step of every climb. False if the deadline (by `time.perf_counter`) came before all had taken theirs."""
+        for first in range(0, len(self._climbs), self._together):
+            if time.perf_counter() >= deadline:
+                return False
+            places = range(first, min(first + self._together, len(self._climbs)))
+            climbs = [self._climbs[place] for place in places]
+            points = [self._ahead(climb) for climb in climbs]
+            values, slopes = self._pair.slopes(_stack(points), [climb.output for climb in climbs])
+            self.evaluations += len(climbs)
+            for place, climb, point, value, slope in zip(places, climbs, points, values, slopes, strict=True):
+                if not self._judge(climb, point, float(value), slope):
+                    self._climbs[place] = next(self._next[climb.output])
+        return True
+
+    def _starts(self, output: str, differences: np.ndarray) -> Iterator[_Climb]:
+        """All starts, those with the largest difference first, then points near them, without end."""
+        order = [int(row) for row in np.argsort(-differences, kind="stable")]
+        yield from (_Climb(output, row, self._pool[row]) for row in order)
+        while True:
+            for row in order:
+                point = dict(self._pool[row])
+                for name, (low, high) in self._box.items():
+                    away = AGAIN * (high - low) * self._random.uniform(-1, 1, point[name].shape)
+                    point[name] = np.clip(point[name] + away, low, high)
+                yield _Climb(output, row, point)
+
+    def _ahead(self, climb: _Climb) -> Arrays:
+        """The next point of a climb: its start at first, then a step along the sign of the gradient, inside the box."""
+        point = dict(climb.point)
+        for name, slope in climb.slope.items():
+            low, high = self._box[name]
+            point[name] = np.clip(point[name] + climb.step * (high - low) * np.sign(slope), low, high)
+        return point
+
+    def _judge(self, climb: _Climb, point: Arrays, value: float, slope: Arrays) -> bool:
+        """Take the step if it leads up, else halve it. False for a climb that is stuck."""
+        if value > self._best[climb.output][0]:
+            self._best[climb.output], self._best_inputs[climb.output] = (value, climb.row), point
+        if not climb.slope or value > climb.value:
+            climb.step = min(GROWTH * climb.step, LONGEST_STEP) if climb.slope else climb.step
+            climb.point, climb.value, climb.slope = point, value, slope
+            return any(array.any() for array in slope.values())
+        moved = any(not np.array_equal(point[name], climb.point[name]) for name in slope)
+        climb.step /= 2
+        return moved and climb.step >= SHORTEST_STEP
+
+
+def _stack(rows: Sequence[Arrays]) -> Arrays:
+    """Rows as one batch; a single one, which may have no batch, as it is."""
+    return rows[0] if len(rows) == 1 else {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

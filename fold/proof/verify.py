@@ -1,0 +1,101 @@
+"""Equivalence: reference and folded graph on the same inputs, drawn or given, and the verdict on what they answer.
+
+PyTorch is imported only where a PyTorch reference is loaded (fold.proof.reference).
+"""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fold.errors import BnfoldError
+from fold.inputs.drawn import Arrays, by_name, check_inputs, draw_inputs
+from fold.proof.decisions import decide
+from fold.proof.reference import ModuleReference, Reference, Run, open_graph
+from fold.proof.run_time import Evidence, Verdict, judge
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+
+
+EVIDENCE = 8
+"""Rows that a verdict keeps."""
+
+
+def verify_model(
+    module: "nn.Module",
+    model: "ir.Model",
+    inputs: "Mapping[str, Any] | Sequence[Any] | np.ndarray | torch.Tensor | None" = None,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+) -> Verdict:
+    """Whether `model`, folded, computes in ONNX Runtime on the CPU what `module` computes in eval mode.
+
+    `inputs` are arrays or tensors, batch first: by the graph's input names, in their order, or just the one there is.
+    Without them `samples` inputs are drawn from `seed`. No argument is touched. Raises `BnfoldError` for inputs that do
+    not fit.
+    """
+    from fold.graph.reading import tensor_specs  # noqa: PLC0415
+    from fold.runtime.session import run  # noqa: PLC0415
+
+    session = open_graph(model)
+    specs, output_specs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
+    reference = ModuleReference(
+        copy.deepcopy(module).eval(), [spec.name for spec in specs], [spec.name for spec in output_specs]
+    )
+    given = draw_inputs(specs, samples, seed) if inputs is None else check_inputs(specs, by_name(specs, inputs))
+    return compare(reference, lambda arrays: run(session, arrays), given, seed=seed if inputs is None else None)
+
+
+def compare(
+    reference: Reference,
+    folded: Run | Arrays,
+    inputs: Arrays,
+    *,
+    seed: int | None = None,
+    provider: str = "cpu",
+    precision: str = "fp32",
+    rows: int = 0,
+) -> Verdict:
+    """Hold the folded graph against the reference, which computes at most `rows` rows at a time (0: all at once).
+    `folded` runs that graph, or is what it answered. `seed` is only noted in the verdict; `precision` is that in which
+    the graph is served, and the reference's U with it."""
+    started = time.perf_counter()
+    samples = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
+    if samples == 0:
+        raise BnfoldError("equivalence: no samples were given; expected at least one row")
+    answers = folded if isinstance(folded, dict) else in_chunks(folded, inputs, rows)
+    exact, unfolded = (in_chunks(each, inputs, rows) for each in (reference.exact, reference.unfolded))
+    outputs, decisions = [], []
+    for name, truth in exact.items():
+        if name not in answers or answers[name].shape != truth.shape:
+            shape = answers[name].shape if name in answers else "nothing"
+            raise BnfoldError(f"output {name!r}: the folded graph gives {shape}, the reference {truth.shape}")
+        rounded = unfolded[name]
+        if precision != "fp32":  # what overflows in the unfolded model is no excuse there
+            rounded = np.where(np.isfinite(truth) & ~np.isfinite(rounded), truth, rounded)
+        outputs.append(judge(name, truth, rounded, answers[name], precision))
+        decision = decide(name, truth, rounded, answers[name], precision)
+        decisions += [] if decision is None else [decision]
+    seconds = time.perf_counter() - started
+    kept = EVIDENCE if rows else samples  # without rows the batch may be fixed
+    evidence = Evidence(_first_rows(inputs, kept), _first_rows(exact, kept))
+    return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence)
+
+
+def _first_rows(arrays: Arrays, rows: int) -> Arrays:
+    return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
+
+
+def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:
+    """Outputs of `run` on at most `rows` rows at a time, as large as the batches that are served; 0 is all at once."""
+    total = len(next(iter(inputs.values()))) if rows else 0
+    if total <= rows:
+        return run(inputs)
+    parts = [run({name: array[at : at + rows] for name, array in inputs.items()}) for at in range(0, total, rows)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,178 @@
+"""What an inspection found, for a terminal and as a page that needs no network."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fold.errors import BnfoldError
+from fold.inspection.placement import listed
+from fold.inspection.statistics import Span
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fold.inspection.folded_weights import FoldedTensor, HalfPrecision
+    from fold.inspection.inspect import BatchNorm, Inspection
+    from fold.inspection.suspicions import Suspicion
+
+WORDS = frozenset({"BatchNorm", "Placement", "Into, or why not", "Weights", "float16"})
+"""Columns of text; the others are of numbers."""
+
+
+class Listing(NamedTuple):
+    """A table as texts, and what is to be said of it."""
+
+    heading: str
+    note: str
+    headers: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def summary(inspection: "Inspection") -> str:
+    """How many BatchNorms there are, and how many of them would be folded."""
+    count = len(inspection.batchnorms)
+    opened = " with opened activations" if inspection.open_activations else ""
+    if not count:
+        return "the model has no BatchNorm"
+    noun = "BatchNorm" if count == 1 else "BatchNorms"
+    return f"{count} {noun}: {inspection.folded} would be folded{opened}, {count - inspection.folded} kept"
+
+
+def sentence(suspicion: "Suspicion") -> str:
+    """What is suspicious of which BatchNorm, and which others it is said of as well."""
+    also = f" (also of {listed(suspicion.also)})" if suspicion.also else ""
+    return f"{suspicion.name}: {suspicion.text}{also}"
+
+
+def statistics_listing(inspection: "Inspection") -> Listing:
+    return Listing(
+        "Statistics",
+        "From the least to the largest of all channels.",
+        ("#", "BatchNorm", "Channels", "Placement", "Trained", "γ", "β", "μ", "σ²"),
+        [(str(number), *_statistics_cells(one)) for number, one in enumerate(inspection.batchnorms, start=1)],
+    )
+
+
+def folding_listing(inspection: "Inspection") -> Listing:
+    return Listing(
+        "Folding",
+        "Dead channels have γ = 0, negative ones γ < 0. Scale is |γ/√(σ² + ε)| of those that are not dead. Stretch is "
+        "what single weights would be multiplied by. float16 tells what it would do to the weights, or to the "
+        "parameters of a BatchNorm that is kept.",
+        ("#", "BatchNorm", "Dead", "Negative", "σ² < ε", "Into, or why not", "Scale", "Stretch", "float16"),
+        [(str(number), *_folding_cells(one)) for number, one in enumerate(inspection.batchnorms, start=1)],
+    )
+
+
+def weights_listing(inspection: "Inspection") -> Listing:
+    return Listing(
+        "Weights",
+        "With all that folds into them. Largest is the largest magnitude, spread that of the largest output channel "
+        "over that of the smallest.",
+        ("Weights", "Largest before", "Largest after", "Spread before", "Spread after", "Stretch", "float16"),
+        [_weights_cells(one) for one in inspection.weights],
+    )
+
+
+def table(listing: Listing) -> "Table":
+    """For a terminal."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for header in listing.headers:
+        drawn.add_column(header, justify="left" if header in WORDS else "right", overflow="fold")
+    for row in listing.rows:
+        drawn.add_row(*map(escape, row))
+    return drawn
+
+
+def check_page(path: Path) -> None:
+    """Raise `BnfoldError` for a path to which no page can be written, before a model is read."""
+    if not path.parent.is_dir():
+        raise BnfoldError(f"--html {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise BnfoldError(f"--html {path}: is a folder; expected a file name")
+
+
+def write_page(path: Path, inspection: "Inspection", source: str) -> None:
+    """Write the page whole or not at all; a file of that name is replaced."""
+    from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
+
+    check_page(path)
+    environment = Environment(
+        loader=PackageLoader("fold.reports"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("inspection.html").render(
+        source=source,
+        summary=summary(inspection),
+        sentences=[sentence(one) for one in inspection.suspicions],
+        listings=[make(inspection) for make in (statistics_listing, folding_listing, weights_listing)],
+        words=WORDS,
+    )
+    try:
+        _replace(path, page)
+    except OSError as error:
+        raise BnfoldError(f"--html {path}: cannot be written ({error.strerror})") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(written, 0o666 & ~mask)  # as any new file; a temporary one is for its owner alone
+        os.replace(written, path)
+    except BaseException:
+        os.unlink(written)
+        raise
+
+
+def _statistics_cells(one: "BatchNorm") -> tuple[str, ...]:
+    found = one.statistics
+    name = f"{one.name} (written out)" if found.written_out else one.name
+    spans = (found.gamma, found.beta, found.mean, found.variance)
+    return name, str(one.channels), str(one.placement), _trained(one), *map(_span, spans)
+
+
+def _folding_cells(one: "BatchNorm") -> tuple[str, ...]:
+    found = one.statistics
+    where = f"kept: {one.reason}" if one.into is None else ", ".join(one.into) or "nothing needs to change"
+    counts = ("–" if count is None else str(count) for count in (found.dead, found.negative, found.tiny))
+    return one.name, *counts, where, _span(found.scale), _span(one.stretch), _half(one.float16)
+
+
+def _weights_cells(one: "FoldedTensor") -> tuple[str, ...]:
+    numbers = (one.largest_before, one.largest, one.spread_before, one.spread)
+    return one.name, *map(_number, numbers), _span(one.stretch), _half(one.float16)
+
+
+def _trained(one: "BatchNorm") -> str:
+    seen, trained = one.statistics.batches_seen, one.statistics.trained
+    if trained is False:
+        return "never"
+    if seen is not None:
+        return f"{seen} batches"
+    return "–" if trained is None else "yes"
+
+
+def _half(found: "HalfPrecision | None") -> str:
+    """Whether float16 holds the numbers."""
+    if found is None:
+        return "–"
+    counts = {"overflow": found.overflow, "lost": found.lost, "subnormal": found.subnormal}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "fits"
+
+
+def _span(found: Span | None) -> str:
+    if found is None:
+        return "–"
+    least, most = map(_number, found)
+    return least if least == most else f"{least} … {most}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,294 @@
+"""Looks at two graphs for a report: at errors, activations, stretched weights and costs, before and after folding.
+
+R is the unfolded graph in float64, U and F the unfolded and the stored folded graph in float32, in ONNX Runtime on the
+CPU. A tensor of the folded graph is held against `p*R + q`, what it should carry. All is bounded: a few rows of input,
+a sample of each tensor, and of a tensor's numbers only what is drawn is kept.
+"""
+
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from fold.engine.affine import Gauge
+from fold.engine.fold import BATCHNORM, infer_shapes
+from fold.engine.laws.batchnorm import written_out
+from fold.engine.report import FoldReport, TensorSize
+from fold.errors import BnfoldError
+from fold.evaluate.float64 import Evaluator
+from fold.graph.reading import constant, display_name, is_float, is_standard
+from fold.inputs.drawn import Arrays
+from fold.proof.reference import Run, open_graph
+from fold.reports.observations import (
+    QUANTILES,
+    Activations,
+    Cost,
+    Errors,
+    Layer,
+    Observations,
+    Range,
+    Spread,
+    Stretch,
+    evenly,
+)
+from fold.runtime.session import run
+
+ROWS = 8
+"""Rows of input, at most."""
+ROWS_BYTES = 1 << 26
+"""Bytes of watched activations, above which fewer rows are taken; one row may take more."""
+SAMPLE = 10_000
+"""Numbers of a tensor that are looked at; a larger one is sampled."""
+LAYERS = 300
+BATCHNORMS = 12
+"""Tensors, and BatchNorms, that are looked at; of more they are taken at even distances."""
+LATENCY_SECONDS = 0.4
+ROUNDS = (3, 100)
+"""Fewest and most times that each graph is timed."""
+
+
+class _BatchNorm(NamedTuple):
+    """One of the unfolded graph, by the names of the tensors that it reads and writes."""
+
+    number: int
+    before: str
+    after: str
+    folded: bool
+
+
+class _Sampled(NamedTuple):
+    """Some numbers of a tensor, in float64, and the tensor's shape."""
+
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+
+Samples = dict[str, _Sampled]
+
+
+def collect(
+    unfolded: ir.Model, folded: ir.Model, carried: Mapping[str, Gauge], report: FoldReport, inputs: Arrays
+) -> Observations:
+    """Run both graphs on the first rows of `inputs` and note what a report shows. What a graph can't do is `missing`.
+
+    `carried` tells what the tensors of the folded graph hold (fold.engine.fold.Folding). No argument is touched.
+    """
+    unfolded, folded = unfolded.clone(), folded.clone()
+    for model in (unfolded, folded):
+        infer_shapes(model)
+    batchnorms, numbers = _batchnorms(unfolded.graph, report)
+    shown = evenly(batchnorms, BATCHNORMS)
+    tensors = _tensors(unfolded)
+    chosen = {name for name, _ in evenly(list(tensors.items()), LAYERS)}
+    chosen |= {name for one in shown for name in (one.before, one.after)}
+    rows = _rows(tensors[name][1] for name in chosen if name in tensors)
+    few, one_row = (_first(inputs, unfolded.graph, count) for count in (rows, 1))
+
+    missing: dict[str, str] = {}
+    outputs: Arrays = {}
+    R: Samples = {}
+    with _told(missing, "errors", "layers"):
+        outputs = Evaluator(unfolded)(
+            few, watch=lambda name, array: R.update({name: _sample(array)} if name in chosen else {})
+        )
+    U: Samples = {}
+    F: Samples = {}
+    with _told(missing, "layers", "activations"):
+        U, F = _watched(unfolded, few, chosen), _watched(folded, few, chosen)
+    costs = tuple(Cost(_weight_bytes(model), _operators(model)) for model in (unfolded, folded))
+    errors, rounds = None, 0
+    with _told(missing, "errors", "latency"):
+        runs = tuple(partial(run, open_graph(model)) for model in (unfolded, folded))
+        errors = _errors(outputs, *(each(few) for each in runs)) if outputs else None
+        milliseconds, rounds = _latencies(runs, one_row)
+        costs = tuple(replace(cost, latency_ms=ms) for cost, ms in zip(costs, milliseconds, strict=True))
+    return Observations(
+        numbers=numbers,
+        rows=_count(few),
+        timed_rows=_count(one_row),
+        unfolded=costs[0],
+        folded=costs[1],
+        rounds=rounds,
+        errors=errors,
+        layers=tuple(_layers({name: label for name, (label, _) in tensors.items()}, R, U, F, carried)),
+        tensors=len(tensors),
+        activations=tuple(_activations(shown, U, F)),
+        stretches=tuple(_stretches(batchnorms, carried)),
+        missing=missing,
+    )
+
+
+@contextmanager
+def _told(missing: dict[str, str], *pictures: str) -> Iterator[None]:
+    """Note for each of these pictures why it cannot be made, instead of raising."""
+    try:
+        yield
+    except BnfoldError as error:
+        for picture in pictures:
+            missing.setdefault(picture, _PLACE.sub("the graph", str(error)))
+
+
+_PLACE = re.compile(r"\S*/model\.onnx")
+"""Where a graph lay for the moment in which it was opened."""
+
+
+def _batchnorms(graph: ir.Graph, report: FoldReport) -> tuple[list[_BatchNorm], dict[tuple[str, str], int]]:
+    """BatchNorms of the graph itself, and the numbers of all; those in subgraphs and functions come last."""
+    folded = [(entry.name, entry.node) for entry in report.folded]
+    entries = [*folded, *((entry.name, entry.node) for entry in report.kept)]
+    found, numbers = [], dict[tuple[str, str], int]()
+    for node in graph:
+        nodes: tuple[ir.Node, ...] = (node,)
+        if not (node.op_type == BATCHNORM and is_standard(node)):
+            nodes, _ = written_out(node) or ((), 0)
+        key = (display_name(nodes[-1]), nodes[-1].name or "") if nodes else ("", "")
+        if nodes and key in entries and key not in numbers:
+            numbers[key] = len(numbers) + 1
+            before = next((value for value in nodes[0].inputs if value is not None and constant(value) is None), None)
+            names = (before.name if before else None) or "", nodes[-1].outputs[0].name or ""
+            found.append(_BatchNorm(numbers[key], *names, key in folded))
+    for key in entries:
+        numbers.setdefault(key, len(numbers) + 1)
+    return found, numbers
+
+
+def _tensors(model: ir.Model) -> dict[str, tuple[str, int]]:
+    """Of each float tensor that a node of the graph computes: the layer's name, and bytes for a row (0: not known)."""
+    return {
+        value.name: (display_name(node), TensorSize.of(value).bytes() or 0)
+        for node in model.graph
+        if node.op_type != "Constant"
+        for value in node.outputs
+        if value.name and is_float(value)
+    }
+
+
+def _rows(sizes: Iterable[int]) -> int:
+    return max(1, min(ROWS, ROWS_BYTES // max(sum(sizes), 1)))
+
+
+def _first(inputs: Arrays, graph: ir.Graph, rows: int) -> Arrays:
+    """At most so many rows of the inputs whose first axis is free."""
+    free = {value.name for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
+    return {name: array[:rows] if name in free else array for name, array in inputs.items()}
+
+
+def _count(inputs: Arrays) -> int:
+    return next((len(array) for array in inputs.values() if array.ndim), 1)
+
+
+def _sample(array: np.ndarray) -> _Sampled:
+    """The same elements of every tensor of a size."""
+    flat = array.reshape(-1)
+    flat = flat if flat.size <= SAMPLE else flat[_places(flat.size)]
+    return _Sampled(flat.astype(np.float64), array.shape)
+
+
+def _places(size: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(size).integers(0, size, SAMPLE))
+
+
+def _watched(model: ir.Model, inputs: Arrays, names: AbstractSet[str]) -> Samples:
+    """Samples of the named tensors, of those that the graph has: given, or computed in float32 node by node."""
+    model = model.clone()
+    values = [value for node in model.graph for value in node.outputs if value.name in names and is_float(value)]
+    model.graph.outputs.extend(value for value in values if not value.is_graph_output())
+    given = {name: array for name, array in inputs.items() if np.issubdtype(array.dtype, np.floating)}
+    arrays = given | run(open_graph(model, optimised=False), inputs)
+    return {name: _sample(array) for name, array in arrays.items() if name in names}
+
+
+def _errors(R: Arrays, U: Arrays, F: Arrays) -> Errors:
+    distances: list[list[np.ndarray]] = [[], []]
+    for name, truth in R.items():
+        right, *others = (_sample(arrays[name]).values for arrays in (R, U, F))
+        finite = np.all([np.isfinite(each) for each in (right, *others)], axis=0)
+        if np.issubdtype(truth.dtype, np.floating):
+            for kept, other in zip(distances, others, strict=True):
+                kept.append(np.abs(other - right)[finite])
+    return Errors(*(np.concatenate([np.empty(0), *kept]) for kept in distances))
+
+
+def _layers(
+    labels: Mapping[str, str], R: Samples, U: Samples, F: Samples, carried: Mapping[str, Gauge]
+) -> Iterator[Layer]:
+    for name, label in labels.items():
+        if name in R and name in U:
+            known = name in F and name in carried and F[name].shape == R[name].shape
+            folded = _relative(_carried(R[name], carried[name]), F[name].values) if known else None
+            unfolded = _relative(R[name].values, U[name].values)
+            if unfolded is not None:
+                yield Layer(label, unfolded, folded)
+
+
+def _carried(sampled: _Sampled, gauge: Gauge) -> np.ndarray:
+    """`p*R + q` at the sampled places."""
+    places = _places(size) if (size := math.prod(sampled.shape)) > SAMPLE else np.arange(size)
+    at = np.unravel_index(places, sampled.shape) if sampled.shape else ()
+    p, q = (np.broadcast_to(part, sampled.shape)[at] for part in gauge)
+    with np.errstate(invalid="ignore"):  # an infinite p tells that anything may be carried
+        return np.asarray(p * sampled.values + q)
+
+
+def _relative(right: np.ndarray, other: np.ndarray) -> float | None:
+    """The largest difference relative to the largest value; None for a tensor of zeros or of nothing finite."""
+    finite = np.isfinite(right) & np.isfinite(other)
+    size = np.abs(right[finite]).max(initial=0)
+    return float(np.abs(other - right)[finite].max() / size) if size else None
+
+
+def _activations(shown: Sequence[_BatchNorm], U: Samples, F: Samples) -> Iterator[Activations]:
+    for one in shown:
+        # An output of the graph keeps its name; elsewhere the tensor before a folded BatchNorm stands for both.
+        stands = F.get(one.after) or (F.get(one.before) if one.folded else None)
+        before, after = (_spread(U[name]) if name in U else None for name in (one.before, one.after))
+        if before is not None and after is not None:
+            yield Activations(one.number, before, after, None if stands is None else _spread(stands))
+
+
+def _spread(sampled: _Sampled) -> Spread | None:
+    finite = sampled.values[np.isfinite(sampled.values)]
+    return Spread(*map(float, np.quantile(finite, QUANTILES))) if finite.size else None
+
+
+def _stretches(batchnorms: Sequence[_BatchNorm], carried: Mapping[str, Gauge]) -> Iterator[Stretch]:
+    for one in batchnorms:
+        if one.folded and one.before in carried and one.after in carried:
+            with np.errstate(divide="ignore"):
+                before, behind = _range(carried[one.before].p), _range(1 / carried[one.after].p)
+            if before is not None and behind is not None:
+                yield Stretch(one.number, before, behind)
+
+
+def _range(factors: np.ndarray) -> Range | None:
+    meant = np.abs(factors[np.isfinite(factors) & (factors != 0)])
+    return Range(float(meant.min()), float(np.median(meant)), float(meant.max())) if meant.size else None
+
+
+def _latencies(runs: Sequence[Run], inputs: Arrays) -> tuple[list[float], int]:
+    """Median milliseconds of each run, and how often each was timed: in turns, for about `LATENCY_SECONDS` in all."""
+    taken: list[list[float]] = [[] for _ in runs]
+    begun = time.perf_counter()
+    while len(taken[0]) < ROUNDS[0] or (len(taken[0]) < ROUNDS[1] and time.perf_counter() - begun < LATENCY_SECONDS):
+        for each, seconds in list(zip(runs, taken, strict=True))[:: -1 if len(taken[0]) % 2 else 1]:
+            started = time.perf_counter()
+            each(inputs)
+            seconds.append(time.perf_counter() - started)
+    return [1000 * float(np.median(seconds)) for seconds in taken], len(taken[0])
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _operators(model: ir.Model) -> int:
+    return sum(node.op_type != "Constant" for node in model.graph.all_nodes())

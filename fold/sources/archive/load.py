@@ -1,0 +1,25 @@
+"""`torch.export` archives (`.pt2`), which are scanned before they are opened."""
+
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
+
+from fold.errors import BnfoldError, first_line
+from fold.sources.archive.scan import opened, scan
+from fold.sources.export import quiet
+
+
+def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
+    """Open a `torch.export` archive. Without `trust`, one that could run code is refused."""
+    if not trust:
+        scan(path)
+    try:
+        with quiet(), opened(path) as stream:
+            # torch.export.load falls back to a reader of older archives, which scan() does not see.
+            return torch.export.load(stream) if trust else load_pt2(stream).exported_programs["model"]
+    except BnfoldError:
+        raise
+    except Exception as error:  # torch.export raises many types for a damaged archive
+        raise BnfoldError(f"{path}: is no torch.export archive that this PyTorch reads: {first_line(error)}") from error

@@ -1,0 +1,158 @@
+"""Weights by name from a checkpoint on disk, and a checkpoint written back with other numbers in the same places.
+
+A state_dict is read with `weights_only=True` or from safetensors, neither of which can run code.
+"""
+
+import copy
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fold.errors import BnfoldError
+from fold.sources.checkpoint import wrappers
+from fold.sources.checkpoint.torchfile import read_torch
+
+METADATA = "bnfold"
+"""Key of a checkpoint under which training may leave defaults: `arch_args`, `inputs`, `labels`, `preprocessing`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and what the file says of itself under `bnfold`.
+
+    `content` is all that the file holds and `places` says where in it each tensor lies, as the keys that lead there.
+    `text` is the header of a safetensors file, None for a file of PyTorch's. `module` is there where the file held a
+    whole one. `notes` say what was decided while it was read, a line each.
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    content: Any = None
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    text: dict[str, str] | None = None
+    module: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, trust: bool = False) -> Checkpoint:
+    """Read a state_dict (`.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`), also inside the usual wrappers.
+
+    `key` names where in the file it lies, keys joined by dots; `ema` asks for the weights that were averaged. With
+    `trust` a whole module is unpickled and a TorchScript archive is opened, both of which can run code. Raises
+    `BnfoldError` for a file that holds no weights, or several and no word which.
+    """
+    content, text = _read_safetensors(path) if _is_safetensors(path) else (read_torch(path, trust=trust), None)
+    found = wrappers.find_weights(path, content, key=key, ema=ema)
+    metadata = _metadata(content, text)
+    return Checkpoint(path, found.tensors, metadata, content, found.places, text, found.module, found.notes)
+
+
+def write_checkpoint(checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write the file of `checkpoint` again with other numbers in place of the tensors in `changed`, by their names.
+
+    Everything else stays as it was, and every tensor keeps its dtype. `checkpoint.metadata` is written under `bnfold`
+    where the file has room beside its weights. Written whole or not at all; raises `BnfoldError` for a file that
+    exists, for a checkpoint that holds a whole module, and for what cannot be written.
+    """
+    if (path.suffix == ".safetensors") != (checkpoint.text is not None):
+        kind = "PyTorch's own" if checkpoint.text is None else "the .safetensors"
+        raise BnfoldError(f"{path}: expected a name with the suffix {checkpoint.path.suffix}, for {kind} format")
+    content = checkpoint.content
+    for name, tensor in changed.items():
+        if name not in checkpoint.places or not isinstance(content, Mapping):
+            raise BnfoldError(f"{checkpoint.path}: has no place to write {name} to; save model.state_dict() instead")
+        content = _replaced(content, checkpoint.places[name], tensor, checkpoint.tensors[name])
+    partial = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        _refuse_existing(path)
+        with partial.open("xb") as stream:
+            _save(checkpoint, content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _refuse_existing(path)
+        partial.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise BnfoldError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _save(checkpoint: Checkpoint, content: Any, stream: Any) -> None:
+    if checkpoint.text is None:
+        bare = any(isinstance(value, torch.Tensor) for value in content.values())
+        if checkpoint.metadata and not bare:  # load_state_dict() would not take an entry beside tensors
+            content = copy.copy(content)
+            content[METADATA] = checkpoint.metadata
+        torch.save(content, stream)
+        return
+    from safetensors.torch import save  # noqa: PLC0415
+
+    text = dict(checkpoint.text)
+    if checkpoint.metadata:
+        text[METADATA] = json.dumps(checkpoint.metadata)
+    stream.write(save(content, text or None))
+
+
+def _replaced(content: Any, place: tuple[str, ...], tensor: torch.Tensor, old: torch.Tensor) -> Any:
+    """A copy of nested mappings with one tensor in the place of another; what is not on the way is shared."""
+    if not place:
+        return tensor.detach().to(device="cpu", dtype=old.dtype).reshape(old.shape).clone()
+    content = copy.copy(content)
+    content[place[0]] = _replaced(content.get(place[0]), place[1:], tensor, old)
+    return content
+
+
+def _metadata(content: Any, text: Mapping[str, str] | None) -> dict[str, Any]:
+    metadata: Any = content.get(METADATA) if isinstance(content, Mapping) else None
+    if text is not None:
+        try:
+            metadata = json.loads(text.get(METADATA, "{}"))
+        except ValueError:
+            metadata = None
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the suffix or, since many are called `.bin`, by the header: its length in eight bytes and a brace."""
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+        return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    except OSError:
+        return False  # whoever reads it says why
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except OSError as error:
+        raise BnfoldError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except SafetensorError as error:
+        raise BnfoldError(f"{path}: is no safetensors file: {error}") from error
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise BnfoldError(f"{path}: exists, and is not overwritten; choose another name")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

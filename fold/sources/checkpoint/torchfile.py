@@ -1,0 +1,120 @@
+"""What `torch.save` wrote, read back; what would run code is refused unless the user trusts its author.
+
+A file is known by what it holds, not by its suffix: a TorchScript archive is one under any name.
+"""
+
+import pickle
+import re
+import sys
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from pathlib import Path, PosixPath
+from typing import Any
+
+import torch
+
+from fold.errors import BnfoldError, first_line
+from fold.sources.checkpoint import numpy_values
+from fold.sources.export import quiet
+
+
+def plain_dict(factory: object = None) -> dict[Any, Any]:
+    """In place of a defaultdict, which the unpickler of weights makes but does not fill."""
+    return {}
+
+
+SAVE_WEIGHTS = "save weights alone: torch.save(model.state_dict(), FILE)"
+TRUST = "or pass --trust if you know who made the file"
+PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    Namespace,
+    (plain_dict, "collections.defaultdict"),
+    datetime,
+    date,
+    timedelta,
+    (PosixPath, "pathlib.PosixPath"),
+    (PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 writes it
+    *((kind, f"builtins.{kind.__name__}") for kind in (int, float, bool, str, list, dict, tuple, frozenset)),
+]
+"""What checkpoints hold beside tensors, and no more than values: making one of these runs no code of the file's."""
+
+
+def read_torch(path: Path, *, trust: bool = False) -> Any:
+    """What `torch.save` wrote, with `weights_only=True`.
+
+    With `trust`, a file that needs more is unpickled as it wants, and a TorchScript archive comes back as a module.
+    Raises `BnfoldError` for a file that is neither, and without `trust` for one that would run code.
+    """
+    if _is_script(path):
+        return _read_script(path, trust=trust)
+    try:
+        with torch.serialization.safe_globals([*PLAIN_VALUES, *numpy_values.STAND_INS]), quiet():
+            return numpy_values.restored(torch.load(path, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise BnfoldError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except pickle.UnpicklingError as error:
+        wanted = _wanted(error)
+        if wanted is None:
+            raise _foreign(path) from error
+        if trust:
+            return _unpickle(path)
+        raise BnfoldError(f"{path}: {_refusal(wanted)}; {SAVE_WEIGHTS}; {TRUST}") from error
+    except Exception as error:  # a foreign or truncated file makes torch.load raise many types
+        raise _foreign(path) from error
+
+
+def _wanted(error: Exception) -> str | None:
+    """What the pickle asked for beyond values, as `module.name`; None for what is no pickle at all."""
+    text = str(error)
+    if "Weights only load failed" not in text:
+        return None
+    named = re.search(r"GLOBAL (\S+)", text)
+    if named:
+        return named.group(1)
+    return "something else" if "Unsupported operand" in text or "Can only" in text else None
+
+
+def _refusal(wanted: str) -> str:
+    if wanted.startswith(("torch.nn.modules.", "torch.fx.", "__main__.")) or wanted.rpartition(".")[2][:1].isupper():
+        return f"holds a whole object ({wanted}) and not weights alone; to open it is to run code"
+    return f"is a pickle that wants to run code ({wanted}), and is not opened"
+
+
+def _unpickle(path: Path) -> Any:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a whole module is of a class of the user's
+    try:
+        with quiet():
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling may raise anything
+        raise BnfoldError(
+            f"{path}: unpickling it failed: {type(error).__name__}: {first_line(error)}; run bnfold where the model's "
+            "classes can be imported"
+        ) from error
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return any(name.endswith("/constants.pkl") for name in names)
+
+
+def _read_script(path: Path, *, trust: bool) -> Any:
+    if not trust:
+        raise BnfoldError(
+            f"{path}: is a TorchScript archive, which holds code; save weights alone: "
+            f"torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE); {TRUST}"
+        )
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:  # TorchScript raises many types for a damaged archive
+        raise BnfoldError(f"{path}: is no TorchScript archive that this PyTorch reads: {first_line(error)}") from error
+
+
+def _foreign(path: Path) -> BnfoldError:
+    return BnfoldError(f"{path}: is no PyTorch checkpoint; expected what torch.save(model.state_dict()) writes")

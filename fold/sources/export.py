@@ -1,0 +1,218 @@
+"""From an eval-mode PyTorch module to the unfolded ONNX graph, with every BatchNorm still in it.
+
+`torch.onnx.export` folds BatchNorm itself when it optimises, silently and only in part, so it is told not to. What it
+leaves unoptimised then (computed zero biases, constants behind casts and reshapes) is folded here, by constant folding
+alone, which knows nothing of BatchNorm.
+"""
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from fold.errors import BnfoldError, first_line
+from fold.graph.reading import constant, display_name
+from fold.sources.outputs import output_names, with_plain_outputs
+
+Sizes = Sequence[int | str]
+
+BATCH = "batch"
+USE_INPUT_STATS = 5
+"""Which argument of `aten.instance_norm` says whether it computes its statistics itself."""
+
+
+def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ir.Model:
+    """The unfolded graph of `module` in eval mode, BatchNorm intact, with a dynamic batch as the first axis.
+
+    `inputs` are example inputs with the batch first, of any batch size; the graph's inputs are named as the arguments
+    of `forward`, its outputs `output`, or `output_0`, `output_1`, … in a tuple, and by their keys in a mapping. The
+    module is not touched. Raises `BnfoldError` if it cannot be exported.
+    """
+    return export_graph(export_program(module, inputs))
+
+
+def export_program(
+    module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor, sizes: Sequence[Sizes] | None = None
+) -> ExportedProgram:
+    """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made.
+
+    `sizes` are the shapes of the inputs without the batch, with a name for each that is free; all others are as in the
+    examples.
+    """
+    examples = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    # A batch of 1 would be taken for a constant, and every other size of the example for its own.
+    examples = tuple(example.repeat(3, *[1] * (example.ndim - 1))[:3] for example in examples)
+    sizes = sizes or [tuple(example.shape[1:]) for example in examples]
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise BnfoldError(
+            f"{type(module).__name__}: has lazy layers without weights; run it once, or load a checkpoint"
+        )
+    batch = Dim(BATCH)
+    dynamic_shapes = tuple(
+        {0: batch} | {axis: Dim.DYNAMIC for axis, size in enumerate(shape, 1) if isinstance(size, str)}
+        for shape in sizes
+    )
+    try:
+        with quiet(), torch.no_grad():
+            module = copy.deepcopy(module).eval()
+            return with_plain_outputs(torch.export.export(module, examples, dynamic_shapes=dynamic_shapes))
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        shapes = " and ".join(",".join(map(str, shape)) for shape in sizes)
+        raise BnfoldError(
+            f"{type(module).__name__}: torch.export cannot trace it with an input of {shapes}: {first_line(error)}; "
+            "check --input and forward()"
+        ) from error
+
+
+def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Model:
+    """The unfolded graph of an exported program; free sizes are named as in `sizes`, which are those of its inputs."""
+    try:
+        with quiet():
+            exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
+    except Exception as error:
+        raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {first_line(error)}") from error
+    assert exported is not None
+    model = exported.model
+    _fold_constants(model, set(program.state_dict))
+    _name_sizes(model, sizes)
+    _name_outputs(model, output_names(program))
+    for node in model.graph:  # the user's source and its paths have no place in a served file
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    return model
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write the reference as a `.pt2` without example inputs, which would be pickled."""
+    program = copy.copy(program)
+    program._example_inputs = None
+    with quiet(), path.open("wb") as stream:
+        torch.export.save(program, stream)
+
+
+def _name_batchnorms(program: ExportedProgram) -> ExportedProgram:
+    """The program with BatchNorm where an InstanceNorm reads running statistics: in eval mode it is one, which the
+    exporter would write as a BatchNorm of every channel of every sample, between two reshapes."""
+    if not any(_has_statistics(node) for node in program.graph.nodes):
+        return program
+    program = copy.copy(program)
+    program._graph_module = copy.deepcopy(program.graph_module)
+    for node in program.graph.nodes:
+        if _has_statistics(node):
+            node.target = torch.ops.aten.batch_norm.default  # takes the same arguments
+    return program
+
+
+def _has_statistics(node: torch.fx.Node) -> bool:
+    return node.target is torch.ops.aten.instance_norm.default and node.args[USE_INPUT_STATS] is False
+
+
+def _fold_constants(model: ir.Model, named: set[str]) -> None:
+    """Evaluate what depends on nothing, leave every BatchNorm, and drop the zero biases that the exporter made up."""
+    optimizer.fold_constants(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            _name_transposed(node, named)
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3:
+            bias = node.inputs[2]
+            tensor = constant(bias)
+            if bias is not None and bias.name not in named and tensor is not None and not tensor.numpy().any():
+                node.resize_inputs(2)
+    _fix_reshapes(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.ShapeInferencePass()(model)
+
+
+def _name_transposed(node: ir.Node, named: set[str]) -> None:
+    """A Linear on three axes multiplies by its weight transposed, which constant folding left with a made-up name."""
+    weight, name = node.inputs[1], f"{display_name(node)}.weight"
+    if weight is not None and weight.is_initializer() and weight.name not in named and name in named:
+        graph = weight.graph
+        if graph is not None and f"{name}.T" not in graph.initializers:
+            weight.name = f"{name}.T"
+
+
+def _fix_reshapes(model: ir.Model) -> None:
+    """Give a Reshape whose target is computed from the batch a constant one, where the batch is its only free size."""
+    for node in list(model.graph):
+        result = node.outputs[0]
+        if node.op_type != "Reshape" or constant(node.inputs[1]) is not None or result.shape is None:
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in result.shape]
+        if sizes.count(-1) > 1 or 0 in sizes:
+            continue
+        target = ir.Value(
+            name=f"{result.name}_shape",
+            shape=ir.Shape([len(sizes)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.tensor(sizes, dtype=ir.DataType.INT64),
+        )
+        model.graph.register_initializer(target)
+        node.replace_input_with(1, target)
+        node.attributes.pop("allowzero", None)
+
+
+def _name_sizes(model: ir.Model, sizes: Sequence[Sizes]) -> None:
+    """Give the batch and free sizes their names back, which the exporter replaces by symbols of its own."""
+    graph = model.graph
+    names: dict[str, str] = {}
+    for position, value in enumerate(graph.inputs):
+        given = (BATCH, *(sizes[position] if position < len(sizes) else ()))
+        for dim, name in zip(value.shape or (), given, strict=False):
+            if isinstance(dim, int) or dim.value is None or isinstance(name, int):
+                continue
+            first = names.setdefault(str(dim.value), name)
+            if first != name:
+                raise BnfoldError(f"--input: {first} and {name} are one size to this network; give all one letter")
+    if names:
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+            if value.shape is not None:
+                value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _renamed(dim: Any, names: Mapping[str, str]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    symbols = "|".join(re.escape(symbol) for symbol in names)
+    return None if dim.value is None else re.sub(rf"\b({symbols})\b", lambda m: names[m[1]], str(dim.value))
+
+
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Name the outputs. A name that an input has too gets an underscore, and a value with it another name first."""
+    taken = {value.name for value in model.graph.inputs}
+    others = {value.name: value for node in model.graph for value in node.outputs if not value.is_graph_output()}
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        chosen = f"{name}_" if name in taken else name
+        taken.add(chosen)
+        if chosen in others:
+            others[chosen].name = f"{chosen}.inner"
+        value.name = chosen
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PyTorch warns of its own deprecations and logs what it tried; what a user can mend, our own errors say."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,149 @@
+"""What GRPCInferenceService answers, from the same sources as HTTP: repository, queue, statistics, control.
+
+A method takes the bytes of its message, so that one which cannot be read is refused in our words, and gives a message.
+What it raises, `service.grpc.handlers` tells the client.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+
+from service.access import Access
+from service.errors import ClientGoneError, DeadlineError
+from service.grpc.codec import decode, encode
+from service.grpc.messages import ModelInferRequest, message_class, parameters, parse
+from service.http.routes.control import authorize, refuse_files
+from service.http.routes.infer import GONE, WITHDRAW, compute
+from service.http.routes.metadata import EXTENSIONS, model_metadata, package_version
+from service.operations.model_config import model_config
+from service.protocol.parameters import flag
+from service.repository.model import Model
+from service.repository.repository import Repository
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+Method = Callable[[bytes, Any], Awaitable[Any]]
+
+
+class Calls:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        access: Access,
+        takes_requests: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._metrics = metrics
+        self._access = access
+        self._takes_requests = takes_requests
+
+    def unary(self) -> dict[str, Method]:
+        """All methods but the stream, by name."""
+        return {
+            "ServerLive": _describing("ServerLive", lambda request: {"live": self._repository.lost() is None}),
+            "ServerReady": _describing("ServerReady", lambda request: {"ready": self._takes_requests()}),
+            "ModelReady": _describing("ModelReady", self._model_ready),
+            "ServerMetadata": _describing("ServerMetadata", self._server),
+            "ModelMetadata": _describing("ModelMetadata", self._model),
+            "ModelConfig": _describing("ModelConfig", self._config),
+            "ModelStatistics": _describing("ModelStatistics", self._statistics),
+            "RepositoryIndex": _describing("RepositoryIndex", self._index),
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "ModelInfer": self.infer,
+        }
+
+    async def infer(self, content: bytes, context: Any) -> Any:
+        with self._metrics.counting("grpc") as counted:
+            request = parse(ModelInferRequest, content)
+            counted.model = model = self._repository.find(request.model_name, request.model_version or None)
+            with model:
+                return await self._infer(model, request, context.time_remaining())
+
+    async def _infer(self, model: Model, request: Any, seconds_left: float | None) -> Any:
+        """`seconds_left` to the client's own deadline, None where it has none."""
+        signature = model.session.signature
+        asked = decode(request, signature)
+        rows = signature.check(asked.inputs, self._settings.max_request_rows)
+        if seconds_left is not None:
+            if seconds_left <= 0:
+                raise DeadlineError(f"model {model}: the request came after its deadline")
+            asked.timeout = min(asked.timeout or seconds_left, seconds_left)
+        state: dict[str, Any] = {}
+        try:
+            outputs = await compute(model, asked.inputs, rows, {"state": state}, asked.priority, asked.timeout)
+        except asyncio.CancelledError:  # the client cancelled, left, or waits no longer
+            if WITHDRAW in state:
+                state[WITHDRAW]()
+            self._metrics.failed("grpc", model, ClientGoneError(GONE))
+            raise
+        labels = model.manifest.labels
+        return encode(model.name, model.version, asked, outputs, batched=signature.batched, labels=labels)
+
+    def _model_ready(self, request: Any) -> dict[str, Any]:
+        """As Triton, no error for a model that is not there: clients ask until it is."""
+        name, version = request.name, request.version
+        ready = self._repository.ready()
+        return {"ready": any(model.name == name and version in ("", model.version) for model in ready)}
+
+    def _server(self, request: Any) -> dict[str, Any]:
+        return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
+
+    def _model(self, request: Any) -> dict[str, Any]:
+        return model_metadata(self._find(request), self._repository)
+
+    def _config(self, request: Any) -> dict[str, Any]:
+        return {"config": model_config(self._find(request), self._settings)}
+
+    def _statistics(self, request: Any) -> dict[str, Any]:
+        if not request.name:
+            models = self._repository.ready()
+        elif request.version:
+            models = [self._find(request)]
+        else:
+            self._find(request)
+            versions = self._repository.versions(request.name)
+            models = [self._repository.find(request.name, version) for version in versions]
+        return {"model_stats": [self._metrics.statistics(model) for model in models]}
+
+    def _index(self, request: Any) -> dict[str, Any]:
+        return {"models": self._repository.index(ready=request.ready)}
+
+    def _find(self, request: Any) -> Model:
+        return self._repository.find(request.name, request.version or None)
+
+    async def _load(self, content: bytes, context: Any) -> Any:
+        with self._metrics.counting("load"):
+            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+            request = parse(message_class("RepositoryModelLoadRequest"), content)
+            refuse_files(parameters(request.parameters))
+            await self._repository.load_model(request.model_name)
+            return message_class("RepositoryModelLoadResponse")()
+
+    async def _unload(self, content: bytes, context: Any) -> Any:
+        with self._metrics.counting("unload"):
+            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+            request = parse(message_class("RepositoryModelUnloadRequest"), content)
+            flag(parameters(request.parameters), "unload_dependents", default=False)
+            await self._repository.unload_model(request.model_name)
+            return message_class("RepositoryModelUnloadResponse")()
+
+
+def headers_of(metadata: Any) -> list[tuple[bytes, bytes]]:
+    """A call's metadata in the form of HTTP's headers."""
+    return [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata or ()]
+
+
+def _describing(name: str, answer: Callable[[Any], dict[str, Any]]) -> Method:
+    """A method whose answer is what HTTP would give as JSON."""
+    request, response = message_class(f"{name}Request"), message_class(f"{name}Response")
+
+    async def method(content: bytes, context: Any) -> Any:
+        return ParseDict(answer(parse(request, content)), response(), ignore_unknown_fields=True)
+
+    return method

@@ -1,0 +1,139 @@
+"""The gRPC server: in the event loop that serves HTTP, on a port of its own, with the same limits and the same end."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from fold.errors import BnfoldError
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # in front of its import: what its core says on stderr has another form
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+import grpc
+from grpc import aio
+from service.access import Access
+from service.grpc.calls import Calls
+from service.grpc.handlers import Guard, Handlers
+from service.grpc.messages import POOL, SERVICE
+from service.repository.repository import Repository
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+WATCHED = ("", SERVICE)
+"""Whose health may be asked for: the whole server's, and the protocol's."""
+PING_MS = 30_000
+"""How long a connection may be silent before the peer is asked whether it is there, and how long that may take."""
+MIN_PING_MS = 5_000
+"""How often clients may ask the same."""
+PATIENCE_SECONDS = 1.0
+"""For clients that call again and again while they are refused."""
+
+
+class Rpc:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        access: Access,
+        takes_requests: Callable[[], bool],
+        listener: socket.socket,
+    ) -> None:
+        """`listener` holds the port, and is closed once the server has it."""
+        self._settings = settings
+        self._metrics = metrics
+        self._access = access
+        self._listener = listener
+        self._calls = Calls(settings, repository, metrics, access, takes_requests)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def open(self) -> None:
+        """Take the port, in front of everything that costs time. Raises `BnfoldError` if it cannot be had."""
+        self._loop = asyncio.get_running_loop()
+        self._handlers = Handlers(self._calls, access_log=self._settings.access_log)
+        self._health = health.aio.HealthServicer()
+        self._server = aio.server(
+            options=_options(self._settings),
+            interceptors=[Guard(self._access, self._metrics)] if self._access.guarded else None,
+            maximum_concurrent_rpcs=self._settings.max_connections,
+        )
+        self._server.add_generic_rpc_handlers((self._handlers.generic(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server)
+        try:
+            self._add_port()
+        except RuntimeError as error:
+            port = self._listener.getsockname()[1]
+            raise BnfoldError(
+                f"port {port} on {self._settings.host} is taken; stop what listens there, or choose another with "
+                "--grpc-port"
+            ) from error
+        finally:
+            self._listener.close()
+
+    async def start(self) -> str:
+        """Serve. Returns the URL."""
+        for name in WATCHED:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return f"{'grpcs' if self._settings.tls_certificate else 'grpc'}://{self._address}"
+
+    def stop_being_ready(self) -> None:
+        """Tell those who watch. May be called by a signal."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._health.enter_graceful_shutdown()))
+
+    async def drain(self) -> None:
+        """Take nothing new, and return when all that was taken is answered.
+
+        The server's own end would come too soon for this: calls that come in while it tells its clients are cancelled,
+        which says nothing. Here they are refused in words, and the server ends when nobody calls any more.
+        """
+        self._handlers.close()
+        await self._handlers.answered()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._handlers.quiet(), PATIENCE_SECONDS)
+
+    async def stop(self) -> None:
+        """Now."""
+        await self._server.stop(None)
+
+    def _add_port(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        certificate, key = self._settings.tls_certificate, self._settings.tls_key
+        if certificate is None or key is None:
+            self._server.add_insecure_port(self._address)
+            return
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+        self._server.add_secure_port(self._address, credentials)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # or two services would share a port without a word
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", settings.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+        ("grpc.max_connection_idle_ms", 1000 * max(settings.keep_alive_seconds, 1)),
+        ("grpc.keepalive_time_ms", PING_MS),
+        ("grpc.keepalive_timeout_ms", PING_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _add_reflection(server: Any) -> None:
+    """Of what is served here; the descriptors of the two others are put to ours, where reflection looks."""
+    for module in (health_pb2, reflection_pb2):
+        POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(names, pool=POOL)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

@@ -1,0 +1,37 @@
+"""Errors as gRPC tells them: a code, our words, and what HTTP would say in headers as trailing metadata."""
+
+from typing import Any, NoReturn
+
+from grpc import StatusCode
+from service.errors import DeadlineError, ServiceError
+
+INTERNAL = "internal error; the service's log has the details"
+"""Of what is no `ServiceError`."""
+TEXT = 1000
+"""Characters of an error that are told: they travel in a header, and clients take heads of 8 KiB."""
+
+_CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    499: StatusCode.CANCELLED,
+    501: StatusCode.UNIMPLEMENTED,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def code_of(error: ServiceError) -> StatusCode:
+    if isinstance(error, DeadlineError):
+        return StatusCode.DEADLINE_EXCEEDED
+    return _CODES.get(error.status, StatusCode.INTERNAL)
+
+
+async def abort(context: Any, error: ServiceError) -> NoReturn:
+    """End the call with `error`. Always raises, which ends its handler."""
+    metadata = tuple((name.decode(), value.decode()) for name, value in error.headers())
+    await context.abort(code_of(error), str(error)[:TEXT], metadata)
+    raise AssertionError("abort raises")

@@ -1,0 +1,81 @@
+"""`POST /v2/repository/models/{name}/load` and `/unload`: the protocol's way to change what serves.
+
+Off unless the setting `repository_control` is `explicit`, and only with an admin's token. A load that fails is answered
+with 400 and the reason, as Triton does; what served before serves on.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.access import Access
+from service.errors import BadRequestError, ForbiddenError
+from service.headers import Headers
+from service.http.body import read_body, request_headers
+from service.protocol.jsontext import parse_object
+from service.protocol.parameters import Parameters, flag, parameters_of
+from service.repository.repository import Repository
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+_LOAD_BODY, _UNLOAD_BODY = (
+    {
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "properties": {"parameters": {"type": "object", "properties": known}}}
+                }
+            }
+        }
+    }
+    for known in ({}, {"unload_dependents": {"type": "boolean"}})
+)
+
+
+def control_routes(settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> APIRouter:
+    explicit = settings.repository_control == "explicit"
+    router = APIRouter(prefix="/v2/repository/models", tags=["v2"], include_in_schema=explicit)
+
+    @router.post("/{name}/load", openapi_extra=_LOAD_BODY)
+    async def load(name: str, request: Request) -> Response:
+        """Serve what is in the repository now; needs an admin's token. The old version serves until the new one can."""
+        with metrics.counting("load"):
+            refuse_files(await parameters(request))
+            await repository.load_model(name)
+            return Response()
+
+    @router.post("/{name}/unload", openapi_extra=_UNLOAD_BODY)
+    async def unload(name: str, request: Request) -> Response:
+        """Answer what was accepted, then let all versions go; needs an admin's token."""
+        with metrics.counting("unload"):
+            flag(await parameters(request), "unload_dependents", default=False)  # no model here depends on another
+            await repository.unload_model(name)
+            return Response()
+
+    async def parameters(request: Request) -> Parameters:
+        authorize(settings, access, request.scope["headers"])
+        body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
+        expected = '{"parameters": {...}}, {} or an empty body'
+        document: dict[str, Any] = parse_object(body, settings.max_json_depth, expected) if body else {}
+        return parameters_of(document)
+
+    return router
+
+
+def authorize(settings: Settings, access: Access, headers: Headers) -> None:
+    """Raises what `Access.check_admin` does, and `ForbiddenError` where nothing is changed by calls."""
+    if settings.repository_control != "explicit":
+        raise ForbiddenError(
+            f"load and unload are off: repository_control is {settings.repository_control}; "
+            "set BNFOLD_REPOSITORY_CONTROL=explicit"
+        )
+    access.check_admin(headers)
+
+
+def refuse_files(parameters: Parameters) -> None:
+    if any(name.startswith("file:") for name in parameters):
+        raise BadRequestError("files are not taken here; publish the version into the repository, then load the model")
+    if "config" in parameters:
+        raise BadRequestError(
+            "a config is not taken here; the model's directory and the service's settings say how it is served"
+        )

@@ -1,0 +1,198 @@
+"""The proof over HTTP: is the graph that serves, on this device and in this session, still the model that was trained?
+
+Checks run on a thread of their own beside the batches, one at a time; a few may wait, more are told to come back. One
+whose client left or whose time is up ends before its next batch of rows.
+"""
+
+import asyncio
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from fold.errors import BnfoldError, first_line
+from service.batching.worker import Worker
+from service.errors import BadRequestError, BusyError, ClientGoneError, ComputeError, OverdueError, ServiceError, shown
+from service.headers import LENGTH_HEADER
+from service.http.body import read_body, request_headers
+from service.http.routes.infer import WITHDRAW
+from service.proof.check import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, prove
+from service.proof.references import References, not_installed
+from service.protocol.infer_body import decode
+from service.protocol.jsontext import parse_object, render_verdict
+from service.repository.repository import Model, Proof, Repository
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+MAX_WAITING = 4
+"""Checks that may be under way or wait at one time."""
+MAX_SEED = (1 << 32) - 1
+EXPECTED = '{"samples": n, "seed": s, "parts": [...]}, tensors as in infer, or an empty body'
+
+_BODY = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "samples": {"type": "integer", "minimum": 1, "default": DEFAULT_SAMPLES},
+                        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
+                        "parts": {"type": "array", "items": {"enum": list(PARTS)}, "default": []},
+                        "search_seconds": {
+                            "type": "number",
+                            "exclusiveMinimum": 0,
+                            "default": DEFAULT_SEARCH_SECONDS,
+                        },
+                    },
+                }
+            }
+        }
+    }
+}
+
+Result = asyncio.Future[dict[str, Any]]
+
+
+class Equivalence:
+    """The thread that proves."""
+
+    def __init__(self, settings: Settings, references: References) -> None:
+        self._settings = settings
+        self._worker = Worker("equivalence")
+        self._references = references
+        self._under_way = 0
+
+    async def check(self, model: Model, asked: Asked, request: Request) -> dict[str, Any]:
+        """The verdict as JSON; remembered as the model's last proof."""
+        if self._under_way >= MAX_WAITING:
+            raise BusyError(
+                f"{self._under_way} equivalence checks are under way and one runs at a time; try again later"
+            )
+        loop = asyncio.get_running_loop()
+        result: Result = loop.create_future()
+        self._under_way += 1
+        self._worker.submit(partial(self._prove, model, asked, result), partial(self._finish, result))
+        gone = ClientGoneError("the client left before its check was done")
+        request.scope.get("state", {})[WITHDRAW] = partial(_abandon, result, gone)
+        seconds = self._settings.equivalence_seconds
+        overdue = OverdueError(f"model {model}: not proven within {seconds:g} seconds; ask for fewer samples or parts")
+        timer = loop.call_later(seconds, _abandon, result, overdue)
+        try:
+            verdict = await result
+        finally:
+            timer.cancel()
+            result.cancel()  # where the task was cancelled, and nobody waits any more
+        model.proof = Proof(verdict, time.time())
+        return verdict
+
+    def stop(self) -> None:
+        self._worker.stop()
+
+    def _finish(self, result: Result, outcome: dict[str, Any] | Exception) -> None:
+        self._under_way -= 1
+        if result.done():
+            return
+        if isinstance(outcome, ServiceError):
+            result.set_exception(outcome)
+        elif isinstance(outcome, Exception):
+            result.set_exception(ComputeError(f"the equivalence check failed: {first_line(outcome)}"))
+        else:
+            result.set_result(outcome)
+
+    def _prove(self, model: Model, asked: Asked, result: Result) -> dict[str, Any]:
+        """On the worker's thread. Raises what `_finish` turns into the answer."""
+
+        def halt() -> None:
+            if result.done():
+                raise ClientGoneError("nobody waits for this check any more")
+
+        halt()
+        with self._references.lock:
+            reference = self._references.of(model)
+            try:
+                return prove(model, reference, asked, self._settings.max_batch_size, halt)
+            except ModuleNotFoundError as error:
+                raise not_installed(model, error) from error
+            except BnfoldError as error:
+                raise ComputeError(f"model {model}: {error}") from error
+
+
+def equivalence_routes(
+    settings: Settings, repository: Repository, metrics: Metrics, equivalence: Equivalence
+) -> APIRouter:
+    router = APIRouter(tags=["equivalence"])
+
+    @router.post("/v2/models/{name}/equivalence", openapi_extra=_BODY)
+    async def latest(name: str, request: Request) -> Response:
+        """Whether the served graph computes what the unfolded model computes, and how far they are apart."""
+        return await answer(name, None, request)
+
+    @router.post("/v2/models/{name}/versions/{version}/equivalence", openapi_extra=_BODY)
+    async def of_version(name: str, version: str, request: Request) -> Response:
+        """As above, for one version."""
+        return await answer(name, version, request)
+
+    async def answer(name: str, version: str | None, request: Request) -> Response:
+        with metrics.counting("equivalence") as counted:
+            counted.model = model = repository.find(name, version)
+            headers = request_headers(request.scope)
+            body = await read_body(headers, request.receive, settings.max_body_bytes)
+            asked = _read(body, headers.get(LENGTH_HEADER), model, settings)
+            verdict = await equivalence.check(model, asked, request)
+            return Response(render_verdict(verdict), media_type="application/json")
+
+    return router
+
+
+def _read(body: bytes, length_header: bytes | None, model: Model, settings: Settings) -> Asked:
+    """Tensors come as in infer, with `parts` and `search_seconds` beside `inputs` in the JSON."""
+    samples = min(DEFAULT_SAMPLES, settings.max_samples)
+    if not body:
+        return Asked(samples=samples)
+    document: dict[str, Any] = {}
+    if length_header is None:
+        document = parse_object(body, settings.max_json_depth, EXPECTED)
+    if length_header is None and "inputs" not in document:
+        unknown = ", ".join(shown(k) for k in document if k not in ("samples", "seed", "parts", "search_seconds"))
+        if unknown:
+            raise BadRequestError(f"{unknown} is not known here; expected {EXPECTED}")
+        return Asked(
+            samples=_whole("samples", document.get("samples", samples), 1, settings.max_samples),
+            seed=_whole("seed", document.get("seed", 0), 0, MAX_SEED),
+            parts=_parts(document),
+            search_seconds=_search_seconds(document, settings),
+        )
+    signature = model.session.signature
+    arrays = decode(body, length_header, signature, settings.max_json_depth).inputs
+    signature.check(arrays, settings.max_samples)
+    if length_header is not None and (length := int(length_header)):  # which `decode` has checked
+        document = parse_object(body[:length], settings.max_json_depth, EXPECTED)
+    return Asked(given=arrays, parts=_parts(document), search_seconds=_search_seconds(document, settings))
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise BadRequestError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}")
+    return value
+
+
+def _parts(document: dict[str, Any]) -> tuple[str, ...]:
+    parts = document.get("parts", [])
+    if type(parts) is not list or any(part not in PARTS for part in parts):
+        raise BadRequestError(f"parts is {shown(parts)}; expected a list of {', '.join(map(repr, PARTS))}")
+    return tuple(parts)
+
+
+def _search_seconds(document: dict[str, Any], settings: Settings) -> float:
+    seconds = document.get("search_seconds", DEFAULT_SEARCH_SECONDS)
+    most = settings.equivalence_seconds
+    if type(seconds) not in (int, float) or ("search_seconds" in document and not 0 < seconds <= most):
+        raise BadRequestError(f"search_seconds is {shown(seconds)}; expected a number above 0, at most {most:g}")
+    return float(seconds)
+
+
+def _abandon(result: Result, error: ServiceError) -> None:
+    if not result.done():
+        result.set_exception(error)

@@ -1,0 +1,113 @@
+"""The page for people at `/`: which models serve, what they take, what was folded, and how they were proven.
+
+Self-contained on purpose: no script, no font and no style comes from anywhere else. Jinja is imported with the first
+visit.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import HTMLResponse
+
+from fold.artifact.directory import Manifest, TensorSpec
+from service.http.routes.metadata import package_version
+from service.protocol.datatypes import DTYPES
+from service.repository.repository import Model, Repository
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+
+
+class Page(HTMLResponse):
+    """A page that loads nothing from anywhere, runs nothing, and stands in no other page's frame."""
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({**HEADERS, **(headers or {})})
+
+
+def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
+    return template("index.html").render(
+        version=package_version(),
+        ready=ready,
+        base_url=base_url.rstrip("/"),
+        models=[_model(model, base_url.rstrip("/")) for model in repository.ready()],
+        broken=repository.broken(),
+    )
+
+
+@cache
+def template(name: str) -> "Template":
+    import jinja2  # noqa: PLC0415  # most processes are never visited
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+
+
+def _model(model: Model, base_url: str) -> dict[str, Any]:
+    manifest = model.manifest
+    checked = model.proof.at if model.proof else None
+    when = datetime.fromtimestamp(checked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if checked else "when it was folded"
+    tried = ", and tried here before it served" if model.session.has_canary and not checked else ""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "provider": model.session.provider,
+        "inputs": [_tensor(spec) for spec in manifest.inputs],
+        "outputs": [_tensor(spec) for spec in manifest.outputs],
+        "batchnorms": manifest.fold.get("batchnorms", 0),
+        "folded": len(manifest.fold.get("folded", ())),
+        "kept": manifest.fold.get("kept", ()),
+        "verdict": model.proof.verdict if model.proof else manifest.verdict,
+        "checked": when + tried,
+        "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
+        "watched": model.watched,
+        "images": manifest.preprocessing is not None,
+        "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
+    }
+
+
+def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
+    """The certificate's parts that were made, and whether each holds."""
+    parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
+    if "outputs" in verdict:
+        parts.append(("run time", all(output["equivalent"] for output in verdict["outputs"])))
+    if verdict.get("decisions"):
+        parts.append(("decisions", all(found["flips"] == found["excused"] for found in verdict["decisions"])))
+    return parts
+
+
+def _tensor(spec: TensorSpec) -> dict[str, str]:
+    shape = " × ".join("n" if size == -1 else str(size) for size in spec.shape) or "scalar"
+    return {"name": spec.name, "datatype": spec.datatype, "shape": shape}
+
+
+def example_row(manifest: Manifest) -> Any:
+    """An instance that the model takes, as far as the manifest tells."""
+    values = {spec.name: example_value(spec, batched=manifest.batched) for spec in manifest.inputs}
+    return values if len(values) > 1 else next(iter(values.values()), None)
+
+
+def example_value(spec: TensorSpec, *, batched: bool) -> Any:
+    """A row of one input; no more than a sign of it where it would be too long to read."""
+    value: Any = {"b": False, "O": "text"}.get(DTYPES[spec.datatype].kind, 0)
+    for size in reversed(spec.shape[1:] if batched else spec.shape):
+        value = [value] * max(size, 1)
+        if len(json.dumps(value)) > 400:
+            return "…"
+    return value
+
+
+def _curl(url: str, body: dict[str, Any]) -> str:
+    return f"curl {url} \\\n  -d '{json.dumps(body, ensure_ascii=False)}'"

@@ -1,0 +1,265 @@
+"""uvicorn as this service runs it: a port that is ours before anything is loaded, and an end that loses no request.
+
+On SIGTERM or SIGINT the service stops being ready and goes on serving for the grace time, closing each connection with
+its answer; then it lets nobody new in, answers those who are in, and leaves. A second signal means now.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import resource
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Protocol as Interface
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fold.errors import BnfoldError
+from service.http.connection import Limits, Protocol
+from service.http.exchange import Direct, Usual
+from service.settings import Settings
+
+BACKLOG = 2048
+SETTLE_SECONDS = 0.2
+"""For connections that were being made when the door closed: a round trip, and the time to accept them."""
+NEW_SECONDS = 1.0
+"""How long a client that came in last may take to send its request."""
+FILES = 256
+"""Open beside the connections: models, libraries, a collector's own."""
+MINIMAL_TTL = ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73))
+"""IP_MINTTL and IPV6_MINHOPCOUNT of Linux, for which Python has no names; a port of IPv6 may take IPv4 as well."""
+HIGHEST_TTL = 255
+TICK_SECONDS = 0.02
+TICKS_OF_SWEEP = 5
+"""uvicorn ticks ten times a second."""
+SO_ATTACH_FILTER = 26
+"""Linux's; Python has no name for it."""
+
+
+class Beside(Interface):
+    """Another server in the same event loop."""
+
+    async def open(self) -> None:
+        """Take the port."""
+
+    async def start(self) -> str:
+        """Serve. Returns the URL."""
+
+    async def drain(self) -> None:
+        """Take nothing new, and return when all that was taken is answered."""
+
+    async def stop(self) -> None:
+        """Now."""
+
+
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket with that address, which does not listen yet. Raises `BnfoldError` if it cannot be had; `option` chooses
+    another."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise BnfoldError(f"host {host!r}: {error.strerror}; expected an address of this machine") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _cannot_bind(host, port, option, error) from error
+    return listener
+
+
+def _cannot_bind(host: str, port: int, option: str, error: OSError) -> BnfoldError:
+    if error.errno == errno.EADDRINUSE:
+        return BnfoldError(f"port {port} on {host} is taken; stop what listens there, or choose another with {option}")
+    if error.errno == errno.EACCES:
+        return BnfoldError(f"port {port} on {host} is not for this user; choose one above 1023 with {option}")
+    reason = os.strerror(error.errno or 0)
+    return BnfoldError(f"port {port} on {host}: {reason}; choose another with --host and {option}")
+
+
+def run(
+    app: ASGIApp,
+    listener: socket.socket,
+    settings: Settings,
+    *,
+    direct: Direct | None,
+    beside: Beside | None,
+    on_start: Callable[[str], None],
+    on_stop: Callable[[], None],
+) -> int:
+    """Serve `app` until a signal, 0 then, by `direct` infer requests in their usual form, and `beside` for as long.
+
+    `on_start` gets the URLs once they answer, `on_stop` comes with the signal.
+    """
+    _allow_files(settings.max_connections + FILES)
+    limits = Limits(
+        settings.max_header_bytes, settings.request_seconds, settings.keep_alive_seconds, settings.max_connections
+    )
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=partial(Protocol, limits=limits, direct=direct, usual=Usual()),  # type: ignore[arg-type]  # called as the class would be
+        ws="none",
+        lifespan="on",
+        backlog=BACKLOG,
+        root_path=settings.root_path,
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        log_level="warning",
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
+    )
+    server = Server(config, settings.grace_seconds, beside, on_start, on_stop)
+    try:
+        _load(config, settings)
+        server.run(sockets=[listener])
+    except OSError as error:  # two processes may bind an address, but only one of them may listen
+        raise _cannot_bind(settings.host, settings.port, "--port", error) from error
+    finally:
+        listener.close()
+    return 0
+
+
+def _allow_files(wanted: int) -> None:
+    """Each connection is a file, and many systems start a process with room for a thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _load(config: uvicorn.Config, settings: Settings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise BnfoldError("settings: tls_certificate and tls_key go together; expected both or neither")
+    try:
+        config.load()
+    except (ssl.SSLError, FileNotFoundError, PermissionError) as error:
+        files = f"{settings.tls_certificate} and {settings.tls_key}"
+        raise BnfoldError(f"TLS: {files} are no certificate chain with its key, in PEM: {error.strerror}") from error
+
+
+class Server(uvicorn.Server):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        grace: float,
+        beside: Beside | None,
+        on_start: Callable[[str], None],
+        on_stop: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._grace = grace
+        self._patience = config.timeout_graceful_shutdown or 0
+        self._beside = beside
+        self._on_start = on_start
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own would raise the signal again at the end, and the process would not exit with 0
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._on_stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.open()
+        await super().startup(sockets)
+        urls = []
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            scheme = "https" if self.config.is_ssl else "http"
+            urls.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+        if self._beside is not None:
+            urls.append(await self._beside.start())
+        self._on_start(" and ".join(urls))
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_OF_SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in self._connections():
+                connection.sweep(now)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.default_headers.append((b"connection", b"close"))
+        await self._wait(self._grace, lambda: True)
+        for listener in sockets or ():
+            refuse_new_connections(listener)
+        draining = None if self._beside is None else asyncio.create_task(self._beside.drain())
+        await self._wait(SETTLE_SECONDS, self._hear)
+        # uvicorn closes connections without a request under way, and a new one has none only because it is new
+        await self._wait(NEW_SECONDS, lambda: self._hear() and any(c.cycle is None for c in self._connections()))
+        if self._beside is not None and draining is not None:
+            await self._wait(self._patience, lambda: not draining.done())
+            await self._beside.stop()
+        await super().shutdown(sockets)
+        if self.force_exit:  # the interpreter's own end would abort over a run that goes on
+            logging.shutdown()
+            os._exit(0)
+
+    async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:
+        """Serve on for `seconds`, while it is needed and nobody says now."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.force_exit and needed():
+            await asyncio.sleep(min(TICK_SECONDS, left))
+
+    def _hear(self) -> bool:
+        """Connections that were about to be made have taken over the port's own minimal TTL."""
+        for connection in self._connections():
+            _drop_below(connection.transport.get_extra_info("socket"), 0)
+        return True
+
+    def _connections(self) -> list[Protocol]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, Protocol)]
+
+
+def refuse_new_connections(listener: socket.socket) -> None:
+    """Let nobody new in, while those whom the kernel let in already are still accepted.
+
+    Closing a port resets every connection that was made but not accepted yet, and under load there are always some. So
+    the kernel is told to drop what asks for a new one (a segment with SYN); such a client asks again a second later and
+    finds the port closed. Newer kernels keep such filters for CAP_NET_ADMIN, which a container has not: there all is
+    dropped that comes with a TTL below 255, as everything from a client does. Where there is neither, a request that
+    comes in this very moment may be reset.
+    """
+    if sys.platform != "linux":
+        return
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
+            (0x45, 0, 1, 0x02),  # is SYN set?
+            (0x06, 0, 0, 0),  # yes: keep nothing of the segment
+            (0x06, 0, 0, 0xFFFF),  # no: keep it
+        )
+    )
+    code = ctypes.create_string_buffer(program)
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+        )
+    except PermissionError:
+        _drop_below(listener, HIGHEST_TTL)
+    except OSError:
+        pass
+
+
+def _drop_below(connection: socket.socket, ttl: int) -> None:
+    """Let the kernel drop what comes with a lower TTL, or hop limit; 0 for nothing."""
+    for level, option in MINIMAL_TTL:
+        with contextlib.suppress(OSError):  # IPv4 has no hop limit
+            connection.setsockopt(level, option, ttl)

@@ -1,0 +1,62 @@
+"""Triton's ModelConfig of a version as it serves here, with the numbers of this service's settings.
+
+What `config.pbtxt` says of the tensors comes from the same function. Field names are those of the protobuf message, so
+that protobuf's parser reads the JSON as well.
+"""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+from fold.artifact.directory import triton_tensors
+from service.repository.repository import Model
+from service.repository.versions import Policy
+from service.settings import Settings
+
+
+def model_config(model: Model, settings: Settings) -> dict[str, Any]:
+    session = model.session
+    kind = "KIND_GPU" if session.provider == "cuda" else "KIND_CPU"
+    config = {
+        "name": model.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": _policy(Policy.of(settings.version_policy)),
+        "max_batch_size": settings.max_batch_size if session.signature.batched else 0,
+        **triton_tensors(model.manifest),
+        "instance_group": [
+            {
+                "name": f"{model.name}_0",
+                "kind": kind,
+                "count": session.narrow_runs or session.batches_in_flight,
+                "gpus": [session.placed.device] if kind == "KIND_GPU" else [],
+            }
+        ],
+        "default_model_filename": session.version.model_file.name,
+        "parameters": {"precision": {"string_value": model.manifest.precision}, **session.placed.parameters()},
+        "model_warmup": [{"name": f"{size} rows", "batch_size": size, "count": 1} for size in session.bucket_sizes],
+    }
+    if session.signature.batched:
+        config["dynamic_batching"] = _batching(settings, session.bucket_sizes)
+    return config
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    if policy.given is not None:
+        return {"specific": {"versions": sorted(policy.given)}}
+    return {"all": {}} if policy.at_most == inf else {"latest": {"num_versions": policy.at_most}}
+
+
+def _batching(settings: Settings, sizes: Sequence[int]) -> dict[str, Any]:
+    """Without `sizes` none is preferred: whatever has queued meanwhile is the next batch."""
+    return {
+        "preferred_batch_size": list(sizes),
+        "max_queue_delay_microseconds": round(settings.max_queue_delay_seconds * 1e6),
+        "preserve_ordering": False,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": round(settings.timeout_seconds * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": settings.queue_rows,
+        },
+    }

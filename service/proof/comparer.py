@@ -1,0 +1,169 @@
+"""A process of its own that holds answers against the reference.
+
+In the service's process a comparison would share one interpreter with all who are served, and PyTorch's modules its
+memory. There it costs what it costs on the cores, and has a low priority on them.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+from fold.errors import BnfoldError, first_line
+from fold.runtime.memory import release_memory
+from service.protocol.signature import Arrays
+
+if TYPE_CHECKING:
+    from fold.proof.reference import Reference
+    from fold.proof.run_time import Verdict
+
+NICE = 10
+"""A tenth of the weight of those who are served, where cores are scarce."""
+STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to compare: the first rows of a request and what was answered; without arrays, only load the reference.
+
+    `key` is one for each reference that is to be kept; `digest` tells one directory's content from another's.
+    """
+
+    key: str
+    digest: str
+    path: Path
+    provider: Literal["cpu", "cuda"]
+    asked: Arrays | None = None
+    answered: Arrays | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What need not be kept any more, by its task's key and digest; there is no answer to it."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The verdict, or why there is none, and how long it took. Seconds."""
+
+    verdict: "Verdict | None"
+    failure: str
+    seconds: float
+
+
+class Comparer:
+    """Starts the process when it is first needed, and again if it died. One caller at a time, who waits."""
+
+    def __init__(self) -> None:
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._lock = Lock()
+
+    def compare(self, task: Task) -> Compared:
+        with self._lock:
+            connection = self._connected()
+            try:
+                connection.send(task)
+                answer: Compared = connection.recv()
+            except (EOFError, OSError) as error:
+                self._connection = None
+                raise BnfoldError("the process that compares has died, perhaps for want of memory") from error
+            return answer
+
+    def forget(self, key: str, digest: str) -> None:
+        """Let a reference go, if it is there."""
+        with self._lock, contextlib.suppress(OSError):  # of a process that has died, which holds nothing
+            if self._connection is not None:
+                self._connection.send(Forget(key, digest))
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.join(STOP_SECONDS)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            context = multiprocessing.get_context("spawn")  # a copy of this process would hold its sockets
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), name="bnfold compares", daemon=True)
+            self._process.start()
+            theirs.close()  # so that each end sees the other one go
+        return self._connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    digest: str
+    precision: str
+    reference: "Reference"
+
+
+def _serve(connection: Connection) -> None:
+    """Answer tasks until the service is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the service, which ends this process in its time
+    held: dict[str, _Held] = {}
+    with contextlib.suppress(EOFError, OSError):
+        connection.send(_answer(connection.recv(), held))
+        os.nice(NICE)  # what is loaded first takes PyTorch along, which would take minutes so
+        while True:
+            task = connection.recv()
+            if isinstance(task, Forget):
+                _forget(task, held)
+            else:
+                connection.send(_answer(task, held))
+
+
+def _forget(task: Forget, held: dict[str, _Held]) -> None:
+    if task.key in held and held[task.key].digest == task.digest:
+        del held[task.key]
+        release_memory()
+
+
+def _answer(task: Task, held: dict[str, _Held]) -> Compared:
+    started = time.perf_counter()
+    verdict, failure = None, ""
+    try:
+        verdict = _compare(task, held)
+    except ModuleNotFoundError as error:
+        failure = f"its reference needs {error.name}, which is not installed here"
+    except Exception as error:  # whatever a reference does to an input must not end the watching
+        failure = first_line(error)
+    return Compared(verdict, failure, time.perf_counter() - started)
+
+
+def _compare(task: Task, held: dict[str, _Held]) -> "Verdict | None":
+    from fold.proof.verify import compare  # noqa: PLC0415  # in this process only
+
+    if task.key not in held or held[task.key].digest != task.digest:
+        held.pop(task.key, None)  # before its successor is loaded, for two may be too many
+        held[task.key] = _load(task)
+    model = held[task.key]
+    if task.asked is None or task.answered is None:
+        return None
+    verdict = compare(model.reference, task.answered, task.asked, provider=task.provider, precision=model.precision)
+    return replace(verdict, evidence=None)
+
+
+def _load(task: Task) -> _Held:
+    from fold.artifact.directory import read_version  # noqa: PLC0415  # as above
+    from fold.proof.reference import load_reference  # noqa: PLC0415
+
+    version = read_version(task.path)
+    if version.manifest.digest != task.digest:
+        raise BnfoldError(f"{task.path}: is another version than the one that serves")
+    reference = load_reference(version, provider=task.provider)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    return _Held(task.digest, version.manifest.precision_on(task.provider), reference)

@@ -1,0 +1,70 @@
+"""What the JSON header of an infer request came to, remembered: a client sends the same one with every tensor.
+
+Only headers whose tensors all follow in binary, and that have no id, are worth it. What a header means depends on
+nothing but itself and the model, so a plan holds for as long as the model does.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service.headers import Headers, header_lines
+
+if TYPE_CHECKING:
+    from service.protocol.outputs import Selected
+
+LARGEST_HEADER = 4096
+"""Bytes of a header that is remembered."""
+PLANS = 256
+"""Headers of one model, and forms of the answer to one of them. Clients choose them, so there could be any number."""
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What stands before the tensors of a plain answer: headers, JSON, and `start`, the status and these headers."""
+
+    headers: Headers
+    json: bytes
+    start: bytes
+
+    @classmethod
+    def of(cls, headers: Headers, json: bytes) -> "Form":
+        return cls(headers, json, STATUS_LINE[200] + header_lines(headers))
+
+
+@dataclass(slots=True)
+class Plan:
+    """`tensors` have name, datatype, shape, elements and bytes of each input, in order; `size` is all their bytes."""
+
+    tensors: tuple[tuple[str, str, tuple[int, ...], int, int], ...]
+    outputs: "Selected"
+    priority: int
+    timeout: float | None
+    size: int
+    plain: bool
+    """Whether all outputs are tensors in binary whose bytes their shape tells."""
+    rows: int = -1
+    """Of a request that the model takes; -1 until one was checked."""
+    forms: dict[Shapes, Form] = field(default_factory=dict)
+    """By the shapes of the outputs."""
+
+    def remember(self, shapes: Shapes, form: Form) -> None:
+        if len(self.forms) >= PLANS:
+            self.forms.clear()
+        self.forms[shapes] = form
+
+
+class Plans:
+    """Of one model, by header."""
+
+    def __init__(self) -> None:
+        self._plans: dict[bytes, Plan] = {}
+        self.find = self._plans.get
+
+    def add(self, header: bytes, plan: Plan) -> None:
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        self._plans[header] = plan

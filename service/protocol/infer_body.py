@@ -1,0 +1,224 @@
+"""The Open Inference Protocol's infer bodies: bytes to numpy and back, JSON and binary tensors mixed at will.
+
+A body is a JSON header followed by the raw tensors in the order of the header; `Inference-Header-Content-Length` says
+where the header ends. Binary tensors become views of the body: nothing is copied on the way in. Plain functions over
+dictionaries: this is the hot path, and a schema library would cost more than the models that it feeds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fold.artifact.directory import TensorSpec
+from service.errors import BadRequestError, shown
+from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
+from service.protocol.classification import classify
+from service.protocol.datatypes import NAMES, WIRE
+from service.protocol.header_cache import LARGEST_HEADER, Form, Plan, Shapes
+from service.protocol.jsontext import json_array, parse_object, render_json
+from service.protocol.outputs import Selected, every_output, select
+from service.protocol.parameters import Parameters, flag, parameters_of, schedule
+from service.protocol.signature import Arrays, Signature
+from service.protocol.strings import decode_text
+from service.protocol.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
+
+
+@dataclass(slots=True)
+class InferRequest:
+    inputs: Arrays
+    outputs: Selected
+    id: str | None = None
+    priority: int = 0
+    timeout: float | None = None
+    """Seconds; None leaves it to the service."""
+    plan: Plan | None = None
+    """Where the header is one that comes again and again."""
+
+
+def decode(body: bytes, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
+    """Read an infer body. What it says of itself is checked here; whether the model takes it, by the signature."""
+    start = len(body) if length_header is None else _header_length(length_header, len(body))
+    if start == 0 and length_header is not None:
+        return _decode_raw(body, signature)
+    if length_header is not None and (plan := signature.plans.find(body[:start])) and len(body) == start + plan.size:
+        return InferRequest(_planned(plan, body, start), plan.outputs, None, plan.priority, plan.timeout, plan)
+    document = parse_object(body if start == len(body) else body[:start], max_depth, 'an object with "inputs"')
+    request_id = document.get("id")
+    if request_id is not None and type(request_id) is not str:
+        raise BadRequestError(f"id is {shown(request_id)}; expected a string")
+    items = document.get("inputs")
+    if type(items) is not list:
+        raise BadRequestError('"inputs" is missing or no list; expected a list of tensors')
+    arrays: Arrays = {}
+    offset = start
+    for item in items:
+        name, array, offset = _read_input(item, body, offset, length_header, signature)
+        if name in arrays:
+            raise BadRequestError(f"input {name!r} came twice; expected once")
+        arrays[name] = array
+    if offset != len(body):
+        raise BadRequestError(
+            f"{len(body) - offset} bytes are left over: header and tensors are {offset} bytes, the body {len(body)}"
+        )
+    parameters = parameters_of(document)
+    outputs = select(_listed(document), signature, binary=flag(parameters, "binary_data_output", default=False))
+    priority, timeout = schedule(parameters)
+    if length_header is None or request_id is not None or start > LARGEST_HEADER or any("data" in i for i in items):
+        return InferRequest(arrays, outputs, request_id, priority, timeout)
+    tensors = tuple(
+        (item["name"], item["datatype"], array.shape, array.size, item["parameters"]["binary_data_size"])
+        for item, array in zip(items, arrays.values(), strict=True)
+    )
+    plain = all(binary and not k and signature.outputs[name].datatype != "BYTES" for name, binary, k in outputs)
+    plan = Plan(tensors, outputs, priority, timeout, len(body) - start, plain)
+    signature.plans.add(body[:start], plan)
+    return InferRequest(arrays, outputs, None, priority, timeout, plan)
+
+
+def _planned(plan: Plan, body: bytes, offset: int) -> Arrays:
+    """The inputs of a request whose header is known, and whose body is as long as that says."""
+    arrays = {}
+    for name, datatype, shape, count, size in plan.tensors:
+        arrays[name] = from_bytes(name, datatype, shape, count, body, offset, size)
+        offset += size
+    return arrays
+
+
+def _read_input(
+    item: Any, body: bytes, offset: int, length_header: bytes | None, signature: Signature
+) -> tuple[str, np.ndarray, int]:
+    """One input's name and array, and where in the body the next one's bytes begin."""
+    name = item.get("name") if type(item) is dict else None
+    if type(name) is not str:
+        raise BadRequestError(f'an input is {shown(item)}; expected an object with "name", "shape" and "datatype"')
+    if name not in signature.inputs:
+        expected = ", ".join(repr(known) for known in signature.inputs)
+        raise BadRequestError(f"no input is named {shown(name)}; expected {expected}")
+    datatype = item.get("datatype")
+    shape, count = checked_shape(name, item.get("shape"), wire_dtype(name, datatype).itemsize)
+    said = parameters_of(item).get("binary_data_size")
+    if said is None:
+        if "data" not in item:
+            raise BadRequestError(f"input {name!r} has neither data nor parameters.binary_data_size; expected one")
+        return name, from_json(name, datatype, shape, count, item["data"]), offset
+    if "data" in item:
+        raise BadRequestError(f"input {name!r} has data and parameters.binary_data_size; expected one of them")
+    size = check_size(name, datatype, shape, count, said)
+    if offset + size > len(body):
+        raise BadRequestError(_missing(name, size, len(body) - offset, length_header))
+    return name, from_bytes(name, datatype, shape, count, body, offset, size), offset + size
+
+
+def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
+    """Names and parameters of the outputs that are asked for; what the names are worth, `select` knows."""
+    listed = document.get("outputs")
+    if listed is None:
+        return []
+    if type(listed) is not list:
+        raise BadRequestError(f'"outputs" is {shown(listed)}; expected a list of objects with "name"')
+    return [(item.get("name"), parameters_of(item)) if type(item) is dict else (item, {}) for item in listed]
+
+
+def encode(
+    model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
+) -> tuple[Headers, bytes]:
+    """The answer to `request` as headers and body. `labels` are those of a classification."""
+    known = known_answer(request, arrays)
+    if known is not None:
+        return known[0].headers, known[1]
+    raw: list[Any] = []
+    outputs = []
+    for name, binary, classes in request.outputs:
+        array = classify(arrays[name], classes, labels, batched=batched) if classes else arrays[name]
+        output: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype], "shape": array.shape}
+        if binary:
+            buffer = to_bytes(array)
+            output["parameters"] = {"binary_data_size": len(buffer) if type(buffer) is bytes else buffer.nbytes}
+            raw.append(buffer)
+        else:
+            output["data"] = json_array(array.reshape(-1))
+        outputs.append(output)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
+    if request.id is not None:
+        document["id"] = request.id
+    header = render_json(document)
+    if not raw:
+        return [JSON, (b"content-length", b"%d" % len(header))], header
+    body = b"".join([header, *raw])
+    headers = [OCTETS, (b"content-length", b"%d" % len(body)), (LENGTH_HEADER, b"%d" % len(header))]
+    if request.plan is not None and request.plan.plain:
+        request.plan.remember(_shapes(request, arrays), Form.of(headers, header))
+    return headers, body
+
+
+def known_answer(request: InferRequest, arrays: Arrays) -> tuple[Form, bytes] | None:
+    """The form of the answer and its body, where an answer of that form was given before."""
+    plan = request.plan
+    form = None if plan is None or not plan.plain else plan.forms.get(_shapes(request, arrays))
+    if form is None:
+        return None
+    return form, b"".join([form.json, *[to_bytes(arrays[name]) for name, _, _ in request.outputs]])
+
+
+def _shapes(request: InferRequest, arrays: Arrays) -> Shapes:
+    return tuple([arrays[name].shape for name, _, _ in request.outputs])
+
+
+def _header_length(value: bytes, body: int) -> int:
+    length = _number(value)
+    if length > body:
+        raise BadRequestError(f"Inference-Header-Content-Length is {length}, but the whole body has {body} bytes")
+    return length
+
+
+@lru_cache(maxsize=1024)
+def _number(value: bytes) -> int:
+    text = value.strip()
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequestError(f"Inference-Header-Content-Length is {shown(value.decode('latin-1'))}; expected a number")
+    return int(text)
+
+
+def _missing(name: str, size: int, left: int, length_header: bytes | None) -> str:
+    if length_header is None:
+        return f"input {name!r} has binary_data_size, but the header Inference-Header-Content-Length is missing"
+    return f"input {name!r}: binary_data_size is {size}, but only {left} bytes of the body are left"
+
+
+def _decode_raw(body: bytes, signature: Signature) -> InferRequest:
+    """A body that is nothing but the tensor: one input, one row, and at most one free dimension to find out."""
+    if len(signature.inputs) != 1:
+        names = ", ".join(repr(name) for name in signature.inputs)
+        raise BadRequestError(
+            f"Inference-Header-Content-Length is 0, so the body is one tensor, but there are {names}; send a header"
+        )
+    spec = next(iter(signature.inputs.values()))
+    shape = [1, *spec.shape[1:]] if signature.batched else list(spec.shape)
+    if shape.count(-1) > 1:
+        raise BadRequestError(f"input {spec.name!r} has several free dimensions, {list(spec.shape)}; send a header")
+    array = _string_of(body, spec.name, shape) if spec.datatype == "BYTES" else _tensor_of(body, spec, shape)
+    return InferRequest({spec.name: array}, every_output(signature, binary=True))
+
+
+def _tensor_of(body: bytes, spec: TensorSpec, shape: list[int]) -> np.ndarray:
+    itemsize = WIRE[spec.datatype].itemsize
+    known = itemsize * prod(size for size in shape if size != -1)
+    shape = [(len(body) // known if known else 0) if size == -1 else size for size in shape]
+    count = prod(shape)
+    if count * itemsize != len(body):
+        raise BadRequestError(
+            f"input {spec.name!r}: {len(body)} bytes came, one row of shape {list(spec.shape)} is {known} bytes"
+        )
+    return from_bytes(spec.name, spec.datatype, tuple(shape), count, body, 0, len(body))
+
+
+def _string_of(body: bytes, name: str, shape: list[int]) -> np.ndarray:
+    """The whole body as the one string that there is: without a length in front, as in Triton."""
+    shape = [1 if size == -1 else size for size in shape]
+    if prod(shape) != 1:
+        raise BadRequestError(f"input {name!r}: a row has {prod(shape)} strings and a body is one; send a header")
+    return from_json(name, "BYTES", tuple(shape), 1, [decode_text(f"input {name!r}, BYTES: the body", body)])

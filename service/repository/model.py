@@ -1,0 +1,111 @@
+"""What the repository has under a name and a version: a model that serves, or the reason why none does."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fold.artifact.directory import Manifest
+from service.batching.batcher import INLINE_SECONDS, Batcher
+from service.proof.shadow import Watched
+from service.repository.versions import Cause
+from service.runtime.session import ModelSession
+from service.settings import Settings
+
+AHEAD = 2
+"""While a batch is computed on the CPU the next one is merged once it has the largest batch's rows over this: enough
+for it to run about as fast as a full one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The verdict of an equivalence check, as it was answered, and when: seconds since 1970."""
+
+    verdict: dict[str, Any]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A version that does not serve, and why."""
+
+    name: str
+    version: str
+    state: Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
+    reason: str
+    cause: Cause | None = None
+    """Of what is broken: it cannot be loaded, or its certificate does not hold here."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Model:
+    """A version that is READY. `with model:` holds it: it does not leave before the block has ended."""
+
+    name: str
+    version: str
+    session: ModelSession
+    batcher: Batcher
+    proof: Proof | None = None
+    """Of the last check that was asked for over HTTP."""
+    watched: Watched | None = None
+    """Where answers are handed over that may be held against the reference."""
+    fault: Absent | None = None
+    """Why its files, as they are now, could not be loaded in its place."""
+    gone: bool = False
+    """Whether it has answered its last request and counts no more."""
+    _users: int = 0
+    _free: asyncio.Event | None = None
+
+    @classmethod
+    def of(cls, name: str, version: str, session: ModelSession, settings: Settings) -> "Model":
+        batcher = Batcher(
+            session.run,
+            name=f"{name}/{version}",
+            max_batch_size=settings.max_batch_size,
+            queue_rows=settings.queue_rows,
+            timeout=settings.timeout_seconds,
+            batched=session.signature.batched,
+            max_queue_delay=settings.max_queue_delay_seconds,
+            inline_seconds=INLINE_SECONDS if session.provider == "cpu" else 0.0,  # a GPU is waited for, elsewhere
+            in_flight=session.batches_in_flight,
+            ahead_rows=settings.max_batch_size // AHEAD if session.provider == "cpu" else 0,
+            narrow_run=session.run_on_one_core,
+            narrow_runs=session.narrow_runs,
+        )
+        return cls(name, version, session, batcher)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.session.version.manifest
+
+    @property
+    def state(self) -> Literal["READY"]:
+        return "READY"
+
+    @property
+    def reason(self) -> str:
+        return f"serves as it was loaded, for its files cannot be: {self.fault.reason}" if self.fault else ""
+
+    def __enter__(self) -> None:
+        self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._users -= 1
+        if self._free is not None and not self._users:
+            self._free.set()
+
+    async def unused(self, seconds: float) -> None:
+        """Wait until nobody holds it, for so long at most."""
+        if self._users:
+            self._free = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._free.wait(), seconds)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+Entry = Model | Absent

@@ -1,0 +1,302 @@
+"""The models that the service knows, by name and version; how versions come to serve, take over, and leave.
+
+A version is opened, warmed up and tried on a thread, beside the one that serves. Then it takes over in one step of the
+event loop: requests that came before have the old one's batcher, which answers them all, and those after it the new
+one's. The old version leaves when its last request has been answered. What cannot be loaded is listed with the reason,
+and is no reason to stop serving what was loaded before, nor other models.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fold.artifact.directory import NAME_PATTERN, model_names
+from fold.errors import BnfoldError
+from fold.runtime.memory import return_freed
+from service.batching.worker import on_thread
+from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
+from service.repository.model import Absent, Entry, Model, Proof
+from service.repository.versions import Failure, Opened, Outcome, open_versions
+from service.settings import Settings
+
+__all__ = ["Absent", "Model", "Proof", "Repository"]
+
+log = logging.getLogger("bnfold")
+
+Versions = dict[str, Entry]
+"""Of one model, ascending."""
+
+
+class Repository:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.on_ready: Callable[[Model], None] = lambda model: None
+        """Told of each model that comes to serve while the service runs, before its first request."""
+        self.on_gone: Callable[[Model], None] = lambda model: None
+        """Told of each model that has answered its last request."""
+        self.loads = 0
+        self.unloads = 0
+        self.failures: Counter[str] = Counter({"load": 0, "certificate": 0})
+        self.loaded = False
+        self._versions: dict[str, Versions] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    # Finding
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """The version asked for, or the latest that serves. Raises 404 if there is none, 503 if it cannot serve.
+
+        Who awaits anything before the model is used holds it meanwhile: `with model: ...`.
+        """
+        found = self.entry(name, version)
+        if isinstance(found, Absent):
+            raise NotReadyError(f"model {found} is not ready: {found.reason}")
+        if found.session.lost is not None:
+            raise NotReadyError(f"model {found} is not ready: its device is lost: {found.session.lost}")
+        return found
+
+    def entry(self, name: str, version: str | None = None) -> Entry:
+        versions = self._versions.get(name)
+        if not versions:
+            known = ", ".join(self._versions) or "none"
+            raise NotFoundError(f"no model is named {shown(name)}; here are: {known}")
+        if version is None:
+            for entry in reversed(versions.values()):
+                if isinstance(entry, Model):
+                    return entry
+            return next(reversed(versions.values()))
+        if version not in versions:
+            raise NotFoundError(f"model {name!r} has no version {shown(version)}; here are: {', '.join(versions)}")
+        return versions[version]
+
+    def entries(self) -> list[Entry]:
+        return [entry for versions in self._versions.values() for entry in versions.values()]
+
+    def versions(self, name: str) -> list[str]:
+        """Those that serve."""
+        return [version for version, entry in self._versions[name].items() if isinstance(entry, Model)]
+
+    def ready(self) -> list[Model]:
+        return [entry for entry in self.entries() if isinstance(entry, Model)]
+
+    def lost(self) -> str | None:
+        """What the device said when it answered no more: this process cannot get it back."""
+        return next((model.session.lost for model in self.ready() if model.session.lost is not None), None)
+
+    def serves(self, name: str, version: str) -> bool:
+        return isinstance(self._versions.get(name, {}).get(version), Model)
+
+    def broken(self) -> list[Absent]:
+        """What cannot be loaded, also where an older state of the same version serves on."""
+        faults = [entry.fault if isinstance(entry, Model) else entry for entry in self.entries()]
+        return [fault for fault in faults if fault is not None and fault.cause is not None]
+
+    def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
+        """What `POST /v2/repository/index` answers; `ready` leaves out what cannot serve."""
+        return [
+            {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+            for entry in self.entries()
+            if not ready or isinstance(entry, Model)
+        ]
+
+    # At the start
+
+    def load(self) -> None:
+        """Load what the policy chooses of every model. Raises `BnfoldError` where that leaves nothing to serve and
+        nothing could come later, or where this machine cannot serve at all."""
+        folder = self.settings.repository
+        try:
+            for name in model_names(folder):
+                outcomes = open_versions(self.settings, name, {})
+                unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
+                if unable is not None:
+                    raise BnfoldError(unable.reason)
+                self._take_over(name, outcomes)
+        except OSError as error:
+            raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+        self.loaded = True
+        if self.settings.repository_control != "fixed":
+            return
+        if not self._versions:
+            raise BnfoldError(f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes")
+        if not self.ready():
+            reasons = "; ".join(f"{broken}: {broken.reason}" for broken in self.broken())
+            raise BnfoldError(f"{folder}: no model can be served: {reasons}")
+
+    # While serving
+
+    async def load_model(self, name: str) -> None:
+        """Let what is on disk serve, as the policy says; versions that are loaded and unchanged stay as they are.
+
+        Returns when the new version has taken over, while the old one may have requests to answer. Raises
+        `NotFoundError` if there is no such model on disk, `BadRequestError` with the reason if a version cannot be
+        loaded; then what served before serves on. One call for a model at a time, the others wait.
+        """
+        if not NAME_PATTERN.fullmatch(name):
+            raise NotFoundError(f"no model is named {shown(name)}; expected a folder of the repository")
+        async with self._lock(name):
+            known = dict(self._versions.get(name, {}))
+            serving = {v: entry.manifest.digest for v, entry in known.items() if isinstance(entry, Model)}
+            try:
+                outcomes = await self._open(name, serving)
+                if not outcomes:
+                    raise NotFoundError(f"no model is named {shown(name)} in {self.settings.repository}")
+            except BaseException:
+                self._put_back(name, known)
+                raise
+            leaving = self._take_over(name, outcomes)
+            if leaving:
+                self._start_leaving(leaving)
+            self._tell(name, outcomes)
+
+    async def unload_model(self, name: str) -> None:
+        """Answer what was accepted, then let every version of the model go. It stays in the index, UNAVAILABLE."""
+        await self._unload(name, "unloaded")
+
+    async def remove(self, name: str) -> None:
+        """Let a model go that is gone from disk, and forget it."""
+        if name in self._versions:
+            await self._unload(name, "gone from the repository")
+            self._versions.pop(name, None)
+
+    def stop_loading(self) -> None:
+        """What is being loaded ends before its next step, and nothing new begins."""
+        self._stopping = True
+
+    async def drain(self) -> None:
+        """Answer every request that was accepted; nothing new is."""
+        self.stop_loading()
+        for model in self.ready():
+            await model.batcher.drain()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def _open(self, name: str, serving: Mapping[str, str]) -> dict[str, Outcome]:
+        loop = asyncio.get_running_loop()
+        self._halt()
+
+        def announce(version: str) -> None:
+            loop.call_soon_threadsafe(self._set_loading, name, version)
+
+        job = partial(open_versions, self.settings, name, serving, halt=self._halt, announce=announce)
+        try:
+            return await on_thread(f"loading {name}", job)
+        except OSError as error:
+            self.failures["load"] += 1
+            reason = f"{error.filename or name}: cannot be read ({error.strerror})"
+            log.warning("bnfold: not loading %s: %s", name, reason)
+            raise BadRequestError(reason) from error
+
+    def _halt(self) -> None:
+        if self._stopping:
+            raise NotReadyError("the service is stopping, so nothing is loaded any more")
+
+    def _set_loading(self, name: str, version: str) -> None:
+        versions = self._versions.get(name, {})
+        if not isinstance(versions.get(version), Model):
+            loading = Absent(name, version, "LOADING", "it is being loaded")
+            self._versions[name] = _ascending({**versions, version: loading})
+
+    def _put_back(self, name: str, known: Versions) -> None:
+        """Of what was being loaded, what was known before."""
+        versions = self._versions.get(name, {})
+        for version in [v for v, entry in versions.items() if entry.state == "LOADING"]:
+            if version in known:
+                versions[version] = known[version]
+            else:
+                del versions[version]
+        if not versions:
+            self._versions.pop(name, None)
+
+    def _take_over(self, name: str, outcomes: Mapping[str, Outcome]) -> list[Model]:
+        """Exchange the versions of a model in one step. Returns those that are to leave."""
+        before = self._versions.get(name, {})
+        old = {v: entry for v, entry in before.items() if isinstance(entry, Model)}
+        new: Versions = {v: entry for v, entry in before.items() if entry.state == "UNLOADING"}
+        for version, outcome in outcomes.items():
+            if isinstance(outcome, Opened):
+                new[version] = model = Model.of(name, version, outcome.session, self.settings)
+                self.loads += 1
+                self.on_ready(model)
+                continue
+            fault = None
+            if isinstance(outcome, Failure):
+                fault = Absent(name, version, "UNAVAILABLE", outcome.reason, outcome.cause)
+                self.failures[outcome.cause] += 1
+            if version in old:
+                old[version].fault = fault
+                new[version] = old[version]
+            elif fault is not None:
+                new[version] = fault
+        gone = {version: model for version, model in old.items() if new.get(version) is not model}
+        if gone and not any(isinstance(entry, Model) for entry in new.values()):
+            for version, model in gone.items():  # from disk, but nothing there can take over
+                model.fault = Absent(name, version, "UNAVAILABLE", "they are gone from the repository")
+            new |= gone
+            gone = {}
+        for version in gone.keys() - new.keys():
+            new[version] = Absent(name, version, "UNLOADING", "other versions have taken over")
+        self._versions[name] = _ascending(new)
+        return list(gone.values())
+
+    async def _unload(self, name: str, reason: str) -> None:
+        async with self._lock(name):
+            self.entry(name)
+            versions = list(self._versions[name])
+            leaving = [entry for entry in self._versions[name].values() if isinstance(entry, Model)]
+            self._versions[name] = {v: Absent(name, v, "UNLOADING", "it is being unloaded") for v in versions}
+            await self._let_go(leaving)
+            self._versions[name] = {v: Absent(name, v, "UNAVAILABLE", reason) for v in versions}
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _start_leaving(self, leaving: list[Model]) -> None:
+        task = asyncio.get_running_loop().create_task(self._leave(leaving))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, leaving: list[Model]) -> None:
+        listed = [self._versions[model.name].get(model.version) for model in leaving]
+        await self._let_go(leaving)
+        for entry in listed:
+            if isinstance(entry, Absent) and self._versions.get(entry.name, {}).get(entry.version) is entry:
+                del self._versions[entry.name][entry.version]
+
+    async def _let_go(self, leaving: list[Model]) -> None:
+        """Empties the list, so that nobody here holds what has left."""
+        while leaving:
+            await self._retire(leaving.pop())
+        await on_thread("letting go", return_freed)
+
+    async def _retire(self, model: Model) -> None:
+        await model.unused(self.settings.request_seconds + self.settings.timeout_seconds)
+        await model.batcher.drain()
+        self.unloads += 1
+        model.gone = True
+        self.on_gone(model)
+        log.info("bnfold: unloaded %s", model)
+
+    def _tell(self, name: str, outcomes: Mapping[str, Outcome]) -> None:
+        """Say what was loaded. Raises `BadRequestError` for what was not."""
+        failed = []
+        serving = ", ".join(f"{name}/{version}" for version in self.versions(name))
+        for version, outcome in outcomes.items():
+            if isinstance(outcome, Opened):
+                provider, seconds = outcome.session.provider, outcome.seconds
+                log.info("bnfold: loaded %s/%s (%s) in %.2f s", name, version, provider, seconds)
+            elif isinstance(outcome, Failure):
+                failed.append(f"{name}/{version}: {outcome.reason}")
+                log.warning("bnfold: not serving %s%s", failed[-1], f"; {serving} serves" if serving else "")
+        if failed:
+            raise BadRequestError(f"not loaded: {'; '.join(failed)}" + (f"; {serving} serves" if serving else ""))
+
+
+def _ascending(versions: Versions) -> Versions:
+    return {version: versions[version] for version in sorted(versions, key=int)}

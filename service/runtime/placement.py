@@ -1,0 +1,60 @@
+"""Where a session really runs, and with which options: asked of ONNX Runtime, not of our settings."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime as ort
+
+from fold.artifact.directory import Manifest
+from fold.runtime.session import PROVIDERS, computed_elsewhere, loaded_cudnn, placement, provider_of
+
+OPTIONS = {
+    "tf32": "use_tf32",
+    "conv_search": "cudnn_conv_algo_search",
+    "cuda_graphs": "enable_cuda_graph",
+    "nhwc": "prefer_nhwc",
+}
+"""Options of the CUDA provider, by the label that tells of them."""
+FACTS = ("device", "precision", "cudnn", *OPTIONS)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`nodes` counts the nodes on each provider, by ONNX Runtime's name; `elsewhere` are operator types that compute on
+    another than `provider`. `options` are the provider's own. `device` is the GPU's number, 0 on the CPU."""
+
+    provider: str
+    device: int
+    nodes: dict[str, int]
+    elsewhere: tuple[str, ...]
+    options: dict[str, str]
+
+    @classmethod
+    def of(cls, session: ort.InferenceSession) -> "Placed":
+        """Of a session that was opened with `record_placement`."""
+        provider = provider_of(session)
+        options = session.get_provider_options().get(PROVIDERS.get(provider, provider), {})
+        nodes = Counter({name: len(types) for name, types in placement(session).items()})
+        return cls(
+            provider, int(options.get("device_id", 0)), dict(nodes), tuple(computed_elsewhere(session)), dict(options)
+        )
+
+    @property
+    def name(self) -> str:
+        """As the setting names a device: `cpu`, or `cuda:0` and so on."""
+        return f"cuda:{self.device}" if self.provider == "cuda" else self.provider
+
+    def facts(self, manifest: Manifest) -> dict[str, str]:
+        """What metrics may be asked for: `FACTS` with their values, empty where the provider has no such option."""
+        options = {label: self.options.get(name, "") for label, name in OPTIONS.items()}
+        cudnn = (loaded_cudnn() or "not loaded") if self.provider == "cuda" else ""
+        return {"device": self.name, "precision": manifest.precision_on(self.provider), "cudnn": cudnn, **options}
+
+    def parameters(self) -> dict[str, Any]:
+        """For `parameters` of Triton's ModelConfig, whose values are strings."""
+        found = {f"nodes.{name}": str(count) for name, count in sorted(self.nodes.items())}
+        found |= {f"{self.provider}.{name}": value for name, value in sorted(self.options.items())}
+        if self.provider == "cuda":
+            found["cudnn"] = loaded_cudnn() or "not loaded"
+        return {name: {"string_value": value} for name, value in found.items()}

@@ -1,0 +1,71 @@
+"""Buffers of one batch size, at addresses that stay: what a request brings is copied into them, and its rows out.
+
+On a GPU the host's side is page-locked and the device's side allocated once, so a run allocates nothing and its copies
+are the device's own work. A batch of fewer rows is filled up with copies of its first row, which is valid whatever the
+model takes, and only its own rows are given back.
+"""
+
+from collections.abc import Sequence
+
+import onnxruntime as ort
+
+from fold.artifact.directory import TensorSpec
+from service.protocol.datatypes import DTYPES
+from service.protocol.signature import Arrays
+from service.runtime.pinned import Allocate
+
+
+class Staging:
+    """One thread at a time runs through it."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        rows: int,
+        *,
+        allocate: Allocate,
+        device: int | None,
+        graph: int | None = None,
+    ) -> None:
+        """`device` is the GPU's number, None for the CPU. With `graph`, the number of a CUDA graph, kernels are
+        recorded once and launched as one; outputs then stay on the device until they are asked for."""
+        self.rows = rows
+        self._session = session
+        self._host_in = {s.name: allocate((rows, *s.shape[1:]), DTYPES[s.datatype]) for s in inputs}
+        self._host_out: Arrays = {}
+        self._device_in: dict[str, ort.OrtValue] = {}
+        self._device_out: dict[str, ort.OrtValue] = {}
+        self._options = ort.RunOptions()
+        if graph is not None:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph))
+        self._binding = session.io_binding()
+        for name, array in self._host_in.items():
+            if device is None:
+                self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                continue
+            value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cuda", device)
+            self._device_in[name] = value
+            self._binding.bind_ortvalue_input(name, value)
+        for spec in outputs:
+            shape, dtype = (rows, *spec.shape[1:]), DTYPES[spec.datatype]
+            if device is None or graph is None:
+                array = self._host_out[spec.name] = allocate(shape, dtype)
+                self._binding.bind_output(spec.name, "cpu", 0, dtype, shape, array.ctypes.data)
+                continue
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", device)
+            self._device_out[spec.name] = value
+            self._binding.bind_ortvalue_output(spec.name, value)
+
+    def run(self, inputs: Arrays, rows: int) -> Arrays:
+        """Outputs of the first `rows` rows, in memory of their own. `inputs` have so many, 1 to `self.rows`."""
+        for name, host in self._host_in.items():
+            host[:rows] = inputs[name]
+            host[rows:] = host[:1]
+            if name in self._device_in:
+                self._device_in[name].update_inplace(host)
+        self._session.run_with_iobinding(self._binding, self._options)
+        if self._device_out:
+            return {name: value.numpy()[:rows] for name, value in self._device_out.items()}
+        return {name: host[:rows].copy() for name, host in self._host_out.items()}

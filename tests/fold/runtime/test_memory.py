@@ -1,0 +1,76 @@
+"""What a proof took goes back to the system, nobody looks for cycles where there is little to find, and a service has
+huge pages where they are to be had."""
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fold.runtime.memory import GROWN, release_memory
+
+
+class Holder:
+    """Holds itself, as graphs do, so that only a collection frees it."""
+
+    def __init__(self, size: int) -> None:
+        self.content = np.ones(size, np.uint8)
+        self.itself = self
+
+
+def test_memory_is_given_back_where_there_is_some() -> None:
+    gc.disable()
+    try:
+        release_memory()
+        large, small = Holder(3 * GROWN), Holder(8)
+        lost_large, lost_small = weakref.ref(large), weakref.ref(small)
+        del large
+        release_memory()
+        assert lost_large() is None
+        del small
+        release_memory()
+        assert lost_small() is not None, "too little to look for"
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+START = """
+import os, sys
+from pathlib import Path
+from fold import memory
+memory.HUGE_PAGES = Path(sys.argv[1])
+memory.start_with_huge_pages()
+print(os.getpid(), sys.argv[2:], os.environ.get("GLIBC_TUNABLES"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("policy", "before", "after"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_process_starts_anew_as_itself_where_huge_pages_must_be_asked_for(
+    policy: str | None, before: str | None, after: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "enabled"
+    if policy is not None:
+        file.write_text(policy)
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if before is not None:
+        environment["GLIBC_TUNABLES"] = before
+    command = [sys.executable, "-c", START, str(file), "a b", ""]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    told, _ = process.communicate(timeout=60)
+    assert told == f"{process.pid} ['a b', ''] {after}\n"
+    assert process.returncode == 0

@@ -1,0 +1,112 @@
+"""The two pages in a real browser: the service's, and the report that is written beside a model."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fold.convert import Target, convert
+from fold.sources.source import Source
+from support.folding import architecture, randomise
+
+CHROMIUM = shutil.which("chromium") or ""
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; .ci/run installs it")
+
+
+def dump(url: str, profile: Path, *extra: str) -> str:
+    """The document after the browser has loaded it, without a complaint on its console. Every name but the loopback
+    address fails to resolve."""
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --disable-dev-shm-usage --virtual-time-budget=3000 "
+        "--enable-logging=stderr"
+    )
+    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    command = [CHROMIUM, *flags.split(), rules, f"--user-data-dir={profile}", *extra, "--dump-dom", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    torch.save(randomise(architecture("vgg_after"), seed=0, hostile=False).state_dict(), folder / "m.pt")
+    source = Source(folder / "m.pt", "models.vgg_after:vgg_after", (), ["1,8,8"])
+    assert convert(source, Target(folder / "repository", "digits")).path is not None
+    return folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def service_url(repository) -> Iterator[str]:
+    command = [sys.executable, "-m", "fold", "serve", str(repository), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    line = next(line for line in server.stderr if "serving" in line)
+    yield next(word for word in line.split() if word.startswith("http"))
+    server.terminate()
+    server.wait(60)
+    server.stderr.close()
+
+
+def test_the_services_page(service_url, tmp_path) -> None:
+    document = dump(service_url, tmp_path)
+    assert "<h2>digits</h2>" in document
+    assert "BatchNorms folded" in document
+
+
+MEASURE = """<script>
+    const root = document.documentElement, pictures = [...document.querySelectorAll("svg")];
+    const boxes = (svg) => [...svg.querySelectorAll("text")].map((text) => [text, text.getBoundingClientRect()]);
+    const cut = pictures.flatMap((svg) => {
+        const outer = svg.getBoundingClientRect();
+        return boxes(svg).filter(([, box]) => box.left < outer.left - 1 || box.right > outer.right + 1);
+    });
+    const covered = pictures.flatMap((svg) => boxes(svg).filter(([one, a]) => boxes(svg).some(([other, b]) =>
+        one != other && a.left < b.right && b.left < a.right && a.top < b.bottom - 3 && b.top < a.bottom - 3)));
+    parent.postMessage({
+        width: innerWidth,
+        overflow: root.scrollWidth - root.clientWidth,
+        requests: performance.getEntriesByType("resource").length,
+        ink: getComputedStyle(document.querySelector("svg text")).fill,
+        cut: cut.map(([text]) => text.textContent),
+        covered: covered.map(([text]) => text.textContent),
+        pictures: pictures.filter((svg) => svg.clientHeight > 100).length,
+    }, "*");
+</script>"""
+"""Added to a copy of the report, which has no script of its own."""
+FRAME = """<!doctype html><p></p><script>
+    onmessage = (message) => { document.querySelector("p").textContent = JSON.stringify(message.data); };
+</script><iframe src="report.html" width="WIDTH" height="900" style="border: 0"></iframe>"""
+"""A browser's own window does not get as narrow as a phone."""
+SCHEMES = {"light": "1", "dark": "0"}
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_report(repository, tmp_path, width, scheme) -> None:
+    report = (repository / "digits" / "1" / "report.html").read_text()
+    assert "equivalent over 16 samples" in report
+    assert "pads its input with zeros" in report
+    assert "<h2>Folded</h2>" in report
+    (tmp_path / "report.html").write_text(report.replace("</body>", f"{MEASURE}</body>"))
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    flags = ("--window-size=1400,1000", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}")
+    document = dump((tmp_path / "frame.html").as_uri(), tmp_path / "profile", "--hide-scrollbars", *flags)
+    found = re.search(r"<p>(\{.*\})</p>", document)
+    assert found is not None
+    assert json.loads(found[1]) == {
+        "width": width,
+        "overflow": 0,
+        "requests": 0,
+        "ink": {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme],
+        "cut": [],
+        "covered": [],
+        "pictures": 5,
+    }

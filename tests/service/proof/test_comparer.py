@@ -1,0 +1,104 @@
+"""The process that compares: it dies without harm, is started again, and never outlives the service."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fold.artifact.directory import read_version
+from fold.errors import BnfoldError
+from service.proof.comparer import Comparer, Task
+
+ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
+
+
+@pytest.fixture
+def comparer() -> Iterator[Comparer]:
+    comparer = Comparer()
+    yield comparer
+    comparer.stop()
+
+
+def task(path: Path, rows: int = 0, shift: float = 0.0) -> Task:
+    """To load the reference, or to compare `rows` rows of what the graph answers, off by `shift`."""
+    version = read_version(path)
+    if not rows:
+        return Task("net/1", version.manifest.digest, path, "cpu")
+    from fold.runtime.session import open_session, run  # noqa: PLC0415
+
+    asked = {"image": np.random.default_rng(rows).normal(size=(rows, 1, 8, 8)).astype(np.float32)}
+    answered = run(open_session(version.model_file, provider="cpu"), asked)
+    return Task("net/1", version.manifest.digest, path, "cpu", asked, {k: v + shift for k, v in answered.items()})
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def comparing(pid: int) -> list[int]:
+    """The processes of a service that compare; beside them Python keeps one that tidies up."""
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_answers_are_judged_and_nothing_of_them_is_kept(folded: Path, comparer: Comparer) -> None:
+    path = folded / "net" / "1"
+    loaded = comparer.compare(task(path))
+    assert (loaded.verdict, loaded.failure) == (None, "")
+    right, wrong = comparer.compare(task(path, 3)), comparer.compare(task(path, 2, shift=0.01))
+    assert right.verdict
+    assert right.verdict.samples == 3
+    assert right.verdict.evidence is None
+    assert wrong.verdict is not None
+    assert not wrong.verdict
+    assert wrong.seconds > 0
+
+
+def test_a_version_that_was_replaced_is_not_taken_for_the_one_that_serves(folded: Path, comparer: Comparer) -> None:
+    other = Task("net/1", "another", folded / "net" / "1", "cpu")
+    assert comparer.compare(other).failure.endswith("is another version than the one that serves")
+    assert comparer.compare(task(folded / "net" / "1", 1)).verdict
+
+
+def test_a_process_that_dies_is_told_of_and_started_again(folded: Path, comparer: Comparer) -> None:
+    path = folded / "net" / "1"
+    assert comparer.compare(task(path, 1)).verdict
+    (child,) = comparing(os.getpid())
+    os.kill(child, signal.SIGKILL)
+    with pytest.raises(BnfoldError, match="the process that compares has died"):
+        comparer.compare(task(path, 1))
+    assert comparer.compare(task(path, 1)).verdict, "and has loaded its reference anew"
+
+
+def test_the_service_goes_on_without_it_and_does_not_leave_it_behind(folded: Path, start: Callable[..., Any]) -> None:
+    rows = 'bnfold_shadow_rows_total{model="net",version="2"}'
+    with start(folded, shadow=1) as service:
+        send = lambda: service.post("/v2/models/net/infer", json=ROW)  # noqa: E731
+        until(lambda: send() and service.metric(rows) > 0)
+        (child,) = comparing(service.process.pid)
+        os.kill(child, signal.SIGKILL)
+        seen = service.metric(rows)
+        until(lambda: send() and service.metric(rows) > seen)
+        assert service.metric('bnfold_shadow_drops_total{model="net",reason="failed",version="2"}') == 1
+        (child,) = comparing(service.process.pid)
+        service.process.kill()
+        service.process.wait()
+        until(lambda: gone(child))

@@ -1,0 +1,64 @@
+"""BYTES as they travel in binary: what their lengths say is held against what is there."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from fold.artifact.directory import TensorSpec
+from service.errors import BadRequestError
+from service.protocol.infer_body import decode
+from service.protocol.signature import Signature
+
+DEPTH = 32
+
+
+def taking(*shape: int) -> Signature:
+    """The signature of a model that takes and gives strings."""
+    tensors = [TensorSpec(name="s", datatype="BYTES", shape=shape)]
+    return Signature(tensors, tensors, batched=True)
+
+
+def strings(content: bytes, size: Any = None) -> np.ndarray:
+    """Two strings as they were sent."""
+    item = {"name": "s", "shape": [2], "datatype": "BYTES"}
+    item["parameters"] = {"binary_data_size": len(content) if size is None else size}
+    header = orjson.dumps({"inputs": [item]})
+    request = decode(header + content, str(len(header)).encode(), taking(-1), DEPTH)
+    return request.inputs["s"]
+
+
+def test_strings_come_behind_their_lengths() -> None:
+    found = strings(b"\2\0\0\0\xc3\xa4\0\0\0\0")
+    assert found.dtype == np.object_
+    assert found.tolist() == ["ä", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "message"),
+    [
+        (b"\1\0\0\0a\1\0\0", None, "the tensor's 8 bytes end before string 1 of 2"),
+        (b"\1\0\0", None, "3 bytes came; 2 strings of shape [2] take at least 8"),
+        (b"\0\0\0\0\xff\xff\xff\xffab", None, "string 1 has 4294967295 bytes, only 2 of 10 are left"),
+        (b"\0\0\0\0\0\0\0\0abc", None, "3 bytes are left over behind 2 strings, of 11 in all"),
+        (b"\0\0\0\0\1\0\0\0\xff", None, "string 1 is not UTF-8"),
+        (b"\0\0\0\0\0\0\0\0", 9, "binary_data_size is 9, but only 8 bytes of the body are left"),
+        (b"\0\0\0\0\0\0\0\0", -1, "binary_data_size is -1; expected a whole number"),
+        (b"\0\0\0\0\0\0\0\0", "8", "binary_data_size is '8'; expected a whole number"),
+    ],
+)
+def test_lengths_of_strings_that_lie(content: bytes, size: Any, message: str) -> None:
+    with pytest.raises(BadRequestError) as raised:
+        strings(content, size)
+    assert message in str(raised.value)
+
+
+def test_a_body_may_be_one_string() -> None:
+    """As in Triton: without a length in front."""
+    one = taking(-1, 1)
+    assert decode("wörter".encode(), b"0", one, DEPTH).inputs["s"].tolist() == [["wörter"]]
+    with pytest.raises(BadRequestError, match="a row has 2 strings and a body is one"):
+        decode(b"a", b"0", taking(-1, 2), DEPTH)
+    with pytest.raises(BadRequestError, match="the body is not UTF-8"):
+        decode(b"\xff", b"0", one, DEPTH)

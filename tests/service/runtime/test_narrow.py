@@ -1,0 +1,105 @@
+"""A second session, whose runs have one core each: who gets one, that it computes the same, that proofs cover it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fold.artifact.directory import read_version
+from service.runtime import session as module
+from service.runtime.session import CertificateError, ModelSession
+from service.settings import Settings
+from support import serving
+
+CORES = 3
+
+
+@pytest.fixture
+def long_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model counts as short, on a machine of some cores."""
+    monkeypatch.setattr(module, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(module, "cores", lambda: CORES)
+
+
+def opened(repository: Path, name: str, **settings: Any) -> ModelSession:
+    chosen = Settings(repository=repository, device="cpu", **settings)
+    return ModelSession.open(read_version(repository / name / "1"), chosen)
+
+
+@pytest.mark.usefixtures("long_models")
+def test_long_models_have_a_session_for_one_core_unless_threads_or_batches_are_given(repository: Path) -> None:
+    assert opened(repository, "net").narrow_runs == CORES
+    for settings in ({"threads": 2}, {"batches_in_flight": 1}, {"buckets": "8"}):
+        assert opened(repository, "net", **settings).narrow_runs == 0, settings
+    assert opened(repository, "single").narrow_runs == 0, "its rows cannot be told apart"
+
+
+def test_short_models_and_machines_of_one_core_have_none(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHORT_SECONDS", 60.0)
+    assert opened(repository, "net").narrow_runs == 0
+    monkeypatch.setattr(module, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    assert opened(repository, "net").narrow_runs == 0
+
+
+@pytest.mark.usefixtures("long_models")
+@pytest.mark.parametrize("name", ["net", "echo", "pair", "free", "text", "upper"])
+def test_both_sessions_compute_the_same(name: str, repository: Path) -> None:
+    session = opened(repository, name)
+    random = np.random.default_rng(3)
+    for rows in (0, 1, 5):
+        inputs = {}
+        for spec in session.version.manifest.inputs:
+            values = random.integers(0, 2, [rows, *(size if size > 0 else 2 for size in spec.shape[1:])])
+            inputs[spec.name] = values.astype(module.DTYPES[spec.datatype])
+            if spec.datatype == "BYTES":
+                inputs[spec.name] = values.astype(str).astype(object)
+        expected = session.run(inputs)
+        for run in (session.run_on_one_core, session.run_in_all):
+            answered = run(inputs)
+            assert answered.keys() == expected.keys()
+            for output, array in expected.items():
+                np.testing.assert_array_equal(answered[output], array, strict=True)
+
+
+@pytest.mark.usefixtures("long_models")
+def test_what_is_proven_is_what_either_of_them_answers(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session for one core that computes something else is found by the canary before it serves."""
+    session = opened(folded, "net")
+    session.warm_up()
+    session.try_canary()
+    right = session._narrow
+    assert right is not None
+
+    class Wrong:
+        def run(self, *arguments: Any) -> list[np.ndarray]:
+            return [array + 1 for array in right.run(*arguments)]
+
+    monkeypatch.setattr(session, "_narrow", Wrong())
+    with pytest.raises(CertificateError, match="its certificate does not hold here"):
+        session.try_canary()
+
+
+def test_a_crowd_is_answered_right(folded: Path, start: Callable[..., Any]) -> None:
+    """By a real service, in which runs have all cores or one, as requests come and go."""
+    code = f"from service import session\nsession.SHORT_SECONDS, session.cores = 0.0, lambda: {CORES}\n{serving.SERVE}"
+    spec = read_version(folded / "net" / "2").manifest.inputs[0]
+    x = np.random.default_rng(0).normal(size=(40, *spec.shape[1:])).astype(np.float32)
+
+    def ask(rows: np.ndarray) -> np.ndarray:
+        tensor = {"name": spec.name, "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
+        answer = service.post("/v2/models/net/infer", json={"inputs": [tensor]}).json()["outputs"][0]
+        return np.array(answer["data"], np.float32).reshape(answer["shape"])
+
+    with start(folded, code=code, threads=0) as service, ThreadPoolExecutor(16) as clients:
+        config = service.get("/v2/models/net/config").json()
+        assert config["instance_group"][0]["count"] == CORES
+        alone = np.concatenate([ask(x[i : i + 1]) for i in range(40)])
+        for _ in range(5):
+            together = np.concatenate(list(clients.map(ask, np.split(x, 40))))
+            np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+        proof = service.post("/v2/models/net/equivalence", json={"samples": 7}).json()
+        assert proof["equivalent"], proof["message"]
