@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fold.artifact.directory import TensorSpec
-from fold.runtime.session import CudaOptions, device_number, open_session, provider_of
+from fold.artifact.manifest import TensorSpec
+from fold.runtime.devices import device_number
+from fold.runtime.session import CudaOptions, open_session, provider_of
 from service.runtime.buckets import Buckets
 from service.runtime.pinned import pageable, pinned
 from service.runtime.staging import Staging

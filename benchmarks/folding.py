@@ -42,11 +42,11 @@ from torch.export import Dim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import fold
+from fold.arrays import Arrays
 from fold.errors import first_line
-from fold.inputs.drawn import Arrays
 from fold.proof.reference import ModuleReference
 from fold.runtime.session import FAULTY_OPTIMIZERS, open_session, run
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 from models.frozen_resnet import FrozenBatchNorm2d
 
 

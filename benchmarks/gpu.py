@@ -42,8 +42,9 @@ from benchmarks.published import NETWORKS
 from benchmarks.service_on_gpu import Serving, serve
 from fold.bench.measure import interleaved, parse_batches
 from fold.errors import first_line
+from fold.runtime.devices import loaded_cudnn
 from fold.runtime.machine import this_machine, tool_versions
-from fold.runtime.session import CudaOptions, loaded_cudnn
+from fold.runtime.session import CudaOptions
 
 OPTIONS_OF = "resnet50"
 """The network on which options and `torch.compile` are tried."""

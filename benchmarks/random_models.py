@@ -23,15 +23,16 @@ from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fold.arrays import first_rows
+from fold.artifact.specs import tensor_specs
 from fold.engine.fold import fold_graph
 from fold.errors import first_line
-from fold.graph.reading import tensor_specs
-from fold.inputs.drawn import draw_inputs, first_rows
+from fold.inputs.drawn import draw_inputs
 from fold.proof.algebra import check_algebra, find_truth
-from fold.proof.reference import ModuleReference, open_graph
+from fold.proof.reference import ModuleReference
 from fold.proof.rounding import check_rounding
 from fold.proof.verify import compare
-from fold.runtime.session import run
+from fold.runtime.session import open_graph, run
 from models.frozen_resnet import FrozenBatchNorm2d
 from tests.support.folding import ARCHITECTURES, architecture, randomise, unfolded_graph
 
@@ -117,7 +118,7 @@ def examine(drawn: Drawn) -> Examined:
     stored = fold_graph(unfolded, open_activations=drawn.opened)
     exact = fold_graph(unfolded, open_activations=drawn.opened, exact=True).model
     algebra = check_algebra(find_truth(unfolded, specs, drawn.seed), exact)
-    rounding = check_rounding(exact, lambda: stored.model, first_rows(specs, inputs, 1))
+    rounding = check_rounding(exact, lambda: stored.model, first_rows(inputs, 1))
     names = [[value.name or "" for value in values] for values in (unfolded.graph.inputs, unfolded.graph.outputs)]
     verdict = compare(ModuleReference(module, *names), partial(run, open_graph(stored.model)), inputs, seed=drawn.seed)
     refused = [

@@ -9,34 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from fold.artifact.canary import write_canary
-from fold.artifact.directory import (
-    Manifest,
-    ModelVersion,
-    PrecisionName,
-    Preprocessing,
-    new_version,
-    next_version,
-    refuse_version,
-    sha256,
-    write_manifest,
-    write_triton_config,
-)
+from fold.artifact.directory import ModelVersion, new_version, next_version, refuse_version, sha256, write_manifest
+from fold.artifact.manifest import Manifest, PrecisionName, Preprocessing
+from fold.artifact.specs import tensor_specs
+from fold.artifact.triton import write_triton_config
 from fold.engine.fold import fold_graph
 from fold.engine.report import FoldReport
 from fold.engine.rewrite import round_weights
 from fold.errors import BnfoldError
 from fold.graph.file import read_graph, save_graph
-from fold.graph.reading import tensor_specs
 from fold.inputs.drawn import draw_inputs
 from fold.inputs.images import read_preprocessing, refuse_misfit
 from fold.inputs.scaling import raw
-from fold.precision.choose import Precision, ranged, reduce, refuse_tf32
+from fold.precision.choose import Precision, ranged, reduce
+from fold.precision.formats import refuse_tf32
 from fold.precision.lower import lower
 from fold.proof.certificate import Certificate, certify
+from fold.proof.run_time import Verdict
 from fold.reports.observe import ROWS, collect
 from fold.reports.page import write_html
+from fold.runtime.devices import Provider
 from fold.runtime.machine import tool_versions
-from fold.runtime.session import Provider
 from fold.sources.source import Source, Unfolded, read_source
 
 
@@ -152,7 +145,7 @@ def convert(
             )
             if not certificate:
                 raise _ProofFailedError
-            write_canary(folder, certificate.verdict)
+            _write_canary(folder, certificate.verdict)
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
             seen = collect(
@@ -169,6 +162,12 @@ def convert(
         assert certificate is not None
         return Conversion(None, name, version, report, certificate, changes, stored_in)
     return Conversion(target.repository / name / str(version), name, version, report, certificate, changes, stored_in)
+
+
+def _write_canary(folder: Path, verdict: Verdict) -> None:
+    if verdict.evidence is not None:
+        limits = {output.name: output.limit for output in verdict.outputs}
+        write_canary(folder, verdict.evidence.inputs, verdict.evidence.exact, limits)
 
 
 def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:

@@ -20,22 +20,25 @@ from starlette.types import Receive, Scope, Send
 
 from service.access import Access
 from service.errors import NotFoundError, ServiceError, error_body
+from service.http.answers import error_answer, failure, respond
 from service.http.exchange import Direct
 from service.http.head_cache import Heads, infer_target, predict_target
 from service.http.middleware import front
 from service.http.routes.control import control_routes
 from service.http.routes.docs import render_docs
 from service.http.routes.equivalence import Equivalence, equivalence_routes
-from service.http.routes.infer import Infer, error_answer, failure, respond
-from service.http.routes.metadata import metadata_routes, package_version
+from service.http.routes.infer import Infer
+from service.http.routes.metadata import metadata_routes
 from service.http.routes.openapi import PATHS
 from service.http.routes.page import Page, render_page
 from service.http.routes.predict import Predict, v1_routes
 from service.http.server import bind, run
+from service.operations.describe import package_version
 from service.proof.references import References
 from service.proof.shadow import Watcher
+from service.repository.model import Model
 from service.repository.polling import Watching
-from service.repository.repository import Model, Repository
+from service.repository.repository import Repository
 from service.settings import Settings
 from service.telemetry.logs import configure
 from service.telemetry.metrics import Metrics

@@ -5,33 +5,27 @@ proven, and needs neither PyTorch nor the reference for it.
 """
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fold.arrays import Arrays, Run
 from fold.errors import BnfoldError
-from fold.inputs.drawn import Arrays
-
-if TYPE_CHECKING:
-    from fold.proof.reference import Run
-    from fold.proof.run_time import Verdict
 
 FILE = "canary.npz"
 INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
 
 
-def write_canary(folder: Path, verdict: "Verdict") -> None:
-    """Write the evidence of a verdict, and for each output how far a session may be from it (part C's limit)."""
-    if verdict.evidence is None:
-        return
-    arrays = {f"{INPUT}{name}": array for name, array in verdict.evidence.inputs.items()}
-    arrays |= {f"{EXACT}{name}": array for name, array in verdict.evidence.exact.items()}
-    arrays |= {f"{LIMIT}{output.name}": np.asarray(output.limit) for output in verdict.outputs}
+def write_canary(folder: Path, inputs: Arrays, exact: Arrays, limits: Mapping[str, float]) -> None:
+    """Write a few inputs, their true outputs, and for each output how far a session may be from it (part C's limit)."""
+    arrays = {f"{INPUT}{name}": array for name, array in inputs.items()}
+    arrays |= {f"{EXACT}{name}": array for name, array in exact.items()}
+    arrays |= {f"{LIMIT}{name}": np.asarray(limit) for name, limit in limits.items()}
     np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]  # a stub that knows no names of arrays
 
 
-def sing(folder: Path, run: "Run") -> str | None:
+def check(folder: Path, run: Run) -> str | None:
     """Try a session on the canary of a model directory: None if it computes what was proven, else what it does not.
 
     A directory without a canary has nothing to try. Raises `BnfoldError` if the file cannot be read.

@@ -14,125 +14,19 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-import numpy as np
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
     ValidationError,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from fold.artifact.manifest import Manifest
 from fold.errors import BnfoldError
-
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
-"""The Open Inference Protocol's datatypes that numpy has, by their name there."""
-
-PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
-"""In which type a graph computes. `tf32` is stored in float32, and a GPU rounds the factors of products to 11 bits."""
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
 ABANDONED_SECONDS = 24 * 3600
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorSpec(_Strict):
-    """A graph input or output. `shape` has -1 where a dimension is free; the batch, where there is one, is first."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class Preprocessing(_Strict):
-    """How an image becomes the tensor `input`: decode to `mode`, bring to `height` by `width`, then
-    `(pixel * scale - mean) / std` for each channel, laid out as `layout` says. Pixels are 0 to 255.
-
-    To `height` by `width` it is resized (bilinear), or, with `resize` and `crop`, resized until its shorter edge is
-    `resize` and then cut out of the centre.
-    """
-
-    input: str
-    mode: Literal["L", "RGB"]
-    height: Annotated[int, Field(gt=0, le=8192)]
-    width: Annotated[int, Field(gt=0, le=8192)]
-    resize: Annotated[int, Field(gt=0, le=8192)] | None = None
-    crop: Literal["center"] | None = None
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
-    layout: Literal["nchw", "nhwc"] = "nchw"
-
-    @property
-    def channels(self) -> int:
-        return 1 if self.mode == "L" else 3
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.resize is None) != (self.crop is None):
-            raise PydanticCustomError("resize_and_crop", "resize and crop belong together")
-        if self.resize is not None and self.resize < max(self.height, self.width):
-            raise PydanticCustomError("resize_and_crop", "resize is smaller than what is to be cut out of the image")
-        if {len(self.mean), len(self.std)} - {1, self.channels}:
-            raise PydanticCustomError("channels", "mean and std have one number, or one for each channel of mode")
-        return self
-
-
-class Manifest(_Strict):
-    """What `manifest.json` says of one version of a model."""
-
-    format: Literal[1] = 1
-    name: str
-    version: str
-    created: str
-    source: dict[str, Any]
-    reference: Literal["reference.pt2", "unfolded.onnx"]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    preprocessing: Preprocessing | None = None
-    labels: tuple[str, ...] | None = None
-    fold: dict[str, Any]
-    verdict: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, str] = {}
-    digest: str = ""
-
-    @property
-    def precision(self) -> PrecisionName:
-        """In which type the graph computes; one that was published before there was a choice does so in float32."""
-        precision: PrecisionName = self.fold.get("precision", {}).get("type", "fp32")
-        return precision
-
-    def precision_on(self, provider: str) -> PrecisionName:
-        """In which type the graph computes on `cpu` or `cuda`: a CPU has no TF32, and computes such a graph in fp32."""
-        return "fp32" if self.precision == "tf32" and provider == "cpu" else self.precision
-
-    @property
-    def batched(self) -> bool:
-        """Whether the first axis of every input and output is the free batch axis."""
-        return all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs))
 
 
 @dataclass(frozen=True)
@@ -254,60 +148,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     complete = complete.model_copy(update={"digest": _digest(complete.model_dump(mode="json"))})
     (folder / "manifest.json").write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return complete
-
-
-def powers_of_two(most: int) -> tuple[int, ...]:
-    """Batch sizes: 1, 2, 4 and so on below `most`, and `most` itself."""
-    return (*(1 << power for power in range(most.bit_length()) if 1 << power < most), most)
-
-
-def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
-    """`input` and `output` of Triton's ModelConfig, whose `dims` leave out the batch axis.
-
-    `label_filename`, seen from the folder of the model, is named for the outputs that have as many values as labels.
-    """
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
-        dims = list(spec.shape[1:] if manifest.batched else spec.shape)
-        return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
-
-    outputs = [tensor(spec) for spec in manifest.outputs]
-    for output in outputs:
-        if manifest.labels and prod(output["dims"]) == len(manifest.labels):
-            output["label_filename"] = f"{manifest.version}/labels.txt"
-    return {"input": [tensor(spec) for spec in manifest.inputs], "output": outputs}
-
-
-def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 64) -> None:
-    """`config.pbtxt` beside the versions, so that Triton serves the same folder.
-
-    Triton prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and its CUDA provider computes in
-    TF32 only where that is what the manifest's verdict holds for.
-    """
-
-    def entry(tensor: dict[str, Any]) -> str:
-        dims = ", ".join(map(str, tensor["dims"]))
-        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton knows no empty dims
-        labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
-        return f'  {{ name: "{tensor["name"]}" data_type: {tensor["data_type"]} {shape}{labels} }}'
-
-    text = f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
-    text += f"max_batch_size: {max_batch_size if manifest.batched else 0}\n"
-    for kind, tensors in triton_tensors(manifest).items():
-        text += f"{kind} [\n" + ",\n".join(map(entry, tensors)) + "\n]\n"
-    if manifest.batched:
-        sizes = ", ".join(map(str, powers_of_two(max_batch_size)))
-        text += f"dynamic_batching {{ preferred_batch_size: [ {sizes} ] }}\n"
-    tf32 = int(manifest.precision == "tf32")
-    text += (
-        "optimization { execution_accelerators { gpu_execution_accelerator: [\n"
-        f'  {{ name: "cuda" parameters {{ key: "use_tf32" value: "{tf32}" }} }}\n] }} }}\n'
-    )
-    text += "version_policy { latest { num_versions: 1 } }\n"
-    partial = model / f"{INCOMING}{os.getpid()}-config.pbtxt"
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(model / "config.pbtxt")
 
 
 def sha256(file: Path) -> str:

@@ -31,9 +31,9 @@ def verify(
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
 
     from fold.artifact.directory import read_version  # noqa: PLC0415
-    from fold.engine.report import certificate_table  # noqa: PLC0415
-    from fold.inputs.drawn import read_inputs  # noqa: PLC0415
+    from fold.inputs.given import read_inputs  # noqa: PLC0415
     from fold.proof.certificate import certify  # noqa: PLC0415
+    from fold.reports.tables import certificate_table  # noqa: PLC0415
 
     folder = version_folder(model_dir)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))

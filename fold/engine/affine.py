@@ -9,6 +9,7 @@ Shapes: I input channels, O output channels, g groups, k the kernel's spatial si
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -139,3 +140,18 @@ def linear(W: Array, B: Array | None, reading: Reading, gauge: Gauge) -> tuple[A
     if B is not None:
         bias = bias + B
     return reading.a[:, None] * W * gauge.p, gauge.p * bias + gauge.q
+
+
+Ids = NDArray[np.int64]
+
+
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A group of relations that cannot hold: the position that failed first, and the cause (an index) it ran into."""
+
+    position: int
+    cause: int
+    dead: bool = False

@@ -19,8 +19,7 @@ from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
 from fold.engine.solver.solve import Solution, guilty, loud, solve
 from fold.graph.reading import constant, display_name, float64, is_batchnorm, is_float, is_standard
-
-BATCHNORM = "BatchNormalization"
+from fold.graph.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,6 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
             _BatchNorm(last, display_name(last), last.name or "", channels, warning, size, operators=len(nodes))
         )
     return found
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Add the types and shapes that are missing, in place."""
-    outputs = [value for node in model.graph for value in node.outputs]
-    if any(value.dtype is None or (is_float(value) and value.shape is None) for value in outputs):
-        common.ShapeInferencePass()(model)
 
 
 def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:

@@ -16,8 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fold.engine.affine import Array, Gauge
-from fold.engine.solver.scales import Ids
+from fold.engine.affine import Array, Gauge, Ids
 from fold.graph.reading import VALUELESS, constant, display_name, is_float, is_standard
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fold.arrays import widened
 from fold.errors import BnfoldError
 from fold.evaluate.bound_rules import Bounded, certain, is_data, rule_for
 from fold.evaluate.float64 import Evaluator, captured
 from fold.graph.reading import FLOATS, VALUELESS
-from fold.inputs.drawn import widened
 
 __all__ = ["Bounded", "RoundingBound"]
 

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from fold.arrays import widened
 from fold.errors import BnfoldError, first_line
 from fold.evaluate.operators import OPERATORS
 from fold.graph.reading import FLOATS
-from fold.inputs.drawn import widened
 
 Watch = Callable[[str, np.ndarray], None]
 T = TypeVar("T")

@@ -1,13 +1,9 @@
 """Reading an onnx_ir graph: constants, attributes, shapes and the names that a user knows."""
 
 import ast
-from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
-
-from fold.artifact.directory import TensorSpec
-from fold.errors import BnfoldError
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 VALUELESS = frozenset({"Shape", "Size"})
@@ -133,22 +129,5 @@ def display_name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or node.op_type
 
 
-def tensor_specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Inputs or outputs of a graph as a manifest and the Open Inference Protocol name them; free dimensions are -1."""
-    specs = []
-    for value in values:
-        if value.dtype is None or value.shape is None:
-            raise BnfoldError(f"{value.name}: the type or shape of this graph input or output is not known")
-        datatype = _OIP_NAMES.get(value.dtype, value.dtype.name)
-        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-        specs.append(TensorSpec(name=value.name or "", datatype=datatype, shape=shape))
-    return tuple(specs)
-
-
-_OIP_NAMES = {
-    ir.DataType.FLOAT: "FP32",
-    ir.DataType.DOUBLE: "FP64",
-    ir.DataType.FLOAT16: "FP16",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.STRING: "BYTES",
-}
+SCALE, SHIFT = "bnfold_normalize_scale", "bnfold_normalize_shift"
+"""Names of the constants s and t, in a graph as in a PyTorch program."""

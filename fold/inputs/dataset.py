@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fold.artifact.directory import Preprocessing
+from fold.arrays import Arrays
+from fold.artifact.manifest import Preprocessing
 from fold.errors import BnfoldError
-from fold.inputs.drawn import Arrays, input_files, is_image, read_file
+from fold.inputs.given import input_files, is_image, read_file
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from fold.artifact.directory import DATATYPES, Preprocessing, TensorSpec
+from fold.artifact.manifest import DATATYPES, Preprocessing, TensorSpec
 from fold.errors import BnfoldError
 
 if TYPE_CHECKING:

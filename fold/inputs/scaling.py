@@ -13,14 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fold.artifact.directory import Preprocessing
+from fold.artifact.manifest import Preprocessing
 from fold.errors import BnfoldError
 from fold.inputs.images import read_preprocessing
 
 Layout = Literal["nchw", "nhwc"]
 
-SCALE, SHIFT = "bnfold_normalize_scale", "bnfold_normalize_shift"
-"""Names of the constants s and t, in a graph as in a PyTorch program."""
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 """How axes are transposed from one layout to the other."""
 KEYS = ("scale", "mean", "std")

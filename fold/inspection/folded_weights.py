@@ -13,7 +13,7 @@ from fold.engine.affine import Array
 from fold.engine.rewrite import nearest
 from fold.graph.reading import constant, display_name, float64, integer
 from fold.inspection.statistics import Span
-from fold.precision.lower import FORMATS
+from fold.precision.formats import FORMATS
 
 HALF = FORMATS["fp16"]
 

@@ -12,50 +12,15 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine.fold import batchnorm_nodes, fold_graph, infer_shapes
+from fold.engine.fold import batchnorm_nodes, fold_graph
 from fold.engine.report import Folded, Kept
 from fold.graph.reading import constant, display_name, float64, is_batchnorm, is_float
+from fold.graph.shapes import infer_shapes
+from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, half_precision, look_at, merged_half
-from fold.inspection.placement import Placement, placement
-from fold.inspection.statistics import Span, Statistics, statistics
+from fold.inspection.placement import placement
+from fold.inspection.statistics import Span, statistics
 from fold.inspection.suspicions import Suspicion, suspicions
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """One BatchNorm as it was found. `into` names the initializers that would take it up; it is None where it would be
-    kept, for a `reason`, because of the node `culprit`.
-
-    `stretch` is by how much single weights among those initializers would be multiplied (that of the layer, whatever
-    else is folded into it); `float16` looks at all their numbers, or at those of the BatchNorm itself where it is kept.
-    """
-
-    name: str
-    node: str
-    channels: int
-    placement: Placement
-    statistics: Statistics
-    into: tuple[str, ...] | None
-    reason: str | None
-    culprit: str | None
-    stretch: Span | None
-    float16: HalfPrecision | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of one BatchNorm (docs/formats.md)."""
-        return {
-            "name": self.name,
-            "node": self.node,
-            "channels": self.channels,
-            "placement": {"text": str(self.placement), **self.placement.to_dict()},
-            **self.statistics.to_dict(),
-            "folded": self.into is not None,
-            "into": None if self.into is None else list(self.into),
-            "reason": self.reason,
-            "culprit": self.culprit,
-            "stretch": None if self.stretch is None else self.stretch._asdict(),
-            "float16": None if self.float16 is None else asdict(self.float16),
-        }
 
 
 @dataclass(frozen=True)

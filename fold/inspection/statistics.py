@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.engine.affine import Array
-from fold.engine.fold import BATCHNORM
 from fold.engine.laws.batchnorm import affine_step, scale_and_shift
 from fold.graph.reading import constant, float64, integer, real
+from fold.graph.shapes import BATCHNORM
 
 EPSILON = float(np.float32(1e-5))
 MOMENTUM = 0.9

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fold.precision.lower import FORMATS
+from fold.precision.formats import FORMATS
 
 if TYPE_CHECKING:
-    from fold.inspection.inspect import BatchNorm
+    from fold.inspection.batchnorm import BatchNorm
 
 INITIAL_SHARE = 0.01
 """Of the initial mean 0 and variance 1, above which statistics are of few batches: 43 of them at a momentum of 0.1."""

@@ -7,23 +7,20 @@ with its reason in the manifest (docs/certificate.md).
 
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fold.artifact.directory import Manifest, ModelVersion
-from fold.engine.rewrite import round_weights
+from fold.arrays import Arrays
+from fold.artifact.manifest import Manifest
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import Evaluator
 from fold.graph.reading import FLOATS, VALUELESS, constant, display_name, is_standard
-from fold.inputs.drawn import Arrays, Family, draw_inputs
+from fold.inputs.drawn import Family, draw_inputs
+from fold.precision.formats import FORMATS, Format, Reduced
 from fold.precision.lower import (
-    FORMATS,
-    Format,
-    Reduced,
     copied,
     floats,
     is_single,
@@ -35,9 +32,8 @@ from fold.precision.lower import (
     wanted_types,
     written,
 )
-from fold.proof.reference import Run, open_graph
-from fold.runtime.session import PROVIDERS, CudaOptions, Provider, open_session, placement, resolve_provider, run
-from fold.sources.onnx import load_unfolded
+from fold.runtime.devices import PROVIDERS, Provider, resolve_provider
+from fold.runtime.session import open_session, placement
 
 FAMILIES: tuple[Family, ...] = ("normal", "single", "sparse")
 """Inputs on which ranges are looked at. Not the large offset, which is for algebra: no model was trained on such, and
@@ -74,12 +70,6 @@ class Precision:
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": self.type, "kept_float32": [asdict(kept) for kept in self.kept_float32]}
-
-
-def refuse_tf32(precision: str, provider: Provider, what: str) -> None:
-    """Raises `BnfoldError` where TF32 is asked of a CPU, which has none: its certificate would be float32's."""
-    if precision == "tf32" and resolve_provider(provider) == "cpu":
-        raise BnfoldError(f"{what}: tf32 is computed by a GPU alone, and here is none; use --device cuda")
 
 
 def reduce(model: ir.Model, precision: Reduced, inputs: Iterable[Arrays], provider: Provider) -> Precision:
@@ -140,29 +130,6 @@ def ranged(manifest: Manifest, seed: int, given: Arrays | None = None) -> Iterat
             yield drawn | {image.input: ((pixels * image.scale - mean) / std).astype(x.dtype)}
     if given is not None:
         yield {name: array[:ROWS] if array.ndim else array for name, array in given.items()}
-
-
-def run_unfolded(
-    version: ModelVersion,
-    provider: Provider,
-    *,
-    unfolded: ir.Model | None = None,
-    seed: int = 0,
-    given: Arrays | None = None,
-) -> Run:
-    """U: the unfolded graph in the precision of the stored one, in the same runtime. What stays in float32 there stays
-    so here, where it exists, beside what is out of range here."""
-    manifest = version.manifest
-    assert manifest.precision != "fp32"
-    unfolded = load_unfolded(version) if unfolded is None else unfolded
-    if manifest.precision == "tf32":
-        return partial(run, open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True)))
-    graph = prepared(unfolded, manifest.precision)
-    own = _decide(graph, FORMATS[manifest.precision], ranged(manifest, seed, given), provider)
-    kept = Precision.of(manifest).tensors | {entry.tensor for entry in own}
-    lowered = lower(unfolded, manifest.precision, kept)
-    round_weights(lowered.graph)
-    return partial(run, open_graph(lowered, provider=provider))
 
 
 def _is_weight(node: ir.Node, index: int) -> bool:

@@ -5,38 +5,22 @@ Nothing is rounded here: a weight keeps its exact numbers behind a value of the 
 """
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine.fold import infer_shapes
 from fold.engine.rewrite import round_weights
 from fold.errors import BnfoldError
 from fold.graph.reading import VALUELESS, display_name
+from fold.graph.shapes import infer_shapes
+from fold.precision.formats import FORMATS, Format, Reduced
 
 if TYPE_CHECKING:
     from onnx.defs import OpSchema
 
-Reduced = Literal["fp16", "bf16"]
 SINGLE = ir.DataType.FLOAT
-
-
-class Format(NamedTuple):
-    """A type, by name: its largest number, its smallest normal one, and the smallest that is stored as more than 0."""
-
-    dtype: ir.DataType
-    name: str
-    largest: float
-    normal: float
-    least: float
-
-
-FORMATS = {
-    "fp16": Format(ir.DataType.FLOAT16, "float16", 65504.0, 2.0**-14, 2.0**-24),
-    "bf16": Format(ir.DataType.BFLOAT16, "bfloat16", (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-126),
-}
 
 
 def lower(model: ir.Model, precision: Reduced, kept: Set[str]) -> ir.Model:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fold.artifact.directory import TensorSpec
+from fold.arrays import Arrays, first_rows
+from fold.artifact.manifest import TensorSpec, all_batched
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import Evaluator
 from fold.graph.reading import constant
-from fold.inputs.drawn import FREE_SIZES, Arrays, draw_inputs, first_rows
+from fold.inputs.drawn import FREE_SIZES, draw_inputs
 from fold.inputs.drawn import Family as Kind
 
 LIMIT = 1e-12
@@ -130,4 +131,4 @@ def _families(
     for index, name in enumerate(FAMILIES):
         yield name, draw_inputs(specs, 1 if name == "single" else ROWS, seed + index, family=name, free=free)
     if given is not None:
-        yield "given", first_rows(specs, given, ROWS)
+        yield "given", first_rows(given, ROWS) if all_batched(specs) else given

@@ -12,21 +12,27 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fold.arrays import Arrays, first_rows, in_chunks
 from fold.artifact.directory import ModelVersion, sha256
+from fold.artifact.manifest import all_batched
 from fold.engine.fold import fold_graph
 from fold.graph.file import read_graph
-from fold.inputs.drawn import Arrays, check_inputs, draw_inputs, first_rows
-from fold.precision.choose import as_stored, refuse_tf32, run_unfolded
+from fold.inputs.drawn import draw_inputs
+from fold.inputs.given import check_inputs
+from fold.precision.choose import as_stored
+from fold.precision.formats import refuse_tf32
 from fold.proof.algebra import Algebra, check_algebra, find_truth
 from fold.proof.locate import Located, of_algebra, of_rounding, of_run_time
-from fold.proof.reference import load_reference, open_graph
+from fold.proof.reduced import run_unfolded
+from fold.proof.reference import load_reference
 from fold.proof.rounding import Rounding, check_rounding
 from fold.proof.run_time import Verdict
-from fold.proof.verify import compare, in_chunks
+from fold.proof.unfolded import load_unfolded
+from fold.proof.verify import compare
+from fold.runtime.devices import Provider
 from fold.runtime.machine import this_machine, tool_versions
 from fold.runtime.memory import release_large_blocks, release_memory
-from fold.runtime.session import CudaOptions, Provider, open_session, provider_of, run
-from fold.sources.onnx import load_unfolded
+from fold.runtime.session import CudaOptions, open_graph, open_session, provider_of, run
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -146,7 +152,7 @@ def certify(
             progress=progress,
         )
     announce("rounding: every weight, and what it does")
-    few = first_rows(specs, given, BOUNDED_ROWS)
+    few = first_rows(given, BOUNDED_ROWS) if all_batched(specs) else given
     rounding = check_rounding(exact, partial(_read_served, version), few)
     located: Located | None = None
     if not algebra:

@@ -4,7 +4,6 @@ PyTorch is imported only where a PyTorch reference is loaded.
 """
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,20 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from fold.arrays import Arrays, Run, widened
 from fold.artifact.directory import ModelVersion
 from fold.errors import BnfoldError
-from fold.inputs.drawn import Arrays, widened
 from fold.proof.run_time import judge
+from fold.runtime.session import open_graph
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-    import onnxruntime as ort
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.runtime.session import CudaOptions, Provider
+    from fold.runtime.devices import Provider
 
-Run = Callable[[Arrays], Arrays]
 ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
 """What a reference on a GPU may take: so many times its weights, and bytes for activations and libraries. A GPU that
 serves has to keep room for the batches."""
@@ -48,7 +45,7 @@ class ModuleReference:
     """A PyTorch module in eval mode and a copy of it in float64; arguments are passed in the order of `input_names`."""
 
     def __init__(self, module: "nn.Module", input_names: Sequence[str], output_names: Sequence[str]) -> None:
-        from fold.sources.export import quiet  # noqa: PLC0415
+        from fold.sources.quiet import quiet  # noqa: PLC0415
 
         self._single = module
         with quiet():
@@ -85,7 +82,7 @@ class ProgramReference:
         self._device = device
 
     def exact(self, inputs: Arrays) -> Arrays:
-        from fold.proof.widening import InFloat64  # noqa: PLC0415
+        from fold.evaluate.program import InFloat64  # noqa: PLC0415
 
         return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names, self._device)
 
@@ -150,23 +147,6 @@ def _run(
     return dict(zip(gives, (tensor.cpu().numpy() for tensor in tensors), strict=True))
 
 
-def open_graph(
-    model: "ir.Model",
-    *,
-    provider: "Provider" = "cpu",
-    optimised: bool = True,
-    cuda: "CudaOptions | None" = None,
-) -> "ort.InferenceSession":
-    """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
-    from fold.graph.file import save_graph  # noqa: PLC0415
-    from fold.runtime.session import CudaOptions, open_session  # noqa: PLC0415
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_graph(model, path)
-        return open_session(path, provider=provider, optimised=optimised, cuda=cuda or CudaOptions())
-
-
 @dataclass(frozen=True)
 class ReducedReference:
     """The unfolded model in float64, and in the reduced precision in which the folded graph is served."""
@@ -189,11 +169,11 @@ def load_reference(
     can use that and there is room.
     """
     reference = _load_single(version, provider if beside else "cpu")
-    from fold.runtime.session import resolve_provider  # noqa: PLC0415
+    from fold.runtime.devices import resolve_provider  # noqa: PLC0415
 
     if version.manifest.precision_on(resolve_provider(provider)) == "fp32":
         return reference
-    from fold.precision.choose import run_unfolded  # noqa: PLC0415
+    from fold.proof.reduced import run_unfolded  # noqa: PLC0415
 
     return ReducedReference(reference.exact, unfolded or run_unfolded(version, provider))
 
@@ -210,7 +190,7 @@ def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
 
 def _torch_device(program: "ExportedProgram", provider: "Provider") -> str:
     """PyTorch's name of the device to compute on: the CPU where the GPU is not PyTorch's or has too little room."""
-    from fold.runtime.session import device_number, resolve_provider  # noqa: PLC0415
+    from fold.runtime.devices import device_number, resolve_provider  # noqa: PLC0415
 
     if resolve_provider(provider) == "cpu":
         return "cpu"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fold.arrays import Arrays
 from fold.engine.rewrite import round_weights, rounded_when_read
 from fold.evaluate.bounds import RoundingBound
 from fold.evaluate.float64 import Evaluator
 from fold.graph.reading import display_name
-from fold.inputs.drawn import Arrays
 from fold.runtime.memory import release_memory
 
 SHOWN = 5

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fold.inputs.drawn import Arrays
+from fold.arrays import Arrays
 from fold.proof.decisions import EPS, FACTOR, FLOORS, Decision
 
 

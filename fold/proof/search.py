@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fold.artifact.directory import TensorSpec
+from fold.arrays import Arrays
+from fold.artifact.manifest import TensorSpec
 from fold.errors import BnfoldError
 from fold.graph.reading import dims
-from fold.inputs.drawn import Arrays, draw_inputs
+from fold.inputs.drawn import draw_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

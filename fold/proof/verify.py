@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fold.arrays import Arrays, Run, first_rows, in_chunks
 from fold.errors import BnfoldError
-from fold.inputs.drawn import Arrays, by_name, check_inputs, draw_inputs
+from fold.inputs.drawn import draw_inputs
+from fold.inputs.given import by_name, check_inputs
 from fold.proof.decisions import decide
-from fold.proof.reference import ModuleReference, Reference, Run, open_graph
+from fold.proof.reference import ModuleReference, Reference
 from fold.proof.run_time import Evidence, Verdict, judge
+from fold.runtime.session import open_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,7 +43,7 @@ def verify_model(
     Without them `samples` inputs are drawn from `seed`. No argument is touched. Raises `BnfoldError` for inputs that do
     not fit.
     """
-    from fold.graph.reading import tensor_specs  # noqa: PLC0415
+    from fold.artifact.specs import tensor_specs  # noqa: PLC0415
     from fold.runtime.session import run  # noqa: PLC0415
 
     session = open_graph(model)
@@ -84,18 +87,5 @@ def compare(
         decisions += [] if decision is None else [decision]
     seconds = time.perf_counter() - started
     kept = EVIDENCE if rows else samples  # without rows the batch may be fixed
-    evidence = Evidence(_first_rows(inputs, kept), _first_rows(exact, kept))
+    evidence = Evidence(first_rows(inputs, kept), first_rows(exact, kept))
     return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence)
-
-
-def _first_rows(arrays: Arrays, rows: int) -> Arrays:
-    return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
-
-
-def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:
-    """Outputs of `run` on at most `rows` rows at a time, as large as the batches that are served; 0 is all at once."""
-    total = len(next(iter(inputs.values()))) if rows else 0
-    if total <= rows:
-        return run(inputs)
-    parts = [run({name: array[at : at + rows] for name, array in inputs.items()}) for at in range(0, total, rows)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fold.arrays import Arrays
 from fold.artifact.directory import sha256
 from fold.errors import BnfoldError, first_line
 from fold.inputs.dataset import DataSet, open_dataset
-from fold.inputs.drawn import Arrays
 from fold.inputs.images import read_preprocessing
 from fold.recalibration.population import (
     ArrivedError,

@@ -12,8 +12,9 @@ from fold.inspection.statistics import Span
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fold.inspection.batchnorm import BatchNorm
     from fold.inspection.folded_weights import FoldedTensor, HalfPrecision
-    from fold.inspection.inspect import BatchNorm, Inspection
+    from fold.inspection.inspect import Inspection
     from fold.inspection.suspicions import Suspicion
 
 WORDS = frozenset({"BatchNorm", "Placement", "Into, or why not", "Weights", "float16"})

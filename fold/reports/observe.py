@@ -18,15 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from fold.arrays import Arrays, Run
 from fold.engine.affine import Gauge
-from fold.engine.fold import BATCHNORM, infer_shapes
 from fold.engine.laws.batchnorm import written_out
 from fold.engine.report import FoldReport, TensorSize
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import Evaluator
 from fold.graph.reading import constant, display_name, is_float, is_standard
-from fold.inputs.drawn import Arrays
-from fold.proof.reference import Run, open_graph
+from fold.graph.shapes import BATCHNORM, infer_shapes
 from fold.reports.observations import (
     QUANTILES,
     Activations,
@@ -39,7 +38,7 @@ from fold.reports.observations import (
     Stretch,
     evenly,
 )
-from fold.runtime.session import run
+from fold.runtime.session import open_graph, run
 
 ROWS = 8
 """Rows of input, at most."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fold.engine.report import FoldReport
 
 if TYPE_CHECKING:
-    from fold.artifact.directory import Manifest
+    from fold.artifact.manifest import Manifest
     from fold.reports.observations import Observations
 
 

@@ -4,28 +4,39 @@ Every session of ours has the same options: telemetry off, the faulty MatMul+Bat
 numbers when sizes coincide), TF32 off unless asked for, and no silent fall back from a GPU to the CPU.
 """
 
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fold.errors import BnfoldError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+
 import contextlib
-import ctypes
 import os
-import re
 import sys
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is first imported
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import onnxruntime as ort
 
-from fold.errors import BnfoldError, first_line
-
-Provider = str
-"""`auto`, `cpu`, `cuda`, or `cuda:1` for the second device."""
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""ONNX Runtime's names for them."""
+from fold.errors import first_line
+from fold.runtime.devices import (
+    PROVIDERS,
+    Provider,
+    ProviderUnavailableError,
+    cuda_devices,
+    device_number,
+    resolve_provider,
+)
 
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
@@ -78,50 +89,6 @@ class CudaOptions:
         if self.memory_limit is not None:
             entries["gpu_mem_limit"] = str(self.memory_limit)
         return entries
-
-
-class ProviderUnavailableError(BnfoldError):
-    """A provider was asked for by name and this machine or this build of ONNX Runtime does not have it."""
-
-
-def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
-    """`auto` is CUDA where this build of ONNX Runtime has it and a device answers, else the CPU."""
-    if provider == "cpu":
-        return "cpu"
-    if provider != "auto":
-        device_number(provider)
-        return "cuda"
-    return "cuda" if PROVIDERS["cuda"] in ort.get_available_providers() and cuda_devices() else "cpu"
-
-
-def device_number(provider: Provider) -> int:
-    """Which GPU: 1 for `cuda:1`, 0 where none is named. Raises `BnfoldError` for what names no device."""
-    match re.fullmatch(r"(?:auto|cpu|cuda(?::([0-9]{1,3}))?)", provider):
-        case None:
-            raise BnfoldError(f"device {provider}: expected auto, cpu, cuda, or cuda:1 for the second GPU")
-        case found:
-            return int(found[1] or 0)
-
-
-def cuda_devices() -> int:
-    """How many CUDA devices the driver sees; 0 where there is no driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def pci_bus_id(number: int) -> str:
-    """Where a CUDA device sits, such as 0000:41:00.0: the name under which other libraries know it, too."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    text, device = ctypes.create_string_buffer(32), ctypes.c_int(0)
-    if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetPCIBusId(text, len(text), device):
-        raise ProviderUnavailableError(f"device cuda:{number}: the driver does not tell where it is")
-    return text.value.decode()
 
 
 def open_session(
@@ -215,31 +182,6 @@ def computed_elsewhere(session: ort.InferenceSession) -> list[str]:
     return sorted({op_type for types in elsewhere for op_type in types} - SHAPE_OPERATORS)
 
 
-def loaded_library(name: str) -> ctypes.CDLL | None:
-    """The shared library that this process has loaded already, and no other copy of it; None if it has none."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(rf"\S*/{re.escape(name)}\.so\S*", maps)
-    return None if found is None else ctypes.CDLL(found[0])
-
-
-def loaded_cudnn() -> str | None:
-    """The version of cuDNN that this process has really loaded, such as 9.12.0; None if it has none.
-
-    ONNX Runtime's CUDA provider loads it when a convolution asks for it, and does without where it is not found.
-    """
-    library = loaded_library("libcudnn")
-    if library is None:
-        return None
-    get_version = library.cudnnGetVersion
-    get_version.restype = ctypes.c_size_t
-    number = int(get_version())  # 91200 since version 9, 8907 before
-    major = 10_000 if number >= 10_000 else 1_000
-    return f"{number // major}.{number % major // 100}.{number % 100}"
-
-
 def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One run, outputs by name. Raises `BnfoldError` if the graph cannot take these inputs."""
     names = [output.name for output in session.get_outputs()]
@@ -250,3 +192,19 @@ def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[st
         raise BnfoldError(
             f"ONNX Runtime cannot run the graph on inputs of shape {shapes}: {first_line(error)}"
         ) from error
+
+
+def open_graph(
+    model: "ir.Model",
+    *,
+    provider: "Provider" = "cpu",
+    optimised: bool = True,
+    cuda: "CudaOptions | None" = None,
+) -> "ort.InferenceSession":
+    """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
+    from fold.graph.file import save_graph  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_graph(model, path)
+        return open_session(path, provider=provider, optimised=optimised, cuda=cuda or CudaOptions())

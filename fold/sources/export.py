@@ -6,11 +6,8 @@ alone, which knows nothing of BatchNorm.
 """
 
 import copy
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from fold.errors import BnfoldError, first_line
 from fold.graph.reading import constant, display_name
 from fold.sources.outputs import output_names, with_plain_outputs
+from fold.sources.quiet import quiet
 
 Sizes = Sequence[int | str]
 
@@ -200,19 +198,3 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
         if chosen in others:
             others[chosen].name = f"{chosen}.inner"
         value.name = chosen
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """PyTorch warns of its own deprecations and logs what it tried; what a user can mend, our own errors say."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

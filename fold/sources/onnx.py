@@ -6,7 +6,6 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.artifact.directory import ModelVersion
 from fold.errors import BnfoldError
 from fold.graph.file import GraphFile, read_graph
 from fold.graph.lift import Lifted, lift
@@ -44,13 +43,3 @@ def read_onnx(path: Path, normalise: Normalisation | None = None) -> OnnxSource:
     optimizer.fold_constants(model, should_fold=lambda node: node.op_type in OF_PARAMETERS or None)
     common.RemoveUnusedNodesPass()(model)
     return OnnxSource(given, lifted, model, settled)
-
-
-def load_unfolded(version: ModelVersion) -> ir.Model:
-    """The graph that `version` was folded from, made again from its reference. Imports PyTorch for a `.pt2`."""
-    if version.manifest.reference == "unfolded.onnx":
-        return read_onnx(version.reference_file).model
-    from fold.sources.archive.load import load_program  # noqa: PLC0415
-    from fold.sources.export import export_graph  # noqa: PLC0415
-
-    return export_graph(load_program(version.reference_file))

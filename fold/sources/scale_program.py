@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from fold.errors import BnfoldError, first_line
-from fold.inputs.scaling import ALREADY, SCALE, SHIFT, Normalisation, Settled
-from fold.sources.export import quiet
+from fold.graph.reading import SCALE, SHIFT
+from fold.inputs.scaling import ALREADY, Normalisation, Settled
+from fold.sources.quiet import quiet
 
 aten = torch.ops.aten
 

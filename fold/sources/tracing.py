@@ -10,8 +10,9 @@ from torch.export import ExportedProgram
 
 from fold.errors import BnfoldError, first_line
 from fold.inputs.drawn import FREE_SIZES
-from fold.sources.export import export_program, quiet
+from fold.sources.export import export_program
 from fold.sources.inferred import infer_inputs
+from fold.sources.quiet import quiet
 from fold.sources.shapes import FREE_EXAMPLE, InputShape, arrange, bind, example_inputs, parse_input
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)

@@ -25,15 +25,15 @@ from functools import partial
 from math import ceil, inf
 from typing import overload
 
+from fold.arrays import Arrays
 from service.batching.concurrency import Running
-from service.batching.merging import Batch, Clock, Computed, Outcome, Run, attempt
+from service.batching.lane import Lane
+from service.batching.merging import Batch, BatchStats, Clock, Computed, Outcome, Run, attempt
 from service.batching.pace import Pace
 from service.batching.queue import Queue
 from service.batching.ticket import Awaited, Result, Ticket, cut_up, joined
 from service.batching.worker import Worker, Works
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
-from service.protocol.signature import Arrays, Lane
-from service.telemetry.statistics import BatchStats
 
 DEFAULT_PRIORITY = 8
 """What priority 0 stands for: clients may go before those that say nothing, or let them pass."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.protocol.signature import Arrays
+from fold.arrays import Arrays
 
 Run = Callable[[Arrays], Arrays]
 Clock = Callable[[], float]
@@ -126,3 +126,21 @@ def attempt(run: Run, request: Arrays) -> Outcome:
         return run(request)
     except Exception as error:
         return error
+
+
+@dataclass(slots=True)
+class BatchStats:
+    """What a finished batch tells the metrics. Seconds."""
+
+    rows: int
+    queued: list[float]
+    """The wait of each request that began with this batch; a request that was cut into parts begins once."""
+    merging: float
+    inference: float
+    splitting: float
+    failures: int
+    """Requests that failed with this batch."""
+
+    @property
+    def compute(self) -> float:
+        return self.merging + self.inference + self.splitting

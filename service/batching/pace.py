@@ -6,7 +6,7 @@ extrapolated from small batches to large ones, and what was seen too seldom is u
 
 from math import inf
 
-from service.protocol.signature import Lane
+from service.batching.lane import Lane
 
 TRUSTED = 4
 """Runs of one kind before their time counts as known, which is the shortest of these at first: what is set up once is

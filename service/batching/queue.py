@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from math import inf
 
+from service.batching.lane import Lane
 from service.batching.ticket import Ticket
-from service.protocol.signature import Lane
 
 
 class _Line(deque[Ticket]):

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fold.arrays import Arrays
+from service.batching.lane import Lane
 from service.batching.merging import Outcome, cut, join
-from service.protocol.signature import Arrays, Lane
 
 
 class Result(Protocol):

@@ -14,9 +14,9 @@ from service.access import Access
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
 from service.grpc.messages import ModelInferRequest, message_class, parameters, parse
-from service.http.routes.control import authorize, refuse_files
-from service.http.routes.infer import GONE, WITHDRAW, compute
-from service.http.routes.metadata import EXTENSIONS, model_metadata, package_version
+from service.operations.control import authorize, refuse_files
+from service.operations.describe import EXTENSIONS, model_metadata, package_version
+from service.operations.infer import GONE, WITHDRAW, compute
 from service.operations.model_config import model_config
 from service.protocol.parameters import flag
 from service.repository.model import Model

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fold.arrays import Arrays
 from service.errors import BadRequestError, shown
 from service.grpc.messages import ModelInferResponse, parameters
 from service.protocol.classification import classify
@@ -16,7 +17,7 @@ from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON
 from service.protocol.infer_body import InferRequest
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, parameters_of, schedule
-from service.protocol.signature import Arrays, Signature
+from service.protocol.signature import Signature
 from service.protocol.strings import decode_text
 from service.protocol.tensors import checked_shape, from_bytes, to_bytes, wire_dtype
 

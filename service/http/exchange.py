@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.headers import Headers, header_lines
+from service.headers import Headers
 from service.http.head_cache import Endpoint, Head, Heads, Target
+from service.http.headers import header_lines
 
 JOINED = 1 << 16
 """Bytes of a body that is copied behind its head, for one write costs less than two."""
@@ -91,7 +92,7 @@ class Exchange:
         return self.response_complete
 
     @property
-    def alone(self) -> bool:
+    def sole_connection(self) -> bool:
         """Whether its connection is the only one: no other request can come over HTTP beside it."""
         return len(self._connection.connections) == 1
 

@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 
-from fold.artifact.directory import Preprocessing
+from fold.artifact.manifest import Preprocessing
 from fold.errors import first_line
 from fold.inputs.images import decode, tensor
 from service.errors import BadRequestError

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.protocol.signature import Arrays
+from fold.arrays import Arrays
 
 if TYPE_CHECKING:
-    from fold.proof.reference import Reference, Run
-    from service.repository.repository import Model
+    from fold.arrays import Run
+    from fold.proof.reference import Reference
+    from service.repository.model import Model
 
 PARTS = ("algebra", "rounding", "search")
 DEFAULT_SAMPLES = 16
@@ -71,15 +72,17 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
 
 def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict[str, Any]:
     """Parts A, B and E, as far as they were asked for, by name."""
+    from fold.arrays import first_rows  # noqa: PLC0415
+    from fold.artifact.manifest import all_batched  # noqa: PLC0415
     from fold.engine.fold import fold_graph  # noqa: PLC0415
     from fold.graph.file import read_graph  # noqa: PLC0415
-    from fold.inputs.drawn import draw_inputs, first_rows  # noqa: PLC0415
+    from fold.inputs.drawn import draw_inputs  # noqa: PLC0415
     from fold.precision.choose import as_stored  # noqa: PLC0415
     from fold.proof.algebra import check_algebra, find_truth  # noqa: PLC0415  # as above
     from fold.proof.certificate import BOUNDED_ROWS  # noqa: PLC0415
     from fold.proof.locate import of_algebra, of_rounding  # noqa: PLC0415
     from fold.proof.rounding import check_rounding  # noqa: PLC0415
-    from fold.sources.onnx import load_unfolded  # noqa: PLC0415
+    from fold.proof.unfolded import load_unfolded  # noqa: PLC0415
 
     version, specs = model.session.version, model.manifest.inputs
     opened = bool(model.manifest.fold.get("open_activations"))
@@ -114,7 +117,9 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
     if "rounding" in asked.parts:
         halt()
         rounding = check_rounding(
-            unrounded, lambda: read_graph(version.model_file).model, first_rows(specs, inputs, BOUNDED_ROWS)
+            unrounded,
+            lambda: read_graph(version.model_file).model,
+            first_rows(inputs, BOUNDED_ROWS) if all_batched(specs) else inputs,
         )
         found["rounding"] = rounding.to_dict()
         if rounding.faults and found["located"] is None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
+from fold.arrays import Arrays
 from fold.errors import BnfoldError, first_line
 from fold.runtime.memory import release_memory
-from service.protocol.signature import Arrays
 
 if TYPE_CHECKING:
     from fold.proof.reference import Reference

@@ -15,7 +15,7 @@ from service.errors import ComputeError, NotOfferedError
 
 if TYPE_CHECKING:
     from fold.proof.reference import Reference
-    from service.repository.repository import Model
+    from service.repository.model import Model
 
 
 class References:

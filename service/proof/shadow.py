@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fold.arrays import Arrays
 from fold.errors import first_line
 from service.batching.worker import Worker
 from service.proof.comparer import Compared, Comparer, Task
 from service.proof.references import References
-from service.protocol.signature import Arrays
+from service.repository.model import Disagreement, Drop, Model
 
 if TYPE_CHECKING:
     from fold.proof.run_time import OutputVerdict, Verdict
-    from service.repository.repository import Model
 
 ROWS = 8
 """Of a request, the first so many are compared."""
@@ -36,21 +36,18 @@ WINDOW = 64
 LOG_SECONDS = 60.0
 """Between two warnings of one model."""
 
-Reason = Literal["load", "busy", "proof", "failed"]
-Kind = Literal["error", "decision"]
-
 log = logging.getLogger("bnfold")
 
 
 class Watched:
     """What watching has found of one model. Only the event loop changes it."""
 
-    def __init__(self, model: "Model", watcher: "Watcher") -> None:
+    def __init__(self, model: Model, watcher: "Watcher") -> None:
         self.share = 0.0
         """Of the answers; 0 until the reference is at hand."""
         self.rows = 0
-        self.disagreements: Counter[Kind] = Counter({"error": 0, "decision": 0})
-        self.drops: Counter[Reason] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
+        self.disagreements: Counter[Disagreement] = Counter({"error": 0, "decision": 0})
+        self.drops: Counter[Drop] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
         self.error_ratio = 0.0
         """The largest error over its limit; infinite where an error has no size."""
         self._model = model
@@ -106,21 +103,21 @@ class Watcher:
         self._under_way = 0
         self._rest_until = -math.inf
 
-    def watch(self, model: "Model") -> None:
+    def watch(self, model: Model) -> None:
         """Watch `model` from now on. Its reference is loaded in the background, for no request shall wait for it."""
         if not self.share:
             return
-        model.watched = Watched(model, self)
+        model.observer = Watched(model, self)
         self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
 
-    def forget(self, model: "Model") -> None:
+    def forget(self, model: Model) -> None:
         """Let the reference of a model go that serves no more."""
-        if model.watched is not None:
-            model.watched = None
+        if model.observer is not None:
+            model.observer = None
             digest = model.manifest.digest
             self._worker.submit(partial(self._comparer.forget, str(model), digest), lambda _: None)
 
-    def take(self, model: "Model", watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
+    def take(self, model: Model, watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
         """False if there is enough to do, or a rest to take."""
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:
             return False
@@ -132,7 +129,7 @@ class Watcher:
         self._worker.stop()
         self._comparer.stop()
 
-    def _compare(self, model: "Model", inputs: Arrays, outputs: Arrays) -> Compared | None:
+    def _compare(self, model: Model, inputs: Arrays, outputs: Arrays) -> Compared | None:
         """On the worker's thread. None while a proof runs."""
         if self._references.lock.locked():
             return None
@@ -143,13 +140,13 @@ class Watcher:
         )
         return self._comparer.compare(_task(model, asked, answered))
 
-    def _loaded(self, model: "Model", loaded: Compared | Exception) -> None:
+    def _loaded(self, model: Model, loaded: Compared | Exception) -> None:
         failure = first_line(loaded) if isinstance(loaded, Exception) else loaded.failure
         if failure:  # a model serves all the same whose reference is beyond this machine
-            model.watched = None
+            model.observer = None
             log.warning("bnfold: not watching %s: %s", model, failure)
-        elif model.watched is not None:
-            model.watched.share = self.share
+        elif model.observer is not None:
+            model.observer.share = self.share
 
     def _finish(self, watched: Watched, compared: Compared | Exception | None) -> None:
         self._under_way -= 1
@@ -165,7 +162,7 @@ class Watcher:
             self._rest_until = max(self._rest_until, time.monotonic()) + REST * compared.seconds
 
 
-def _task(model: "Model", asked: Arrays | None = None, answered: Arrays | None = None) -> Task:
+def _task(model: Model, asked: Arrays | None = None, answered: Arrays | None = None) -> Task:
     version = model.session.version
     provider: Literal["cpu", "cuda"] = "cuda" if model.session.provider == "cuda" else "cpu"
     return Task(str(model), version.manifest.digest, version.path, provider, asked, answered)

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fold.artifact.directory import DATATYPES
+from fold.artifact.manifest import DATATYPES
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **DATATYPES,
@@ -26,3 +26,8 @@ WIRE = {name: LENGTH if name == "BYTES" else dtype.newbyteorder("<") for name, d
 NOT_IN_JSON = frozenset({"FP16", "BF16"})
 NOT_RANKED = frozenset({"BOOL", "BYTES"})
 """Datatypes whose values are in no order of size, so that none are the largest."""
+
+Output = tuple[str, bool, int]
+"""An output that a request asks for: its name, whether in binary, and how many of its highest values, 0 for the tensor
+itself."""
+Selected = tuple[Output, ...]

@@ -5,14 +5,9 @@ nothing but itself and the model, so a plan holds for as long as the model does.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
-from service.headers import Headers, header_lines
-
-if TYPE_CHECKING:
-    from service.protocol.outputs import Selected
+from service.headers import Headers
+from service.protocol.datatypes import Selected
 
 LARGEST_HEADER = 4096
 """Bytes of a header that is remembered."""
@@ -22,17 +17,14 @@ PLANS = 256
 Shapes = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Form:
-    """What stands before the tensors of a plain answer: headers, JSON, and `start`, the status and these headers."""
+    """What stands before the tensors of a plain answer: headers and JSON."""
 
     headers: Headers
     json: bytes
-    start: bytes
-
-    @classmethod
-    def of(cls, headers: Headers, json: bytes) -> "Form":
-        return cls(headers, json, STATUS_LINE[200] + header_lines(headers))
+    start: bytes = b""
+    """Status line and headers as they travel, where the transport has made them."""
 
 
 @dataclass(slots=True)
@@ -40,7 +32,7 @@ class Plan:
     """`tensors` have name, datatype, shape, elements and bytes of each input, in order; `size` is all their bytes."""
 
     tensors: tuple[tuple[str, str, tuple[int, ...], int, int], ...]
-    outputs: "Selected"
+    outputs: Selected
     priority: int
     timeout: float | None
     size: int

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from fold.artifact.directory import TensorSpec
+from fold.arrays import Arrays
+from fold.artifact.manifest import TensorSpec
 from service.errors import BadRequestError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify
-from service.protocol.datatypes import NAMES, WIRE
+from service.protocol.datatypes import NAMES, WIRE, Selected
 from service.protocol.header_cache import LARGEST_HEADER, Form, Plan, Shapes
 from service.protocol.jsontext import json_array, parse_object, render_json
-from service.protocol.outputs import Selected, every_output, select
+from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
-from service.protocol.signature import Arrays, Signature
+from service.protocol.signature import Signature
 from service.protocol.strings import decode_text
 from service.protocol.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
 
@@ -151,7 +152,7 @@ def encode(
     body = b"".join([header, *raw])
     headers = [OCTETS, (b"content-length", b"%d" % len(body)), (LENGTH_HEADER, b"%d" % len(header))]
     if request.plan is not None and request.plan.plain:
-        request.plan.remember(_shapes(request, arrays), Form.of(headers, header))
+        request.plan.remember(_shapes(request, arrays), Form(headers, header))
     return headers, body
 
 

@@ -4,13 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from service.errors import BadRequestError, shown
-from service.protocol.datatypes import NOT_IN_JSON, NOT_RANKED
+from service.protocol.datatypes import NOT_IN_JSON, NOT_RANKED, Output, Selected
 from service.protocol.parameters import Parameters, flag, whole
 from service.protocol.signature import Signature
-
-Output = tuple[str, bool, int]
-"""Its name, whether in binary, and how many of its highest values are asked for, 0 for the tensor itself."""
-Selected = tuple[Output, ...]
 
 
 def select(listed: Iterable[tuple[Any, Parameters]], signature: Signature, *, binary: bool) -> Selected:

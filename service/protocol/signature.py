@@ -6,15 +6,12 @@ every fixed dimension, and the number of rows.
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from fold.artifact.directory import Manifest, TensorSpec
+from fold.arrays import Arrays
+from fold.artifact.manifest import Manifest, TensorSpec
+from service.batching.lane import Lane
 from service.errors import BadRequestError, shown
 from service.protocol.datatypes import DTYPES, NAMES
 from service.protocol.header_cache import Plans
-
-Arrays = dict[str, np.ndarray]
-Lane = tuple[tuple[int, ...], ...]
 
 
 class Signature:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from fold.artifact.directory import Manifest
+from fold.arrays import Arrays
+from fold.artifact.manifest import Manifest
 from service.batching.batcher import INLINE_SECONDS, Batcher
-from service.proof.shadow import Watched
 from service.repository.versions import Cause
 from service.runtime.session import ModelSession
 from service.settings import Settings
@@ -15,6 +16,11 @@ from service.settings import Settings
 AHEAD = 2
 """While a batch is computed on the CPU the next one is merged once it has the largest batch's rows over this: enough
 for it to run about as fast as a full one."""
+
+
+Disagreement = Literal["error", "decision"]
+Drop = Literal["load", "busy", "proof", "failed"]
+"""Why an answer was not compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,21 @@ class Absent:
         return f"{self.name}/{self.version}"
 
 
+class Observer(Protocol):
+    """Compares a share of a model's answers with its reference, and counts what it found."""
+
+    share: float
+    """Of the answers; 0 until the reference is loaded."""
+    rows: int
+    disagreements: Counter[Disagreement]
+    drops: Counter[Drop]
+    error_ratio: float
+    """The largest error over its limit; infinite where an error has no size."""
+
+    def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
+        """Called with each answer, which may be compared. Nobody may write to the arrays from now on."""
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
     """A version that is READY. `with model:` holds it: it does not leave before the block has ended."""
@@ -50,8 +71,8 @@ class Model:
     batcher: Batcher
     proof: Proof | None = None
     """Of the last check that was asked for over HTTP."""
-    watched: Watched | None = None
-    """Where answers are handed over that may be held against the reference."""
+    observer: Observer | None = None
+    """Compares a share of the answers with the reference."""
     fault: Absent | None = None
     """Why its files, as they are now, could not be loaded in its place."""
     gone: bool = False

@@ -19,11 +19,9 @@ from fold.errors import BnfoldError
 from fold.runtime.memory import return_freed
 from service.batching.worker import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
-from service.repository.model import Absent, Entry, Model, Proof
+from service.repository.model import Absent, Entry, Model
 from service.repository.versions import Failure, Opened, Outcome, open_versions
 from service.settings import Settings
-
-__all__ = ["Absent", "Model", "Proof", "Repository"]
 
 log = logging.getLogger("bnfold")
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from fold.artifact.directory import ModelVersion, read_version, version_numbers
 from fold.errors import BnfoldError, first_line
-from fold.runtime.session import ProviderUnavailableError
+from fold.runtime.devices import ProviderUnavailableError
 from service.errors import ServiceError
 from service.runtime.session import CertificateError, ModelSession
 from service.settings import Settings

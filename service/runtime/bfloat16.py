@@ -6,8 +6,8 @@ from math import prod
 import numpy as np
 import onnxruntime as ort
 
+from fold.arrays import Arrays
 from service.protocol.datatypes import DTYPES
-from service.protocol.signature import Arrays
 
 BFLOAT16 = DTYPES["BF16"]
 ONNX_BFLOAT16 = 16

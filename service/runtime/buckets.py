@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from service.protocol.signature import Arrays
+from fold.arrays import Arrays
 from service.runtime.staging import Staging
 
 WARM_UPS = 3

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 
-from fold.artifact.directory import TensorSpec
+from fold.arrays import Arrays
+from fold.artifact.manifest import TensorSpec
 from service.protocol.datatypes import DTYPES
-from service.protocol.signature import Arrays
 from service.runtime.pinned import Allocate
 
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from fold.runtime.session import pci_bus_id
+from fold.runtime.devices import pci_bus_id
 from service.repository.repository import Repository
 
 log = logging.getLogger("bnfold")

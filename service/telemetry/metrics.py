@@ -16,11 +16,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from service.batching.merging import BatchStats
 from service.errors import ServiceError
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 from service.runtime.placement import FACTS
 from service.telemetry.gpu import GpuCollector
-from service.telemetry.statistics import BatchStats, ModelStatistics
+from service.telemetry.statistics import ModelStatistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -251,9 +253,9 @@ class Metrics:
         """The share of every model, 0 where none is watched; the rest for those that are."""
         models = self._repository.ready()
         labels = ["model", "version"]
-        shares = [(_labels(model), model.watched.share if model.watched else 0.0) for model in models]
+        shares = [(_labels(model), model.observer.share if model.observer else 0.0) for model in models]
         yield _gauge("bnfold_shadow_share", "Share of the answers that is held against the reference", labels, shares)
-        watched = [(_labels(model), model.watched) for model in models if model.watched is not None]
+        watched = [(_labels(model), model.observer) for model in models if model.observer is not None]
         rows = CounterMetricFamily("bnfold_shadow_rows", "Rows held against the reference", labels=labels)
         wrong = CounterMetricFamily(
             "bnfold_shadow_disagreements",

@@ -4,29 +4,12 @@ Plain numbers that only the event loop changes, once for each batch. As in Trito
 of the batch that it was in.
 """
 
-from dataclasses import dataclass
 from typing import Any
+
+from service.batching.merging import BatchStats
 
 SECOND = 1_000_000_000
 NOTHING = {"count": 0, "ns": 0}
-
-
-@dataclass(slots=True)
-class BatchStats:
-    """What a finished batch tells the metrics. Seconds."""
-
-    rows: int
-    queued: list[float]
-    """The wait of each request that began with this batch; a request that was cut into parts begins once."""
-    merging: float
-    inference: float
-    splitting: float
-    failures: int
-    """Requests that failed with this batch."""
-
-    @property
-    def compute(self) -> float:
-        return self.merging + self.inference + self.splitting
 
 
 class Steps:

@@ -7,7 +7,7 @@ import torch
 
 import fold
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 from models.frozen_resnet import FrozenBatchNorm2d
 from support.folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, unfolded_graph
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fold.runtime.session import cuda_devices
+from fold.runtime.devices import cuda_devices
 from support.device import ON_GPU, UNTIL
 
 

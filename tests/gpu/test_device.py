@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fold.artifact.directory import read_version
 from fold.proof.reference import load_reference
-from fold.runtime.session import CudaOptions, loaded_library, open_session, run
+from fold.runtime.devices import loaded_library
+from fold.runtime.session import CudaOptions, open_session, run
 from service.runtime.pinned import pinned
 from service.runtime.session import ModelSession
 from service.settings import Settings

@@ -6,7 +6,8 @@ import pytest
 from fold.artifact.directory import read_version
 from fold.proof.certificate import certify
 from fold.proof.reference import load_reference
-from fold.runtime.session import PROVIDERS, CudaOptions, computed_elsewhere, open_session, placement, run
+from fold.runtime.devices import PROVIDERS
+from fold.runtime.session import CudaOptions, computed_elsewhere, open_session, placement, run
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, every, published
 from support.serving import start
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks.clients import load, write_questions
-from fold.artifact.directory import PrecisionName, read_version
+from fold.artifact.directory import read_version
+from fold.artifact.manifest import PrecisionName
 from fold.proof.reference import load_reference
-from fold.runtime.session import PROVIDERS
+from fold.runtime.devices import PROVIDERS
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, needs_gpu, published
 from support.serving import SERVE, start
 

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fold.artifact.directory import PrecisionName
+from fold.artifact.manifest import PrecisionName
 from fold.convert import Conversion, Target, convert
 from fold.sources.source import Source, Unfolded, read_source
 from support.folding import ARCHITECTURES, architecture, randomise

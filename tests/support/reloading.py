@@ -15,7 +15,8 @@ import numpy as np
 from onnx import helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from fold.artifact.directory import Manifest, write_manifest
+from fold.artifact.directory import write_manifest
+from fold.artifact.manifest import Manifest
 from support import served
 from support.serving import Service
 

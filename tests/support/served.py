@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fold.artifact.directory import DATATYPES, Manifest, Preprocessing, TensorSpec, new_version, write_manifest
+from fold.artifact.directory import new_version, write_manifest
+from fold.artifact.manifest import DATATYPES, Manifest, Preprocessing, TensorSpec
 
 ELEMENTS = {name: helper.np_dtype_to_tensor_dtype(dtype) for name, dtype in DATATYPES.items()}
 ELEMENTS |= {"BYTES": TensorProto.STRING, "BF16": TensorProto.BFLOAT16}

@@ -23,8 +23,19 @@ from fold.engine.gauge import (
     Steps,
 )
 from fold.engine.laws.elementwise import CLIPS, gate, total
-from fold.graph.reading import constant, dims, display_name, first_input, float64, integer, is_float, is_standard, real
-from fold.inputs.scaling import SCALE, SHIFT
+from fold.graph.reading import (
+    SCALE,
+    SHIFT,
+    constant,
+    dims,
+    display_name,
+    first_input,
+    float64,
+    integer,
+    is_float,
+    is_standard,
+    real,
+)
 
 
 def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | str:

@@ -4,9 +4,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fold.engine.affine import Array, Gauge
+from fold.engine.affine import Array, Gauge, Ids
 from fold.engine.gauge import Absorber, Cause, Gauges, Layout, Steps
-from fold.engine.solver.scales import Ids
 from fold.graph.reading import constant, dims, display_name, first_input, real
 
 CLIPS = frozenset({"Relu", "Clip"})

@@ -6,8 +6,8 @@ Where the places that an operator takes are known only at run time, the gauge mu
 import numpy as np
 import onnx_ir as ir
 
+from fold.engine.affine import Ids
 from fold.engine.gauge import Gauges, Layout
-from fold.engine.solver.scales import Ids
 from fold.graph.reading import computed, constant, dims, first_input, integer, integers, parameter, text
 from fold.graph.reshapes import matching_blocks
 

@@ -8,17 +8,13 @@ Everything works on arrays of variables, thousands at a time. A group of relatio
 tried on a copy of the few roots that it touches, and written back if nothing contradicts.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fold.engine.affine import Array
+from fold.engine.affine import NOBODY, Array, Conflict, Ids
 
-Ids = NDArray[np.int64]
 RELATIVE_TOLERANCE = 1e-13
 """Two ways to compute one ratio differ by rounding, a few 1e-16; two different ratios of float32 parameters by 1e-8."""
-NOBODY = -1
 
 _VARIABLE = np.dtype(
     [
@@ -35,15 +31,6 @@ _VARIABLE = np.dtype(
         ("members", np.int64),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A group of relations that cannot hold: the position that failed first, and the cause (an index) it ran into."""
-
-    position: int
-    cause: int
-    dead: bool = False
 
 
 class Scales:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fold.engine.affine import Array
-from fold.engine.solver.scales import NOBODY, Conflict, Ids
+from fold.engine.affine import NOBODY, Array, Conflict, Ids
 
 RELATIVE_TOLERANCE = 1e-13
 """Rounding leaves a true equation within a few 1e-16 of 0 = 0, relative to the constants that met in it."""

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fold.engine.affine import Array, Gauge
+from fold.engine.affine import NOBODY, Array, Conflict, Gauge, Ids
 from fold.engine.gauge import Absorber, Candidate, Gauges, Layout, Refusal
-from fold.engine.solver.scales import NOBODY, Conflict, Ids, Scales
+from fold.engine.solver.scales import Scales
 from fold.engine.solver.shifts import Shifts
 from fold.graph.reading import display_name
 

@@ -8,7 +8,7 @@ from torch.export.pt2_archive._package import load_pt2
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.archive.scan import opened, scan
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 
 
 def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:

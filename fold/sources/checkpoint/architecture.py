@@ -18,7 +18,7 @@ from fold.errors import BnfoldError
 from fold.sources.checkpoint.checkpoint import Checkpoint
 from fold.sources.checkpoint.fit import fit
 from fold.sources.checkpoint.plain import make_plain
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 
 
 def load_architecture(spec: str) -> Callable[..., nn.Module]:

@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fold.errors import BnfoldError
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 
 HOOKS = WeightNorm | SpectralNorm
 

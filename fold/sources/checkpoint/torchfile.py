@@ -17,7 +17,7 @@ import torch
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.checkpoint import numpy_values
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 
 
 def plain_dict(factory: object = None) -> dict[Any, Any]:

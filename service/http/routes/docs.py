@@ -6,10 +6,11 @@ Rendered here, as the framework's own page loads its scripts from elsewhere, and
 import json
 from typing import Any
 
-from service.http.routes.metadata import EXTENSIONS, package_version
 from service.http.routes.page import example_row, example_value, template
+from service.operations.describe import EXTENSIONS, package_version
 from service.protocol.datatypes import NOT_IN_JSON
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 
 GROUPS = {
     "v2": "Open Inference Protocol, /v2",

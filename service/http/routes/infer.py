@@ -5,39 +5,30 @@ batching together. Where even ASGI would, an exchange takes a shorter way. What 
 way through the queue.
 """
 
-import contextlib
-import logging
-from collections.abc import Callable
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from fold.errors import first_line
+from fold.arrays import Arrays
 from service.access import Access
 from service.batching.merging import Outcome
-from service.batching.ticket import Ticket
-from service.errors import ClientGoneError, ComputeError, MethodError, ServiceError, error_body
-from service.headers import JSON, LENGTH_HEADER, Headers
+from service.errors import ClientGoneError, MethodError
+from service.headers import LENGTH_HEADER
+from service.http.answers import Answer, failure, lose, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import Exchange
 from service.http.head_cache import Head, Target
+from service.http.headers import header_lines
+from service.operations.infer import compute, hand_in, outputs_of
 from service.protocol.infer_body import InferRequest, decode, encode, known_answer
-from service.protocol.signature import Arrays
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 from service.settings import Settings
-from service.telemetry.logs import identity
 from service.telemetry.metrics import Metrics
 
 INFER = "/infer"
 """Stands for all paths that infer where it is asked who may."""
-GONE = "the client left while its request was queued"
-Answer = tuple[int, Headers, bytes]
-Finish = Callable[[Outcome], None]
-
-WITHDRAW = "bnfold.withdraw"
-"""Under this key of `scope["state"]` a queued request leaves what to call when its client goes; the server calls it."""
-
-log = logging.getLogger("bnfold")
 
 
 class Infer:
@@ -96,7 +87,9 @@ class Infer:
         if known is None:
             exchange.answer(*answer)
         else:
-            exchange.send(known[0].start, known[1])
+            form, body = known
+            form.start = form.start or STATUS_LINE[200] + header_lines(form.headers)
+            exchange.send(form.start, body)
             self._metrics.answered("infer", model)
 
     def _read(self, model: Model, body: bytes, length_header: bytes | None) -> tuple[InferRequest, int]:
@@ -115,115 +108,3 @@ class Infer:
         headers, body = encode(model.name, model.version, request, outputs, batched=batched, labels=labels)
         self._metrics.answered("infer", model)
         return 200, headers, body
-
-
-class Reply:
-    """The result of an exchange's request: `finish` sends what comes here."""
-
-    __slots__ = ("_done", "_finish", "_model", "ticket")
-
-    def __init__(self, model: Model, finish: Finish) -> None:
-        self.ticket: Ticket | None = None
-        """While it waits."""
-        self._done = False
-        self._model = model
-        self._finish = finish
-
-    def done(self) -> bool:
-        return self._done
-
-    def set_result(self, outputs: Outcome) -> None:
-        self._done, self.ticket = True, None
-        try:
-            self._finish(outputs)
-        except Exception as error:  # a batch has others to answer
-            log.error("an answer could not be sent", exc_info=error)
-
-    set_exception = set_result
-
-    def withdraw(self) -> None:
-        if self.ticket is not None:
-            self._model.batcher.withdraw(self.ticket, ClientGoneError(GONE))
-
-
-def hand_in(
-    model: Model,
-    inputs: Arrays,
-    rows: int,
-    exchange: Exchange,
-    finish: Finish,
-    priority: int = 0,
-    timeout: float | None = None,
-) -> None:
-    """Give a checked request of an exchange to the model's queue; `finish` gets its outcome, perhaps at once."""
-    reply = Reply(model, finish)
-    lane = model.session.signature.lane(inputs)
-    ticket = model.batcher.submit(
-        inputs, rows, lane, priority=priority, timeout=timeout, result=reply, alone=exchange.alone
-    )
-    if not reply.done():
-        reply.ticket = ticket
-        exchange.withdraw = reply.withdraw
-
-
-def outputs_of(model: Model, inputs: Arrays, rows: int, outcome: Outcome) -> Arrays:
-    """The outputs, of which watching may take a look. Raises `ServiceError` where the run failed."""
-    if isinstance(outcome, Exception):
-        raise _failed_run(model, outcome)
-    if model.watched is not None:
-        model.watched.offer(inputs, outcome, rows)
-    return outcome
-
-
-def lose(route: str, target: Target, repository: Repository, metrics: Metrics) -> None:
-    """Count a request whose client left before its body was complete."""
-    model = None
-    with contextlib.suppress(ServiceError):
-        model = repository.find(*target)
-    metrics.failed(route, model, ClientGoneError())
-
-
-def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
-    """What the client is told of an error, which is counted, and logged if it is a fault of ours. `sent` are the
-    headers of the request."""
-    if not isinstance(error, ServiceError):
-        log.error("%s failed", route, exc_info=error, extra={"identity": identity(sent)})
-        error = ServiceError("internal error; the service's log has the details")
-    metrics.failed(route, model, error)
-    return error.status, *error_answer(error)
-
-
-async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def compute(
-    model: Model, inputs: Arrays, rows: int, scope: Scope, priority: int = 0, timeout: float | None = None
-) -> Arrays:
-    """Outputs of a checked request, through the model's queue. Leaves the queue when the client goes.
-
-    Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
-    """
-    lane = model.session.signature.lane(inputs)
-    ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
-    if ticket.queued and "state" in scope:
-        scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
-    outcome: Outcome
-    try:
-        outcome = await ticket.result
-    except Exception as error:
-        outcome = error
-    return outputs_of(model, inputs, rows, outcome)
-
-
-def _failed_run(model: Model, error: Exception) -> ServiceError:
-    """What a client is told; ONNX Runtime's exceptions share no base class but Exception."""
-    if isinstance(error, ServiceError):
-        return error
-    return ComputeError(f"model {model}: the run failed: {first_line(error)}")
-
-
-def error_answer(error: ServiceError) -> tuple[Headers, bytes]:
-    body = error_body(str(error))
-    return [JSON, (b"content-length", b"%d" % len(body)), *error.headers()], body

@@ -2,37 +2,19 @@
 readiness, the index."""
 
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from fold.artifact.directory import TensorSpec
 from service.errors import BadRequestError, NotReadyError, shown
 from service.http.body import read_body, request_headers
+from service.operations.describe import EXTENSIONS, model_metadata, package_version
 from service.operations.model_config import model_config
 from service.protocol.jsontext import parse_object
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-
-EXTENSIONS = [
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "model_repository",
-    "parameters",
-    "schedule_policy",
-    "statistics",
-]
-"""Of the protocol's extensions those that work here in full."""
-
-
-def package_version() -> str:
-    try:
-        return version("bnfold")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
 
 
 def metadata_routes(
@@ -123,22 +105,8 @@ def metadata_routes(
     return router
 
 
-def model_metadata(model: Model, repository: Repository) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "versions": repository.versions(model.name),
-        "platform": "onnxruntime_onnx",
-        "inputs": [_tensor(spec) for spec in model.manifest.inputs],
-        "outputs": [_tensor(spec) for spec in model.manifest.outputs],
-    }
-
-
 _INDEX_BODY = {
     "requestBody": {
         "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}
     }
 }
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import HTMLResponse
 
-from fold.artifact.directory import Manifest, TensorSpec
-from service.http.routes.metadata import package_version
+from fold.artifact.manifest import Manifest, TensorSpec
+from service.operations.describe import package_version
 from service.protocol.datatypes import DTYPES
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -72,7 +73,7 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "verdict": model.proof.verdict if model.proof else manifest.verdict,
         "checked": when + tried,
         "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
-        "watched": model.watched,
+        "watched": model.observer,
         "images": manifest.preprocessing is not None,
         "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.types import Receive, Scope, Send
 
+from fold.arrays import Arrays
 from service.access import Access
 from service.batching.merging import Outcome
 from service.errors import (
@@ -26,17 +27,19 @@ from service.errors import (
     shown,
 )
 from service.headers import JSON
+from service.http.answers import Answer, failure, lose, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import Exchange
 from service.http.head_cache import Head, Target
 from service.http.images import FORMATS, tensor_of_image
 from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
-from service.http.routes.infer import Answer, compute, failure, hand_in, lose, outputs_of, respond
+from service.operations.infer import compute, hand_in, outputs_of
 from service.protocol.datatypes import DTYPES
 from service.protocol.jsontext import json_array, parse_object, render_json
-from service.protocol.signature import Arrays, Signature
+from service.protocol.signature import Signature
 from service.protocol.tensors import flatten, numbers
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 

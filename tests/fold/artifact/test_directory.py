@@ -16,17 +16,15 @@ from tritonclient.grpc import model_config_pb2
 from fold.artifact.directory import (
     ABANDONED_SECONDS,
     INCOMING,
-    Manifest,
-    Preprocessing,
-    TensorSpec,
     model_names,
     new_version,
     next_version,
     read_version,
     version_numbers,
     write_manifest,
-    write_triton_config,
 )
+from fold.artifact.manifest import Manifest, Preprocessing, TensorSpec
+from fold.artifact.triton import write_triton_config
 from fold.errors import BnfoldError
 
 MANIFEST = Manifest(

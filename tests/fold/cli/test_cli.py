@@ -13,7 +13,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fold.artifact.directory import Manifest, write_manifest
+from fold.artifact.directory import write_manifest
+from fold.artifact.manifest import Manifest
 from support.folding import GraphBuilder, architecture, batchnorms, randomise
 
 Run = subprocess.CompletedProcess[str]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fold.cli import main
-from fold.sources.export import quiet
+from fold.sources.quiet import quiet
 from support import loadable
 from support.folding import randomise
 

@@ -14,8 +14,7 @@ from torch.nn.utils import parametrizations
 
 import fold
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.proof.reference import open_graph
-from fold.runtime.session import run
+from fold.runtime.session import open_graph, run
 from support.folding import batchnorms, check_fold, randomise
 
 

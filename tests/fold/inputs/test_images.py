@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from fold.artifact.directory import Preprocessing, TensorSpec
+from fold.artifact.manifest import Preprocessing, TensorSpec
 from fold.errors import BnfoldError
 from fold.inputs.images import decode, read_preprocessing, refuse_misfit, tensor
 from fold.inputs.scaling import Numbers, Settled, raw

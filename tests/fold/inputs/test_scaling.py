@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fold
-from fold.artifact.directory import TensorSpec, read_version
+from fold.artifact.directory import read_version
+from fold.artifact.manifest import TensorSpec
 from fold.cli import main
 from fold.convert import Target, convert
 from fold.engine.fold import fold_graph
@@ -23,8 +24,9 @@ from fold.graph.file import read_graph, save_graph
 from fold.inputs.drawn import draw_inputs
 from fold.inputs.scaling import Normalisation, Numbers, parse_normalise
 from fold.proof.certificate import certify
+from fold.proof.unfolded import load_unfolded
 from fold.sources.export import export_module, export_program, save_program
-from fold.sources.onnx import load_unfolded, read_onnx
+from fold.sources.onnx import read_onnx
 from fold.sources.scale_graph import normalise_graph
 from fold.sources.source import Source
 from support.folding import GraphBuilder, batchnorms

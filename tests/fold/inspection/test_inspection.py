@@ -17,11 +17,13 @@ from torch import nn
 
 import fold
 from fold import cli
-from fold.artifact.directory import Manifest, write_manifest
+from fold.artifact.directory import write_manifest
+from fold.artifact.manifest import Manifest
+from fold.artifact.specs import tensor_specs
 from fold.cli import options
 from fold.graph.file import save_graph
-from fold.graph.reading import tensor_specs
-from fold.inspection.inspect import BatchNorm, Inspection, inspect_graph
+from fold.inspection.batchnorm import BatchNorm
+from fold.inspection.inspect import Inspection, inspect_graph
 from fold.inspection.suspicions import RULES
 from fold.recalibration.recalibrate import RECORD
 from fold.reports.inspection import sentence, write_page

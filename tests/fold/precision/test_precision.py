@@ -14,8 +14,9 @@ import onnx_ir as ir
 import pytest
 
 import fold
-from fold.artifact.canary import sing
-from fold.artifact.directory import ModelVersion, Preprocessing, read_version, write_manifest
+from fold.artifact import canary
+from fold.artifact.directory import ModelVersion, read_version, write_manifest
+from fold.artifact.manifest import Preprocessing
 from fold.bench import measure as bench
 from fold.cli import main
 from fold.convert import Conversion, Target, convert
@@ -29,9 +30,9 @@ from fold.precision.choose import ranged, reduce
 from fold.precision.lower import lower
 from fold.proof import certificate
 from fold.proof.certificate import Certificate, certify
+from fold.proof.unfolded import load_unfolded
 from fold.proof.verify import compare
 from fold.runtime.session import open_session, run
-from fold.sources.onnx import load_unfolded
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import interface, unfolded
@@ -121,7 +122,7 @@ def test_a_model_is_converted_certified_published_and_verified_again(name, publi
     assert (again.algebra, again.rounding) == (made.algebra, made.rounding)
     assert check(version, seed=7)
     session = open_session(version.model_file, provider="cpu")
-    assert sing(version.path, lambda arrays: run(session, arrays)) is None
+    assert canary.check(version.path, lambda arrays: run(session, arrays)) is None
 
 
 def test_each_weight_is_the_exact_one_rounded_once(published) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import fold
+from fold.artifact.specs import tensor_specs
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.graph.reading import tensor_specs
 from fold.proof import search as search_module
 from fold.proof.search import search
 from support.folding import architecture, randomise

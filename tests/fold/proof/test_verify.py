@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import fold
-from fold.artifact.directory import Manifest, Preprocessing, TensorSpec
+from fold.artifact.manifest import Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError
-from fold.inputs.drawn import FREE_SIZES, check_inputs, draw_inputs, read_inputs
+from fold.inputs.drawn import FREE_SIZES, draw_inputs
+from fold.inputs.given import check_inputs, read_inputs
 from fold.proof.decisions import FLOORS
 from fold.proof.reference import ProgramReference
 from fold.proof.verify import compare

@@ -13,17 +13,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from fold.artifact.directory import Manifest
+from fold.artifact.manifest import Manifest
 from fold.engine.fold import Folding, fold_graph
 from fold.engine.report import Folded, FoldReport, Kept
 from fold.evaluate.float64 import Evaluator, evaluate
-from fold.proof.reference import open_graph
 from fold.reports import observe as activations
 from fold.reports.observations import QUANTILES, Observations, evenly
 from fold.reports.observe import collect
 from fold.reports.page import parts, write_html
 from fold.reports.pictures import FOLDED, UNFOLDED, draw
-from fold.runtime.session import run
+from fold.runtime.session import open_graph, run
 
 NETWORK = """
     c1 = Conv <pads = [1, 1, 1, 1]> (x, W1, B1)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from service.batching.batcher import MAX_RETRY_SECONDS, Batcher
-from service.batching.merging import Batch, split
+from service.batching.merging import Batch, BatchStats, split
 from service.batching.pace import LONE_OVERRUN_SECONDS, LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
 from service.batching.ticket import Ticket
 from service.batching.worker import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from service.telemetry.statistics import BatchStats
 from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
 
 

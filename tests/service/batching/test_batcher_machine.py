@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.batching.batcher import MAX_RETRY_SECONDS, Batcher
+from service.batching.merging import BatchStats
 from service.batching.ticket import Ticket
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from service.telemetry.statistics import BatchStats
 from support.batching import MAX_ROWS, QUEUE_ROWS, Clock, Loop, StepWorker, turns
 
 TIMEOUT = 20.0

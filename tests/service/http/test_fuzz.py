@@ -16,7 +16,7 @@ import schemathesis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fold.artifact.directory import TensorSpec
+from fold.artifact.manifest import TensorSpec
 from service.errors import ServiceError
 from service.http.npy import read_npy
 from service.protocol.infer_body import decode, encode

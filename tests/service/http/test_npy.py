@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fold.artifact.directory import DATATYPES
+from fold.artifact.manifest import DATATYPES
 from service.errors import BadRequestError, NotAcceptableError
 from service.http.npy import is_npy, read_npy, wants_npy, write_npy
 

@@ -13,7 +13,7 @@ import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
 from tritonclient.utils import InferenceServerException
 
-from fold.artifact.directory import DATATYPES
+from fold.artifact.manifest import DATATYPES
 
 RANDOM = np.random.default_rng(3)
 

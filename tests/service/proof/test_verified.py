@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fold.artifact.directory import Manifest, read_version, write_manifest
+from fold.artifact.directory import read_version, write_manifest
+from fold.artifact.manifest import Manifest
 
 IMAGE = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fold.artifact.directory import TensorSpec
+from fold.artifact.manifest import TensorSpec
 from service.errors import BadRequestError, ServiceError
 from service.protocol.datatypes import DTYPES, NAMES
 from service.protocol.infer_body import decode, encode

@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
-from fold.artifact.directory import TensorSpec
+from fold.artifact.manifest import TensorSpec
 from service.errors import BadRequestError
 from service.protocol.infer_body import decode
 from service.protocol.signature import Signature

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from onnx import helper
 
-from fold.artifact.directory import Manifest
+from fold.artifact.manifest import Manifest
 from support import served
 from support.reloading import (
     EXPLICIT,

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fold.arrays import Arrays
 from fold.artifact.directory import read_version
 from fold.errors import BnfoldError
 from service.errors import BadRequestError, NotFoundError, NotReadyError
 from service.proof.comparer import Comparer, Task
 from service.proof.references import References
-from service.protocol.signature import Arrays
-from service.repository.repository import Model, Repository
+from service.repository.model import Model
+from service.repository.repository import Repository
 from service.settings import Settings
 from support import served
 from support.reloading import corrupt

@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fold.artifact.directory import Manifest, TensorSpec, powers_of_two, read_version
-from fold.runtime.session import CudaOptions, computed_elsewhere, device_number, open_session
+from fold.artifact.directory import read_version
+from fold.artifact.manifest import Manifest, TensorSpec
+from fold.artifact.triton import powers_of_two
+from fold.runtime.devices import device_number
+from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
 from service.runtime.buckets import Buckets
 from service.runtime.faults import DeviceLostError, DeviceMemoryError, device_fault
 from service.runtime.pinned import pageable

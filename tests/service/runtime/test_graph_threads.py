@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fold.artifact.directory import read_version
-from fold.runtime.session import ProviderUnavailableError
+from fold.runtime.devices import ProviderUnavailableError
 from service.runtime import session as module
 from service.runtime.buckets import Buckets
 from service.runtime.session import ModelSession

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fold.artifact.directory import read_version, write_triton_config
-from service.telemetry.statistics import BatchStats, ModelStatistics
+from fold.artifact.directory import read_version
+from fold.artifact.triton import write_triton_config
+from service.batching.merging import BatchStats
+from service.telemetry.statistics import ModelStatistics
 
 ROWS = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
 SECOND = 1_000_000_000

@@ -18,7 +18,8 @@ from torch.export import Dim
 from fold.errors import BnfoldError
 from fold.sources.archive.load import load_program
 from fold.sources.archive.scan import scan
-from fold.sources.export import export_program, quiet, save_program
+from fold.sources.export import export_program, save_program
+from fold.sources.quiet import quiet
 from fold.sources.source import Source, read_source
 from support.loadable import Halving, plain
 

@@ -1,0 +1,28 @@
+"""Arrays by tensor name: the type that inputs and outputs have everywhere, and how their rows are cut and joined."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+"""Computes the outputs of a model from its inputs."""
+
+
+def widened(inputs: Mapping[str, np.ndarray]) -> Arrays:
+    """Floats in float64, anything else as it is."""
+    return {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
+
+
+def first_rows(arrays: Arrays, rows: int) -> Arrays:
+    """At most `rows` rows of each array, counted along its first axis; a scalar as it is."""
+    return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
+
+
+def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:
+    """Outputs of `run` on at most `rows` rows at a time, as large as the batches that are served; 0 is all at once."""
+    total = len(next(iter(inputs.values()))) if rows else 0
+    if total <= rows:
+        return run(inputs)
+    parts = [run({name: array[at : at + rows] for name, array in inputs.items()}) for at in range(0, total, rows)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,119 @@
+"""What `manifest.json` says of one version of a model, and the datatypes of its tensors."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+"""The Open Inference Protocol's datatypes that numpy has, by their name there."""
+
+
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
+"""In which type a graph computes. `tf32` is stored in float32, and a GPU rounds the factors of products to 11 bits."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Strict):
+    """A graph input or output. `shape` has -1 where a dimension is free; the batch, where there is one, is first."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Preprocessing(_Strict):
+    """How an image becomes the tensor `input`: decode to `mode`, bring to `height` by `width`, then
+    `(pixel * scale - mean) / std` for each channel, laid out as `layout` says. Pixels are 0 to 255.
+
+    To `height` by `width` it is resized (bilinear), or, with `resize` and `crop`, resized until its shorter edge is
+    `resize` and then cut out of the centre.
+    """
+
+    input: str
+    mode: Literal["L", "RGB"]
+    height: Annotated[int, Field(gt=0, le=8192)]
+    width: Annotated[int, Field(gt=0, le=8192)]
+    resize: Annotated[int, Field(gt=0, le=8192)] | None = None
+    crop: Literal["center"] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode == "L" else 3
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.resize is None) != (self.crop is None):
+            raise PydanticCustomError("resize_and_crop", "resize and crop belong together")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise PydanticCustomError("resize_and_crop", "resize is smaller than what is to be cut out of the image")
+        if {len(self.mean), len(self.std)} - {1, self.channels}:
+            raise PydanticCustomError("channels", "mean and std have one number, or one for each channel of mode")
+        return self
+
+
+def all_batched(specs: Iterable[TensorSpec]) -> bool:
+    """Whether the first axis of all these tensors is the free batch axis."""
+    return all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in specs)
+
+
+class Manifest(_Strict):
+    """What `manifest.json` says of one version of a model."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    created: str
+    source: dict[str, Any]
+    reference: Literal["reference.pt2", "unfolded.onnx"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    fold: dict[str, Any]
+    verdict: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str] = {}
+    digest: str = ""
+
+    @property
+    def precision(self) -> PrecisionName:
+        """In which type the graph computes; one that was published before there was a choice does so in float32."""
+        precision: PrecisionName = self.fold.get("precision", {}).get("type", "fp32")
+        return precision
+
+    def precision_on(self, provider: str) -> PrecisionName:
+        """In which type the graph computes on `cpu` or `cuda`: a CPU has no TF32, and computes such a graph in fp32."""
+        return "fp32" if self.precision == "tf32" and provider == "cpu" else self.precision
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis of every input and output is the free batch axis."""
+        return all_batched((*self.inputs, *self.outputs))

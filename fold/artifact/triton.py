@@ -1,0 +1,63 @@
+"""Triton's configuration of a model: `config.pbtxt` beside the versions, and the tensors that it lists."""
+
+import os
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from fold.artifact.directory import INCOMING
+from fold.artifact.manifest import Manifest, TensorSpec
+
+
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """Batch sizes: 1, 2, 4 and so on below `most`, and `most` itself."""
+    return (*(1 << power for power in range(most.bit_length()) if 1 << power < most), most)
+
+
+def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
+    """`input` and `output` of Triton's ModelConfig, whose `dims` leave out the batch axis.
+
+    `label_filename`, seen from the folder of the model, is named for the outputs that have as many values as labels.
+    """
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
+        dims = list(spec.shape[1:] if manifest.batched else spec.shape)
+        return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+
+    outputs = [tensor(spec) for spec in manifest.outputs]
+    for output in outputs:
+        if manifest.labels and prod(output["dims"]) == len(manifest.labels):
+            output["label_filename"] = f"{manifest.version}/labels.txt"
+    return {"input": [tensor(spec) for spec in manifest.inputs], "output": outputs}
+
+
+def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 64) -> None:
+    """`config.pbtxt` beside the versions, so that Triton serves the same folder.
+
+    Triton prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and its CUDA provider computes in
+    TF32 only where that is what the manifest's verdict holds for.
+    """
+
+    def entry(tensor: dict[str, Any]) -> str:
+        dims = ", ".join(map(str, tensor["dims"]))
+        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton knows no empty dims
+        labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
+        return f'  {{ name: "{tensor["name"]}" data_type: {tensor["data_type"]} {shape}{labels} }}'
+
+    text = f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
+    text += f"max_batch_size: {max_batch_size if manifest.batched else 0}\n"
+    for kind, tensors in triton_tensors(manifest).items():
+        text += f"{kind} [\n" + ",\n".join(map(entry, tensors)) + "\n]\n"
+    if manifest.batched:
+        sizes = ", ".join(map(str, powers_of_two(max_batch_size)))
+        text += f"dynamic_batching {{ preferred_batch_size: [ {sizes} ] }}\n"
+    tf32 = int(manifest.precision == "tf32")
+    text += (
+        "optimization { execution_accelerators { gpu_execution_accelerator: [\n"
+        f'  {{ name: "cuda" parameters {{ key: "use_tf32" value: "{tf32}" }} }}\n] }} }}\n'
+    )
+    text += "version_policy { latest { num_versions: 1 } }\n"
+    partial = model / f"{INCOMING}{os.getpid()}-config.pbtxt"
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(model / "config.pbtxt")

@@ -1,0 +1,106 @@
+"""Inputs that a user gives: read from files, and checked against what the model takes."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fold.arrays import Arrays
+from fold.artifact.manifest import DATATYPES, Manifest, Preprocessing, TensorSpec
+from fold.errors import BnfoldError, first_line
+from fold.inputs.drawn import IMAGES
+
+
+def read_inputs(path: Path, manifest: Manifest) -> Arrays:
+    """Arrays by input name: from an `.npz`, or all rows of the `.npz` files and images in a folder, by their names.
+
+    Images need a manifest with preprocessing. Raises `BnfoldError` that names the file; nothing is ever unpickled.
+    """
+    how = manifest.preprocessing
+    datatype = next((spec.datatype for spec in manifest.inputs if how is not None and spec.name == how.input), "FP32")
+    parts = [read_file(file, how, datatype) for file in input_files(path)]
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
+    except (KeyError, ValueError) as error:
+        raise BnfoldError(f"{path}: its files do not fit together ({error}); give them one by one") from error
+
+
+def input_files(path: Path) -> list[Path]:
+    """The file itself, or the `.npz` files and images in a folder and in folders within it, by their names.
+
+    What is hidden is left out. Raises `BnfoldError` for a folder that holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if (is_image(file) or file.suffix.lower() == ".npz")
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
+    ]
+    if not files:
+        raise BnfoldError(f"{path}: holds no inputs; expected .npz files or images ({', '.join(IMAGES)})")
+    return files
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES
+
+
+def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
+    """The arrays of an `.npz` by their names, or an image as one row of the input that `how` names."""
+    if not is_image(path):
+        return _read_arrays(path)
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs see no image
+
+    from fold.inputs.images import decode, tensor  # noqa: PLC0415
+
+    if how is None:
+        raise BnfoldError(f"{path}: the model declares no preprocessing, so it takes no images; give an .npz")
+    try:
+        with Image.open(path) as image:
+            return {how.input: tensor(decode(image, how), how, datatype)}
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BnfoldError(f"{path}: cannot be read as an image ({first_line(error)})") from error
+
+
+def _read_arrays(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise BnfoldError(f"{path}: is no .npz of plain arrays ({error}); write one with numpy.savez") from error
+
+
+def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:
+    """The inputs that `specs` ask for. Raises `BnfoldError` that names what is missing, unknown or misshapen."""
+    names = [spec.name for spec in specs]
+    for name in inputs:
+        if name not in names:
+            raise BnfoldError(f"input {name!r}: the model has no such input; it takes {', '.join(names)}")
+    for spec in specs:
+        if spec.name not in inputs:
+            raise BnfoldError(f"input {spec.name!r}: missing; the model takes {', '.join(names)}")
+        array = inputs[spec.name]
+        fits = array.ndim == len(spec.shape) and all(
+            want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise BnfoldError(f"input {spec.name!r}: shape {list(array.shape)} does not fit {list(spec.shape)}")
+        if array.dtype != DATATYPES.get(spec.datatype):
+            raise BnfoldError(f"input {spec.name!r}: type {array.dtype}, expected {spec.datatype}")
+    if len({inputs[spec.name].shape[0] for spec in specs if spec.shape and spec.shape[0] == -1}) > 1:
+        raise BnfoldError(f"inputs {', '.join(names)}: their batches differ; expected the same number of rows")
+    return inputs
+
+
+def by_name(specs: Sequence[TensorSpec], inputs: Any) -> Arrays:
+    if not isinstance(inputs, Mapping):
+        listed = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if len(listed) != len(specs):
+            raise BnfoldError(f"{len(listed)} inputs were given; the model takes {len(specs)}")
+        inputs = {spec.name: array for spec, array in zip(specs, listed, strict=True)}
+    return {name: np.asarray(array) for name, array in inputs.items()}

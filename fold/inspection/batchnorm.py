@@ -1,0 +1,45 @@
+"""What an inspection says of one BatchNorm."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fold.inspection.folded_weights import HalfPrecision
+from fold.inspection.placement import Placement
+from fold.inspection.statistics import Span, Statistics
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """One BatchNorm as it was found. `into` names the initializers that would take it up; it is None where it would be
+    kept, for a `reason`, because of the node `culprit`.
+
+    `stretch` is by how much single weights among those initializers would be multiplied (that of the layer, whatever
+    else is folded into it); `float16` looks at all their numbers, or at those of the BatchNorm itself where it is kept.
+    """
+
+    name: str
+    node: str
+    channels: int
+    placement: Placement
+    statistics: Statistics
+    into: tuple[str, ...] | None
+    reason: str | None
+    culprit: str | None
+    stretch: Span | None
+    float16: HalfPrecision | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of one BatchNorm (docs/formats.md)."""
+        return {
+            "name": self.name,
+            "node": self.node,
+            "channels": self.channels,
+            "placement": {"text": str(self.placement), **self.placement.to_dict()},
+            **self.statistics.to_dict(),
+            "folded": self.into is not None,
+            "into": None if self.into is None else list(self.into),
+            "reason": self.reason,
+            "culprit": self.culprit,
+            "stretch": None if self.stretch is None else self.stretch._asdict(),
+            "float16": None if self.float16 is None else asdict(self.float16),
+        }

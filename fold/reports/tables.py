@@ -1,0 +1,52 @@
+"""What a terminal shows of a fold and of its certificate: tables of rich."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fold.proof.certificate import Certificate
+from fold.engine.report import FoldReport
+
+
+def fold_table(report: FoldReport) -> "Table":
+    """A row for each BatchNorm, kept ones first: they are what a user must see."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
+    for kept in report.kept:
+        table.add_row(escape(kept.name), str(kept.channels), "[yellow]kept[/]", escape(kept.reason))
+    for folded in report.folded:
+        what = escape(", ".join(folded.into)) or "nothing needed to change"
+        warning = f" [yellow]({folded.warning})[/]" if folded.warning else ""
+        table.add_row(escape(folded.name), str(folded.channels), "[green]folded[/]", what + warning)
+    return table
+
+
+def certificate_table(certificate: "Certificate") -> "Table":
+    """A row for each part of the certificate, and for each output of the part that compares outputs."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
+    table = Table("Part", "Found", "Limit", "", box=None, pad_edge=False, header_style="bold")
+
+    def add(part: str, found: str, limit: str, holds: object) -> None:
+        table.add_row(escape(part), found, limit, "[green]holds[/]" if holds else "[red]does NOT hold[/]")
+
+    add("A  algebra, in float64", f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}", algebra)
+    add("B  rounding of the weights", f"{len(rounding.faults)} of {rounding.weights} wrong", "0", not rounding.faults)
+    for part in rounding.outputs:
+        limit = "unknown" if part.bound is None else f"{part.bound:.3g}"
+        add(f"B  what it does to {part.name}", f"{part.difference:.3g}", limit, part)
+    for output in verdict.outputs:
+        found = f"{output.folded_error:.3g} (unfolded {output.unfolded_error:.3g})"
+        add(f"C  run time, {output.name}", found, f"{output.limit:.3g}", output.equivalent)
+    for decision in verdict.decisions:
+        found = f"{decision.flips} of {decision.decisions} decide otherwise"
+        add(f"D  decisions, {decision.name}", found, f"{decision.excused} by rounding", decision)
+    if certificate.search is not None:
+        for name, worst in certificate.search.outputs.items():
+            add(f"E  search, {name}", f"{worst.found:.3g} (at the start {worst.start:.3g})", "", True)
+    return table

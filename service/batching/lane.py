@@ -1,0 +1,3 @@
+"""The lane of a request: requests of one lane can be merged into one batch."""
+
+Lane = tuple[tuple[int, ...], ...]

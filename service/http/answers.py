@@ -1,0 +1,46 @@
+"""Answers as ASGI messages."""
+
+import contextlib
+import logging
+
+from starlette.types import Send
+
+from service.errors import ClientGoneError, ServiceError, error_body
+from service.headers import JSON, Headers
+from service.http.head_cache import Target
+from service.repository.model import Model
+from service.repository.repository import Repository
+from service.telemetry.logs import identity
+from service.telemetry.metrics import Metrics
+
+Answer = tuple[int, Headers, bytes]
+
+log = logging.getLogger("bnfold")
+
+
+def lose(route: str, target: Target, repository: Repository, metrics: Metrics) -> None:
+    """Count a request whose client left before its body was complete."""
+    model = None
+    with contextlib.suppress(ServiceError):
+        model = repository.find(*target)
+    metrics.failed(route, model, ClientGoneError())
+
+
+def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
+    """What the client is told of an error, which is counted, and logged if it is a fault of ours. `sent` are the
+    headers of the request."""
+    if not isinstance(error, ServiceError):
+        log.error("%s failed", route, exc_info=error, extra={"identity": identity(sent)})
+        error = ServiceError("internal error; the service's log has the details")
+    metrics.failed(route, model, error)
+    return error.status, *error_answer(error)
+
+
+async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_answer(error: ServiceError) -> tuple[Headers, bytes]:
+    body = error_body(str(error))
+    return [JSON, (b"content-length", b"%d" % len(body)), *error.headers()], body

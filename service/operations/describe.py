@@ -1,0 +1,40 @@
+"""What the protocol tells of the server and its models: metadata and configuration, for both transports."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fold.artifact.manifest import TensorSpec
+from service.repository.model import Model
+from service.repository.repository import Repository
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
+"""Of the protocol's extensions those that work here in full."""
+
+
+def package_version() -> str:
+    try:
+        return version("bnfold")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+def model_metadata(model: Model, repository: Repository) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "versions": repository.versions(model.name),
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor(spec) for spec in model.manifest.inputs],
+        "outputs": [_tensor(spec) for spec in model.manifest.outputs],
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}

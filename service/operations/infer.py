@@ -1,0 +1,118 @@
+"""The way of a checked request through the model's queue, for both transports."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from starlette.types import Scope
+
+from fold.arrays import Arrays
+from fold.errors import first_line
+from service.batching.merging import Outcome
+from service.batching.ticket import Ticket
+from service.errors import ClientGoneError, ComputeError, ServiceError
+from service.repository.model import Model
+
+GONE = "the client left while its request was queued"
+Finish = Callable[[Outcome], None]
+WITHDRAW = "bnfold.withdraw"
+"""Under this key of `scope["state"]` a queued request leaves what to call when its client goes; the server calls it."""
+
+
+log = logging.getLogger("bnfold")
+
+
+class Waiting(Protocol):
+    """Who waits for an answer, as far as the queue has to know it."""
+
+    withdraw: Callable[[], object] | None
+    """Takes the request out of the queue, where it is in one."""
+
+    @property
+    def sole_connection(self) -> bool:
+        """Whether no other request can arrive meanwhile."""
+
+
+class Reply:
+    """The result of an exchange's request: `finish` sends what comes here."""
+
+    __slots__ = ("_done", "_finish", "_model", "ticket")
+
+    def __init__(self, model: Model, finish: Finish) -> None:
+        self.ticket: Ticket | None = None
+        """While it waits."""
+        self._done = False
+        self._model = model
+        self._finish = finish
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, outputs: Outcome) -> None:
+        self._done, self.ticket = True, None
+        try:
+            self._finish(outputs)
+        except Exception as error:  # a batch has others to answer
+            log.error("an answer could not be sent", exc_info=error)
+
+    set_exception = set_result
+
+    def withdraw(self) -> None:
+        if self.ticket is not None:
+            self._model.batcher.withdraw(self.ticket, ClientGoneError(GONE))
+
+
+def hand_in(
+    model: Model,
+    inputs: Arrays,
+    rows: int,
+    waiting: Waiting,
+    finish: Finish,
+    priority: int = 0,
+    timeout: float | None = None,
+) -> None:
+    """Give a checked request to the model's queue; `finish` gets its outcome, perhaps at once."""
+    reply = Reply(model, finish)
+    lane = model.session.signature.lane(inputs)
+    ticket = model.batcher.submit(
+        inputs, rows, lane, priority=priority, timeout=timeout, result=reply, alone=waiting.sole_connection
+    )
+    if not reply.done():
+        reply.ticket = ticket
+        waiting.withdraw = reply.withdraw
+
+
+def outputs_of(model: Model, inputs: Arrays, rows: int, outcome: Outcome) -> Arrays:
+    """The outputs, of which watching may take a look. Raises `ServiceError` where the run failed."""
+    if isinstance(outcome, Exception):
+        raise _failed_run(model, outcome)
+    if model.observer is not None:
+        model.observer.offer(inputs, outcome, rows)
+    return outcome
+
+
+async def compute(
+    model: Model, inputs: Arrays, rows: int, scope: Scope, priority: int = 0, timeout: float | None = None
+) -> Arrays:
+    """Outputs of a checked request, through the model's queue. Leaves the queue when the client goes.
+
+    Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
+    """
+    lane = model.session.signature.lane(inputs)
+    ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
+    if ticket.queued and "state" in scope:
+        scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
+    outcome: Outcome
+    try:
+        outcome = await ticket.result
+    except Exception as error:
+        outcome = error
+    return outputs_of(model, inputs, rows, outcome)
+
+
+def _failed_run(model: Model, error: Exception) -> ServiceError:
+    """What a client is told; ONNX Runtime's exceptions share no base class but Exception."""
+    if isinstance(error, ServiceError):
+        return error
+    return ComputeError(f"model {model}: the run failed: {first_line(error)}")
