@@ -24,6 +24,7 @@ serve: $(STAMP)  ## serve what the demo folded, until Ctrl-C
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.folding import machine, markdown, randomise
 from benchmarks.scaling import resident
-from fold.artifact.directory import ModelVersion, read_version
+from fold.artifact import ModelVersion, read_version
 from fold.convert import Target, convert
-from fold.proof.certificate import certify
-from fold.sources.source import Source
+from fold.proof import certify
+from fold.sources import Source
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fold.artifact.manifest import TensorSpec
-from fold.runtime.devices import device_number
-from fold.runtime.session import CudaOptions, open_session, provider_of
+from fold.artifact import TensorSpec
+from fold.runtime import CudaOptions, device_number, open_session, provider_of
 from service.runtime.buckets import Buckets
 from service.runtime.pinned import pageable, pinned
 from service.runtime.staging import Staging

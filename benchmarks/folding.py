@@ -46,7 +46,7 @@ from fold.arrays import Arrays
 from fold.errors import first_line
 from fold.proof.reference import ModuleReference
 from fold.runtime.session import FAULTY_OPTIMIZERS, open_session, run
-from fold.sources.quiet import quiet
+from fold.sources import silenced
 from models.frozen_resnet import FrozenBatchNorm2d
 
 
@@ -175,7 +175,7 @@ def build(name: str) -> nn.Module:
 
 def exporter(module: nn.Module, example: torch.Tensor) -> bytes:
     """What `torch.onnx.export` writes by default, with the batch left free."""
-    with quiet():
+    with silenced():
         program = torch.onnx.export(
             module, (example,), dynamo=True, optimize=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
         )

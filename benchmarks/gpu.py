@@ -42,9 +42,7 @@ from benchmarks.published import NETWORKS
 from benchmarks.service_on_gpu import Serving, serve
 from fold.bench.measure import interleaved, parse_batches
 from fold.errors import first_line
-from fold.runtime.devices import loaded_cudnn
-from fold.runtime.machine import this_machine, tool_versions
-from fold.runtime.session import CudaOptions
+from fold.runtime import CudaOptions, loaded_cudnn, this_machine, tool_versions
 
 OPTIONS_OF = "resnet50"
 """The network on which options and `torch.compile` are tried."""

@@ -15,11 +15,11 @@ import fold
 from benchmarks.folding import randomise
 from benchmarks.published import NETWORKS, SMALL, Network
 from fold.convert import Target, convert
-from fold.engine.rewrite import round_weights
-from fold.graph.file import save_graph
-from fold.precision.lower import lower
+from fold.engine import round_weights
+from fold.graph import save_graph
+from fold.precision import lower
+from fold.sources import Source
 from fold.sources.export import export_program, save_program
-from fold.sources.source import Source
 
 GRAPHS = ("unfolded", "closed", "opened", "closed fp16")
 MODEL = "net"

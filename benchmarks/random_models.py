@@ -24,15 +24,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fold.arrays import first_rows
-from fold.artifact.specs import tensor_specs
-from fold.engine.fold import fold_graph
+from fold.artifact import tensor_specs
+from fold.engine import fold_graph
 from fold.errors import first_line
-from fold.inputs.drawn import draw_inputs
-from fold.proof.algebra import check_algebra, find_truth
+from fold.inputs import draw_inputs
+from fold.proof import check_algebra, check_rounding, compare, find_truth
 from fold.proof.reference import ModuleReference
-from fold.proof.rounding import check_rounding
-from fold.proof.verify import compare
-from fold.runtime.session import open_graph, run
+from fold.runtime import open_graph, run
 from models.frozen_resnet import FrozenBatchNorm2d
 from tests.support.folding import ARCHITECTURES, architecture, randomise, unfolded_graph
 

@@ -36,8 +36,8 @@ from benchmarks.folding import machine, randomise
 from benchmarks.servers import PEERS, Running, Server, environment, mlserver_folder
 from benchmarks.wrk import Load, Request, load
 from fold.convert import Target, convert
-from fold.runtime.session import open_session, run
-from fold.sources.source import Source
+from fold.runtime import open_session, run
+from fold.sources import Source
 
 MODELS = {"digits": ("models.cnn:cnn", (1, 8, 8)), "resnet18": ("benchmarks.networks:resnet18", (3, 64, 64))}
 RUNTIME = f"onnxruntime=={onnxruntime.__version__}"

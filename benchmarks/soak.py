@@ -34,8 +34,8 @@ from benchmarks.folding import machine, randomise
 from benchmarks.scaling import resident
 from benchmarks.serving import free_port, infer_body
 from fold.convert import Target, convert
-from fold.runtime.session import open_session, run
-from fold.sources.source import Source
+from fold.runtime import open_session, run
+from fold.sources import Source
 from models.cnn import cnn
 
 if TYPE_CHECKING:

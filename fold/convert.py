@@ -8,29 +8,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fold.artifact.canary import write_canary
-from fold.artifact.directory import ModelVersion, new_version, next_version, refuse_version, sha256, write_manifest
-from fold.artifact.manifest import Manifest, PrecisionName, Preprocessing
-from fold.artifact.specs import tensor_specs
-from fold.artifact.triton import write_triton_config
-from fold.engine.fold import fold_graph
-from fold.engine.report import FoldReport
-from fold.engine.rewrite import round_weights
+from fold.artifact import (
+    Manifest,
+    ModelVersion,
+    PrecisionName,
+    Preprocessing,
+    new_version,
+    next_version,
+    refuse_version,
+    sha256,
+    tensor_specs,
+    write_canary,
+    write_manifest,
+    write_triton_config,
+)
+from fold.engine import FoldReport, fold_graph, round_weights
 from fold.errors import BnfoldError
-from fold.graph.file import read_graph, save_graph
-from fold.inputs.drawn import draw_inputs
-from fold.inputs.images import read_preprocessing, refuse_misfit
-from fold.inputs.scaling import raw
-from fold.precision.choose import Precision, ranged, reduce
-from fold.precision.formats import refuse_tf32
-from fold.precision.lower import lower
-from fold.proof.certificate import Certificate, certify
-from fold.proof.run_time import Verdict
-from fold.reports.observe import ROWS, collect
-from fold.reports.page import write_html
-from fold.runtime.devices import Provider
-from fold.runtime.machine import tool_versions
-from fold.sources.source import Source, Unfolded, read_source
+from fold.graph import read_graph, save_graph
+from fold.inputs import draw_inputs, raw, read_preprocessing, refuse_misfit
+from fold.precision import Precision, lower, ranged, reduce, refuse_tf32
+from fold.proof import Certificate, Verdict, certify
+from fold.reports import OBSERVED_ROWS, observe_layers, write_html
+from fold.runtime import Provider, tool_versions
+from fold.sources import Source, Unfolded, read_source
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def convert(
             _write_canary(folder, certificate.verdict)
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
-            seen = collect(
+            seen = observe_layers(
                 graph,
                 read_graph(folder / "model.onnx").model,
                 carried,
                 report,
-                draw_inputs(manifest.inputs, min(samples, ROWS), seed),
+                draw_inputs(manifest.inputs, min(samples, OBSERVED_ROWS), seed),
             )
             write_html(folder / "report.html", manifest, report, seen)
             write_manifest(folder, manifest)

@@ -20,31 +20,39 @@ from starlette.types import Receive, Scope, Send
 
 from service.access import Access
 from service.errors import NotFoundError, ServiceError, error_body
-from service.http.answers import error_answer, failure, respond
-from service.http.exchange import Direct
-from service.http.head_cache import Heads, infer_target, predict_target
-from service.http.middleware import front
-from service.http.routes.control import control_routes
-from service.http.routes.docs import render_docs
-from service.http.routes.equivalence import Equivalence, equivalence_routes
-from service.http.routes.infer import Infer
-from service.http.routes.metadata import metadata_routes
-from service.http.routes.openapi import PATHS
-from service.http.routes.page import Page, render_page
-from service.http.routes.predict import Predict, v1_routes
-from service.http.server import bind, run
-from service.operations.describe import package_version
-from service.proof.references import References
-from service.proof.shadow import Watcher
-from service.repository.model import Model
-from service.repository.polling import Watching
-from service.repository.repository import Repository
+from service.http import (
+    Direct,
+    Heads,
+    bind,
+    error_answer,
+    failure,
+    front,
+    infer_target,
+    predict_target,
+    respond,
+    run_server,
+)
+from service.http.routes import (
+    PATHS,
+    Equivalence,
+    Infer,
+    Page,
+    Predict,
+    control_routes,
+    equivalence_routes,
+    metadata_routes,
+    render_docs,
+    render_page,
+    v1_routes,
+)
+from service.operations import package_version
+from service.proof import References, Watcher
+from service.repository import Model, Repository, Watching
 from service.settings import Settings
-from service.telemetry.logs import configure
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics, configure_logging
 
 if TYPE_CHECKING:
-    from service.grpc.server import Rpc
+    from service.grpc import Rpc
 
 log = logging.getLogger("bnfold")
 
@@ -95,7 +103,7 @@ class Application(FastAPI):
 
     def add_rpc(self, listener: socket) -> None:
         """Prepare the same protocol over gRPC, on the port that `listener` holds."""
-        from service.grpc.server import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
+        from service.grpc import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
 
         self.rpc = Rpc(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
 
@@ -146,7 +154,7 @@ def create_app(settings: Settings) -> Application:
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then 0. Raises `BnfoldError` if the port is taken or nothing can be served."""
-    configure(settings.log_format)
+    configure_logging(settings.log_format)
     with ExitStack() as held:
         listener = held.enter_context(bind(settings.host, settings.port))
         grpc_listener = None
@@ -157,7 +165,7 @@ def serve(settings: Settings) -> int:
         if grpc_listener is not None:
             app.add_rpc(grpc_listener)
         fronted = front(app, settings)
-        return run(
+        return run_server(
             fronted,
             listener,
             settings,

@@ -1,0 +1,44 @@
+"""The model directory: what it holds, how it is written whole or not at all, and read back and checked."""
+
+from fold.artifact.canary import CANARY_FILE, check_canary, write_canary
+from fold.artifact.directory import (
+    NAME_PATTERN,
+    ModelVersion,
+    model_names,
+    new_version,
+    next_version,
+    read_version,
+    refuse_version,
+    sha256,
+    version_numbers,
+    write_manifest,
+)
+from fold.artifact.manifest import DATATYPES, Manifest, PrecisionName, Preprocessing, TensorSpec, all_batched
+from fold.artifact.specs import tensor_specs
+from fold.artifact.triton import powers_of_two, triton_tensors, write_triton_config
+
+__all__ = [
+    "CANARY_FILE",
+    "DATATYPES",
+    "NAME_PATTERN",
+    "Manifest",
+    "ModelVersion",
+    "PrecisionName",
+    "Preprocessing",
+    "TensorSpec",
+    "all_batched",
+    "check_canary",
+    "model_names",
+    "new_version",
+    "next_version",
+    "powers_of_two",
+    "read_version",
+    "refuse_version",
+    "sha256",
+    "tensor_specs",
+    "triton_tensors",
+    "version_numbers",
+    "write_canary",
+    "write_manifest",
+    "write_triton_config",
+]

@@ -13,7 +13,7 @@ import numpy as np
 from fold.arrays import Arrays, Run
 from fold.errors import BnfoldError
 
-FILE = "canary.npz"
+CANARY_FILE = "canary.npz"
 INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
 
 
@@ -22,15 +22,15 @@ def write_canary(folder: Path, inputs: Arrays, exact: Arrays, limits: Mapping[st
     arrays = {f"{INPUT}{name}": array for name, array in inputs.items()}
     arrays |= {f"{EXACT}{name}": array for name, array in exact.items()}
     arrays |= {f"{LIMIT}{name}": np.asarray(limit) for name, limit in limits.items()}
-    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]  # a stub that knows no names of arrays
+    np.savez_compressed(folder / CANARY_FILE, **arrays)  # type: ignore[arg-type]  # a stub that knows no names of arrays
 
 
-def check(folder: Path, run: Run) -> str | None:
+def check_canary(folder: Path, run: Run) -> str | None:
     """Try a session on the canary of a model directory: None if it computes what was proven, else what it does not.
 
     A directory without a canary has nothing to try. Raises `BnfoldError` if the file cannot be read.
     """
-    path = folder / FILE
+    path = folder / CANARY_FILE
     if not path.is_file():
         return None
     try:

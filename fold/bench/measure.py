@@ -24,17 +24,23 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.arrays import Arrays
-from fold.artifact.directory import ModelVersion
-from fold.artifact.manifest import Manifest
+from fold.artifact import Manifest, ModelVersion
 from fold.errors import BnfoldError, first_line
-from fold.graph.file import save_graph
-from fold.inputs.drawn import draw_inputs
-from fold.proof.reference import Reference, load_reference
-from fold.proof.unfolded import load_unfolded
-from fold.proof.verify import compare
-from fold.runtime.devices import Provider, device_number, resolve_provider
-from fold.runtime.machine import Machine, this_machine, tool_versions
-from fold.runtime.session import CudaOptions, open_session, provider_of, run
+from fold.graph import save_graph
+from fold.inputs import draw_inputs
+from fold.proof import Reference, compare, load_reference, load_unfolded
+from fold.runtime import (
+    CudaOptions,
+    Machine,
+    Provider,
+    device_number,
+    open_session,
+    provider_of,
+    resolve_provider,
+    run,
+    this_machine,
+    tool_versions,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -18,7 +18,7 @@ from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError
-from fold.runtime.memory import start_with_huge_pages
+from fold.runtime import start_with_huge_pages
 
 # Typer's own base of usage errors: click's in older versions, its own copy of click in newer ones.
 UsageError: Any = typer.BadParameter.__bases__[0]

@@ -22,9 +22,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a published model unfolded and folded, in turn, after both were seen to answer right."""
-    from fold.artifact.directory import read_version  # noqa: PLC0415
-    from fold.bench.measure import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
-    from fold.reports.bench import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
+    from fold.reports import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
 
     batches = None if batch is None else parse_batches(batch)
     if picture is not None:

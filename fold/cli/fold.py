@@ -23,7 +23,7 @@ from fold.cli.options import (
     print_json,
 )
 from fold.errors import BnfoldError
-from fold.sources.source import Source
+from fold.sources import Source
 
 
 def fold(
@@ -69,8 +69,8 @@ def fold(
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
     from fold.convert import Target, convert  # noqa: PLC0415
-    from fold.inputs.scaling import parse_normalise  # noqa: PLC0415
-    from fold.reports.tables import certificate_table, fold_table  # noqa: PLC0415
+    from fold.inputs import parse_normalise  # noqa: PLC0415
+    from fold.reports import certificate_table, fold_table  # noqa: PLC0415
 
     if layout is not None and normalize is None:
         raise BnfoldError(f"--layout {layout}: is the layout of the bytes of --normalize; give that as well")

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from fold.cli.options import Arch, ArchArg, AsJson, Ema, Inputs, Key, Trust, console, print_json, version_folder
-from fold.sources.source import Source, read_source
+from fold.sources import Source, read_source
 
 
 def inspect(
@@ -27,20 +27,20 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell what each BatchNorm of SOURCE is, how healthy, and where it would go. This proves nothing."""
-    from fold.artifact.directory import read_version  # noqa: PLC0415
-    from fold.inspection.inspect import inspect_graph  # noqa: PLC0415
-    from fold.reports.inspection import (  # noqa: PLC0415
-        check_page,
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.inspection import inspect_graph  # noqa: PLC0415
+    from fold.reports import (  # noqa: PLC0415
+        check_inspection_page,
         folding_listing,
-        sentence,
+        inspection_summary,
+        inspection_table,
         statistics_listing,
-        summary,
-        table,
-        write_page,
+        suspicion_sentence,
+        write_inspection_page,
     )
 
     if html is not None:
-        check_page(html)
+        check_inspection_page(html)
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
         if source.is_dir():
@@ -62,13 +62,13 @@ def inspect(
         print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
     else:
         for suspicion in inspection.suspicions:
-            console.print(f"[yellow]{escape(sentence(suspicion))}[/]", soft_wrap=True, highlight=False)
+            console.print(f"[yellow]{escape(suspicion_sentence(suspicion))}[/]", soft_wrap=True, highlight=False)
         if inspection.batchnorms:
             for listing in (statistics_listing(inspection), folding_listing(inspection)):
                 console.print()
-                console.print(table(listing))
+                console.print(inspection_table(listing))
             console.print()
-        console.print(f"{escape(str(source))}: {summary(inspection)}", soft_wrap=True, highlight=False)
+        console.print(f"{escape(str(source))}: {inspection_summary(inspection)}", soft_wrap=True, highlight=False)
     if html is not None:
-        write_page(html, inspection, source.name)
+        write_inspection_page(html, inspection, source.name)
         console.print(f"written {escape(str(html))}", soft_wrap=True, highlight=False)

@@ -56,7 +56,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 def version_folder(model_dir: Path) -> Path:
     """The latest version in REPOSITORY/NAME; what is no such folder is taken for a version itself."""
-    from fold.artifact.directory import version_numbers  # noqa: PLC0415
+    from fold.artifact import version_numbers  # noqa: PLC0415
 
     numbers = version_numbers(model_dir)
     return model_dir / str(numbers[-1]) if numbers else model_dir

@@ -7,12 +7,12 @@ import typer
 from rich.markup import escape
 
 from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_json
-from fold.sources.source import Source
+from fold.sources import Source
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fold.recalibration.recalibrate import Recalibration
+    from fold.recalibration import Recalibration
 
 
 def recalibrate(
@@ -46,7 +46,7 @@ def recalibrate(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    from fold.recalibration.recalibrate import recalibrate as compute  # noqa: PLC0415
+    from fold.recalibration import recalibrate as compute  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:

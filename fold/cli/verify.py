@@ -30,10 +30,10 @@ def verify(
     """Prove a published model again, on this machine, from its directory alone."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
 
-    from fold.artifact.directory import read_version  # noqa: PLC0415
-    from fold.inputs.given import read_inputs  # noqa: PLC0415
-    from fold.proof.certificate import certify  # noqa: PLC0415
-    from fold.reports.tables import certificate_table  # noqa: PLC0415
+    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.inputs import read_inputs  # noqa: PLC0415
+    from fold.proof import certify  # noqa: PLC0415
+    from fold.reports import certificate_table  # noqa: PLC0415
 
     folder = version_folder(model_dir)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))

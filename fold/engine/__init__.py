@@ -1,0 +1,25 @@
+"""Folding: which BatchNorms vanish, into which weights, and why the others stay. Arithmetic and graphs only."""
+
+from fold.engine.affine import Array, Gauge
+from fold.engine.fold import batchnorm_nodes, fold_graph, fold_model
+from fold.engine.laws.batchnorm import affine_step, scale_and_shift, written_out
+from fold.engine.report import Folded, FoldReport, Kept, TensorSize
+from fold.engine.rewrite import nearest, round_weights, rounded_when_read
+
+__all__ = [
+    "Array",
+    "FoldReport",
+    "Folded",
+    "Gauge",
+    "Kept",
+    "TensorSize",
+    "affine_step",
+    "batchnorm_nodes",
+    "fold_graph",
+    "fold_model",
+    "nearest",
+    "round_weights",
+    "rounded_when_read",
+    "scale_and_shift",
+    "written_out",
+]

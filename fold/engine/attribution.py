@@ -10,7 +10,7 @@ from fold.engine.laws.batchnorm import normalises_input
 from fold.engine.report import Normalization
 from fold.engine.rewrite import Change
 from fold.engine.solver.solve import Solution
-from fold.graph.reading import is_batchnorm, is_float
+from fold.graph import is_batchnorm, is_float
 
 
 def find_absorbers(gauges: Gauges, solution: Solution, changes: list[Change]) -> dict[ir.Node, list[Absorber]]:

@@ -18,8 +18,7 @@ from fold.engine.opening import activations_around, activations_beside, borders_
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
 from fold.engine.solver.solve import Solution, guilty, loud, solve
-from fold.graph.reading import constant, display_name, float64, is_batchnorm, is_float, is_standard
-from fold.graph.shapes import infer_shapes
+from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float, is_standard
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.engine.affine import Array, Gauge, Ids
-from fold.graph.reading import VALUELESS, constant, display_name, is_float, is_standard
+from fold.graph import VALUELESS, constant, display_name, is_float, is_standard
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0
 """Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs; last one

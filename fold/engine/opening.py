@@ -13,7 +13,7 @@ import onnx_ir as ir
 from fold.engine.gauge import Candidate
 from fold.engine.laws.elementwise import CLIPS
 from fold.engine.laws.weights import can_read_shifts, knows_its_sizes
-from fold.graph.reading import constant, dims, is_float, is_standard
+from fold.graph import constant, dims, is_float, is_standard
 
 ABSORBERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 FUSED_BEHIND_CONVOLUTIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"})

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from fold.graph.reading import dims
+from fold.graph import dims
 
 if TYPE_CHECKING:
     import onnx_ir as ir

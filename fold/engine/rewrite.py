@@ -16,7 +16,7 @@ from fold.engine.affine import Array
 from fold.engine.gauge import BEHIND, IN_FRONT, Absorber, Candidate
 from fold.engine.kernels import Branches
 from fold.engine.solver.solve import Solution
-from fold.graph.reading import constant
+from fold.graph import constant
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 """Types whose numbers below the smallest normal one are worth nothing and cost a CPU time; float16 needs its own."""

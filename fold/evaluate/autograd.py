@@ -24,7 +24,7 @@ from fold.evaluate.autograd_windows import (
     resize,
     space_to_depth,
 )
-from fold.graph.reading import FLOATS, constant, display_name, integer, integers, is_standard, real, text
+from fold.graph import FLOATS, constant, display_name, integer, integers, is_standard, real, text
 
 Operator = Callable[..., Tensor | Sequence[Tensor]]
 

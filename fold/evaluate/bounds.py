@@ -20,7 +20,7 @@ from fold.arrays import widened
 from fold.errors import BnfoldError
 from fold.evaluate.bound_rules import Bounded, certain, is_data, rule_for
 from fold.evaluate.float64 import Evaluator, captured
-from fold.graph.reading import FLOATS, VALUELESS
+from fold.graph import FLOATS, VALUELESS
 
 __all__ = ["Bounded", "RoundingBound"]
 

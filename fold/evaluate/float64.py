@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 from fold.arrays import widened
 from fold.errors import BnfoldError, first_line
 from fold.evaluate.operators import OPERATORS
-from fold.graph.reading import FLOATS
+from fold.graph import FLOATS
 
 Watch = Callable[[str, np.ndarray], None]
 T = TypeVar("T")

@@ -1,0 +1,63 @@
+"""Reading an onnx_ir graph and its file: constants, attributes, shapes, names, and old formats made new."""
+
+from fold.graph.file import GraphFile, read_graph, save_graph
+from fold.graph.lifting import CONSTANT_IR, Lifted, lift
+from fold.graph.reading import (
+    FLOATS,
+    SCALE,
+    SHIFT,
+    VALUELESS,
+    computed,
+    constant,
+    dims,
+    display_name,
+    first_input,
+    float64,
+    integer,
+    integers,
+    is_batchnorm,
+    is_float,
+    is_standard,
+    padded,
+    parameter,
+    real,
+    text,
+)
+from fold.graph.reshapes import matching_blocks
+from fold.graph.shapes import BATCHNORM, infer_shapes
+from fold.graph.windows import conv_taps, conv_transpose_taps, explicit_pads, spatial_sizes
+
+__all__ = [
+    "BATCHNORM",
+    "CONSTANT_IR",
+    "FLOATS",
+    "SCALE",
+    "SHIFT",
+    "VALUELESS",
+    "GraphFile",
+    "Lifted",
+    "computed",
+    "constant",
+    "conv_taps",
+    "conv_transpose_taps",
+    "dims",
+    "display_name",
+    "explicit_pads",
+    "first_input",
+    "float64",
+    "infer_shapes",
+    "integer",
+    "integers",
+    "is_batchnorm",
+    "is_float",
+    "is_standard",
+    "lift",
+    "matching_blocks",
+    "padded",
+    "parameter",
+    "read_graph",
+    "real",
+    "save_graph",
+    "spatial_sizes",
+    "text",
+]

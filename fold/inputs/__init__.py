@@ -1,0 +1,29 @@
+"""Inputs of a model: drawn from a seed, given by a user, or made of images; and their scaling."""
+
+from fold.inputs.dataset import DataSet, open_dataset
+from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs
+from fold.inputs.given import by_name, check_inputs, read_inputs
+from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
+from fold.inputs.scaling import ALREADY, TO_NCHW, Layout, Normalisation, Settled, parse_normalise, raw
+
+__all__ = [
+    "ALREADY",
+    "FREE_SIZES",
+    "TO_NCHW",
+    "DataSet",
+    "Family",
+    "Layout",
+    "Normalisation",
+    "Settled",
+    "by_name",
+    "check_inputs",
+    "decode_image",
+    "draw_inputs",
+    "image_tensor",
+    "open_dataset",
+    "parse_normalise",
+    "raw",
+    "read_inputs",
+    "read_preprocessing",
+    "refuse_misfit",
+]

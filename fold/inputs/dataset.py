@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import Preprocessing
+from fold.artifact import Preprocessing
 from fold.errors import BnfoldError
 from fold.inputs.given import input_files, is_image, read_file
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import DATATYPES, TensorSpec
+from fold.artifact import DATATYPES, TensorSpec
 from fold.errors import BnfoldError
 
 FREE_SIZES = (32,)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import DATATYPES, Manifest, Preprocessing, TensorSpec
+from fold.artifact import DATATYPES, Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 from fold.inputs.drawn import IMAGES
 
@@ -56,13 +56,13 @@ def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
         return _read_arrays(path)
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs see no image
 
-    from fold.inputs.images import decode, tensor  # noqa: PLC0415
+    from fold.inputs.images import decode_image, image_tensor  # noqa: PLC0415
 
     if how is None:
         raise BnfoldError(f"{path}: the model declares no preprocessing, so it takes no images; give an .npz")
     try:
         with Image.open(path) as image:
-            return {how.input: tensor(decode(image, how), how, datatype)}
+            return {how.input: image_tensor(decode_image(image, how), how, datatype)}
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BnfoldError(f"{path}: cannot be read as an image ({first_line(error)})") from error
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from fold.artifact.manifest import DATATYPES, Preprocessing, TensorSpec
+from fold.artifact import DATATYPES, Preprocessing, TensorSpec
 from fold.errors import BnfoldError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def refuse_misfit(how: Preprocessing, spec: TensorSpec, where: str) -> None:
         )
 
 
-def decode(image: "Image", how: Preprocessing) -> np.ndarray:
+def decode_image(image: "Image", how: Preprocessing) -> np.ndarray:
     """Pixels, uint8 [H, W] or [H, W, C], of the size and mode that are asked for.
 
     Raises `ValueError` for an image so long that it would fill the memory before it is cut.
@@ -75,7 +75,7 @@ def _with_shorter_edge(size: tuple[int, int], edge: int) -> tuple[int, int]:
     return width, height
 
 
-def tensor(pixels: np.ndarray, how: Preprocessing, datatype: str) -> np.ndarray:
+def image_tensor(pixels: np.ndarray, how: Preprocessing, datatype: str) -> np.ndarray:
     """One row: `(pixel * scale - mean) / std` for each channel, N, C, H, W or N, H, W, C."""
     channels_last = pixels.reshape(*pixels.shape[:2], how.channels).astype(np.float64)
     x = (channels_last * how.scale - np.asarray(how.mean)) / np.asarray(how.std)

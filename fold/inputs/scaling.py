@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fold.artifact.manifest import Preprocessing
+from fold.artifact import Preprocessing
 from fold.errors import BnfoldError
 from fold.inputs.images import read_preprocessing
 

@@ -1,0 +1,10 @@
+"""What each BatchNorm of a graph is, how healthy, and where it would go."""
+
+from fold.inspection.batchnorm import BatchNorm
+from fold.inspection.folded_weights import FoldedTensor, HalfPrecision
+from fold.inspection.inspect import Inspection, inspect_graph
+from fold.inspection.placement import listed
+from fold.inspection.statistics import Span
+from fold.inspection.suspicions import Suspicion
+
+__all__ = ["BatchNorm", "FoldedTensor", "HalfPrecision", "Inspection", "Span", "Suspicion", "inspect_graph", "listed"]

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fold.engine.affine import Array
-from fold.engine.rewrite import nearest
-from fold.graph.reading import constant, display_name, float64, integer
+from fold.engine import Array, nearest
+from fold.graph import constant, display_name, float64, integer
 from fold.inspection.statistics import Span
-from fold.precision.formats import FORMATS
+from fold.precision import FORMATS
 
 HALF = FORMATS["fp16"]
 

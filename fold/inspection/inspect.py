@@ -12,10 +12,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine.fold import batchnorm_nodes, fold_graph
-from fold.engine.report import Folded, Kept
-from fold.graph.reading import constant, display_name, float64, is_batchnorm, is_float
-from fold.graph.shapes import infer_shapes
+from fold.engine import Folded, Kept, batchnorm_nodes, fold_graph
+from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, half_precision, look_at, merged_half
 from fold.inspection.placement import placement

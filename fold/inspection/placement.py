@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from fold.graph.reading import constant, display_name, is_float
+from fold.graph import constant, display_name, is_float
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "GRU", "Gemm", "LSTM", "RNN"})
 WEIGHTED_BY_CONSTANTS = frozenset({"Einsum", "Gather", "MatMul"})

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fold.engine.affine import Array
-from fold.engine.laws.batchnorm import affine_step, scale_and_shift
-from fold.graph.reading import constant, float64, integer, real
-from fold.graph.shapes import BATCHNORM
+from fold.engine import Array, affine_step, scale_and_shift
+from fold.graph import BATCHNORM, constant, float64, integer, real
 
 EPSILON = float(np.float32(1e-5))
 MOMENTUM = 0.9

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fold.precision.formats import FORMATS
+from fold.precision import FORMATS
 
 if TYPE_CHECKING:
     from fold.inspection.batchnorm import BatchNorm

@@ -14,13 +14,13 @@ import onnx
 import onnx_ir as ir
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import Manifest
+from fold.artifact import Manifest
 from fold.errors import BnfoldError
-from fold.evaluate.float64 import Evaluator
-from fold.graph.reading import FLOATS, VALUELESS, constant, display_name, is_standard
-from fold.inputs.drawn import Family, draw_inputs
+from fold.evaluate import Evaluator
+from fold.graph import FLOATS, VALUELESS, constant, display_name, is_standard
+from fold.inputs import Family, draw_inputs
 from fold.precision.formats import FORMATS, Format, Reduced
-from fold.precision.lower import (
+from fold.precision.lowering import (
     copied,
     floats,
     is_single,
@@ -32,8 +32,7 @@ from fold.precision.lower import (
     wanted_types,
     written,
 )
-from fold.runtime.devices import PROVIDERS, Provider, resolve_provider
-from fold.runtime.session import open_session, placement
+from fold.runtime import PROVIDERS, Provider, open_session, placement, resolve_provider
 
 FAMILIES: tuple[Family, ...] = ("normal", "single", "sparse")
 """Inputs on which ranges are looked at. Not the large offset, which is for algebra: no model was trained on such, and
@@ -78,7 +77,7 @@ def reduce(model: ir.Model, precision: Reduced, inputs: Iterable[Arrays], provid
     Raises `BnfoldError` in one line for a graph with subgraphs, and where no layer with weights would be of the type.
     """
     chosen, model = FORMATS[precision], prepared(model, precision)
-    kept = _decide(model, chosen, inputs, provider)
+    kept = decide(model, chosen, inputs, provider)
     staying = {entry.tensor: entry for entry in kept}
     heavy = [node for node in model.graph if any(_is_weight(node, i) for i in range(len(node.inputs)))]
     if heavy and all(written(node) in staying for node in heavy):
@@ -90,7 +89,7 @@ def reduce(model: ir.Model, precision: Reduced, inputs: Iterable[Arrays], provid
     return Precision(precision, kept)
 
 
-def _decide(model: ir.Model, chosen: Format, inputs: Iterable[Arrays], provider: Provider) -> tuple[KeptFloat32, ...]:
+def decide(model: ir.Model, chosen: Format, inputs: Iterable[Arrays], provider: Provider) -> tuple[KeptFloat32, ...]:
     """What stays in float32, in graph order."""
     largest = _largest(model, inputs)
     shapes = _of_shapes(model.graph)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import onnx_ir as ir
 
 from fold.errors import BnfoldError
-from fold.runtime.devices import Provider, resolve_provider
+from fold.runtime import Provider, resolve_provider
 
 
 def refuse_tf32(precision: str, provider: Provider, what: str) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays, first_rows
-from fold.artifact.manifest import TensorSpec, all_batched
+from fold.artifact import TensorSpec, all_batched
 from fold.errors import BnfoldError
-from fold.evaluate.float64 import Evaluator
-from fold.graph.reading import constant
-from fold.inputs.drawn import FREE_SIZES, draw_inputs
-from fold.inputs.drawn import Family as Kind
+from fold.evaluate import Evaluator
+from fold.graph import constant
+from fold.inputs import FREE_SIZES, draw_inputs
+from fold.inputs import Family as Kind
 
 LIMIT = 1e-12
 """Of the relative difference, for each layer of depth."""

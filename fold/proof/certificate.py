@@ -13,14 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fold.arrays import Arrays, first_rows, in_chunks
-from fold.artifact.directory import ModelVersion, sha256
-from fold.artifact.manifest import all_batched
-from fold.engine.fold import fold_graph
-from fold.graph.file import read_graph
-from fold.inputs.drawn import draw_inputs
-from fold.inputs.given import check_inputs
-from fold.precision.choose import as_stored
-from fold.precision.formats import refuse_tf32
+from fold.artifact import ModelVersion, all_batched, sha256
+from fold.engine import fold_graph
+from fold.graph import read_graph
+from fold.inputs import check_inputs, draw_inputs
+from fold.precision import as_stored, refuse_tf32
 from fold.proof.algebra import Algebra, check_algebra, find_truth
 from fold.proof.locate import Located, of_algebra, of_rounding, of_run_time
 from fold.proof.reduced import run_unfolded
@@ -29,10 +26,18 @@ from fold.proof.rounding import Rounding, check_rounding
 from fold.proof.run_time import Verdict
 from fold.proof.unfolded import load_unfolded
 from fold.proof.verify import compare
-from fold.runtime.devices import Provider
-from fold.runtime.machine import this_machine, tool_versions
-from fold.runtime.memory import release_large_blocks, release_memory
-from fold.runtime.session import CudaOptions, open_graph, open_session, provider_of, run
+from fold.runtime import (
+    CudaOptions,
+    Provider,
+    open_graph,
+    open_session,
+    provider_of,
+    release_large_blocks,
+    release_memory,
+    run,
+    this_machine,
+    tool_versions,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -139,10 +144,10 @@ def certify(
     exact = as_stored(folding.model, version.manifest)
     found = None
     if search_seconds > 0:
-        from fold.proof.search import search  # noqa: PLC0415  # needs PyTorch
+        from fold.proof.search import search_inputs  # noqa: PLC0415  # needs PyTorch
 
         announce("searching for the largest difference")
-        found = search(
+        found = search_inputs(
             exact,
             _read_served(version),
             specs,

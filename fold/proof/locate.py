@@ -8,12 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays
-from fold.engine.affine import Gauge
-from fold.engine.fold import fold_graph
-from fold.engine.report import FoldReport
+from fold.engine import FoldReport, Gauge, fold_graph
 from fold.errors import BnfoldError
-from fold.evaluate.float64 import Evaluator
-from fold.graph.reading import display_name, is_float
+from fold.evaluate import Evaluator
+from fold.graph import display_name, is_float
 from fold.proof.algebra import LIMIT, apart, depth
 from fold.proof.decisions import FACTOR, FLOORS
 from fold.proof.rounding import Fault

@@ -5,14 +5,11 @@ from functools import partial
 import onnx_ir as ir
 
 from fold.arrays import Arrays, Run
-from fold.artifact.directory import ModelVersion
-from fold.engine.rewrite import round_weights
-from fold.precision.choose import Precision, _decide, ranged
-from fold.precision.formats import FORMATS
-from fold.precision.lower import lower, prepared
+from fold.artifact import ModelVersion
+from fold.engine import round_weights
+from fold.precision import FORMATS, Precision, decide, lower, prepared, ranged
 from fold.proof.unfolded import load_unfolded
-from fold.runtime.devices import Provider
-from fold.runtime.session import CudaOptions, open_graph, run
+from fold.runtime import CudaOptions, Provider, open_graph, run
 
 
 def run_unfolded(
@@ -31,7 +28,7 @@ def run_unfolded(
     if manifest.precision == "tf32":
         return partial(run, open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True)))
     graph = prepared(unfolded, manifest.precision)
-    own = _decide(graph, FORMATS[manifest.precision], ranged(manifest, seed, given), provider)
+    own = decide(graph, FORMATS[manifest.precision], ranged(manifest, seed, given), provider)
     kept = Precision.of(manifest).tensors | {entry.tensor for entry in own}
     lowered = lower(unfolded, manifest.precision, kept)
     round_weights(lowered.graph)

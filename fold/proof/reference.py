@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fold.arrays import Arrays, Run, widened
-from fold.artifact.directory import ModelVersion
+from fold.artifact import ModelVersion
 from fold.errors import BnfoldError
 from fold.proof.run_time import judge
-from fold.runtime.session import open_graph
+from fold.runtime import open_graph
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.runtime.devices import Provider
+    from fold.runtime import Provider
 
 ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
 """What a reference on a GPU may take: so many times its weights, and bytes for activations and libraries. A GPU that
@@ -45,10 +45,10 @@ class ModuleReference:
     """A PyTorch module in eval mode and a copy of it in float64; arguments are passed in the order of `input_names`."""
 
     def __init__(self, module: "nn.Module", input_names: Sequence[str], output_names: Sequence[str]) -> None:
-        from fold.sources.quiet import quiet  # noqa: PLC0415
+        from fold.sources import silenced  # noqa: PLC0415
 
         self._single = module
-        with quiet():
+        with silenced():
             self._double = copy.deepcopy(module).double()
         self._input_names = input_names
         self._output_names = output_names
@@ -82,7 +82,7 @@ class ProgramReference:
         self._device = device
 
     def exact(self, inputs: Arrays) -> Arrays:
-        from fold.evaluate.program import InFloat64  # noqa: PLC0415
+        from fold.evaluate import InFloat64  # noqa: PLC0415
 
         return _run(InFloat64(self._module).run, widened(inputs), self._input_names, self._output_names, self._device)
 
@@ -99,10 +99,9 @@ class GraphReference:
     """
 
     def __init__(self, path: Path) -> None:
-        from fold.evaluate.float64 import Evaluator  # noqa: PLC0415
-        from fold.graph.file import read_graph  # noqa: PLC0415
-        from fold.graph.lift import lift  # noqa: PLC0415
-        from fold.runtime.session import open_session, run  # noqa: PLC0415
+        from fold.evaluate import Evaluator  # noqa: PLC0415
+        from fold.graph import lift, read_graph  # noqa: PLC0415
+        from fold.runtime import open_session, run  # noqa: PLC0415
 
         given = read_graph(path).model
         lifted = lift(given)
@@ -169,7 +168,7 @@ def load_reference(
     can use that and there is room.
     """
     reference = _load_single(version, provider if beside else "cpu")
-    from fold.runtime.devices import resolve_provider  # noqa: PLC0415
+    from fold.runtime import resolve_provider  # noqa: PLC0415
 
     if version.manifest.precision_on(resolve_provider(provider)) == "fp32":
         return reference
@@ -181,7 +180,7 @@ def load_reference(
 def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
     if version.manifest.reference == "unfolded.onnx":
         return GraphReference(version.reference_file)
-    from fold.sources.archive.load import load_program  # noqa: PLC0415
+    from fold.sources import load_program  # noqa: PLC0415
 
     program = load_program(version.reference_file)
     inputs, outputs = ([spec.name for spec in specs] for specs in (version.manifest.inputs, version.manifest.outputs))
@@ -190,7 +189,7 @@ def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
 
 def _torch_device(program: "ExportedProgram", provider: "Provider") -> str:
     """PyTorch's name of the device to compute on: the CPU where the GPU is not PyTorch's or has too little room."""
-    from fold.runtime.devices import device_number, resolve_provider  # noqa: PLC0415
+    from fold.runtime import device_number, resolve_provider  # noqa: PLC0415
 
     if resolve_provider(provider) == "cpu":
         return "cpu"

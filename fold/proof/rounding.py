@@ -13,11 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays
-from fold.engine.rewrite import round_weights, rounded_when_read
-from fold.evaluate.bounds import RoundingBound
-from fold.evaluate.float64 import Evaluator
-from fold.graph.reading import display_name
-from fold.runtime.memory import release_memory
+from fold.engine import round_weights, rounded_when_read
+from fold.evaluate import Evaluator, RoundingBound
+from fold.graph import display_name
+from fold.runtime import release_memory
 
 SHOWN = 5
 """Faults that a certificate lists; it counts them all."""

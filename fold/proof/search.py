@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import TensorSpec
+from fold.artifact import TensorSpec
 from fold.errors import BnfoldError
-from fold.graph.reading import dims
-from fold.inputs.drawn import draw_inputs
+from fold.graph import dims
+from fold.inputs import draw_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,7 +86,7 @@ class Found:
         }
 
 
-def search(
+def search_inputs(
     exact: "ir.Model",
     stored: "ir.Model",
     specs: Sequence[TensorSpec],
@@ -151,7 +151,7 @@ class _Pair:
     """Both graphs on the same inputs. A difference is max|stored - exact|; what is not finite counts as 0."""
 
     def __init__(self, exact: "ir.Model", stored: "ir.Model", batched: bool) -> None:
-        from fold.evaluate.autograd import TorchGraph  # noqa: PLC0415
+        from fold.evaluate import TorchGraph  # noqa: PLC0415
 
         self._exact, self._stored, self._batched = TorchGraph(exact), TorchGraph(stored), batched
 

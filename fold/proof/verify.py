@@ -12,12 +12,11 @@ import numpy as np
 
 from fold.arrays import Arrays, Run, first_rows, in_chunks
 from fold.errors import BnfoldError
-from fold.inputs.drawn import draw_inputs
-from fold.inputs.given import by_name, check_inputs
+from fold.inputs import by_name, check_inputs, draw_inputs
 from fold.proof.decisions import decide
 from fold.proof.reference import ModuleReference, Reference
 from fold.proof.run_time import Evidence, Verdict, judge
-from fold.runtime.session import open_graph
+from fold.runtime import open_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,8 +42,8 @@ def verify_model(
     Without them `samples` inputs are drawn from `seed`. No argument is touched. Raises `BnfoldError` for inputs that do
     not fit.
     """
-    from fold.artifact.specs import tensor_specs  # noqa: PLC0415
-    from fold.runtime.session import run  # noqa: PLC0415
+    from fold.artifact import tensor_specs  # noqa: PLC0415
+    from fold.runtime import run  # noqa: PLC0415
 
     session = open_graph(model)
     specs, output_specs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)

@@ -1,0 +1,34 @@
+"""What people read: tables for a terminal, pages and pictures."""
+
+from fold.reports.bench import bench_table, captions, check_picture, write_picture
+from fold.reports.inspection import (
+    check_inspection_page,
+    folding_listing,
+    inspection_summary,
+    inspection_table,
+    statistics_listing,
+    suspicion_sentence,
+    write_inspection_page,
+)
+from fold.reports.observe import OBSERVED_ROWS, observe_layers
+from fold.reports.page import write_html
+from fold.reports.tables import certificate_table, fold_table
+
+__all__ = [
+    "OBSERVED_ROWS",
+    "bench_table",
+    "captions",
+    "certificate_table",
+    "check_inspection_page",
+    "check_picture",
+    "fold_table",
+    "folding_listing",
+    "inspection_summary",
+    "inspection_table",
+    "observe_layers",
+    "statistics_listing",
+    "suspicion_sentence",
+    "write_html",
+    "write_inspection_page",
+    "write_picture",
+]

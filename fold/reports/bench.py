@@ -9,7 +9,7 @@ from fold.errors import BnfoldError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fold.bench.measure import Benchmark, Measurement, Timing
+    from fold.bench import Benchmark, Measurement, Timing
 
 # Lengths in the picture, in pixels; the template places what stands beside them.
 BARS_WIDTH = 430

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fold.errors import BnfoldError
-from fold.inspection.placement import listed
-from fold.inspection.statistics import Span
+from fold.inspection import Span, listed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fold.inspection.batchnorm import BatchNorm
-    from fold.inspection.folded_weights import FoldedTensor, HalfPrecision
-    from fold.inspection.inspect import Inspection
-    from fold.inspection.suspicions import Suspicion
+    from fold.inspection import BatchNorm, FoldedTensor, HalfPrecision, Inspection, Suspicion
 
 WORDS = frozenset({"BatchNorm", "Placement", "Into, or why not", "Weights", "float16"})
 """Columns of text; the others are of numbers."""
@@ -30,7 +26,7 @@ class Listing(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def summary(inspection: "Inspection") -> str:
+def inspection_summary(inspection: "Inspection") -> str:
     """How many BatchNorms there are, and how many of them would be folded."""
     count = len(inspection.batchnorms)
     opened = " with opened activations" if inspection.open_activations else ""
@@ -40,7 +36,7 @@ def summary(inspection: "Inspection") -> str:
     return f"{count} {noun}: {inspection.folded} would be folded{opened}, {count - inspection.folded} kept"
 
 
-def sentence(suspicion: "Suspicion") -> str:
+def suspicion_sentence(suspicion: "Suspicion") -> str:
     """What is suspicious of which BatchNorm, and which others it is said of as well."""
     also = f" (also of {listed(suspicion.also)})" if suspicion.also else ""
     return f"{suspicion.name}: {suspicion.text}{also}"
@@ -76,7 +72,7 @@ def weights_listing(inspection: "Inspection") -> Listing:
     )
 
 
-def table(listing: Listing) -> "Table":
+def inspection_table(listing: Listing) -> "Table":
     """For a terminal."""
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -89,7 +85,7 @@ def table(listing: Listing) -> "Table":
     return drawn
 
 
-def check_page(path: Path) -> None:
+def check_inspection_page(path: Path) -> None:
     """Raise `BnfoldError` for a path to which no page can be written, before a model is read."""
     if not path.parent.is_dir():
         raise BnfoldError(f"--html {path}: there is no folder {path.parent}; create it first")
@@ -97,18 +93,18 @@ def check_page(path: Path) -> None:
         raise BnfoldError(f"--html {path}: is a folder; expected a file name")
 
 
-def write_page(path: Path, inspection: "Inspection", source: str) -> None:
+def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> None:
     """Write the page whole or not at all; a file of that name is replaced."""
     from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
 
-    check_page(path)
+    check_inspection_page(path)
     environment = Environment(
         loader=PackageLoader("fold.reports"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("inspection.html").render(
         source=source,
-        summary=summary(inspection),
-        sentences=[sentence(one) for one in inspection.suspicions],
+        summary=inspection_summary(inspection),
+        sentences=[suspicion_sentence(one) for one in inspection.suspicions],
         listings=[make(inspection) for make in (statistics_listing, folding_listing, weights_listing)],
         words=WORDS,
     )

@@ -19,13 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays, Run
-from fold.engine.affine import Gauge
-from fold.engine.laws.batchnorm import written_out
-from fold.engine.report import FoldReport, TensorSize
+from fold.engine import FoldReport, Gauge, TensorSize, written_out
 from fold.errors import BnfoldError
-from fold.evaluate.float64 import Evaluator
-from fold.graph.reading import constant, display_name, is_float, is_standard
-from fold.graph.shapes import BATCHNORM, infer_shapes
+from fold.evaluate import Evaluator
+from fold.graph import BATCHNORM, constant, display_name, infer_shapes, is_float, is_standard
 from fold.reports.observations import (
     QUANTILES,
     Activations,
@@ -38,9 +35,9 @@ from fold.reports.observations import (
     Stretch,
     evenly,
 )
-from fold.runtime.session import open_graph, run
+from fold.runtime import open_graph, run
 
-ROWS = 8
+OBSERVED_ROWS = 8
 """Rows of input, at most."""
 ROWS_BYTES = 1 << 26
 """Bytes of watched activations, above which fewer rows are taken; one row may take more."""
@@ -73,7 +70,7 @@ class _Sampled(NamedTuple):
 Samples = dict[str, _Sampled]
 
 
-def collect(
+def observe_layers(
     unfolded: ir.Model, folded: ir.Model, carried: Mapping[str, Gauge], report: FoldReport, inputs: Arrays
 ) -> Observations:
     """Run both graphs on the first rows of `inputs` and note what a report shows. What a graph can't do is `missing`.
@@ -171,7 +168,7 @@ def _tensors(model: ir.Model) -> dict[str, tuple[str, int]]:
 
 
 def _rows(sizes: Iterable[int]) -> int:
-    return max(1, min(ROWS, ROWS_BYTES // max(sum(sizes), 1)))
+    return max(1, min(OBSERVED_ROWS, ROWS_BYTES // max(sum(sizes), 1)))
 
 
 def _first(inputs: Arrays, graph: ir.Graph, rows: int) -> Arrays:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fold.engine.report import FoldReport
+from fold.engine import FoldReport
 
 if TYPE_CHECKING:
-    from fold.artifact.manifest import Manifest
+    from fold.artifact import Manifest
     from fold.reports.observations import Observations
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fold.proof.certificate import Certificate
-from fold.engine.report import FoldReport
+    from fold.proof import Certificate
+from fold.engine import FoldReport
 
 
 def fold_table(report: FoldReport) -> "Table":

@@ -1,0 +1,86 @@
+"""ONNX Runtime and the machine that it runs on: sessions, devices, memory."""
+
+from typing import TYPE_CHECKING
+
+from fold.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fold.runtime.devices import (
+        PROVIDERS,
+        Provider,
+        ProviderUnavailableError,
+        device_number,
+        loaded_cudnn,
+        loaded_library,
+        pci_bus_id,
+        resolve_provider,
+    )
+    from fold.runtime.machine import Machine, cores, this_machine, tool_versions
+    from fold.runtime.memory import release_large_blocks, release_memory, return_freed, start_with_huge_pages
+    from fold.runtime.session import (
+        SPIN_MICROSECONDS,
+        CudaOptions,
+        computed_elsewhere,
+        open_graph,
+        open_session,
+        placement,
+        provider_of,
+        run,
+    )
+
+__all__ = [
+    "PROVIDERS",
+    "SPIN_MICROSECONDS",
+    "CudaOptions",
+    "Machine",
+    "Provider",
+    "ProviderUnavailableError",
+    "computed_elsewhere",
+    "cores",
+    "device_number",
+    "loaded_cudnn",
+    "loaded_library",
+    "open_graph",
+    "open_session",
+    "pci_bus_id",
+    "placement",
+    "provider_of",
+    "release_large_blocks",
+    "release_memory",
+    "resolve_provider",
+    "return_freed",
+    "run",
+    "start_with_huge_pages",
+    "this_machine",
+    "tool_versions",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CudaOptions": "session",
+        "Machine": "machine",
+        "PROVIDERS": "devices",
+        "Provider": "devices",
+        "ProviderUnavailableError": "devices",
+        "SPIN_MICROSECONDS": "session",
+        "computed_elsewhere": "session",
+        "cores": "machine",
+        "device_number": "devices",
+        "loaded_cudnn": "devices",
+        "loaded_library": "devices",
+        "open_graph": "session",
+        "open_session": "session",
+        "pci_bus_id": "devices",
+        "placement": "session",
+        "provider_of": "session",
+        "release_large_blocks": "memory",
+        "release_memory": "memory",
+        "resolve_provider": "devices",
+        "return_freed": "memory",
+        "run": "session",
+        "start_with_huge_pages": "memory",
+        "this_machine": "machine",
+        "tool_versions": "machine",
+    },
+)

@@ -202,7 +202,7 @@ def open_graph(
     cuda: "CudaOptions | None" = None,
 ) -> "ort.InferenceSession":
     """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
-    from fold.graph.file import save_graph  # noqa: PLC0415
+    from fold.graph import save_graph  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

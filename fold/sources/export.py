@@ -20,9 +20,9 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from fold.errors import BnfoldError, first_line
-from fold.graph.reading import constant, display_name
+from fold.graph import constant, display_name
 from fold.sources.outputs import output_names, with_plain_outputs
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 
 Sizes = Sequence[int | str]
 
@@ -63,7 +63,7 @@ def export_program(
         for shape in sizes
     )
     try:
-        with quiet(), torch.no_grad():
+        with silenced(), torch.no_grad():
             module = copy.deepcopy(module).eval()
             return with_plain_outputs(torch.export.export(module, examples, dynamic_shapes=dynamic_shapes))
     except Exception as error:  # torch.export raises whatever the model's own code raises
@@ -77,7 +77,7 @@ def export_program(
 def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Model:
     """The unfolded graph of an exported program; free sizes are named as in `sizes`, which are those of its inputs."""
     try:
-        with quiet():
+        with silenced():
             exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
     except Exception as error:
         raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {first_line(error)}") from error
@@ -95,7 +95,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     """Write the reference as a `.pt2` without example inputs, which would be pickled."""
     program = copy.copy(program)
     program._example_inputs = None
-    with quiet(), path.open("wb") as stream:
+    with silenced(), path.open("wb") as stream:
         torch.export.save(program, stream)
 
 

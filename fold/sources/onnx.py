@@ -7,9 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.errors import BnfoldError
-from fold.graph.file import GraphFile, read_graph
-from fold.graph.lift import Lifted, lift
-from fold.inputs.scaling import Normalisation, Settled
+from fold.graph import GraphFile, Lifted, lift, read_graph
+from fold.inputs import Normalisation, Settled
 from fold.sources.scale_graph import normalise_graph
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

@@ -7,9 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.errors import BnfoldError
-from fold.graph.lift import CONSTANT_IR
-from fold.graph.reading import SCALE, SHIFT, dims, integers, is_float, is_standard
-from fold.inputs.scaling import ALREADY, TO_NCHW, Layout, Normalisation, Settled
+from fold.graph import CONSTANT_IR, SCALE, SHIFT, dims, integers, is_float, is_standard
+from fold.inputs import ALREADY, TO_NCHW, Layout, Normalisation, Settled
 
 OLDEST_OPSET = 7
 """Since which a product spreads its constant over a tensor by numpy's rules."""

@@ -14,9 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from fold.errors import BnfoldError, first_line
-from fold.graph.reading import SCALE, SHIFT
-from fold.inputs.scaling import ALREADY, Normalisation, Settled
-from fold.sources.quiet import quiet
+from fold.graph import SCALE, SHIFT
+from fold.inputs import ALREADY, Normalisation, Settled
+from fold.sources.quiet import silenced
 
 aten = torch.ops.aten
 
@@ -44,7 +44,7 @@ def normalise_program(
     _normalise(graph, x, s, t, settled, readers)
     module.recompile()
     try:
-        with quiet():
+        with silenced():
             changed = program._update(module, signature, state_dict=program.state_dict | buffers)
     except Exception as error:  # what it checks, it says in errors of many types
         raise BnfoldError(
@@ -66,7 +66,7 @@ def sizes_as_sent(
 
 
 def _copied(program: ExportedProgram) -> tuple[fx.GraphModule, ExportGraphSignature]:
-    with quiet():
+    with silenced():
         module, signature = copy.deepcopy(program.graph_module), copy.deepcopy(program.graph_signature)
     for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
         copied.name = node.name  # a copy avoids names that Python has, such as input, and the signature holds them

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.inputs.scaling import Normalisation, Settled
+    from fold.inputs import Normalisation, Settled
     from fold.sources.checkpoint.checkpoint import Checkpoint
 
 
@@ -132,7 +132,7 @@ def _read_program(
 
 
 def _read_onnx(source: Source) -> Unfolded:
-    from fold.artifact.directory import sha256  # noqa: PLC0415
+    from fold.artifact import sha256  # noqa: PLC0415
     from fold.sources.onnx import read_onnx  # noqa: PLC0415
 
     read, folder = read_onnx(source.path, source.normalise), source.path.absolute().parent

@@ -9,10 +9,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fold.errors import BnfoldError, first_line
-from fold.inputs.drawn import FREE_SIZES
+from fold.inputs import FREE_SIZES
 from fold.sources.export import export_program
 from fold.sources.inferred import infer_inputs
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 from fold.sources.shapes import FREE_EXAMPLE, InputShape, arrange, bind, example_inputs, parse_input
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -84,7 +84,7 @@ def _takes(module: nn.Module, shapes: Sequence[InputShape], sizes: dict[str, int
         for shape in shapes
     ]  # fmt: skip
     try:
-        with quiet(), torch.no_grad():
+        with silenced(), torch.no_grad():
             module(*inputs)
     except Exception:  # whatever the model's own code raises; also where it needs values
         return False
@@ -102,7 +102,7 @@ def _try_free(program: ExportedProgram, shapes: Sequence[InputShape]) -> None:
         for shape in shapes
     ]
     try:
-        with quiet(), torch.no_grad():
+        with silenced(), torch.no_grad():
             program.module(check_guards=False)(*inputs)
     except Exception as error:  # whatever the model's own code raises
         raise BnfoldError(

@@ -1,0 +1,5 @@
+"""The protocol over gRPC."""
+
+from service.grpc.server import Rpc
+
+__all__ = ["Rpc"]

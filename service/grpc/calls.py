@@ -14,15 +14,21 @@ from service.access import Access
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
 from service.grpc.messages import ModelInferRequest, message_class, parameters, parse
-from service.operations.control import authorize, refuse_files
-from service.operations.describe import EXTENSIONS, model_metadata, package_version
-from service.operations.infer import GONE, WITHDRAW, compute
-from service.operations.model_config import model_config
-from service.protocol.parameters import flag
-from service.repository.model import Model
-from service.repository.repository import Repository
+from service.operations import (
+    EXTENSIONS,
+    GONE,
+    WITHDRAW,
+    authorize,
+    compute,
+    model_config,
+    model_metadata,
+    package_version,
+    refuse_files,
+)
+from service.protocol import flag
+from service.repository import Model, Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 Method = Callable[[bytes, Any], Awaitable[Any]]
 

@@ -12,14 +12,23 @@ import numpy as np
 from fold.arrays import Arrays
 from service.errors import BadRequestError, shown
 from service.grpc.messages import ModelInferResponse, parameters
-from service.protocol.classification import classify
-from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON
-from service.protocol.infer_body import InferRequest
-from service.protocol.outputs import select
-from service.protocol.parameters import Parameters, parameters_of, schedule
-from service.protocol.signature import Signature
-from service.protocol.strings import decode_text
-from service.protocol.tensors import checked_shape, from_bytes, to_bytes, wire_dtype
+from service.protocol import (
+    DTYPES,
+    NAMES,
+    NOT_IN_JSON,
+    InferRequest,
+    Parameters,
+    Signature,
+    checked_shape,
+    classify,
+    decode_text,
+    from_bytes,
+    parameters_of,
+    schedule,
+    select,
+    to_bytes,
+    wire_dtype,
+)
 
 _CONTENTS: dict[str, tuple[str, np.dtype[Any]]] = {
     "BOOL": ("bool_contents", DTYPES["BOOL"]),

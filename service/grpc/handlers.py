@@ -14,9 +14,7 @@ from service.grpc.calls import Calls, Method, headers_of
 from service.grpc.messages import SERVICE
 from service.grpc.status import INTERNAL, abort, code_of
 from service.grpc.stream import Streams
-from service.telemetry.logs import Identity, identity
-from service.telemetry.logs import access as access_log
-from service.telemetry.metrics import Metrics
+from service.telemetry import Identity, Metrics, access_log, identity
 
 OPEN = frozenset(
     {

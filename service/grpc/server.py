@@ -20,9 +20,9 @@ from service.access import Access
 from service.grpc.calls import Calls
 from service.grpc.handlers import Guard, Handlers
 from service.grpc.messages import POOL, SERVICE
-from service.repository.repository import Repository
+from service.repository import Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 WATCHED = ("", SERVICE)

@@ -1,0 +1,20 @@
+"""The protocol over HTTP: the server, its connections, and what stands before the routes."""
+
+from service.http.answers import error_answer, failure, respond
+from service.http.exchange import Direct
+from service.http.head_cache import Heads, infer_target, predict_target
+from service.http.middleware import front
+from service.http.server import bind, run_server
+
+__all__ = [
+    "Direct",
+    "Heads",
+    "bind",
+    "error_answer",
+    "failure",
+    "front",
+    "infer_target",
+    "predict_target",
+    "respond",
+    "run_server",
+]

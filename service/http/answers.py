@@ -8,10 +8,8 @@ from starlette.types import Send
 from service.errors import ClientGoneError, ServiceError, error_body
 from service.headers import JSON, Headers
 from service.http.head_cache import Target
-from service.repository.model import Model
-from service.repository.repository import Repository
-from service.telemetry.logs import identity
-from service.telemetry.metrics import Metrics
+from service.repository import Model, Repository
+from service.telemetry import Metrics, identity
 
 Answer = tuple[int, Headers, bytes]
 

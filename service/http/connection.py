@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.errors import error_body
 from service.http.exchange import Direct, Exchange, Usual
 from service.http.head_cache import Head
-from service.operations.infer import WITHDRAW
+from service.operations import WITHDRAW
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from io import BytesIO
 
 import numpy as np
 
-from fold.artifact.manifest import Preprocessing
+from fold.artifact import Preprocessing
 from fold.errors import first_line
-from fold.inputs.images import decode, tensor
+from fold.inputs import decode_image, image_tensor
 from service.errors import BadRequestError
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
@@ -24,11 +24,11 @@ def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype
         with Image.open(BytesIO(body), formats=(kind,)) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                pixels = decode(image, how)
+                pixels = decode_image(image, how)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRequestError(f"the image has more than the {max_pixels} pixels that are taken") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them into
         raise BadRequestError(f"the body cannot be read as {kind}: {first_line(error)}") from error
     if width * height > max_pixels:
         raise BadRequestError(f"the image has {width}x{height} pixels, at most {max_pixels} are taken")
-    return tensor(pixels, how, datatype)
+    return image_tensor(pixels, how, datatype)

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp
 
 from service.headers import LENGTH_HEADER
 from service.settings import Settings
-from service.telemetry.logs import AccessLog
+from service.telemetry import AccessLog
 
 
 def front(app: ASGIApp, settings: Settings) -> ASGIApp:
@@ -21,7 +21,7 @@ def front(app: ASGIApp, settings: Settings) -> ASGIApp:
             expose_headers=[LENGTH_HEADER.decode(), "retry-after", "x-request-id"],
         )
     if settings.tracing:
-        from service.telemetry.tracing import traced  # noqa: PLC0415  # an extra
+        from service.telemetry import traced  # noqa: PLC0415  # an extra
 
         app = traced(app)
     return AccessLog(app) if settings.access_log else app

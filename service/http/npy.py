@@ -11,8 +11,7 @@ from numpy.lib import format as npy
 
 from fold.errors import first_line
 from service.errors import BadRequestError, NotAcceptableError
-from service.protocol.datatypes import NAMES
-from service.protocol.tensors import check_booleans, checked_shape
+from service.protocol import NAMES, check_booleans, checked_shape
 
 CONTENT_TYPE = "application/x-npy"
 MAX_HEADER = 10_000

@@ -88,7 +88,7 @@ def _cannot_bind(host: str, port: int, option: str, error: OSError) -> BnfoldErr
     return BnfoldError(f"port {port} on {host}: {reason}; choose another with --host and {option}")
 
 
-def run(
+def run_server(
     app: ASGIApp,
     listener: socket.socket,
     settings: Settings,

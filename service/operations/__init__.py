@@ -1,0 +1,20 @@
+"""What both transports answer, without either: inference, metadata, load and unload."""
+
+from service.operations.control import authorize, refuse_files
+from service.operations.describe import EXTENSIONS, model_metadata, package_version
+from service.operations.infer import GONE, WITHDRAW, compute, hand_in, outputs_of
+from service.operations.triton import model_config
+
+__all__ = [
+    "EXTENSIONS",
+    "GONE",
+    "WITHDRAW",
+    "authorize",
+    "compute",
+    "hand_in",
+    "model_config",
+    "model_metadata",
+    "outputs_of",
+    "package_version",
+    "refuse_files",
+]

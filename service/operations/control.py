@@ -3,7 +3,7 @@
 from service.access import Access
 from service.errors import BadRequestError, ForbiddenError
 from service.headers import Headers
-from service.protocol.parameters import Parameters
+from service.protocol import Parameters
 from service.settings import Settings
 
 

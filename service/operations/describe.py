@@ -3,9 +3,8 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fold.artifact.manifest import TensorSpec
-from service.repository.model import Model
-from service.repository.repository import Repository
+from fold.artifact import TensorSpec
+from service.repository import Model, Repository
 
 EXTENSIONS = [
     "binary_tensor_data",

@@ -9,10 +9,9 @@ from starlette.types import Scope
 
 from fold.arrays import Arrays
 from fold.errors import first_line
-from service.batching.merging import Outcome
-from service.batching.ticket import Ticket
+from service.batching import Outcome, Ticket
 from service.errors import ClientGoneError, ComputeError, ServiceError
-from service.repository.model import Model
+from service.repository import Model
 
 GONE = "the client left while its request was queued"
 Finish = Callable[[Outcome], None]

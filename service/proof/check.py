@@ -15,10 +15,10 @@ from fold.arrays import Arrays
 
 if TYPE_CHECKING:
     from fold.arrays import Run
-    from fold.proof.reference import Reference
-    from service.repository.model import Model
+    from fold.proof import Reference
+    from service.repository import Model
 
-PARTS = ("algebra", "rounding", "search")
+PARTS = ("algebra", "rounding", "search_inputs")
 DEFAULT_SAMPLES = 16
 DEFAULT_SEARCH_SECONDS = 5.0
 
@@ -41,8 +41,8 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
 
     Raises `BnfoldError` for a model that cannot be proven, `ModuleNotFoundError` where a part needs torch.
     """
-    from fold.inputs.drawn import draw_inputs  # noqa: PLC0415  # a predict never pays for this
-    from fold.proof.verify import compare  # noqa: PLC0415
+    from fold.inputs import draw_inputs  # noqa: PLC0415  # a predict never pays for this
+    from fold.proof import compare  # noqa: PLC0415
 
     if asked.given is None:
         inputs = draw_inputs(model.manifest.inputs, asked.samples, asked.seed)
@@ -73,16 +73,20 @@ def prove(model: "Model", reference: "Reference", asked: Asked, max_rows: int, h
 def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict[str, Any]:
     """Parts A, B and E, as far as they were asked for, by name."""
     from fold.arrays import first_rows  # noqa: PLC0415
-    from fold.artifact.manifest import all_batched  # noqa: PLC0415
-    from fold.engine.fold import fold_graph  # noqa: PLC0415
-    from fold.graph.file import read_graph  # noqa: PLC0415
-    from fold.inputs.drawn import draw_inputs  # noqa: PLC0415
-    from fold.precision.choose import as_stored  # noqa: PLC0415
-    from fold.proof.algebra import check_algebra, find_truth  # noqa: PLC0415  # as above
-    from fold.proof.certificate import BOUNDED_ROWS  # noqa: PLC0415
-    from fold.proof.locate import of_algebra, of_rounding  # noqa: PLC0415
-    from fold.proof.rounding import check_rounding  # noqa: PLC0415
-    from fold.proof.unfolded import load_unfolded  # noqa: PLC0415
+    from fold.artifact import all_batched  # noqa: PLC0415
+    from fold.engine import fold_graph  # noqa: PLC0415
+    from fold.graph import read_graph  # noqa: PLC0415
+    from fold.inputs import draw_inputs  # noqa: PLC0415
+    from fold.precision import as_stored  # noqa: PLC0415
+    from fold.proof import (  # noqa: PLC0415  # as above  # noqa: PLC0415
+        BOUNDED_ROWS,
+        check_algebra,
+        check_rounding,
+        find_truth,
+        load_unfolded,
+        of_algebra,
+        of_rounding,
+    )
 
     version, specs = model.session.version, model.manifest.inputs
     opened = bool(model.manifest.fold.get("open_activations"))
@@ -100,11 +104,11 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             located = of_algebra(unfolded, draw_inputs(specs, 2, asked.seed), open_activations=opened)
             found["located"] = located.to_dict()
     unrounded = as_stored(exact.model, model.manifest)
-    if "search" in asked.parts:
-        from fold.proof.search import search  # noqa: PLC0415  # needs torch
+    if "search_inputs" in asked.parts:
+        from fold.proof import search_inputs  # noqa: PLC0415  # needs torch
 
         halt()
-        sought = search(
+        sought = search_inputs(
             unrounded,
             read_graph(version.model_file).model,
             specs,
@@ -113,7 +117,7 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             seed=asked.seed,
             progress=lambda *_: halt(),
         )
-        found["search"] = sought.to_dict()
+        found["search_inputs"] = sought.to_dict()
     if "rounding" in asked.parts:
         halt()
         rounding = check_rounding(

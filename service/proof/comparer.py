@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Literal
 
 from fold.arrays import Arrays
 from fold.errors import BnfoldError, first_line
-from fold.runtime.memory import release_memory
+from fold.runtime import release_memory
 
 if TYPE_CHECKING:
-    from fold.proof.reference import Reference
-    from fold.proof.run_time import Verdict
+    from fold.proof import Reference, Verdict
 
 NICE = 10
 """A tenth of the weight of those who are served, where cores are scarce."""
@@ -144,7 +143,7 @@ def _answer(task: Task, held: dict[str, _Held]) -> Compared:
 
 
 def _compare(task: Task, held: dict[str, _Held]) -> "Verdict | None":
-    from fold.proof.verify import compare  # noqa: PLC0415  # in this process only
+    from fold.proof import compare  # noqa: PLC0415  # in this process only
 
     if task.key not in held or held[task.key].digest != task.digest:
         held.pop(task.key, None)  # before its successor is loaded, for two may be too many
@@ -157,8 +156,8 @@ def _compare(task: Task, held: dict[str, _Held]) -> "Verdict | None":
 
 
 def _load(task: Task) -> _Held:
-    from fold.artifact.directory import read_version  # noqa: PLC0415  # as above
-    from fold.proof.reference import load_reference  # noqa: PLC0415
+    from fold.artifact import read_version  # noqa: PLC0415  # as above
+    from fold.proof import load_reference  # noqa: PLC0415
 
     version = read_version(task.path)
     if version.manifest.digest != task.digest:

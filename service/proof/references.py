@@ -14,8 +14,8 @@ from fold.errors import BnfoldError
 from service.errors import ComputeError, NotOfferedError
 
 if TYPE_CHECKING:
-    from fold.proof.reference import Reference
-    from service.repository.model import Model
+    from fold.proof import Reference
+    from service.repository import Model
 
 
 class References:
@@ -29,7 +29,7 @@ class References:
         """Raises `NotOfferedError` where torch is needed and absent, `ComputeError` if it cannot be loaded."""
         reference = self._loaded.get(model)
         if reference is None:
-            from fold.proof.reference import load_reference  # noqa: PLC0415  # a predict never pays for this
+            from fold.proof import load_reference  # noqa: PLC0415  # a predict never pays for this
 
             try:
                 device = model.session.device

@@ -17,13 +17,13 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.errors import first_line
-from service.batching.worker import Worker
+from service.batching import Worker
 from service.proof.comparer import Compared, Comparer, Task
 from service.proof.references import References
-from service.repository.model import Disagreement, Drop, Model
+from service.repository import Disagreement, Drop, Model
 
 if TYPE_CHECKING:
-    from fold.proof.run_time import OutputVerdict, Verdict
+    from fold.proof import OutputVerdict, Verdict
 
 ROWS = 8
 """Of a request, the first so many are compared."""

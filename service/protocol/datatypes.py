@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fold.artifact.manifest import DATATYPES
+from fold.artifact import DATATYPES
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **DATATYPES,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import TensorSpec
+from fold.artifact import TensorSpec
 from service.errors import BadRequestError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify

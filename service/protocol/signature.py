@@ -7,8 +7,8 @@ every fixed dimension, and the number of rows.
 from collections.abc import Sequence
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import Manifest, TensorSpec
-from service.batching.lane import Lane
+from fold.artifact import Manifest, TensorSpec
+from service.batching import Lane
 from service.errors import BadRequestError, shown
 from service.protocol.datatypes import DTYPES, NAMES
 from service.protocol.header_cache import Plans

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import Manifest
-from service.batching.batcher import INLINE_SECONDS, Batcher
+from fold.artifact import Manifest
+from service.batching import INLINE_SECONDS, Batcher
 from service.repository.versions import Cause
-from service.runtime.session import ModelSession
+from service.runtime import ModelSession
 from service.settings import Settings
 
 AHEAD = 2

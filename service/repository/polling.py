@@ -7,9 +7,9 @@ systems and container mounts, where repositories live. A version is published by
 import asyncio
 import logging
 
-from fold.artifact.directory import model_names
+from fold.artifact import model_names
 from fold.errors import BnfoldError
-from service.batching.worker import on_thread
+from service.batching import on_thread
 from service.errors import ServiceError
 from service.repository.repository import Repository
 from service.repository.versions import stamp

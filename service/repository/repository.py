@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fold.artifact.directory import NAME_PATTERN, model_names
+from fold.artifact import NAME_PATTERN, model_names
 from fold.errors import BnfoldError
-from fold.runtime.memory import return_freed
-from service.batching.worker import on_thread
+from fold.runtime import return_freed
+from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
 from service.repository.model import Absent, Entry, Model
 from service.repository.versions import Failure, Opened, Outcome, open_versions

@@ -11,11 +11,11 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from fold.artifact.directory import ModelVersion, read_version, version_numbers
+from fold.artifact import ModelVersion, read_version, version_numbers
 from fold.errors import BnfoldError, first_line
-from fold.runtime.devices import ProviderUnavailableError
+from fold.runtime import ProviderUnavailableError
 from service.errors import ServiceError
-from service.runtime.session import CertificateError, ModelSession
+from service.runtime import CertificateError, ModelSession
 from service.settings import Settings
 
 log = logging.getLogger("bnfold")

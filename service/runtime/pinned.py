@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fold.runtime.devices import loaded_library
+from fold.runtime import loaded_library
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
 PORTABLE = 1

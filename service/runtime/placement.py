@@ -6,9 +6,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from fold.artifact.manifest import Manifest
-from fold.runtime.devices import PROVIDERS, loaded_cudnn
-from fold.runtime.session import computed_elsewhere, placement, provider_of
+from fold.artifact import Manifest
+from fold.runtime import PROVIDERS, computed_elsewhere, loaded_cudnn, placement, provider_of
 
 OPTIONS = {
     "tf32": "use_tf32",

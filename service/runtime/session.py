@@ -13,23 +13,20 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.arrays import Arrays
-from fold.artifact import canary
-from fold.artifact.directory import ModelVersion
-from fold.artifact.manifest import DATATYPES
-from fold.artifact.triton import powers_of_two
+from fold.artifact import CANARY_FILE, DATATYPES, ModelVersion, check_canary, powers_of_two
 from fold.errors import BnfoldError, first_line
-from fold.runtime.devices import ProviderUnavailableError, loaded_cudnn
-from fold.runtime.machine import cores
-from fold.runtime.session import (
+from fold.runtime import (
     SPIN_MICROSECONDS,
     CudaOptions,
+    ProviderUnavailableError,
     computed_elsewhere,
+    cores,
+    loaded_cudnn,
     open_session,
     placement,
     provider_of,
 )
-from service.protocol.datatypes import DTYPES
-from service.protocol.signature import Signature
+from service.protocol import DTYPES, Signature
 from service.runtime.bfloat16 import run_with_bfloat16
 from service.runtime.buckets import Buckets
 from service.runtime.faults import DeviceLostError, device_fault
@@ -261,11 +258,11 @@ class ModelSession:
     @property
     def has_canary(self) -> bool:
         """Versions that were published before there were canaries have none."""
-        return canary.FILE in self.version.manifest.files
+        return CANARY_FILE in self.version.manifest.files
 
     def try_canary(self) -> None:
         """Raises `CertificateError` if this session, with its device and options, does not compute what was proven."""
-        failure = canary.check(self.version.path, self._attempt) if self.has_canary else None
+        failure = check_canary(self.version.path, self._attempt) if self.has_canary else None
         if failure is not None:
             raise CertificateError(
                 f"{self.version.model_file}: its certificate does not hold here, on {self.provider}: {failure}; "

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import onnxruntime as ort
 
 from fold.arrays import Arrays
-from fold.artifact.manifest import TensorSpec
-from service.protocol.datatypes import DTYPES
+from fold.artifact import TensorSpec
+from service.protocol import DTYPES
 from service.runtime.pinned import Allocate
 
 

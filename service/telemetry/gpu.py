@@ -6,8 +6,8 @@ from types import ModuleType
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from fold.runtime.devices import pci_bus_id
-from service.repository.repository import Repository
+from fold.runtime import pci_bus_id
+from service.repository import Repository
 
 log = logging.getLogger("bnfold")
 

@@ -26,7 +26,7 @@ TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f
 Identity = dict[str, str]
 """`request_id`, and `trace_id` and `parent_id` where the client sent a trace."""
 
-access = logging.getLogger("bnfold.access")
+access_log = logging.getLogger("bnfold.access")
 _current: ContextVar[Identity | None] = ContextVar("request", default=None)
 
 
@@ -60,7 +60,7 @@ def _identity(record: logging.LogRecord) -> Identity:
     return getattr(record, "identity", None) or _current.get() or {}
 
 
-def configure(form: LogFormat) -> None:
+def configure_logging(form: LogFormat) -> None:
     """Send what the service, uvicorn and gRPC log to stderr, in this form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Objects() if form == "json" else _Lines())
@@ -121,7 +121,7 @@ class AccessLog:
                 "bytes": size,
                 "milliseconds": milliseconds,
             }
-            access.info(
+            access_log.info(
                 "%s %s %s %d %d bytes %g ms",
                 client,
                 scope["method"],

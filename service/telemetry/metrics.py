@@ -16,11 +16,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from service.batching.merging import BatchStats
+from service.batching import BatchStats
 from service.errors import ServiceError
-from service.repository.model import Model
-from service.repository.repository import Repository
-from service.runtime.placement import FACTS
+from service.repository import Model, Repository
+from service.runtime import FACTS
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.statistics import ModelStatistics
 

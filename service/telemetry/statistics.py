@@ -6,7 +6,7 @@ of the batch that it was in.
 
 from typing import Any
 
-from service.batching.merging import BatchStats
+from service.batching import BatchStats
 
 SECOND = 1_000_000_000
 NOTHING = {"count": 0, "ns": 0}

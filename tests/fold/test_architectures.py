@@ -7,7 +7,7 @@ import torch
 
 import fold
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 from models.frozen_resnet import FrozenBatchNorm2d
 from support.folding import ARCHITECTURES, architecture, batchnorms, check_fold, randomise, unfolded_graph
 
@@ -78,7 +78,7 @@ def test_no_more_batchnorms_stay_than_the_exporter_leaves(name: str) -> None:
     """
     model = unfolded_graph(name, randomise(architecture(name), seed=3, hostile=False))
     program = torch.onnx.ONNXProgram(model.clone(), None)
-    with quiet():
+    with silenced():
         program.optimize()
     _, report = fold.fold_model(model)
     assert len(report.kept) <= batchnorms(program.model)

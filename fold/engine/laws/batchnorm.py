@@ -23,7 +23,7 @@ from fold.engine.gauge import (
     Steps,
 )
 from fold.engine.laws.elementwise import CLIPS, gate, total
-from fold.graph.reading import (
+from fold.graph import (
     SCALE,
     SHIFT,
     constant,

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from fold.engine.affine import Array, Gauge, Ids
 from fold.engine.gauge import Absorber, Cause, Gauges, Layout, Steps
-from fold.graph.reading import constant, dims, display_name, first_input, real
+from fold.graph import constant, dims, display_name, first_input, real
 
 CLIPS = frozenset({"Relu", "Clip"})
 """What may become a clip with bounds of its own for each channel."""

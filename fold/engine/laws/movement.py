@@ -8,8 +8,7 @@ import onnx_ir as ir
 
 from fold.engine.affine import Ids
 from fold.engine.gauge import Gauges, Layout
-from fold.graph.reading import computed, constant, dims, first_input, integer, integers, parameter, text
-from fold.graph.reshapes import matching_blocks
+from fold.graph import computed, constant, dims, first_input, integer, integers, matching_blocks, parameter, text
 
 NEW = -1
 """In place of a variable that is still to come."""

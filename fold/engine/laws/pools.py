@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.engine.gauge import Gauges, Layout
-from fold.graph.reading import computed, dims, first_input, integer, padded, parameter
+from fold.graph import computed, dims, first_input, integer, padded, parameter
 
 
 def max_pool(node: ir.Node, gauges: Gauges) -> None:

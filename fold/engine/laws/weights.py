@@ -7,8 +7,19 @@ from fold.engine import affine
 from fold.engine.affine import Gauge, Reading
 from fold.engine.gauge import BEHIND, FROM_WEIGHTS, IN_FRONT, Absorber, Gauges, Parameters
 from fold.engine.laws.movement import gather
-from fold.graph.reading import constant, first_input, float64, integer, is_float, is_standard, padded, real
-from fold.graph.windows import conv_taps, conv_transpose_taps, spatial_sizes
+from fold.graph import (
+    constant,
+    conv_taps,
+    conv_transpose_taps,
+    first_input,
+    float64,
+    integer,
+    is_float,
+    is_standard,
+    padded,
+    real,
+    spatial_sizes,
+)
 
 PADS_AS_INPUT = 11
 """The opset since which a Pad takes its amounts as an input."""

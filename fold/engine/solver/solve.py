@@ -20,7 +20,7 @@ from fold.engine.affine import NOBODY, Array, Conflict, Gauge, Ids
 from fold.engine.gauge import Absorber, Candidate, Gauges, Layout, Refusal
 from fold.engine.solver.scales import Scales
 from fold.engine.solver.shifts import Shifts
-from fold.graph.reading import display_name
+from fold.graph import display_name
 
 DROWNING = 2.0**3
 """A shift this many times larger than the signal that it is added to costs 3 of float32's 24 bits, which is as much as

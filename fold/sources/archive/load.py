@@ -8,7 +8,7 @@ from torch.export.pt2_archive._package import load_pt2
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.archive.scan import opened, scan
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 
 
 def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
@@ -16,7 +16,7 @@ def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     if not trust:
         scan(path)
     try:
-        with quiet(), opened(path) as stream:
+        with silenced(), opened(path) as stream:
             # torch.export.load falls back to a reader of older archives, which scan() does not see.
             return torch.export.load(stream) if trust else load_pt2(stream).exported_programs["model"]
     except BnfoldError:

@@ -18,7 +18,7 @@ from fold.errors import BnfoldError
 from fold.sources.checkpoint.checkpoint import Checkpoint
 from fold.sources.checkpoint.fit import fit
 from fold.sources.checkpoint.plain import make_plain
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 
 
 def load_architecture(spec: str) -> Callable[..., nn.Module]:
@@ -64,7 +64,7 @@ def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]
     """
     factory = load_architecture(arch)
     try:
-        with quiet():
+        with silenced():
             module = factory(**arguments)
     except Exception as error:  # the user's constructor may raise anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
@@ -73,7 +73,7 @@ def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]
         raise BnfoldError(f"--arch {arch}: returned a {type(module).__name__}, expected a torch.nn.Module")
     module.float()  # before the weights come: what a factory made in half precision would round them
     fitted = fit(checkpoint, arch, module.state_dict(), _parameters(factory))
-    with quiet():
+    with silenced():
         module.load_state_dict(fitted.tensors, strict=False)
     return make_plain(module), fitted
 

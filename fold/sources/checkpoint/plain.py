@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fold.errors import BnfoldError
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 
 HOOKS = WeightNorm | SpectralNorm
 
@@ -25,7 +25,7 @@ def make_plain(module: nn.Module) -> nn.Module:
     for name, layer in module.named_modules():
         if isinstance(layer, LazyModuleMixin):
             _materialise(name, layer)
-    with quiet():
+    with silenced():
         for layer in list(module.modules()):
             _compute_weights(layer)
     return module.float()

@@ -17,7 +17,7 @@ import torch
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.checkpoint import numpy_values
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 
 
 def plain_dict(factory: object = None) -> dict[Any, Any]:
@@ -49,7 +49,7 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
     if _is_script(path):
         return _read_script(path, trust=trust)
     try:
-        with torch.serialization.safe_globals([*PLAIN_VALUES, *numpy_values.STAND_INS]), quiet():
+        with torch.serialization.safe_globals([*PLAIN_VALUES, *numpy_values.STAND_INS]), silenced():
             return numpy_values.restored(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -85,7 +85,7 @@ def _unpickle(path: Path) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a whole module is of a class of the user's
     try:
-        with quiet():
+        with silenced():
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # unpickling may raise anything
         raise BnfoldError(
@@ -110,7 +110,7 @@ def _read_script(path: Path, *, trust: bool) -> Any:
             f"torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE); {TRUST}"
         )
     try:
-        with quiet():
+        with silenced():
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # TorchScript raises many types for a damaged archive
         raise BnfoldError(f"{path}: is no TorchScript archive that this PyTorch reads: {first_line(error)}") from error

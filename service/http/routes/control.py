@@ -10,12 +10,11 @@ from fastapi import APIRouter, Request, Response
 
 from service.access import Access
 from service.http.body import read_body, request_headers
-from service.operations.control import authorize, refuse_files
-from service.protocol.jsontext import parse_object
-from service.protocol.parameters import Parameters, flag, parameters_of
-from service.repository.repository import Repository
+from service.operations import authorize, refuse_files
+from service.protocol import Parameters, flag, parameters_of, parse_object
+from service.repository import Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 _LOAD_BODY, _UNLOAD_BODY = (
     {

@@ -7,10 +7,9 @@ import json
 from typing import Any
 
 from service.http.routes.page import example_row, example_value, template
-from service.operations.describe import EXTENSIONS, package_version
-from service.protocol.datatypes import NOT_IN_JSON
-from service.repository.model import Model
-from service.repository.repository import Repository
+from service.operations import EXTENSIONS, package_version
+from service.protocol import NOT_IN_JSON
+from service.repository import Model, Repository
 
 GROUPS = {
     "v2": "Open Inference Protocol, /v2",

@@ -12,19 +12,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from fold.errors import BnfoldError, first_line
-from service.batching.worker import Worker
+from service.batching import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, ComputeError, OverdueError, ServiceError, shown
 from service.headers import LENGTH_HEADER
 from service.http.body import read_body, request_headers
-from service.operations.infer import WITHDRAW
-from service.proof.check import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, prove
-from service.proof.references import References, not_installed
-from service.protocol.infer_body import decode
-from service.protocol.jsontext import parse_object, render_verdict
-from service.repository.model import Model, Proof
-from service.repository.repository import Repository
+from service.operations import WITHDRAW
+from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, References, not_installed, prove
+from service.protocol import decode, parse_object, render_verdict
+from service.repository import Model, Proof, Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 MAX_WAITING = 4
 """Checks that may be under way or wait at one time."""

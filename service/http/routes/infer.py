@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from fold.arrays import Arrays
 from service.access import Access
-from service.batching.merging import Outcome
+from service.batching import Outcome
 from service.errors import ClientGoneError, MethodError
 from service.headers import LENGTH_HEADER
 from service.http.answers import Answer, failure, lose, respond
@@ -20,12 +20,11 @@ from service.http.body import read_body, request_headers
 from service.http.exchange import Exchange
 from service.http.head_cache import Head, Target
 from service.http.headers import header_lines
-from service.operations.infer import compute, hand_in, outputs_of
-from service.protocol.infer_body import InferRequest, decode, encode, known_answer
-from service.repository.model import Model
-from service.repository.repository import Repository
+from service.operations import compute, hand_in, outputs_of
+from service.protocol import InferRequest, decode, encode, known_answer
+from service.repository import Model, Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 INFER = "/infer"
 """Stands for all paths that infer where it is asked who may."""

@@ -8,13 +8,11 @@ from fastapi import APIRouter, Request
 
 from service.errors import BadRequestError, NotReadyError, shown
 from service.http.body import read_body, request_headers
-from service.operations.describe import EXTENSIONS, model_metadata, package_version
-from service.operations.model_config import model_config
-from service.protocol.jsontext import parse_object
-from service.repository.model import Model
-from service.repository.repository import Repository
+from service.operations import EXTENSIONS, model_config, model_metadata, package_version
+from service.protocol import parse_object
+from service.repository import Model, Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 
 def metadata_routes(

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import HTMLResponse
 
-from fold.artifact.manifest import Manifest, TensorSpec
-from service.operations.describe import package_version
-from service.protocol.datatypes import DTYPES
-from service.repository.model import Model
-from service.repository.repository import Repository
+from fold.artifact import Manifest, TensorSpec
+from service.operations import package_version
+from service.protocol import DTYPES
+from service.repository import Model, Repository
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from fold.arrays import Arrays
 from service.access import Access
-from service.batching.merging import Outcome
+from service.batching import Outcome
 from service.errors import (
     BadRequestError,
     ClientGoneError,
@@ -33,15 +33,11 @@ from service.http.exchange import Exchange
 from service.http.head_cache import Head, Target
 from service.http.images import FORMATS, tensor_of_image
 from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
-from service.operations.infer import compute, hand_in, outputs_of
-from service.protocol.datatypes import DTYPES
-from service.protocol.jsontext import json_array, parse_object, render_json
-from service.protocol.signature import Signature
-from service.protocol.tensors import flatten, numbers
-from service.repository.model import Model
-from service.repository.repository import Repository
+from service.operations import compute, hand_in, outputs_of
+from service.protocol import DTYPES, Signature, flatten, json_array, numbers, parse_object, render_json
+from service.repository import Model, Repository
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry import Metrics
 
 EXPECTED = '{"instances": [...]}'
 PREDICT = ":predict"

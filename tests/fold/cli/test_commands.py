@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fold.cli import main
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 from support import loadable
 from support.folding import randomise
 
@@ -69,7 +69,7 @@ def test_named_weights_with_several_inputs_and_nested_outputs(capsys, tmp_path) 
 
 def test_a_program_and_a_whole_module(capsys, tmp_path) -> None:
     module = randomise(loadable.plain(), seed=1).eval()
-    with quiet():
+    with silenced():
         program = torch.export.export(
             module, (torch.randn(3, 3, 7, 9),), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fold.artifact.manifest import Preprocessing, TensorSpec
 from fold.errors import BnfoldError
-from fold.inputs.images import decode, read_preprocessing, refuse_misfit, tensor
+from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
 from fold.inputs.scaling import Numbers, Settled, raw
 
 RANDOM = np.random.default_rng(9)
@@ -37,7 +37,7 @@ def test_the_shorter_edge_is_resized_and_the_centre_cut(size: Any, resized: Any,
     image = picture(*size)
     expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR))
     left, top = corner
-    found = decode(image, Preprocessing(**CROPPED))
+    found = decode_image(image, Preprocessing(**CROPPED))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected[top : top + 20, left : left + 28])
 
@@ -45,25 +45,25 @@ def test_the_shorter_edge_is_resized_and_the_centre_cut(size: Any, resized: Any,
 def test_without_it_an_image_is_resized_to_what_is_wanted() -> None:
     image = picture(61, 40)
     expected = np.asarray(image.resize((28, 20), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(decode(image, Preprocessing(**HOW)), expected)
+    np.testing.assert_array_equal(decode_image(image, Preprocessing(**HOW)), expected)
 
 
 def test_an_image_that_would_become_huge_is_refused() -> None:
     with pytest.raises(ValueError, match="1x9000 pixels would become 300x2700000, more than 67108864"):
-        decode(Image.new("L", (1, 9000)), Preprocessing(**{**CROPPED, "resize": 300}))
+        decode_image(Image.new("L", (1, 9000)), Preprocessing(**{**CROPPED, "resize": 300}))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_the_layout_is_that_of_the_input(mode: str) -> None:
     how = Preprocessing(**{**HOW, "mode": mode, "scale": 0.5, "mean": [1.0], "std": [0.25]})
-    pixels = decode(picture(28, 20), how)
-    first = tensor(pixels, how, "FP32")
-    last = tensor(pixels, how.model_copy(update={"layout": "nhwc"}), "FP32")
+    pixels = decode_image(picture(28, 20), how)
+    first = image_tensor(pixels, how, "FP32")
+    last = image_tensor(pixels, how.model_copy(update={"layout": "nhwc"}), "FP32")
     assert (first.shape[1], last.shape[3]) == (how.channels, how.channels)
     np.testing.assert_array_equal(last, first.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(last[0].reshape(pixels.shape), (pixels * 0.5 - 1) / 0.25)
     as_bytes = how.model_copy(update={"scale": 1.0, "mean": (0.0,), "std": (1.0,), "layout": "nhwc"})
-    sent = tensor(pixels, as_bytes, "UINT8")
+    sent = image_tensor(pixels, as_bytes, "UINT8")
     assert sent.dtype == np.uint8
     np.testing.assert_array_equal(sent[0].reshape(pixels.shape), pixels)
 

@@ -25,8 +25,8 @@ from fold.graph.file import save_graph
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.inspect import Inspection, inspect_graph
 from fold.inspection.suspicions import RULES
-from fold.recalibration.recalibrate import RECORD
-from fold.reports.inspection import sentence, write_page
+from fold.recalibration.checkpoint import RECORD
+from fold.reports.inspection import suspicion_sentence, write_inspection_page
 from fold.sources.export import export_graph, export_program, save_program
 from support import ROOT
 from support.folding import GraphBuilder, architecture, unfolded
@@ -546,7 +546,7 @@ def test_the_worst_is_said_first_and_once_for_all_that_have_it() -> None:
     u = add(g, g.op("Conv", u, g.normal(4, 4, 1, 1)), Parameters(variance=[1.0, -1.0, 1.0, 1.0]), "last")
     inspection = inspect_graph(g.finish(g.op("Relu", u)))
     assert [one.code for one in inspection.suspicions] == ["negative_variance", "never_trained"]
-    assert [sentence(one) for one in inspection.suspicions] == [
+    assert [suspicion_sentence(one) for one in inspection.suspicions] == [
         "last: its variance is negative in 1 of 4 channels, down to -1",
         "bn0: never trained: its statistics are still mean 0, variance 1 (also of bn1, bn2, bn3 and 1 more)",
     ]
@@ -735,7 +735,7 @@ def test_nothing_is_left_of_a_page_that_cannot_be_written(tmp_path, monkeypatch)
 
     monkeypatch.setattr("fold.reports.inspection.os.replace", full)
     with pytest.raises(fold.errors.BnfoldError, match=r"page\.html: cannot be written \(No space left on device\)"):
-        write_page(tmp_path / "page.html", inspect_graph(convolved(Parameters())), "net")
+        write_inspection_page(tmp_path / "page.html", inspect_graph(convolved(Parameters())), "net")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -752,7 +752,7 @@ FRAME = """<!doctype html><p></p><script>
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium; .ci/run installs it")
 def test_the_page_fits_a_phone_and_loads_nothing(tmp_path) -> None:
-    write_page(tmp_path / "page.html", inspect_graph(unfolded("densenet")), "net.pt")
+    write_inspection_page(tmp_path / "page.html", inspect_graph(unfolded("densenet")), "net.pt")
     page = (tmp_path / "page.html").read_text().replace("</body>", f"{MEASURE}</body>")
     (tmp_path / "page.html").write_text(page)
     (tmp_path / "frame.html").write_text(FRAME)

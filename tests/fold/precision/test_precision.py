@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 import fold
-from fold.artifact import canary
+from fold.artifact import check_canary
 from fold.artifact.directory import ModelVersion, read_version, write_manifest
 from fold.artifact.manifest import Preprocessing
 from fold.bench import measure as bench
@@ -27,7 +27,7 @@ from fold.graph.file import read_graph, save_graph
 from fold.graph.reading import constant
 from fold.precision import choose as precision
 from fold.precision.choose import ranged, reduce
-from fold.precision.lower import lower
+from fold.precision.lowering import lower
 from fold.proof import certificate
 from fold.proof.certificate import Certificate, certify
 from fold.proof.unfolded import load_unfolded
@@ -122,7 +122,7 @@ def test_a_model_is_converted_certified_published_and_verified_again(name, publi
     assert (again.algebra, again.rounding) == (made.algebra, made.rounding)
     assert check(version, seed=7)
     session = open_session(version.model_file, provider="cpu")
-    assert canary.check(version.path, lambda arrays: run(session, arrays)) is None
+    assert check_canary(version.path, lambda arrays: run(session, arrays)) is None
 
 
 def test_each_weight_is_the_exact_one_rounded_once(published) -> None:

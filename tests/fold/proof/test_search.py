@@ -14,8 +14,8 @@ import fold
 from fold.artifact.specs import tensor_specs
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.proof import search as search_module
-from fold.proof.search import search
+from fold.proof import search_inputs as search_module
+from fold.proof.search import search_inputs
 from support.folding import architecture, randomise
 
 
@@ -60,7 +60,7 @@ def test_more_is_found_than_by_as_many_random_inputs(resnet) -> None:
     exact, stored = resnet
     starts = {"x": normal(12, 1, 8, 8)}
     calls: list[tuple[int, int, float]] = []
-    found = search(
+    found = search_inputs(
         exact,
         stored,
         specs(stored),
@@ -90,7 +90,8 @@ def test_more_is_found_than_by_as_many_random_inputs(resnet) -> None:
 def test_the_same_seed_finds_the_same(resnet) -> None:
     exact, stored = resnet
     one, two, other = (
-        search(exact, stored, specs(stored), steps=6, budget_seconds=300, seed=seed).to_dict() for seed in (1, 1, 2)
+        search_inputs(exact, stored, specs(stored), steps=6, budget_seconds=300, seed=seed).to_dict()
+        for seed in (1, 1, 2)
     )
     assert one.pop("seconds") > 0
     del two["seconds"]
@@ -101,7 +102,9 @@ def test_the_same_seed_finds_the_same(resnet) -> None:
 @pytest.mark.parametrize("rows", ["n", "40"])
 def test_an_error_behind_a_rarely_open_relu_is_found(rows) -> None:
     exact, stored = rarely_open(0, rows), rarely_open(1, rows)
-    found = search(exact, stored, specs(exact), starts={"x": normal(40, 8, seed=5)}, steps=60, budget_seconds=300)
+    found = search_inputs(
+        exact, stored, specs(exact), starts={"x": normal(40, 8, seed=5)}, steps=60, budget_seconds=300
+    )
     output = found.outputs["y"]
     assert output.start > 0
     assert output.found > 10 * output.start
@@ -113,7 +116,9 @@ def test_few_rows_at_once_find_the_same(monkeypatch) -> None:
 
     def found() -> float:
         starts = {"x": normal(9, 8, seed=5)}
-        return search(exact, stored, specs(exact), starts=starts, steps=30, budget_seconds=300).outputs["y"].found
+        return (
+            search_inputs(exact, stored, specs(exact), starts=starts, steps=30, budget_seconds=300).outputs["y"].found
+        )
 
     whole = found()
     monkeypatch.setattr(search_module, "MEMORY", 1)
@@ -129,7 +134,7 @@ def test_integers_are_left_as_they_are() -> None:
         for error in (0, 1e-6)
     )
     starts = {"i": np.array([[0, 1, 2], [4, 1, 0], [3, 3, 3]]), "x": normal(3, 3)}
-    found = search(exact, stored, specs(exact), starts=starts, steps=30, budget_seconds=300)
+    found = search_inputs(exact, stored, specs(exact), starts=starts, steps=30, budget_seconds=300)
     assert set(found.outputs) == {"y", "z"}  # a difference between integers has no gradient
     assert found.outputs["y"].found == found.outputs["y"].start == pytest.approx(1e-6)
     assert found.outputs["y"].row == 1
@@ -142,20 +147,22 @@ def test_integers_are_left_as_they_are() -> None:
 
 def test_without_a_budget_the_starts_are_measured(resnet) -> None:
     exact, stored = resnet
-    found = search(exact, stored, specs(stored), budget_seconds=0)
+    found = search_inputs(exact, stored, specs(stored), budget_seconds=0)
     (output,) = found.outputs.values()
     assert output.found == output.start > 0
     assert (found.steps, found.evaluations, found.starts) == (0, 0, 16)
 
 
 def test_equal_graphs_do_not_differ() -> None:
-    output = search(rarely_open(0), rarely_open(0), specs(rarely_open(0)), steps=3, budget_seconds=300).outputs["y"]
+    output = search_inputs(rarely_open(0), rarely_open(0), specs(rarely_open(0)), steps=3, budget_seconds=300).outputs[
+        "y"
+    ]
     assert (output.start, output.found, output.gain) == (0, 0, None)
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(BnfoldError, match="no samples"):
-        search(rarely_open(0), rarely_open(1), specs(rarely_open(0)), starts={"x": normal(0, 8)})
+        search_inputs(rarely_open(0), rarely_open(1), specs(rarely_open(0)), starts={"x": normal(0, 8)})
 
 
 def test_pytorch_is_missed_only_when_a_search_begins() -> None:

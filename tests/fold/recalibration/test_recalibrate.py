@@ -18,8 +18,8 @@ from fold.cli.fold import fold as folding
 from fold.errors import BnfoldError
 from fold.inputs.dataset import open_dataset
 from fold.inputs.images import read_preprocessing
+from fold.recalibration.checkpoint import Recalibration, recalibrate
 from fold.recalibration.population import layers_with_statistics
-from fold.recalibration.recalibrate import Recalibration, recalibrate
 from fold.sources.source import Source
 from models import digits
 from models.cnn import cnn

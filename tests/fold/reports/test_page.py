@@ -17,9 +17,9 @@ from fold.artifact.manifest import Manifest
 from fold.engine.fold import Folding, fold_graph
 from fold.engine.report import Folded, FoldReport, Kept
 from fold.evaluate.float64 import Evaluator, evaluate
-from fold.reports import observe as activations
+from fold.reports import observe_layers as activations
 from fold.reports.observations import QUANTILES, Observations, evenly
-from fold.reports.observe import collect
+from fold.reports.observe import observe_layers
 from fold.reports.page import parts, write_html
 from fold.reports.pictures import FOLDED, UNFOLDED, draw
 from fold.runtime.session import open_graph, run
@@ -63,15 +63,15 @@ def rows(count: int, *shape: int) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(1).standard_normal((count, *(shape or SHAPES["x"]))).astype(np.float32)}
 
 
-def observe(model: ir.Model, inputs: dict[str, np.ndarray]) -> tuple[Folding, Observations]:
+def observed(model: ir.Model, inputs: dict[str, np.ndarray]) -> tuple[Folding, Observations]:
     folding = fold_graph(model)
-    return folding, collect(model, folding.model, folding.carried, folding.report, inputs)
+    return folding, observe_layers(model, folding.model, folding.carried, folding.report, inputs)
 
 
 @pytest.fixture(scope="module")
 def seen() -> tuple[ir.Model, Folding, Observations]:
     model = network()
-    return model, *observe(model, rows(11))
+    return model, *observed(model, rows(11))
 
 
 def certificate(**changed: object) -> dict[str, object]:
@@ -249,7 +249,8 @@ def test_a_wrong_weight_shows_in_its_layer_and_behind(seen) -> None:
     weights = next(node for node in wrong.graph if node.outputs[0].name == "c2").inputs[1]
     weights.const_value = ir.tensor(weights.const_value.numpy() * np.float32(1.01), name=weights.name)
     found = {
-        layer.name: layer.folded for layer in collect(model, wrong, folding.carried, folding.report, rows(2)).layers
+        layer.name: layer.folded
+        for layer in observe_layers(model, wrong, folding.carried, folding.report, rows(2)).layers
     }
     assert found["c1"] < 1e-5
     assert found["r1"] < 1e-5
@@ -287,7 +288,7 @@ def test_stretches_are_the_scales_of_the_folded_batchnorms(seen) -> None:
 
 def test_a_dead_channel_has_no_factor() -> None:
     model = network(gamma1=np.array([0, 2, -3, 0.5]))
-    _, observations = observe(model, rows(2))
+    _, observations = observed(model, rows(2))
     assert observations.stretches[0].before.least > 0
     assert all(picture.svg for picture in draw(observations))
 
@@ -310,7 +311,7 @@ def test_costs_before_and_after(seen) -> None:
 def test_what_cannot_be_evaluated_in_float64_is_left_out_and_said(tmp_path) -> None:
     model = network(NETWORK.replace("y = Sigmoid(b3)", "y = com.microsoft.QuickGelu(b3)"))
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    folding, observations = observe(model, rows(2))
+    folding, observations = observed(model, rows(2))
     assert set(observations.missing) == {"errors", "layers"}
     page = Page(written(tmp_path, folding.report, observations))
     assert len(page.all("svg")) == 3
@@ -320,7 +321,7 @@ def test_what_cannot_be_evaluated_in_float64_is_left_out_and_said(tmp_path) -> N
 def test_what_cannot_be_run_leaves_what_can_be_read(tmp_path) -> None:
     model = network(NETWORK.replace("y = Sigmoid(b3)", "y = unknown.Mystery(b3)"))
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    folding, observations = observe(model, rows(2))
+    folding, observations = observed(model, rows(2))
     assert set(observations.missing) == {"errors", "layers", "activations", "latency"}
     assert observations.unfolded.latency_ms is None
     page = Page(written(tmp_path, folding.report, observations))
@@ -336,7 +337,7 @@ def test_of_many_batchnorms_and_layers_a_few_are_taken_evenly(monkeypatch) -> No
         f"v{n} = BatchNormalization(t{n}, gamma1, beta1, mean1, variance1) t{n + 1} = Tanh(v{n})" for n in range(9)
     ]
     model = network(f"t0 = Tanh(x) {' '.join(links)} y = Identity(t9)", "n, 4, 2, 3")
-    folding, observations = observe(model, rows(2, 4, 2, 3))
+    folding, observations = observed(model, rows(2, 4, 2, 3))
     assert len(folding.report.kept) == 9
     assert [one.number for one in observations.activations] == [1, 4, 6, 9]
     assert observations.tensors == 20
@@ -360,14 +361,14 @@ def test_evenly(count) -> None:
 def test_large_activations_are_seen_on_fewer_rows_and_by_a_sample(monkeypatch) -> None:
     monkeypatch.setattr(activations, "ROWS_BYTES", 4 * 4000)
     monkeypatch.setattr(activations, "SAMPLE", 50)
-    _, observations = observe(network(), rows(8))
+    _, observations = observed(network(), rows(8))
     assert observations.rows == 3  # of three tensors with 168 numbers and five with 150
     assert observations.errors.unfolded.size == 50
     assert all(0 < layer.folded < 1e-5 for layer in observations.layers if layer.folded is not None)
 
 
 def test_a_fixed_batch_is_not_cut() -> None:
-    _, observations = observe(network(x="3, 3, 7, 6"), rows(3))
+    _, observations = observed(network(x="3, 3, 7, 6"), rows(3))
     assert (observations.rows, observations.timed_rows, observations.missing) == (3, 3, {})
 
 
@@ -376,9 +377,9 @@ def test_the_graphs_are_not_touched() -> None:
     for value in [value for node in model.graph for value in node.outputs if not value.is_graph_output()]:
         value.type = value.shape = None  # as in a file without shapes
     before = ir.to_proto(model).SerializeToString()
-    folding, _ = observe(model, rows(2))
+    folding, _ = observed(model, rows(2))
     stored = ir.to_proto(folding.model).SerializeToString()
-    assert len(collect(model, folding.model, folding.carried, folding.report, rows(2)).layers) == 8
+    assert len(observe_layers(model, folding.model, folding.carried, folding.report, rows(2)).layers) == 8
     assert ir.to_proto(model).SerializeToString() == before
     assert ir.to_proto(folding.model).SerializeToString() == stored
 
@@ -390,7 +391,7 @@ def test_hostile_names_are_text(tmp_path) -> None:
     model = network()
     for node in model.graph:
         node.name = f"{HOSTILE}{node.outputs[0].name}"
-    folding, observations = observe(model, rows(2))
+    folding, observations = observed(model, rows(2))
     report = FoldReport(
         (*folding.report.folded, Folded(HOSTILE, HOSTILE, 3, (HOSTILE,), HOSTILE)),
         (*folding.report.kept, Kept(HOSTILE, HOSTILE + "2", 3, HOSTILE, HOSTILE)),

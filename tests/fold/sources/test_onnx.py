@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fold.artifact.directory import read_version
 from fold.convert import Conversion, Target, convert
 from fold.errors import BnfoldError
-from fold.graph import lift
+from fold.graph import lifting
 from fold.proof.certificate import certify
 from fold.sources.source import Source
 from service.repository.repository import Repository
@@ -283,7 +283,7 @@ def test_what_cannot_be_lifted_gets_one_line_and_publishes_nothing(tmp_path, g: 
 
 def test_a_wrong_lifting_is_never_proven(tmp_path, monkeypatch) -> None:
     """Reference and folded graph would agree with each other; only the file as given tells."""
-    right = lift.version_converter.convert_version
+    right = lifting.version_converter.convert_version
 
     def wrong(proto, target):
         lifted = right(proto, target)
@@ -291,7 +291,7 @@ def test_a_wrong_lifting_is_never_proven(tmp_path, monkeypatch) -> None:
         relu.op_type = "Identity"
         return lifted
 
-    monkeypatch.setattr(lift.version_converter, "convert_version", wrong)
+    monkeypatch.setattr(lifting.version_converter, "convert_version", wrong)
     with pytest.raises(BnfoldError, match="cannot be lifted: its output"):
         published(pytorch_0_4(tmp_path / "net.onnx"), tmp_path / "repository")
 

@@ -19,7 +19,7 @@ from fold.errors import BnfoldError
 from fold.sources.archive.load import load_program
 from fold.sources.archive.scan import scan
 from fold.sources.export import export_program, save_program
-from fold.sources.quiet import quiet
+from fold.sources.quiet import silenced
 from fold.sources.source import Source, read_source
 from support.loadable import Halving, plain
 
@@ -31,7 +31,7 @@ def archive(tmp_path_factory) -> Path:
     """With free sizes, so that there are expressions, guards and ranges in it."""
     path = tmp_path_factory.mktemp("archive") / "m.pt2"
     half = Dim("half", min=2)
-    with quiet():
+    with silenced():
         program = torch.export.export(
             Halving().eval(), (torch.randn(3, 3, 32, 48),), dynamic_shapes=({0: Dim("batch"), 2: 2 * half},)
         )
@@ -81,7 +81,7 @@ def test_our_own_archive_is_opened_without_trust(tmp_path, archive) -> None:
 
 
 def test_sample_inputs_are_refused_unless_trusted_with_the_way_to_leave_them_out(tmp_path) -> None:
-    with quiet():
+    with silenced():
         program = torch.export.export(plain().eval(), (torch.randn(2, 3, 8, 9),))
         torch.export.save(program, tmp_path / "m.pt2")
     with pytest.raises(BnfoldError, match=r"sample inputs.*program\.example_inputs = None.*--trust"):
@@ -89,7 +89,7 @@ def test_sample_inputs_are_refused_unless_trusted_with_the_way_to_leave_them_out
     with pytest.raises(BnfoldError, match="--trust"):
         read_source(Source(tmp_path / "m.pt2"))
     assert load_program(tmp_path / "m.pt2", trust=True)
-    with quiet():
+    with silenced():
         program.example_inputs = None
         torch.export.save(program, tmp_path / "n.pt2")
     model = read_source(Source(tmp_path / "n.pt2")).model

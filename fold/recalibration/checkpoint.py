@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fold.arrays import Arrays
-from fold.artifact.directory import sha256
+from fold.artifact import sha256
 from fold.errors import BnfoldError, first_line
-from fold.inputs.dataset import DataSet, open_dataset
-from fold.inputs.images import read_preprocessing
+from fold.inputs import DataSet, open_dataset, read_preprocessing
 from fold.recalibration.population import (
     ArrivedError,
     Batch,
@@ -32,8 +31,7 @@ from fold.recalibration.population import (
     layers_with_statistics,
     reached_layers,
 )
-from fold.sources.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from fold.sources.source import Source, load_module
+from fold.sources import Checkpoint, Source, load_module, write_checkpoint
 
 RECORD = "recalibrated"
 """Key in a checkpoint's `bnfold` entry under which it says over what its statistics were computed."""

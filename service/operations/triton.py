@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from fold.artifact.triton import triton_tensors
-from service.repository.model import Model
-from service.repository.versions import Policy
+from fold.artifact import triton_tensors
+from service.repository import Model, Policy
 from service.settings import Settings
 
 

@@ -11,10 +11,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine.rewrite import round_weights
+from fold.engine import round_weights
 from fold.errors import BnfoldError
-from fold.graph.reading import VALUELESS, display_name
-from fold.graph.shapes import infer_shapes
+from fold.graph import VALUELESS, display_name, infer_shapes
 from fold.precision.formats import FORMATS, Format, Reduced
 
 if TYPE_CHECKING:
