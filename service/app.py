@@ -22,7 +22,7 @@ from service.access import Access
 from service.errors import NotFoundError, ServiceError, error_body
 from service.http import (
     Direct,
-    Heads,
+    HeadCache,
     bind,
     error_answer,
     failure,
@@ -46,8 +46,8 @@ from service.http.routes import (
     v1_routes,
 )
 from service.operations import package_version
-from service.proof import References, Watcher
-from service.repository import Model, Repository, Watching
+from service.proof import References, ShadowChecker
+from service.repository import Model, Poller, Repository
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
 
@@ -73,14 +73,14 @@ class Application(FastAPI):
         self.settings = settings
         self.access = Access(settings)
         self.repository = Repository(settings)
-        self.watching: Watching | None = None
+        self.watching: Poller | None = None
         self.metrics = Metrics(self.repository, self.takes_requests)
         references = References()
         self.equivalence = Equivalence(settings, references)
-        self.watcher = Watcher(settings.shadow, references)
+        self.watcher = ShadowChecker(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
         self.predict = Predict(settings, self.repository, self.metrics, self.access)
-        self.direct = Direct(Heads(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
+        self.direct = Direct(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.rpc: Rpc | None = None
         self.started = False
         self.stopping = False
@@ -98,7 +98,7 @@ class Application(FastAPI):
     def load(self) -> None:
         """Load the models. Raises `BnfoldError` if nothing can be served."""
         if self.settings.repository_control == "watch":
-            self.watching = Watching(self.repository)
+            self.watching = Poller(self.repository)
         self.repository.load()
 
     def add_rpc(self, listener: socket) -> None:

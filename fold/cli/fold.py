@@ -69,12 +69,12 @@ def fold(
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
     from fold.convert import Target, convert  # noqa: PLC0415
-    from fold.inputs import parse_normalise  # noqa: PLC0415
+    from fold.inputs import parse_scaling  # noqa: PLC0415
     from fold.reports import certificate_table, fold_table  # noqa: PLC0415
 
     if layout is not None and normalize is None:
         raise BnfoldError(f"--layout {layout}: is the layout of the bytes of --normalize; give that as well")
-    standardised = None if normalize is None else parse_normalise(normalize, layout, preprocessing)
+    standardised = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
     with console.status("starting") as status:
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, standardised),

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from fold.engine.gauge import Absorber, Candidate, Gauges
 from fold.engine.laws.batchnorm import normalises_input
-from fold.engine.report import Normalization
+from fold.engine.report import ScalingOutcome
 from fold.engine.rewrite import Change
 from fold.engine.solver.solve import Solution
 from fold.graph import is_batchnorm, is_float
@@ -55,12 +55,12 @@ class Normalised:
     shift: Candidate
     into: tuple[ir.Node, ...]
 
-    def report(self, solution: Solution, names: dict[ir.Node, tuple[str, ...]]) -> Normalization:
+    def report(self, solution: Solution, names: dict[ir.Node, tuple[str, ...]]) -> ScalingOutcome:
         scale, shift = (solution.refusals.get(half.node) for half in (self.scale, self.shift))
         refusal = scale or shift
         beside = scale is not None and solution.gauge(self.scale.v).q.any()  # the product that stays adds it as well
         into = tuple(dict.fromkeys(name for node in self.into for name in names[node]))
-        return Normalization(
+        return ScalingOutcome(
             self.input,
             "kept" if scale else "folded",
             into,

@@ -71,7 +71,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Normalization:
+class ScalingOutcome:
     """What became of the standardisation of an input, which is no BatchNorm. `into` names the initializers that took
     it up; `shift` is `none` where the mean is 0. `reason` and `culprit` tell why something is kept."""
 
@@ -108,7 +108,7 @@ class FoldReport:
     flushed: int = 0
     branches_merged: int = 0
     seconds: float = field(default=0.0, compare=False)
-    normalization: Normalization | None = None
+    normalization: ScalingOutcome | None = None
 
     @property
     def batchnorms(self) -> int:

@@ -4,7 +4,7 @@ from fold.inputs.dataset import DataSet, open_dataset
 from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs
 from fold.inputs.given import by_name, check_inputs, read_inputs
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
-from fold.inputs.scaling import ALREADY, TO_NCHW, Layout, Normalisation, Settled, parse_normalise, raw
+from fold.inputs.scaling import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling, parse_scaling, raw
 
 __all__ = [
     "ALREADY",
@@ -12,16 +12,16 @@ __all__ = [
     "TO_NCHW",
     "DataSet",
     "Family",
+    "InputScaling",
     "Layout",
-    "Normalisation",
-    "Settled",
+    "ResolvedScaling",
     "by_name",
     "check_inputs",
     "decode_image",
     "draw_inputs",
     "image_tensor",
     "open_dataset",
-    "parse_normalise",
+    "parse_scaling",
     "raw",
     "read_inputs",
     "read_preprocessing",

@@ -57,7 +57,7 @@ RAW = Numbers(scale=1.0)
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class InputScaling:
     """What is asked for: of which input (None: the only one of floats), by which numbers (None: by those of the
     preprocessing, in that file or in the checkpoint), and how clients lay out the bytes (None: as the model does)."""
 
@@ -66,7 +66,7 @@ class Normalisation:
     layout: Layout | None = None
     preprocessing: Path | None = None
 
-    def settle(self, metadata: dict[str, Any], names: Sequence[str]) -> "Settled":
+    def settle(self, metadata: dict[str, Any], names: Sequence[str]) -> "ResolvedScaling":
         """Say which of the inputs, `names` being those of floats, and by which numbers. Raises `BnfoldError`."""
         numbers, name = self.numbers, self.input
         if numbers is None:
@@ -82,11 +82,11 @@ class Normalisation:
             raise BnfoldError(f"--normalize: the model has {found}; name one that there is, as in NAME:{EXAMPLE}")
         if name is not None and name not in names:
             raise BnfoldError(f"--normalize: the model has no input {name!r} of floats; it has {', '.join(names)}")
-        return Settled(name or names[0], numbers, self.layout)
+        return ResolvedScaling(name or names[0], numbers, self.layout)
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedScaling:
     """A normalisation of one input, ready to be put into the model; `layout` is that of the bytes."""
 
     input: str
@@ -132,7 +132,7 @@ class Settled:
         return {"input": self.input, **self.numbers._asdict(), "layout": self.layout}
 
 
-def raw(how: Preprocessing, settled: Settled) -> Preprocessing:
+def raw(how: Preprocessing, settled: ResolvedScaling) -> Preprocessing:
     """The preprocessing of images for a normalised input: what the graph does now is left to the graph.
 
     Raises `BnfoldError` if it would have made of a pixel something else than the graph does.
@@ -147,13 +147,13 @@ def raw(how: Preprocessing, settled: Settled) -> Preprocessing:
     return how.model_copy(update={**RAW._asdict(), "layout": settled.layout or "nchw"})
 
 
-def parse_normalise(text: str, layout: Layout | None = None, preprocessing: Path | None = None) -> Normalisation:
+def parse_scaling(text: str, layout: Layout | None = None, preprocessing: Path | None = None) -> InputScaling:
     """`mean=0.5,0.4,0.3,std=0.2,scale=1/255`, with `NAME:` in front or brackets around a list; or `preprocessing`.
 
     A key that is left out is as in a preprocessing: scale 1/255, mean 0, std 1. Raises `BnfoldError` in one line.
     """
     if text.strip() == "preprocessing":
-        return Normalisation(layout=layout, preprocessing=preprocessing)
+        return InputScaling(layout=layout, preprocessing=preprocessing)
     name, given = _keys(text)
     numbers = Numbers(**{key: values if key != "scale" else values[0] for key, values in given.items()})  # type: ignore[arg-type]
     lengths = {len(values) for values in (numbers.mean, numbers.std)} - {1}
@@ -163,7 +163,7 @@ def parse_normalise(text: str, layout: Layout | None = None, preprocessing: Path
         raise _error(text, "scale and std are larger than 0")
     if "scale" not in given and max(map(abs, numbers.mean)) > 1:
         raise _error(text, "mean lies beyond what scale=1/255 makes of pixels; say which scale belongs to it")
-    return Normalisation(name, numbers, layout)
+    return InputScaling(name, numbers, layout)
 
 
 def _keys(text: str) -> tuple[str | None, dict[str, tuple[float, ...]]]:

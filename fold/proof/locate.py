@@ -16,7 +16,7 @@ from fold.proof.algebra import LIMIT, apart, depth
 from fold.proof.decisions import FACTOR, FLOORS
 from fold.proof.rounding import Fault
 
-Watched = Callable[[ir.Model, Arrays], Arrays]
+RunAll = Callable[[ir.Model, Arrays], Arrays]
 """Runs a graph whose every tensor is an output, as it is served."""
 
 
@@ -68,7 +68,7 @@ def of_rounding(faults: tuple[Fault, ...], report: FoldReport) -> Located:
     return Located(into, first.layer or None, f"{first.name} {first.what}; fold the model again")
 
 
-def of_run_time(stored: ir.Model, inputs: Arrays, served: Watched, plain: Watched, precision: str) -> Located:
+def of_run_time(stored: ir.Model, inputs: Arrays, served: RunAll, plain: RunAll, precision: str) -> Located:
     """Where a right graph is computed wrongly: the first layer that, as served, is further from float64 than rounding
     puts the same graph run node by node, of this `precision`."""
     watched = _all_outputs(stored)

@@ -8,7 +8,7 @@ from onnx_ir.passes import common
 
 from fold.errors import BnfoldError
 from fold.graph import GraphFile, Lifted, lift, read_graph
-from fold.inputs import Normalisation, Settled
+from fold.inputs import InputScaling, ResolvedScaling
 from fold.sources.scale_graph import normalise_graph
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -23,10 +23,10 @@ class OnnxSource:
     given: GraphFile
     lifted: Lifted
     model: ir.Model
-    normalised: Settled | None = None
+    normalised: ResolvedScaling | None = None
 
 
-def read_onnx(path: Path, normalise: Normalisation | None = None) -> OnnxSource:
+def read_onnx(path: Path, normalise: InputScaling | None = None) -> OnnxSource:
     """Read an `.onnx` of any opset. Raises `BnfoldError` that names the file if it cannot be folded."""
     from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second, which the first line need not wait for
 

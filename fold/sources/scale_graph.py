@@ -8,13 +8,13 @@ import onnx_ir as ir
 
 from fold.errors import BnfoldError
 from fold.graph import CONSTANT_IR, SCALE, SHIFT, dims, integers, is_float, is_standard
-from fold.inputs import ALREADY, TO_NCHW, Layout, Normalisation, Settled
+from fold.inputs import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling
 
 OLDEST_OPSET = 7
 """Since which a product spreads its constant over a tensor by numpy's rules."""
 
 
-def normalise_graph(model: ir.Model, wanted: Normalisation) -> tuple[ir.Model, Settled]:
+def normalise_graph(model: ir.Model, wanted: InputScaling) -> tuple[ir.Model, ResolvedScaling]:
     """A copy that takes bytes under the input's name: Transpose, Cast, Mul, Add stand in front of what read it.
 
     Raises `BnfoldError` if there is no such input, if its axes are not known, and for a graph too old for it.

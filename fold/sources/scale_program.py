@@ -15,15 +15,15 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 
 from fold.errors import BnfoldError, first_line
 from fold.graph import SCALE, SHIFT
-from fold.inputs import ALREADY, Normalisation, Settled
+from fold.inputs import ALREADY, InputScaling, ResolvedScaling
 from fold.sources.quiet import silenced
 
 aten = torch.ops.aten
 
 
 def normalise_program(
-    program: ExportedProgram, wanted: Normalisation, metadata: dict[str, Any]
-) -> tuple[ExportedProgram, Settled]:
+    program: ExportedProgram, wanted: InputScaling, metadata: dict[str, Any]
+) -> tuple[ExportedProgram, ResolvedScaling]:
     """A copy that takes bytes under the input's name; s and t are buffers of the input's type.
 
     `metadata` is what the checkpoint says of itself. Raises `BnfoldError` if there is no such input, or if it has other
@@ -55,7 +55,7 @@ def normalise_program(
 
 
 def sizes_as_sent(
-    program: ExportedProgram, sizes: Sequence[Sequence[int | str]], settled: Settled
+    program: ExportedProgram, sizes: Sequence[Sequence[int | str]], settled: ResolvedScaling
 ) -> list[Sequence[int | str]]:
     """The sizes of the inputs without the batch, those of the normalised one as clients send them."""
     names = _inputs(program.graph, program.graph_signature)
@@ -99,7 +99,9 @@ def _add_buffer(
     return node
 
 
-def _normalise(graph: fx.Graph, x: fx.Node, s: fx.Node, t: fx.Node, settled: Settled, readers: list[fx.Node]) -> None:
+def _normalise(
+    graph: fx.Graph, x: fx.Node, s: fx.Node, t: fx.Node, settled: ResolvedScaling, readers: list[fx.Node]
+) -> None:
     """Make of a float input one of bytes, and let `readers` read `x*s + t`. What tensors are is told by fake ones."""
     taken, behind = x.meta["val"], _placeholders(graph)[-1].next
     permutation, fakes = settled.permutation(), taken.fake_mode

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fold.inputs import Normalisation, Settled
+    from fold.inputs import InputScaling, ResolvedScaling
     from fold.sources.checkpoint.checkpoint import Checkpoint
 
 
@@ -27,7 +27,7 @@ class Source:
     trust: bool = False
     key: str | None = None
     ema: bool = False
-    normalise: "Normalisation | None" = None
+    normalise: "InputScaling | None" = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Unfolded:
     described: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
     batches_seen: dict[str, int] = field(default_factory=dict)
-    normalised: "Settled | None" = None
+    normalised: "ResolvedScaling | None" = None
 
 
 def read_source(source: Source, announce: Callable[[str], None] = lambda step: None) -> Unfolded:

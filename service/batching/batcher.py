@@ -26,7 +26,7 @@ from math import ceil, inf
 from typing import overload
 
 from fold.arrays import Arrays
-from service.batching.concurrency import Running
+from service.batching.concurrency import Concurrency
 from service.batching.lane import Lane
 from service.batching.merging import Batch, BatchStats, Clock, Computed, Outcome, Run, attempt
 from service.batching.pace import Pace
@@ -87,7 +87,7 @@ class Batcher:
         self._queue = Queue()
         self._pace = Pace(self._batch_rows, inline_seconds)
         self._in_flight = in_flight
-        self._running = Running(self._queue, self._batch_rows, in_flight, ahead_rows, narrow_runs)
+        self._running = Concurrency(self._queue, self._batch_rows, in_flight, ahead_rows, narrow_runs)
         self._narrow_run = narrow_run
         self._free_at = 0.0
         """When the batch that began last is expected to end; in the past while that is unknown."""

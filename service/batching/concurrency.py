@@ -11,7 +11,7 @@ from math import ceil
 from service.batching.queue import Queue
 
 
-class Running:
+class Concurrency:
     def __init__(self, queue: Queue, batch_rows: int, in_flight: int, ahead_rows: int, narrow_runs: int) -> None:
         self.batches = 0
         """Those that were begun, with one that is merged ahead."""

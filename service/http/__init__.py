@@ -2,13 +2,13 @@
 
 from service.http.answers import error_answer, failure, respond
 from service.http.exchange import Direct
-from service.http.head_cache import Heads, infer_target, predict_target
+from service.http.head_cache import HeadCache, infer_target, predict_target
 from service.http.middleware import front
 from service.http.server import bind, run_server
 
 __all__ = [
     "Direct",
-    "Heads",
+    "HeadCache",
     "bind",
     "error_answer",
     "failure",

@@ -7,7 +7,7 @@ from starlette.types import Send
 
 from service.errors import ClientGoneError, ServiceError, error_body
 from service.headers import JSON, Headers
-from service.http.head_cache import Target
+from service.http.head_cache import ModelPath
 from service.repository import Model, Repository
 from service.telemetry import Metrics, identity
 
@@ -16,7 +16,7 @@ Answer = tuple[int, Headers, bytes]
 log = logging.getLogger("bnfold")
 
 
-def lose(route: str, target: Target, repository: Repository, metrics: Metrics) -> None:
+def lose(route: str, target: ModelPath, repository: Repository, metrics: Metrics) -> None:
     """Count a request whose client left before its body was complete."""
     model = None
     with contextlib.suppress(ServiceError):

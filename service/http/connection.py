@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import error_body
 from service.http.exchange import Direct, Exchange, Usual
-from service.http.head_cache import Head
+from service.http.head_cache import RequestHead
 from service.operations import WITHDRAW
 
 
@@ -28,7 +28,7 @@ class Limits:
     connections: int
 
 
-class Protocol(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     def __init__(self, *args: Any, limits: Limits, direct: Direct | None, usual: Usual, **options: Any) -> None:
         """`direct` answers requests without ASGI; None where something stands in front of the application."""
         super().__init__(*args, **options)
@@ -111,7 +111,7 @@ class Protocol(HttpToolsProtocol):
         """Whether nothing else is under way here."""
         return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
-    def _usual_head(self, start: bytes) -> Head | None:
+    def _usual_head(self, start: bytes) -> RequestHead | None:
         """What was parsed, if it goes past ASGI. `start` are its bytes, empty if they did not come in one piece."""
         if (
             self._direct is None

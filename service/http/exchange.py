@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.headers import Headers
-from service.http.head_cache import Endpoint, Head, Heads, Target
+from service.http.head_cache import Endpoint, HeadCache, ModelPath, RequestHead
 from service.http.headers import header_lines
 
 JOINED = 1 << 16
@@ -22,10 +22,10 @@ JOINED = 1 << 16
 class Computes(Protocol):
     """An endpoint that can be asked directly."""
 
-    def begin(self, head: Head, body: bytes, exchange: "Exchange") -> None:
+    def begin(self, head: RequestHead, body: bytes, exchange: "Exchange") -> None:
         """Give the exchange its answer, once, now or later."""
 
-    def lose(self, target: Target) -> None:
+    def lose(self, target: ModelPath) -> None:
         """Count a request whose client left before its body was complete."""
 
 
@@ -33,7 +33,7 @@ class Computes(Protocol):
 class Direct:
     """Who is asked directly, and the heads of requests that do."""
 
-    heads: Heads
+    heads: HeadCache
     endpoints: Mapping[Endpoint, Computes]
 
 
@@ -78,7 +78,7 @@ class Exchange:
 
     message_event = Event()
 
-    def __init__(self, connection: Any, head: Head) -> None:
+    def __init__(self, connection: Any, head: RequestHead) -> None:
         self.head = head
         self.withdraw: Callable[[], object] | None = None
         """Takes the request out of the queue, where it is in one."""

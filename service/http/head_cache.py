@@ -18,29 +18,29 @@ HEADS = 256
 UNUSUAL = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 """Headers that say more of a request than is read here."""
 
-Target = tuple[str, str | None]
+ModelPath = tuple[str, str | None]
 Endpoint = Literal["infer", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RequestHead:
     """Of a request in the usual form: model and version, headers, the bytes of its body, and what it says of the JSON
     in them."""
 
-    target: Target
+    target: ModelPath
     headers: Headers
     body_bytes: int
     json_bytes: bytes | None
     endpoint: Endpoint = "infer"
 
 
-class Heads:
+class HeadCache:
     def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
-        self._heads: dict[bytes, Head] = {}
+        self._heads: dict[bytes, RequestHead] = {}
         self.find = self._heads.get
 
-    def remember(self, raw: bytes, head: Head) -> None:
+    def remember(self, raw: bytes, head: RequestHead) -> None:
         """`raw` is known to begin with the head, and to end with its first empty line. That this is where the parser
         saw the end is told by the number of lines: what stands before the first of them, or folds one, is no part."""
         if len(raw) > LARGEST_HEAD or not raw.startswith(b"POST ") or raw.count(b"\n") != len(head.headers) + 2:
@@ -49,7 +49,7 @@ class Heads:
             self._heads.clear()
         self._heads[raw] = head
 
-    def read(self, url: bytes, headers: Headers) -> Head | None:
+    def read(self, url: bytes, headers: Headers) -> RequestHead | None:
         """None for what goes the common way, which says what is wrong where something is, and reads and writes what is
         no JSON for `:predict`."""
         named = named_by(url)
@@ -71,10 +71,10 @@ class Heads:
             return None
         if not is_json:
             return None
-        return Head(target, headers, int(length), json_bytes, endpoint)
+        return RequestHead(target, headers, int(length), json_bytes, endpoint)
 
 
-def infer_target(path: str) -> Target | None:
+def infer_target(path: str) -> ModelPath | None:
     """Model and version that an infer path names; None for every other path."""
     match path.split("/"):
         case ["", "v2", "models", name, "infer"]:
@@ -93,7 +93,7 @@ def predict_target(path: str) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def named_by(url: bytes) -> tuple[Endpoint, Target] | None:
+def named_by(url: bytes) -> tuple[Endpoint, ModelPath] | None:
     """What is asked for by a URL that needs no decoding, and of which model and version; None for every other."""
     if not url.isascii() or b"%" in url or b"?" in url or b"#" in url:
         return None

@@ -25,7 +25,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fold.errors import BnfoldError
-from service.http.connection import Limits, Protocol
+from service.http.connection import HttpConnection, Limits
 from service.http.exchange import Direct, Usual
 from service.settings import Settings
 
@@ -109,7 +109,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(Protocol, limits=limits, direct=direct, usual=Usual()),  # type: ignore[arg-type]  # called as the class would be
+        http=partial(HttpConnection, limits=limits, direct=direct, usual=Usual()),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         lifespan="on",
         backlog=BACKLOG,
@@ -223,8 +223,8 @@ class Server(uvicorn.Server):
             _drop_below(connection.transport.get_extra_info("socket"), 0)
         return True
 
-    def _connections(self) -> list[Protocol]:
-        return [connection for connection in self.server_state.connections if isinstance(connection, Protocol)]
+    def _connections(self) -> list[HttpConnection]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, HttpConnection)]
 
 
 def refuse_new_connections(listener: socket.socket) -> None:

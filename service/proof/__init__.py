@@ -2,7 +2,7 @@
 
 from service.proof.check import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, prove
 from service.proof.references import References, not_installed
-from service.proof.shadow import Watcher
+from service.proof.shadow import ShadowChecker
 
 __all__ = [
     "DEFAULT_SAMPLES",
@@ -10,7 +10,7 @@ __all__ = [
     "PARTS",
     "Asked",
     "References",
-    "Watcher",
+    "ShadowChecker",
     "not_installed",
     "prove",
 ]

@@ -39,10 +39,10 @@ LOG_SECONDS = 60.0
 log = logging.getLogger("bnfold")
 
 
-class Watched:
+class ShadowSampler:
     """What watching has found of one model. Only the event loop changes it."""
 
-    def __init__(self, model: Model, watcher: "Watcher") -> None:
+    def __init__(self, model: Model, watcher: "ShadowChecker") -> None:
         self.share = 0.0
         """Of the answers; 0 until the reference is at hand."""
         self.rows = 0
@@ -92,7 +92,7 @@ class Watched:
         return output.folded_error / limit if limit else math.inf if output.folded_error else 0.0
 
 
-class Watcher:
+class ShadowChecker:
     """Compares for all models, one answer at a time."""
 
     def __init__(self, share: float, references: References) -> None:
@@ -107,7 +107,7 @@ class Watcher:
         """Watch `model` from now on. Its reference is loaded in the background, for no request shall wait for it."""
         if not self.share:
             return
-        model.observer = Watched(model, self)
+        model.observer = ShadowSampler(model, self)
         self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
 
     def forget(self, model: Model) -> None:
@@ -117,7 +117,7 @@ class Watcher:
             digest = model.manifest.digest
             self._worker.submit(partial(self._comparer.forget, str(model), digest), lambda _: None)
 
-    def take(self, model: Model, watched: Watched, inputs: Arrays, outputs: Arrays) -> bool:
+    def take(self, model: Model, watched: ShadowSampler, inputs: Arrays, outputs: Arrays) -> bool:
         """False if there is enough to do, or a rest to take."""
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:
             return False
@@ -148,7 +148,7 @@ class Watcher:
         elif model.observer is not None:
             model.observer.share = self.share
 
-    def _finish(self, watched: Watched, compared: Compared | Exception | None) -> None:
+    def _finish(self, watched: ShadowSampler, compared: Compared | Exception | None) -> None:
         self._under_way -= 1
         if compared is None:
             watched.drops["proof"] += 1

@@ -28,7 +28,7 @@ class Form:
 
 
 @dataclass(slots=True)
-class Plan:
+class ParsedHeader:
     """`tensors` have name, datatype, shape, elements and bytes of each input, in order; `size` is all their bytes."""
 
     tensors: tuple[tuple[str, str, tuple[int, ...], int, int], ...]
@@ -49,14 +49,14 @@ class Plan:
         self.forms[shapes] = form
 
 
-class Plans:
+class HeaderCache:
     """Of one model, by header."""
 
     def __init__(self) -> None:
-        self._plans: dict[bytes, Plan] = {}
+        self._plans: dict[bytes, ParsedHeader] = {}
         self.find = self._plans.get
 
-    def add(self, header: bytes, plan: Plan) -> None:
+    def add(self, header: bytes, plan: ParsedHeader) -> None:
         if len(self._plans) >= PLANS:
             self._plans.clear()
         self._plans[header] = plan

@@ -19,7 +19,7 @@ from service.errors import BadRequestError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify
 from service.protocol.datatypes import NAMES, WIRE, Selected
-from service.protocol.header_cache import LARGEST_HEADER, Form, Plan, Shapes
+from service.protocol.header_cache import LARGEST_HEADER, Form, ParsedHeader, Shapes
 from service.protocol.jsontext import json_array, parse_object, render_json
 from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
@@ -36,7 +36,7 @@ class InferRequest:
     priority: int = 0
     timeout: float | None = None
     """Seconds; None leaves it to the service."""
-    plan: Plan | None = None
+    plan: ParsedHeader | None = None
     """Where the header is one that comes again and again."""
 
 
@@ -75,12 +75,12 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
         for item, array in zip(items, arrays.values(), strict=True)
     )
     plain = all(binary and not k and signature.outputs[name].datatype != "BYTES" for name, binary, k in outputs)
-    plan = Plan(tensors, outputs, priority, timeout, len(body) - start, plain)
+    plan = ParsedHeader(tensors, outputs, priority, timeout, len(body) - start, plain)
     signature.plans.add(body[:start], plan)
     return InferRequest(arrays, outputs, None, priority, timeout, plan)
 
 
-def _planned(plan: Plan, body: bytes, offset: int) -> Arrays:
+def _planned(plan: ParsedHeader, body: bytes, offset: int) -> Arrays:
     """The inputs of a request whose header is known, and whose body is as long as that says."""
     arrays = {}
     for name, datatype, shape, count, size in plan.tensors:

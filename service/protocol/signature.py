@@ -11,7 +11,7 @@ from fold.artifact import Manifest, TensorSpec
 from service.batching import Lane
 from service.errors import BadRequestError, shown
 from service.protocol.datatypes import DTYPES, NAMES
-from service.protocol.header_cache import Plans
+from service.protocol.header_cache import HeaderCache
 
 
 class Signature:
@@ -21,7 +21,7 @@ class Signature:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self.batched = batched
-        self.plans = Plans()
+        self.plans = HeaderCache()
         self._checks = [(s.name, DTYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
         self._one_lane = batched and not any(free for *_, free in self._checks)
 

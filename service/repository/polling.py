@@ -19,7 +19,7 @@ log = logging.getLogger("bnfold")
 Stamps = dict[str, tuple[object, ...]]
 
 
-class Watching:
+class Poller:
     def __init__(self, repository: Repository) -> None:
         """Changes count from now on, so this comes before the repository is loaded."""
         self._repository = repository

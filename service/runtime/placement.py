@@ -20,7 +20,7 @@ FACTS = ("device", "precision", "cudnn", *OPTIONS)
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placement:
     """`nodes` counts the nodes on each provider, by ONNX Runtime's name; `elsewhere` are operator types that compute on
     another than `provider`. `options` are the provider's own. `device` is the GPU's number, 0 on the CPU."""
 
@@ -31,7 +31,7 @@ class Placed:
     options: dict[str, str]
 
     @classmethod
-    def of(cls, session: ort.InferenceSession) -> "Placed":
+    def of(cls, session: ort.InferenceSession) -> "Placement":
         """Of a session that was opened with `record_placement`."""
         provider = provider_of(session)
         options = session.get_provider_options().get(PROVIDERS.get(provider, provider), {})

@@ -31,7 +31,7 @@ from service.runtime.bfloat16 import run_with_bfloat16
 from service.runtime.buckets import Buckets
 from service.runtime.faults import DeviceLostError, device_fault
 from service.runtime.pinned import pageable, pinned
-from service.runtime.placement import Placed
+from service.runtime.placement import Placement
 from service.runtime.staging import Staging
 from service.settings import Settings
 
@@ -66,7 +66,7 @@ class ModelSession:
         self._has_bfloat16 = any(spec.datatype == "BF16" for spec in specs)
         self.provider = provider_of(session)
         self._refuse_other_graph()
-        self.placed = Placed.of(session)
+        self.placed = Placement.of(session)
         self.lost: str | None = None
         """What the device said when it answered no more."""
         self.cold_shapes = 0

@@ -18,7 +18,7 @@ from service.headers import LENGTH_HEADER
 from service.http.answers import Answer, failure, lose, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import Exchange
-from service.http.head_cache import Head, Target
+from service.http.head_cache import ModelPath, RequestHead
 from service.http.headers import header_lines
 from service.operations import compute, hand_in, outputs_of
 from service.protocol import InferRequest, decode, encode, known_answer
@@ -39,7 +39,7 @@ class Infer:
         self._metrics = metrics
         self._access = access
 
-    async def __call__(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, target: ModelPath, scope: Scope, receive: Receive, send: Send) -> None:
         """The common way. Whether the client may ask at all was checked before."""
         model: Model | None = None
         try:
@@ -58,7 +58,7 @@ class Infer:
                 return
         await respond(send, *answer)
 
-    def begin(self, head: Head, body: bytes, exchange: Exchange) -> None:
+    def begin(self, head: RequestHead, body: bytes, exchange: Exchange) -> None:
         """The short way: everything up to the queue at once, and the rest when the batch is done."""
         model, route = None, "access"
         try:
@@ -71,7 +71,7 @@ class Infer:
         except Exception as error:
             exchange.answer(*failure(self._metrics, route, model, error, head.headers))
 
-    def lose(self, target: Target) -> None:
+    def lose(self, target: ModelPath) -> None:
         lose("infer", target, self._repository, self._metrics)
 
     def finish(self, model: Model, request: InferRequest, rows: int, exchange: Exchange, outcome: Outcome) -> None:

@@ -30,7 +30,7 @@ from service.headers import JSON
 from service.http.answers import Answer, failure, lose, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import Exchange
-from service.http.head_cache import Head, Target
+from service.http.head_cache import ModelPath, RequestHead
 from service.http.images import FORMATS, tensor_of_image
 from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
 from service.operations import compute, hand_in, outputs_of
@@ -82,7 +82,7 @@ class Predict:
                 return
         await respond(send, *answer)
 
-    def begin(self, head: Head, body: bytes, exchange: Exchange) -> None:
+    def begin(self, head: RequestHead, body: bytes, exchange: Exchange) -> None:
         """The short way."""
         model, route = None, "access"
         try:
@@ -103,11 +103,11 @@ class Predict:
         except Exception as error:
             exchange.answer(*failure(self._metrics, route, model, error, head.headers))
 
-    def lose(self, target: Target) -> None:
+    def lose(self, target: ModelPath) -> None:
         lose("predict", target, self._repository, self._metrics)
 
     def _finish(
-        self, model: Model, arrays: Arrays, rows: int, head: Head, exchange: Exchange, outcome: Outcome
+        self, model: Model, arrays: Arrays, rows: int, head: RequestHead, exchange: Exchange, outcome: Outcome
     ) -> None:
         try:
             answer = self._success(model, _rows_of(outputs_of(model, arrays, rows, outcome), rows))
@@ -115,7 +115,7 @@ class Predict:
             answer = failure(self._metrics, "predict", model, error, head.headers)
         exchange.answer(*answer)
 
-    async def _one_by_one(self, model: Model, instances: list[Any], head: Head, exchange: Exchange) -> None:
+    async def _one_by_one(self, model: Model, instances: list[Any], head: RequestHead, exchange: Exchange) -> None:
         try:
             predictions = await _of_instances(model, instances, {}, self._settings, as_npy=False)
             answer = self._success(model, predictions)

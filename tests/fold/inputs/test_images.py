@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fold.artifact.manifest import Preprocessing, TensorSpec
 from fold.errors import BnfoldError
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
-from fold.inputs.scaling import Numbers, Settled, raw
+from fold.inputs.scaling import Numbers, ResolvedScaling, raw
 
 RANDOM = np.random.default_rng(9)
 HOW: dict[str, Any] = {"input": "x", "mode": "RGB", "height": 20, "width": 28}
@@ -123,7 +123,7 @@ def test_a_preprocessing_must_make_what_the_input_takes(
     ],
 )
 def test_numbers_of_a_preprocessing_and_of_the_graph_must_agree(said: dict[str, Any], contradicts: bool) -> None:
-    how, settled = Preprocessing(**HOW, **said), Settled("x", Numbers(1 / 255, (0.5,) * 3, (0.25,)), "nhwc")
+    how, settled = Preprocessing(**HOW, **said), ResolvedScaling("x", Numbers(1 / 255, (0.5,) * 3, (0.25,)), "nhwc")
     if contradicts:
         with pytest.raises(
             BnfoldError, match=r"--normalize: mean=0.5,0.5,0.5,std=0.25,scale=.* contradicts the prepro"

@@ -22,7 +22,7 @@ from fold.errors import BnfoldError
 from fold.evaluate.float64 import evaluate
 from fold.graph.file import read_graph, save_graph
 from fold.inputs.drawn import draw_inputs
-from fold.inputs.scaling import Normalisation, Numbers, parse_normalise
+from fold.inputs.scaling import InputScaling, Numbers, parse_scaling
 from fold.proof.certificate import certify
 from fold.proof.unfolded import load_unfolded
 from fold.sources.export import export_module, export_program, save_program
@@ -60,7 +60,7 @@ def check(
 ) -> tuple[list[str], fold.FoldReport]:
     """Fold a float64 graph with its input normalised; on bytes it gives, to 1e-12, what the graph as it was gives on
     standardised floats. Returns the operators that are left, and the report."""
-    wanted = parse_normalise(text, layout)
+    wanted = parse_scaling(text, layout)
     normalised, settled = normalise_graph(model, wanted)
     x = normalised.graph.inputs[0]
     assert (x.name, x.dtype) == ("x", ir.DataType.UINT8)
@@ -196,7 +196,7 @@ def test_one_channel_and_one_axis_of_space(pads: int, left: list[str]) -> None:
 def test_a_shift_that_stays_is_of_pixels() -> None:
     """`x*s + t` is computed as `(x + t/s)*s`: what is added is minus the mean pixel."""
     g = GraphBuilder("n", 3, 5, 7)
-    normalised, _ = normalise_graph(g.finish(padded(g)), parse_normalise(THREE))
+    normalised, _ = normalise_graph(g.finish(padded(g)), parse_scaling(THREE))
     folding = fold_graph(normalised)
     (add,) = (node for node in folding.model.graph if node.op_type == "Add")
     added = add.inputs[1]
@@ -215,7 +215,7 @@ def test_products_and_sums_of_the_model_itself_are_no_part_of_it() -> None:
     """A BatchNorm written out behind it is one BatchNorm; a product with one number takes it up."""
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.op("Mul", g.x, g.normal(3, 1, 1)), g.normal(3, 1, 1))
-    normalised, _ = normalise_graph(g.finish(g.op("Conv", y, g.normal(4, 3, 3, 3))), parse_normalise(THREE))
+    normalised, _ = normalise_graph(g.finish(g.op("Conv", y, g.normal(4, 3, 3, 3))), parse_scaling(THREE))
     report = fold_graph(normalised).report
     assert (report.batchnorms, len(report.folded)) == (1, 1)
     g = GraphBuilder("n", 3, 5, 7)
@@ -247,15 +247,15 @@ def test_a_graph_without_normalisation_reports_none() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("scale=1/255", Normalisation(None, Numbers(1 / 255))),
-        ("mean=0.5,0.25", Normalisation(None, Numbers(1 / 255, (0.5, 0.25)))),
-        ("mean=[1,2,3],std=[4,5,6],scale=1", Normalisation(None, Numbers(1, (1, 2, 3), (4, 5, 6)))),
-        ("a:b:std=51/255, mean=.5", Normalisation("a:b", Numbers(1 / 255, (0.5,), (0.2,)))),
-        ("preprocessing", Normalisation()),
+        ("scale=1/255", InputScaling(None, Numbers(1 / 255))),
+        ("mean=0.5,0.25", InputScaling(None, Numbers(1 / 255, (0.5, 0.25)))),
+        ("mean=[1,2,3],std=[4,5,6],scale=1", InputScaling(None, Numbers(1, (1, 2, 3), (4, 5, 6)))),
+        ("a:b:std=51/255, mean=.5", InputScaling("a:b", Numbers(1 / 255, (0.5,), (0.2,)))),
+        ("preprocessing", InputScaling()),
     ],
 )
-def test_how_numbers_are_written(text: str, expected: Normalisation) -> None:
-    assert parse_normalise(text) == expected
+def test_how_numbers_are_written(text: str, expected: InputScaling) -> None:
+    assert parse_scaling(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_how_numbers_are_written(text: str, expected: Normalisation) -> None:
 )
 def test_numbers_that_are_none(text: str, words: str) -> None:
     with pytest.raises(BnfoldError) as error:
-        parse_normalise(text)
+        parse_scaling(text)
     assert words in str(error.value)
     assert str(error.value).startswith(f"--normalize {text}: ")
     assert "\n" not in str(error.value)
@@ -298,7 +298,7 @@ def test_numbers_that_are_none(text: str, words: str) -> None:
 def test_inputs_that_cannot_be_normalised(shape: Any, text: str, layout: Any, words: str) -> None:
     g = GraphBuilder(*shape)
     with pytest.raises(BnfoldError, match=words):
-        normalise_graph(g.finish(g.op("Tanh", g.x)), parse_normalise(text, layout))
+        normalise_graph(g.finish(g.op("Tanh", g.x)), parse_scaling(text, layout))
 
 
 @pytest.mark.parametrize(
@@ -326,16 +326,16 @@ def test_of_several_inputs_one_is_named() -> None:
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.x, g.input("y", "n", 3, 5, 7))
     with pytest.raises(BnfoldError, match=r"several inputs of floats, x, y; name one that there is, as in NAME:mean"):
-        normalise_graph(g.finish(y), parse_normalise(SCALE_ONLY))
+        normalise_graph(g.finish(y), parse_scaling(SCALE_ONLY))
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.x, g.input("y", "n", 3, 5, 7))
-    normalised, _ = normalise_graph(g.finish(y), parse_normalise("y:scale=2"))
+    normalised, _ = normalise_graph(g.finish(y), parse_scaling("y:scale=2"))
     assert [value.dtype for value in normalised.graph.inputs] == [ir.DataType.DOUBLE, ir.DataType.UINT8]
     pixels = RANDOM.integers(0, 256, (2, 3, 5, 7)).astype(np.uint8)
     (found,) = evaluate(normalised, {"x": np.ones(pixels.shape), "y": pixels}).values()
     np.testing.assert_array_equal(found, 1 + 2.0 * pixels)
     with pytest.raises(BnfoldError, match="normalises an input already"):
-        normalise_graph(normalised, parse_normalise("x:scale=2"))
+        normalise_graph(normalised, parse_scaling("x:scale=2"))
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(9, 3), (13, 8)])
@@ -346,7 +346,7 @@ def test_old_graphs(opset: int, ir_version: int, tmp_path: Path) -> None:
     g (float[n,3,5,7] x{listed}) => (float[n,4,5,7] y) <float[4,3,1,1] w = {{1,2,3,4,5,6,7,8,9,10,11,12}}>
     {{ y = Conv(x, w) }}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "old.onnx")
-    read = read_onnx(tmp_path / "old.onnx", parse_normalise(THREE, "nhwc"))
+    read = read_onnx(tmp_path / "old.onnx", parse_scaling(THREE, "nhwc"))
     read.given.copy_to(tmp_path / "written.onnx")
     again = read_onnx(tmp_path / "written.onnx")
     pixels = RANDOM.integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
@@ -361,7 +361,7 @@ def test_old_graphs(opset: int, ir_version: int, tmp_path: Path) -> None:
 def test_a_graph_too_old_to_be_added_to() -> None:
     model = ir.from_onnx_text('<ir_version: 3, opset_import: ["": 6]> g (float[n,3] x) => (float[n,3] y) {y = Tanh(x)}')
     with pytest.raises(BnfoldError, match="opset 6 is too old to be added to, expected 7"):
-        normalise_graph(model, parse_normalise(SCALE_ONLY))
+        normalise_graph(model, parse_scaling(SCALE_ONLY))
 
 
 def test_bytes_are_drawn_from_their_whole_range() -> None:
@@ -407,7 +407,7 @@ def test_a_source_is_folded_with_its_standardisation_and_proven(
         save_program(export_program(net, example), path)
     else:
         save_graph(export_module(net, example), path)
-    wanted = parse_normalise(THREE, layout)
+    wanted = parse_scaling(THREE, layout)
     source = Source(path, trust=True, normalise=wanted)
     conversion = convert(source, Target(tmp_path / "r"), provider="cpu", samples=4, precision=precision)
     assert conversion.path is not None, conversion.certificate.message

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http.head_cache import HEADS, LARGEST_HEAD, Head, Heads
+from service.http.head_cache import HEADS, LARGEST_HEAD, HeadCache, RequestHead
 
 INFER = b"/v2/models/free/infer"
 PLAIN = [(b"host", b"a"), (b"content-length", b"8"), (b"inference-header-content-length", b"0")]
@@ -142,13 +142,13 @@ def test_tokens_are_asked_for_every_time(repository: Any, start: Any) -> None:
                     assert client.read()[0] == 401
 
 
-def read(url: bytes = INFER, headers: list[tuple[bytes, bytes]] = PLAIN, limit: int = 100) -> Head | None:
-    return Heads(limit).read(url, headers)
+def read(url: bytes = INFER, headers: list[tuple[bytes, bytes]] = PLAIN, limit: int = 100) -> RequestHead | None:
+    return HeadCache(limit).read(url, headers)
 
 
 def test_what_is_usual() -> None:
-    assert read() == Head(("free", None), PLAIN, 8, b"0")
-    assert read(b"/v2/models/a/versions/7/infer", [(b"content-length", b"100")]) == Head(
+    assert read() == RequestHead(("free", None), PLAIN, 8, b"0")
+    assert read(b"/v2/models/a/versions/7/infer", [(b"content-length", b"100")]) == RequestHead(
         ("a", "7"), [(b"content-length", b"100")], 100, None
     )
     for unusual in ((b"content-encoding", b"gzip"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")):
@@ -164,7 +164,7 @@ def test_predictions_are_usual_where_they_are_said_to_be_json() -> None:
     url, length = b"/v1/models/a:predict", (b"content-length", b"9")
     for kind in (b"application/json", b"Application/JSON ; charset=utf-8"):
         headers = [length, (b"content-type", kind), (b"accept", b"*/*")]
-        assert read(url, headers) == Head(("a", None), headers, 9, None, "predict")
+        assert read(url, headers) == RequestHead(("a", None), headers, 9, None, "predict")
     for kind in (b"image/png", b"application/x-npy", b"application/x-www-form-urlencoded", b"application/json-seq"):
         assert read(url, [length, (b"content-type", kind)]) is None
     json = (b"content-type", b"application/json")
@@ -175,8 +175,8 @@ def test_predictions_are_usual_where_they_are_said_to_be_json() -> None:
 
 def test_only_what_is_a_head_is_remembered() -> None:
     whole = request_of([1, 2])[:-8]
-    head = Head(("free", None), PLAIN, 8, b"0")
-    heads = Heads(100)
+    head = RequestHead(("free", None), PLAIN, 8, b"0")
+    heads = HeadCache(100)
     for raw in (
         b"\r\n\r\n",
         b"\r\n" + whole,
@@ -193,9 +193,9 @@ def test_only_what_is_a_head_is_remembered() -> None:
 
 
 def test_clients_cannot_fill_the_memory() -> None:
-    heads = Heads(100)
+    heads = HeadCache(100)
     raws = [request_of([1, 2], b"x-request-id: %d" % number)[:-8] for number in range(3 * HEADS)]
     for raw in raws:
-        heads.remember(raw, Head(("free", None), [*PLAIN, (b"x-request-id", b"1")], 8, b"0"))
+        heads.remember(raw, RequestHead(("free", None), [*PLAIN, (b"x-request-id", b"1")], 8, b"0"))
     assert heads.find(raws[-1]) is not None
     assert sum(heads.find(raw) is not None for raw in raws) <= HEADS

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fold.proof.decisions import Decision
 from fold.proof.run_time import OutputVerdict, Verdict
-from service.proof.shadow import WINDOW, Watched
+from service.proof.shadow import WINDOW, ShadowSampler
 
 FROM_THE_COMMAND_LINE = """
 import os
@@ -90,7 +90,7 @@ def test_without_a_share_nothing_is_watched_and_nothing_is_loaded(service: Any) 
     text = service.get("/metrics").text
     assert service.metric(f"bnfold_shadow_share{{{LABELS}}}") == 0
     assert "bnfold_shadow_rows_total{" not in text
-    assert "Watched" not in service.get("/").text
+    assert "ShadowSampler" not in service.get("/").text
 
 
 def test_a_slow_reference_delays_no_answer(
@@ -149,7 +149,7 @@ class Proven:
 def test_a_row_without_rounding_of_its_own_is_judged_with_those_before_it() -> None:
     """One row may be lucky in float32; the folded graph need not be as lucky on the same row."""
     model: Any = Proven(limit=0.0)
-    watched = Watched(model, model)
+    watched = ShadowSampler(model, model)
     watched.add(verdict(0.9, 1.0))
     watched.add(verdict(0.9, 0.5))
     assert watched.disagreements == {"error": 0, "decision": 0}
@@ -165,7 +165,7 @@ def test_a_row_without_rounding_of_its_own_is_judged_with_those_before_it() -> N
 
 def test_the_certificates_own_limit_holds_from_the_first_row_on() -> None:
     model: Any = Proven(limit=2.0)
-    watched = Watched(model, model)
+    watched = ShadowSampler(model, model)
     watched.add(verdict(1.0, 0.25))
     assert watched.disagreements["error"] == 0
     watched.add(verdict(np.nan, 0.25))
@@ -174,7 +174,7 @@ def test_the_certificates_own_limit_holds_from_the_first_row_on() -> None:
 
 def test_a_flipped_decision_is_a_disagreement_of_its_own() -> None:
     model: Any = Proven(limit=1.0)
-    watched = Watched(model, model)
+    watched = ShadowSampler(model, model)
     watched.add(verdict(0.1, 1.0, flips=1))
     assert watched.disagreements == {"error": 0, "decision": 1}
 

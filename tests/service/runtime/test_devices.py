@@ -25,7 +25,7 @@ from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
 from service.runtime.buckets import Buckets
 from service.runtime.faults import DeviceLostError, DeviceMemoryError, device_fault
 from service.runtime.pinned import pageable
-from service.runtime.placement import FACTS, Placed
+from service.runtime.placement import FACTS, Placement
 from service.runtime.session import ModelSession, bucket_sizes
 from service.runtime.staging import Staging
 from service.settings import Settings
@@ -280,7 +280,7 @@ def test_what_computes_elsewhere_is_told_apart_from_shapes(monkeypatch: pytest.M
 
 def test_what_a_gpu_session_is_told_of_in_metrics() -> None:
     options = {"device_id": "1", "use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "0"}
-    placed = Placed("cuda", 1, {"CUDAExecutionProvider": 3}, (), options)
+    placed = Placement("cuda", 1, {"CUDAExecutionProvider": 3}, (), options)
     manifest = Manifest.model_construct(fold={"precision": {"type": "tf32"}})
     facts = placed.facts(manifest)
     assert tuple(facts) == FACTS
