@@ -91,7 +91,8 @@ def export(name: str) -> ir.Model:
     tests; the graph is kept on disk, under a digest of the sources that it depends on.
     """
     root = ROOT
-    sources = [*sorted((root / "models").glob("*.py")), root / "fold" / "export.py"]
+    folders = (root / "models", root / "fold" / "sources", root / "fold" / "graph")
+    sources = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256(torch.__version__.encode() + b"".join(map(Path.read_bytes, sources))).hexdigest()
     file = Path(tempfile.gettempdir()) / f"bnfold-tests-{getpass.getuser()}" / f"{name}-{digest[:16]}.onnx"
     if not file.exists():
