@@ -1,4 +1,4 @@
-"""A graph computed in other ways than to serve it: in float64, as error bounds, as PyTorch functions."""
+"""Other interpretations of one ONNX graph than the runtime's: float64, error bounds, PyTorch autograd."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""An ONNX graph as a function of float64 tensors through which PyTorch's autograd runs: what the search climbs on.
+"""An ONNX graph as a differentiable function of float64 tensors: the gradient search of the proof uses it.
 
-One short function an operator, with the node and its inputs as arguments; what a node leaves out is None. Operators are
-those of opset 15 and later, which every graph that we fold has (fold.graph.lift). PyTorch is loaded with this module.
+One short function for each operator. Its arguments are the node and the node's inputs; an input that is left out is
+None. Operators are those of opset 15 and later, because older graphs are lifted first (fold.graph.lift). Importing this
+module imports PyTorch.
 """
 
 import functools
@@ -30,10 +31,9 @@ Operator = Callable[..., Tensor | Sequence[Tensor]]
 
 
 class TorchGraph:
-    """A graph that was made ready for PyTorch once, with float weights as float64. Not for training: its weights take
-    no gradients.
+    """A graph prepared once for PyTorch, with float weights in float64. Not for training: weights have no gradients.
 
-    Raises `BnfoldError` that names an operator which is not known here, or, when called, one that PyTorch refuses.
+    Raises `BnfoldError` that names an operator that is not implemented here or, when called, one that PyTorch refuses.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -43,14 +43,14 @@ class TorchGraph:
         self._outputs = {value.name or "": value for value in graph.outputs}
         self._weights = {v: _tensor(v.const_value) for v in graph.initializers.values() if v.const_value is not None}
         kept = {*graph.outputs, *self._weights}
-        self._read_last: dict[ir.Node, list[ir.Value]] = {}
+        self._last_used: dict[ir.Node, list[ir.Value]] = {}
         for node in reversed(graph):
             last = [value for value in dict.fromkeys((*node.inputs, *node.outputs)) if value and value not in kept]
-            self._read_last[node] = last
+            self._last_used[node] = last
             kept.update(last)
 
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name. Float inputs are float64; those that are not used are not looked at."""
+        """Outputs by name. Float inputs are float64; inputs that no node reads may be left out."""
         values = {**self._weights, **{self._inputs[name]: tensor for name, tensor in inputs.items()}}
         for operator, node in self._nodes:
             try:
@@ -61,7 +61,7 @@ class TorchGraph:
             if len(results) < len(node.outputs):
                 raise _refusal(node, "has more outputs than are known in PyTorch")
             values.update(zip(node.outputs, results, strict=False))
-            for value in self._read_last[node]:
+            for value in self._last_used[node]:
                 values.pop(value, None)
         return {name: values[value] for name, value in self._outputs.items()}
 
@@ -80,7 +80,7 @@ def _refusal(node: ir.Node, why: str) -> BnfoldError:
 
 
 def _tensor(stored: ir.TensorProtocol) -> Tensor:
-    """A weight; one in float64 that may be written to is not copied."""
+    """A weight as a tensor; a writable float64 array is shared, not copied."""
     if stored.dtype == ir.DataType.STRING:
         raise BnfoldError(f"{stored.name}: text has no tensor in PyTorch")
     array = stored.numpy()
@@ -90,18 +90,18 @@ def _tensor(stored: ir.TensorProtocol) -> Tensor:
 
 
 def _dtype(onnx: int) -> torch.dtype:
-    """Every float type is float64 here."""
+    """The tensor type that stands for an ONNX type: float64 for every float type."""
     kind = ir.DataType(onnx)
     return torch.float64 if kind in FLOATS else torch.from_numpy(np.empty(0, kind.numpy())).dtype
 
 
 def _real(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute; ONNX holds defaults, too, in float32."""
+    """A float attribute; ONNX stores defaults in float32, too."""
     return float(np.float32(real(node, name, default)))
 
 
-def _given(node: ir.Node, read: Tensor | None, name: str) -> list[int]:
-    """Numbers that are an input in newer opsets and an attribute in older ones; empty where they are left out."""
+def _input_or_attribute(node: ir.Node, read: Tensor | None, name: str) -> list[int]:
+    """Integers that are an input in newer opsets and an attribute in older ones; empty if they are left out."""
     return integers(node, name) if read is None else [int(i) for i in read.reshape(-1)]
 
 
@@ -174,15 +174,15 @@ def softmax(function: Callable[..., Tensor]) -> Operator:
 
 def reduction(function: Callable[..., Tensor]) -> Operator:
     def reduce(node: ir.Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        over = _given(node, axes, "axes")
+        over = _input_or_attribute(node, axes, "axes")
         if not over and integer(node, "noop_with_empty_axes", 0):
-            return function(x[None], dim=(0,), keepdim=False)  # what is done to each element stays
+            return function(x[None], dim=(0,), keepdim=False)  # the elementwise part of the reduction remains
         return function(x, dim=tuple(over or range(x.ndim)), keepdim=bool(integer(node, "keepdims", 1)))
 
     return reduce
 
 
-def extreme_index(function: Callable[..., Tensor]) -> Operator:
+def arg_extremum(function: Callable[..., Tensor]) -> Operator:
     def index(node: ir.Node, x: Tensor) -> Tensor:
         axis, keep = integer(node, "axis", 0), bool(integer(node, "keepdims", 1))
         if integer(node, "select_last_index", 0):
@@ -192,13 +192,13 @@ def extreme_index(function: Callable[..., Tensor]) -> Operator:
     return index
 
 
-def plain(function: Callable[..., Tensor]) -> Operator:
+def without_attributes(function: Callable[..., Tensor]) -> Operator:
     """An operator without attributes."""
     return lambda _, *inputs: function(*inputs)
 
 
-def chain(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    """An operator of any number of tensors."""
+def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """An operator with any number of inputs."""
     return lambda _, *inputs: functools.reduce(function, inputs)
 
 
@@ -208,7 +208,7 @@ def chain(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
 def split(node: ir.Node, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
     axis = integer(node, "axis", 0)
     parts = -(-x.shape[axis] // len(node.outputs))  # the last may be smaller
-    given = _given(node, sizes, "split")
+    given = _input_or_attribute(node, sizes, "split")
     return torch.split(x, given or parts, axis)
 
 
@@ -245,12 +245,12 @@ def flatten(node: ir.Node, x: Tensor) -> Tensor:
 
 
 def squeeze(node: ir.Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    over = _given(node, axes, "axes")
+    over = _input_or_attribute(node, axes, "axes")
     return x.squeeze(tuple(over)) if over else x.squeeze()
 
 
 def unsqueeze(node: ir.Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    over = _given(node, axes, "axes")
+    over = _input_or_attribute(node, axes, "axes")
     for axis in sorted(axis % (x.ndim + len(over)) for axis in over):
         x = x.unsqueeze(axis)
     return x
@@ -281,94 +281,94 @@ def constant_(node: ir.Node) -> Tensor:
 
 
 OPERATORS: dict[str, Operator] = {
-    "Abs": plain(torch.abs),
-    "Add": plain(torch.add),
-    "And": plain(torch.logical_and),
-    "ArgMax": extreme_index(torch.argmax),
-    "ArgMin": extreme_index(torch.argmin),
+    "Abs": without_attributes(torch.abs),
+    "Add": without_attributes(torch.add),
+    "And": without_attributes(torch.logical_and),
+    "ArgMax": arg_extremum(torch.argmax),
+    "ArgMin": arg_extremum(torch.argmin),
     "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
     "Cast": lambda node, x: x.to(_dtype(integer(node, "to", 0))),
     "CastLike": lambda _, x, like: x.to(like.dtype),
-    "Ceil": plain(torch.ceil),
+    "Ceil": without_attributes(torch.ceil),
     "Clip": clip,
     "Concat": lambda node, *inputs: torch.cat(inputs, integer(node, "axis", 0)),
     "Constant": constant_,
     "ConstantOfShape": constant_of_shape,
     "Conv": conv,
     "ConvTranspose": conv_transpose,
-    "Cos": plain(torch.cos),
+    "Cos": without_attributes(torch.cos),
     "DepthToSpace": depth_to_space,
     "Div": divide,
     "Dropout": lambda _, x, *ratio: x,
     "Einsum": lambda node, *inputs: torch.einsum(text(node, "equation", ""), *inputs),
     "Elu": lambda node, x: F.elu(x, _real(node, "alpha", 1)),
-    "Equal": plain(torch.eq),
-    "Erf": plain(torch.erf),
-    "Exp": plain(torch.exp),
+    "Equal": without_attributes(torch.eq),
+    "Erf": without_attributes(torch.erf),
+    "Exp": without_attributes(torch.exp),
     "Expand": expand,
     "Flatten": flatten,
-    "Floor": plain(torch.floor),
+    "Floor": without_attributes(torch.floor),
     "Gather": gather,
     "Gelu": gelu,
     "Gemm": gemm,
     "GlobalAveragePool": global_pool(torch.mean),
     "GlobalMaxPool": global_pool(torch.amax),
-    "Greater": plain(torch.gt),
-    "GreaterOrEqual": plain(torch.ge),
+    "Greater": without_attributes(torch.gt),
+    "GreaterOrEqual": without_attributes(torch.ge),
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "Identity": lambda _, x: x,
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "LeakyRelu": lambda node, x: F.leaky_relu(x, _real(node, "alpha", 0.01)),
-    "Less": plain(torch.lt),
-    "LessOrEqual": plain(torch.le),
-    "Log": plain(torch.log),
+    "Less": without_attributes(torch.lt),
+    "LessOrEqual": without_attributes(torch.le),
+    "Log": without_attributes(torch.log),
     "LogSoftmax": softmax(torch.log_softmax),
-    "MatMul": plain(torch.matmul),
-    "Max": chain(torch.maximum),
+    "MatMul": without_attributes(torch.matmul),
+    "Max": variadic(torch.maximum),
     "MaxPool": max_pool,
     "Mean": lambda _, *inputs: functools.reduce(torch.add, inputs) / len(inputs),
-    "Min": chain(torch.minimum),
+    "Min": variadic(torch.minimum),
     "Mish": lambda _, x: x * torch.tanh(softplus(x)),
-    "Mul": plain(torch.mul),
-    "Neg": plain(torch.neg),
-    "Not": plain(torch.logical_not),
-    "Or": plain(torch.logical_or),
+    "Mul": without_attributes(torch.mul),
+    "Neg": without_attributes(torch.neg),
+    "Not": without_attributes(torch.logical_not),
+    "Or": without_attributes(torch.logical_or),
     "PRelu": lambda _, x, slope: torch.where(x < 0, slope * x, x),
     "Pad": pad,
     "Pow": lambda _, x, y: torch.pow(x, y).to(x.dtype),
-    "Range": plain(torch.arange),
-    "Reciprocal": plain(torch.reciprocal),
+    "Range": without_attributes(torch.arange),
+    "Reciprocal": without_attributes(torch.reciprocal),
     "ReduceL2": reduction(torch.linalg.vector_norm),
     "ReduceMax": reduction(torch.amax),
     "ReduceMean": reduction(torch.mean),
     "ReduceMin": reduction(torch.amin),
     "ReduceSum": reduction(torch.sum),
-    "Relu": plain(torch.relu),
+    "Relu": without_attributes(torch.relu),
     "Reshape": reshape,
     "Resize": resize,
-    "Round": plain(torch.round),
+    "Round": without_attributes(torch.round),
     "Shape": shape,
-    "Sigmoid": plain(torch.sigmoid),
-    "Sign": plain(torch.sign),
-    "Sin": plain(torch.sin),
+    "Sigmoid": without_attributes(torch.sigmoid),
+    "Sign": without_attributes(torch.sign),
+    "Sin": without_attributes(torch.sin),
     "Size": lambda _, x: torch.tensor(x.numel()),
     "Slice": slice_,
     "Softmax": softmax(torch.softmax),
-    "Softplus": plain(softplus),
-    "Softsign": plain(F.softsign),
+    "Softplus": without_attributes(softplus),
+    "Softsign": without_attributes(F.softsign),
     "SpaceToDepth": space_to_depth,
     "Split": split,
-    "Sqrt": plain(torch.sqrt),
+    "Sqrt": without_attributes(torch.sqrt),
     "Squeeze": squeeze,
-    "Sub": plain(torch.sub),
-    "Sum": chain(torch.add),
-    "Tanh": plain(torch.tanh),
+    "Sub": without_attributes(torch.sub),
+    "Sum": variadic(torch.add),
+    "Tanh": without_attributes(torch.tanh),
     "Tile": lambda _, x, repeats: x.repeat(repeats.tolist()),
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
-    "Where": plain(torch.where),
-    "Xor": plain(torch.logical_xor),
+    "Where": without_attributes(torch.where),
+    "Xor": without_attributes(torch.logical_xor),
 }

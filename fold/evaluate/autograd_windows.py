@@ -1,5 +1,4 @@
-"""Operators on neighbours along axes of space, for `fold.evaluate.autograd`: convolutions, pools, padding,
-resizing and blocks."""
+"""Spatial operators for `fold.evaluate.autograd`: convolutions, pools, padding, resizing, depth to space."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,7 +37,7 @@ def _widen(x: Tensor, before: Sequence[int], behind: Sequence[int], value: float
 
 
 def _cover(x: Tensor, windows: Windows, value: float = 0) -> Tensor:
-    """Pad as far as the windows reach, which in ceil mode is beyond the padding."""
+    """Pad until the last window fits; in ceil mode it may end beyond the padding of the node."""
     needed = [
         s * (m - 1) + d * (k - 1) + 1
         for s, m, d, k in zip(windows.strides, windows.counts, windows.dilations, windows.kernel, strict=True)
@@ -54,7 +53,7 @@ def conv(node: ir.Node, x: Tensor, W: Tensor, B: Tensor | None = None) -> Tensor
 
 
 def conv_transpose(node: ir.Node, x: Tensor, W: Tensor, B: Tensor | None = None) -> Tensor:
-    """Written whole, then cropped: PyTorch knows the same padding on both sides only."""
+    """Computed without padding, then cropped, because PyTorch only crops both sides alike."""
     rank, how = x.ndim - 2, text(node, "auto_pad", "NOTSET")
     ones = [1] * rank
     strides, dilations = integers(node, "strides", ones), integers(node, "dilations", ones)
@@ -65,7 +64,7 @@ def conv_transpose(node: ir.Node, x: Tensor, W: Tensor, B: Tensor | None = None)
     wanted = integers(node, "output_shape")[-rank:]
     if not wanted and how.startswith("SAME"):
         wanted = [s * n for s, n in zip(strides, x.shape[2:], strict=True)]
-    if wanted:  # the padding follows from it: half on each side, the odd one as auto_pad says
+    if wanted:  # the padding follows from it: half on each side, auto_pad places an odd one
         total = [max(0, n + e - want) for n, e, want in zip(y.shape[2:], extra, wanted, strict=True)]
         before = [t // 2 if how == "SAME_UPPER" else t - t // 2 for t in total]
         behind = [t - b for t, b in zip(total, before, strict=True)]
@@ -80,7 +79,7 @@ def max_pool(node: ir.Node, x: Tensor) -> Tensor:
 
 
 def average_pool(node: ir.Node, x: Tensor) -> Tensor:
-    """A convolution with ones, divided by how much of each window counts."""
+    """A convolution with ones, divided by the number of elements that count in each window."""
     windows = _windows(node, x, integers(node, "kernel_shape"))
     counted = torch.ones_like(x[:1, :1])
     if integer(node, "count_include_pad", 0):
@@ -97,7 +96,7 @@ def average_pool(node: ir.Node, x: Tensor) -> Tensor:
 
 
 def pad(node: ir.Node, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
-    """Crops by what is negative first, then pads."""
+    """Crops by negative widths first, then pads."""
     widths = np.zeros((x.ndim, 2), np.int64)
     widths[slice(None) if axes is None else axes.numpy()] = pads.reshape(2, -1).T.numpy()
     cropped, grown = (widths.clip(max=0).T.tolist(), widths.clip(min=0).T.tolist())
@@ -107,12 +106,12 @@ def pad(node: ir.Node, x: Tensor, pads: Tensor, value: Tensor | None = None, axe
         return _widen(x, grown[0], grown[1], 0 if value is None else float(value.reshape(-1)[0]))
     for axis, (before, behind) in enumerate(zip(*grown, strict=True)):
         if before or behind:
-            x = x.index_select(axis, torch.from_numpy(_mirrored(x.shape[axis], before, behind, mode)))
+            x = x.index_select(axis, torch.from_numpy(_padded_indices(x.shape[axis], before, behind, mode)))
     return x
 
 
-def _mirrored(n: int, before: int, behind: int, mode: str) -> np.ndarray:
-    """Which of `n` elements stand where the axis was widened."""
+def _padded_indices(n: int, before: int, behind: int, mode: str) -> np.ndarray:
+    """For each position of a padded axis the index of its element, of `n`."""
     places = np.arange(-before, n + behind)
     if mode == "edge":
         return places.clip(0, n - 1)
@@ -125,7 +124,7 @@ def _mirrored(n: int, before: int, behind: int, mode: str) -> np.ndarray:
 def resize(
     node: ir.Node, x: Tensor, _roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None
 ) -> Tensor:
-    """Along each axis a product with a matrix whose rows hold the weights of one output position."""
+    """Along each axis a product with a matrix; each of its rows holds the weights of one output position."""
     over = integers(node, "axes") or list(range(x.ndim))
     given = scales if sizes is None else sizes / torch.tensor([x.shape[axis] for axis in over], dtype=torch.float64)
     assert given is not None
@@ -139,13 +138,13 @@ def resize(
 
 
 def _interpolation(node: ir.Node, n: int, out: int, scale: float) -> np.ndarray:
-    """Weights of `n` elements in each of `out`: [out, n]."""
+    """Interpolation weights of `n` elements for `out` positions: [out, n]."""
     mode, width = text(node, "mode", "nearest"), scale * n
     how = text(node, "coordinate_transformation_mode", "half_pixel")
     if how == "tf_crop_and_resize" or integer(node, "antialias", 0):
-        raise NotImplementedError("tf_crop_and_resize and antialias are not known")
+        raise NotImplementedError("tf_crop_and_resize and antialias are not supported")
     if text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotImplementedError("a kept aspect ratio is not known")
+        raise NotImplementedError("keep_aspect_ratio_policy is not supported")
     y = np.arange(out)
     at = (y + 0.5) / scale - 0.5
     if how == "asymmetric":

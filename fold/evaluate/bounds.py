@@ -110,7 +110,7 @@ def _rounded(exact: ir.Model, stored: ir.Model) -> dict[str, Unit]:
         tensor = None if other is None else other.const_value
         if tensor is None or tensor.dtype not in UNITS or tensor.shape != unrounded.shape:
             raise BnfoldError(
-                f"the stored graph has no weight {name!r} of shape {unrounded.shape}; fold the model anew"
+                f"the stored graph has no weight {name!r} of shape {unrounded.shape}; fold the model again"
             )
         if not np.array_equal(tensor.numpy().astype(np.float64), unrounded.numpy().astype(np.float64)):
             units[name] = UNITS[tensor.dtype]

@@ -1,7 +1,7 @@
 """Evaluates a graph in float64, whatever the type of its weights, with onnx's reference implementation of operators.
 
-The nodes are run here, not by onnx, which would hold every tensor to the end and every weight twice as wide: a weight
-is widened while a node reads it, and a tensor is forgotten behind its last reader.
+This module runs the nodes itself to save memory: onnx's own loop keeps every tensor until the end, and every weight in
+float64. Here a weight is widened only while a node reads it, and a tensor is freed after its last use.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +19,14 @@ from fold.errors import BnfoldError, first_line
 from fold.evaluate.operators import OPERATORS
 from fold.graph import FLOATS
 
-Watch = Callable[[str, np.ndarray], None]
+OnTensor = Callable[[str, np.ndarray], None]
 T = TypeVar("T")
 
 
 def as_float64(model: ir.Model) -> ir.Model:
-    """A copy of `model` whose float tensors, weights and casts are all float64.
+    """A copy of `model` in which all float tensors, weights and casts are float64.
 
-    Weights keep their stored values, and are held as they are stored: each is widened anew whenever it is read.
+    Weights keep their stored values and stay in memory in their stored type; each read widens them again.
     """
     model = model.clone()
     for graph in model.graphs():
@@ -65,12 +65,12 @@ def _widen_attributes(node: ir.Node) -> None:
 
 
 def evaluate(model: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of `model` by name, in float64; float inputs are taken as float64."""
+    """Outputs of `model` by name, in float64; float inputs are converted to float64."""
     return Evaluator(model)(inputs)
 
 
 class Evaluator:
-    """A graph that was made ready for evaluation in float64 once. Raises `BnfoldError` where that is not possible."""
+    """A graph prepared once for evaluation in float64. Raises `BnfoldError` if the graph cannot be evaluated."""
 
     def __init__(self, model: ir.Model) -> None:
         wide = as_float64(model)
@@ -83,28 +83,28 @@ class Evaluator:
         self.nodes: Sequence[OpRun] = evaluator.rt_nodes_
         self._outputs: list[str] = evaluator.output_names
         self._captured = [sorted(captured(node.onnx_node)) for node in self.nodes]
-        self._forgotten = self._last_reads()
+        self._last_used = self._last_uses()
 
-    def __call__(self, inputs: dict[str, np.ndarray], watch: Watch | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name. `watch` is called with the name and the array of each float tensor that a node writes."""
+    def __call__(self, inputs: dict[str, np.ndarray], on_tensor: OnTensor | None = None) -> dict[str, np.ndarray]:
+        """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes."""
 
         def step(node: OpRun, read: list[np.ndarray | None], context: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
             written = self.run(node, read, context)
             for name, array in zip(node.output, written, strict=False):
-                if watch is not None and name and isinstance(array, np.ndarray) and array.dtype == np.float64:
-                    watch(name, array)
+                if on_tensor is not None and name and isinstance(array, np.ndarray) and array.dtype == np.float64:
+                    on_tensor(name, array)
             return written
 
         return self.walk(widened(inputs), self.weight, step)
 
     def weight(self, name: str) -> np.ndarray:
-        """What an initializer holds, in float64 if it holds floats."""
+        """The value of an initializer, in float64 if it is of a float type."""
         return self._weights[name].numpy()
 
     def run(
         self, node: OpRun, read: Sequence[np.ndarray | None], context: dict[str, np.ndarray]
     ) -> Sequence[np.ndarray]:
-        """What one node writes. Raises `BnfoldError` where it fails."""
+        """The outputs of one node. Raises `BnfoldError` if its operator fails."""
         try:
             run: Callable[..., Sequence[np.ndarray]] = node.run
             return run(*read, context=context) if node.need_context() else run(*read)
@@ -117,10 +117,11 @@ class Evaluator:
         weight: Callable[[str], T],
         step: Callable[[OpRun, list[T | None], dict[str, T]], Sequence[T]],
     ) -> dict[str, T]:
-        """The outputs by name, of whatever is carried along the graph: node by node in graph order.
+        """Runs the graph on values of any type T, node by node in graph order; the outputs by name.
 
-        `inputs` stand for the graph's inputs, `weight` gives what stands for an initializer, and `step` what a node
-        writes from what it reads (None where an input is left out) and what its subgraphs read of the graph around.
+        `inputs` are the values of the graph's inputs and `weight` returns the value of an initializer. `step` computes
+        the outputs of a node from its inputs (None for an input that is left out) and from the outer values that its
+        subgraphs read.
         """
         held = dict(inputs)
 
@@ -129,24 +130,24 @@ class Evaluator:
                 return held[name]
             if name in self._weights:
                 return weight(name)
-            raise self._failure(ValueError(f"nothing gives {name!r}"))
+            raise self._failure(ValueError(f"no input or node gives {name!r}"))
 
-        for node, within, forgotten in zip(self.nodes, self._captured, self._forgotten, strict=True):
+        for node, within, last_used in zip(self.nodes, self._captured, self._last_used, strict=True):
             context = {name: read(name) for name in within if name in held or name in self._weights}
             written = step(node, [read(name) if name else None for name in node.input], context)
             held.update({name: value for name, value in zip(node.output, written, strict=False) if name})
-            for name in forgotten:
+            for name in last_used:
                 held.pop(name, None)
         return {name: read(name) for name in self._outputs}
 
-    def _last_reads(self) -> list[list[str]]:
-        """For each node the tensors that nobody reads behind it."""
-        wanted, forgotten = set(self._outputs), []
+    def _last_uses(self) -> list[list[str]]:
+        """For each node the tensors that no later node reads."""
+        wanted, last_used = set(self._outputs), []
         for node, within in zip(reversed(self.nodes), reversed(self._captured), strict=True):
             names = {*node.input, *within, *node.output}
-            forgotten.append(sorted(names - wanted))
+            last_used.append(sorted(names - wanted))
             wanted |= names
-        return forgotten[::-1]
+        return last_used[::-1]
 
     def _failure(self, error: Exception) -> BnfoldError:
         return BnfoldError(
@@ -157,7 +158,7 @@ class Evaluator:
 
 
 def captured(node: onnx.NodeProto) -> set[str]:
-    """The names that the subgraphs of a node read, of the graph around or their own."""
+    """The names that the subgraphs of a node read: outer values, and values of their own."""
     graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
     return {name for graph in graphs for name in _names(graph)}
 
@@ -170,8 +171,7 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _take_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
-    """Turn the initializers of a graph into inputs without values, since a proto would hold their copies; what they
-    held."""
+    """Turn the initializers of a graph into inputs, because a proto would hold copies of them; their values by name."""
     weights = {}
     for name, value in list(graph.initializers.items()):
         if value.const_value is not None:

@@ -1,4 +1,4 @@
-"""Operators that onnx's reference implementation gets wrong, does not know in all versions, or wastes memory on.
+"""Operators that replace those of onnx's reference implementation where it is wrong, incomplete or wasteful.
 
 Seen in onnx 1.23: its BatchNormalization trains where opsets 7 to 13 only apply what was trained; its ConvTranspose
 fails for groups; its Conv gathers the windows of a whole batch at once; its MaxPool fails or errs with padding and
@@ -18,12 +18,12 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_resize
 
 BLOCK = 2**20
-"""How many numbers of its windows a convolution gathers at once: 8 MB of float64."""
+"""Elements that a convolution gathers at once: 8 MB of float64."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows of a pool or convolution lie along each axis of space, and what is padded before and behind."""
+    """Positions of the windows of a pool or convolution: for each spatial axis their number, geometry and padding."""
 
     counts: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -56,14 +56,14 @@ class Windows:
             before, behind = pads[:rank], pads[rank:]
             free = [n + b + e - r for n, b, e, r in zip(sizes, before, behind, reach, strict=True)]
             counts = [f // s + 1 for f, s in zip(free, steps, strict=True)]
-            if ceil_mode and auto_pad != "VALID":  # a last window, if it starts before the padding behind
+            if ceil_mode and auto_pad != "VALID":  # a last window counts if it starts before the trailing padding
                 more = [-(-f // s) + 1 for f, s in zip(free, steps, strict=True)]
                 starts_inside = [(m - 1) * s < n + b for m, s, n, b in zip(more, steps, sizes, before, strict=True)]
                 counts = [m if inside else c for m, c, inside in zip(more, counts, starts_inside, strict=True)]
         return cls(tuple(counts), tuple(kernel_shape), tuple(steps), tuple(spread), tuple(before), tuple(behind))
 
     def places(self, X: np.ndarray, fill: float) -> Iterator[np.ndarray]:
-        """For each place of the kernel what lies there in every window, `fill` outside of X: [N, C, *counts]."""
+        """For each kernel position the elements under it in all windows, `fill` outside of X: [N, C, *counts]."""
         needed = [
             s * (m - 1) + d * (k - 1) + 1
             for s, m, d, k in zip(self.strides, self.counts, self.dilations, self.kernel, strict=True)
@@ -79,7 +79,7 @@ class Windows:
 
 
 class Conv(OpRun):
-    """Convolution of any rank, in groups, with dilations; the windows are gathered block by block for BLAS."""
+    """Convolution of any rank, with groups and dilations; windows are gathered block by block (im2col) for BLAS."""
 
     def _run(
         self,
@@ -100,7 +100,7 @@ class Conv(OpRun):
         places = list(windows.places(X, 0))
         w = W.reshape(groups, W.shape[0] // groups, math.prod(W.shape[1:]))
         Y = np.empty((X.shape[0], W.shape[0], *windows.counts), X.dtype)
-        row = max(1, X.shape[1] * len(places) * math.prod(windows.counts[1:]))  # numbers in the windows of one row
+        row = max(1, X.shape[1] * len(places) * math.prod(windows.counts[1:]))  # elements in the windows of one row
         rows, images = (max(1, BLOCK // size) for size in (row, row * max(1, windows.counts[0])))
         for first, top in itertools.product(range(0, X.shape[0], images), range(0, windows.counts[0], rows)):
             here = (slice(first, first + images), slice(None), slice(top, top + rows))
@@ -140,7 +140,7 @@ class ConvTranspose(OpRun):
         full = [size + e for size, e in zip(sizes, extra, strict=True)]
         if not output_shape and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             output_shape = [s * n for s, n in zip(stride, X.shape[2:], strict=True)]
-        if output_shape:  # the padding follows from it: half on each side, the odd one as auto_pad says
+        if output_shape:  # the padding follows from it: half on each side, auto_pad places an odd one
             total = [max(0, size - wanted) for size, wanted in zip(full, output_shape[-rank:], strict=True)]
             before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
             pad = before + [t - b for t, b in zip(total, before, strict=True)]
@@ -163,7 +163,7 @@ class ConvTranspose(OpRun):
 
 
 class BatchNormalization(OpRun):
-    """Of every opset."""
+    """Of every opset; opsets 7 to 13 only apply the running statistics."""
 
     def _run(
         self,
@@ -196,7 +196,7 @@ class BatchNormalization(OpRun):
 
 
 class AveragePool(OpRun):
-    """Over what lies in the input, or in its padding as well where that counts; never over what lies beyond."""
+    """The mean over the input, and over its padding if `count_include_pad`; never over elements beyond the padding."""
 
     def _run(
         self,
@@ -250,7 +250,7 @@ class MaxPool(OpRun):
 
 
 class Pad(OpRun):
-    """Crops by what is negative first, then pads."""
+    """Crops by negative widths first, then pads."""
 
     def _run(
         self,
@@ -292,7 +292,7 @@ class Gelu(OpRun):
 
 
 UPSAMPLING: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-"""How Upsample, and Resize of opset 10, find the places that they take."""
+"""The coordinates that Upsample, and Resize of opset 10, use."""
 
 
 class Resize(op_resize.Resize):
@@ -309,7 +309,7 @@ class Resize(op_resize.Resize):
         **attributes: Any,
     ) -> Any:
         attributes["axes"] = None if axes is None else [axis % X.ndim for axis in axes]
-        attributes["cubic_coeff_a"] = float(cubic_coeff_a)  # a float32 scalar draws all that it meets into float32
+        attributes["cubic_coeff_a"] = float(cubic_coeff_a)  # a float32 scalar would turn the weights into float32
         if scales is None and sizes is None:
             return super()._run(X, None, roi, None, **{**attributes, **UPSAMPLING})
         return super()._run(X, roi, scales, sizes, **attributes)

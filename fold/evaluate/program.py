@@ -1,4 +1,4 @@
-"""An exported program computed in float64: each parameter is widened while a node reads it, and forgotten behind it."""
+"""Runs an exported program in float64; each parameter is widened only while a node reads it."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ from torch.utils import _pytree as pytree
 
 
 class InFloat64(fx.Interpreter):
-    """Runs the module of a `torch.export` program. What it is asked to compute in another float type becomes float64,
-    too."""
+    """Runs the module of a `torch.export` program. Casts to other float types become casts to float64."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is torch.ops.aten._assert_tensor_metadata.default:  # it would insist on float32

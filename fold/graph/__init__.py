@@ -1,4 +1,4 @@
-"""Reading an onnx_ir graph and its file: constants, attributes, shapes, names, and old formats made new."""
+"""Reads ONNX files and onnx_ir graphs: constants, attributes, shapes, names; upgrades old opsets."""
 
 from fold.graph.file import GraphFile, read_graph, save_graph
 from fold.graph.lifting import CONSTANT_IR, Lifted, lift

@@ -1,5 +1,6 @@
-"""An ONNX file on disk: read with the tensors that lie beside it, written with such tensors where one file cannot hold
-them. Protobuf ends at 2 GB; ONNX then keeps weights in a second file, which the first names relative to its folder.
+"""Reads and writes ONNX files with external data.
+
+A protobuf holds at most 2 GB. For larger models ONNX keeps weights in a second file, named relative to the first.
 """
 
 import shutil
@@ -13,36 +14,36 @@ from fold.errors import BnfoldError, first_line
 from fold.graph.reading import FLOATS
 
 INLINE_LIMIT = (1 << 31) - (1 << 26)
-"""Bytes of weights that are written into the file itself; the rest of protobuf's 2 GB is for the graph."""
+"""Bytes of weights up to which one file is written; the rest of protobuf's 2 GB is for the graph."""
 SMALL = 1024
-"""Bytes of a tensor that is always at hand: axes, scales, pads."""
+"""Bytes of a tensor that is always loaded: axes, scales, pads."""
 
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A file that was read. `beside` are the files of the same folder, or below it, in which it keeps tensors;
-    `as_read` tells whether the model still is what the file holds."""
+    """A file that was read. `external_files` hold tensors of it, in its folder or below; `as_read` is false if `model`
+    differs from the file."""
 
     path: Path
     model: ir.Model
-    beside: tuple[Path, ...]
+    external_files: tuple[Path, ...]
     as_read: bool = True
 
     def copy_to(self, path: Path) -> None:
-        """Write the graph as it is: byte for byte, or anew where it was changed or its tensors lay beside it."""
-        if self.beside or not self.as_read:
+        """Copy the file byte for byte; if it has external data or `model` was changed, write `model` as a new file."""
+        if self.external_files or not self.as_read:
             save_graph(self.model, path)
         else:
             shutil.copyfile(self.path, path)
 
 
 def read_graph(path: Path) -> GraphFile:
-    """Read a graph and the tensors beside it; beyond `INLINE_LIMIT` weights are mapped from the disk, not loaded.
+    """Read a graph with its external data; above `INLINE_LIMIT` weights are memory-mapped, not loaded.
 
     Raises `BnfoldError` if the file or a tensor cannot be read.
     """
     try:
-        model = ir.load(path.absolute())  # tensors are looked for beside the file, and not outside of its folder
+        model = ir.load(path.absolute())  # external data is only read from the folder of the file
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # protobuf's and onnx_ir's errors share no base
@@ -50,7 +51,7 @@ def read_graph(path: Path) -> GraphFile:
     if not len(model.graph.outputs):
         raise BnfoldError(f"{path}: is no ONNX model: its graph has no output")
     mapped = _weight_bytes(model) > INLINE_LIMIT
-    beside = set()
+    external_files = set()
     for place, tensor in _external_tensors(model):
         try:
             array = tensor.numpy()  # checks where the file lies and how long it is
@@ -59,20 +60,20 @@ def read_graph(path: Path) -> GraphFile:
                 f"{path}: the data of tensor {tensor.name!r} cannot be read: {first_line(error)}; "
                 f"{tensor.location} must lie whole beside the model, as a file and not as a link"
             ) from error
-        beside.add(Path(tensor.path))
+        external_files.add(Path(tensor.path))
         if isinstance(place, ir.Value):
             if not mapped or tensor.dtype not in FLOATS or tensor.nbytes <= SMALL:
                 place.const_value = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
         else:
             loaded = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
             place.attributes["value"] = ir.AttrTensor("value", loaded)
-    return GraphFile(path, model, tuple(sorted(beside)))
+    return GraphFile(path, model, tuple(sorted(external_files)))
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph as one file, or beyond `INLINE_LIMIT` with its weights in `path` + `.data`."""
-    beside = f"{path.name}.data" if _weight_bytes(model) > INLINE_LIMIT else None
-    ir.save(model, path, external_data=beside)
+    """Write a graph as one file; above `INLINE_LIMIT` its weights go to `path` + `.data`."""
+    data = f"{path.name}.data" if _weight_bytes(model) > INLINE_LIMIT else None
+    ir.save(model, path, external_data=data)
 
 
 def _weight_bytes(model: ir.Model) -> int:

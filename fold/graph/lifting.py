@@ -1,7 +1,7 @@
-"""Old graphs made new: folding and the evaluation in float64 read one form of each operator, that of recent opsets.
+"""Lifts graphs of old opsets to a recent one, so that folding and evaluation handle one form of each operator.
 
-onnx's version converter does the work. Weights are kept from it, since it serialises what it is given and protobuf ends
-at 2 GB. That a lifted graph still computes what the file says is proven with the fold
+onnx's version converter does the work. It gets the graph without the weights, because it serialises its input, and a
+protobuf holds at most 2 GB. The proof of the fold also checks that the lifted graph still computes what the file says
 (`fold.proof.reference.GraphReference`).
 """
 
@@ -18,20 +18,20 @@ from fold.graph.file import SMALL
 
 OLDEST_OPSET = 15
 """Graphs of older opsets are lifted: onnx's reference implementation computes older BatchNormalization and Softmax
-wrongly (seen in onnx 1.23), and operators took as attributes what they take as inputs now."""
+wrongly (seen in onnx 1.23), and operators had attributes that are inputs now."""
 LIFTED_OPSET = 18
 LIFTED_IR = 8
-"""The format of files in which opset 18 came."""
+"""The IR version that came with opset 18."""
 CONSTANT_IR = 4
-"""Before it a file had to list its initializers among the inputs; since then that means that a caller may set them."""
+"""Before this IR version all initializers had to be graph inputs; since then such an input may be overridden."""
 ASYMMETRIC_RESIZE = 11
-"""Before this opset a Resize took its coordinates from the corner, for which the converter sets no attribute."""
+"""Before this opset Resize used asymmetric coordinates; the converter does not set the attribute that says so."""
 
 
 @dataclass(frozen=True)
 class Lifted:
-    """A graph made new. `model` is the very argument if nothing was old about it; `constants` counts the initializers
-    that were listed as inputs and are none now."""
+    """A lifted graph. `model` is the argument itself if nothing had to change; `constants` counts
+    initializers that were listed as inputs and no longer are."""
 
     model: ir.Model
     opset: int
@@ -39,7 +39,7 @@ class Lifted:
 
     @property
     def notes(self) -> list[str]:
-        """What was changed, a line each."""
+        """One line for each kind of change."""
         notes = []
         if self.constants:
             notes.append(f"IR version {CONSTANT_IR - 1} or older: {self.constants} inputs with values are constants")
@@ -49,11 +49,11 @@ class Lifted:
 
 
 def lift(model: ir.Model) -> Lifted:
-    """`model` with constant initializers and an opset that the laws know; the argument is not touched.
+    """`model` with constant initializers and an opset that the laws support; the argument is not modified.
 
     Raises `BnfoldError` that names the operator which cannot be lifted.
     """
-    opset = model.opset_imports.get("", 1)  # the first files did not say
+    opset = model.opset_imports.get("", 1)  # the first files have no opset
     if opset >= OLDEST_OPSET and model.ir_version >= CONSTANT_IR:
         return Lifted(model, opset, 0)
     model = model.clone()
@@ -106,7 +106,7 @@ def _convert(model: ir.Model, opset: int) -> ir.Model:
 
 
 def _take_weights(model: ir.Model) -> dict[str | None, ir.TensorProtocol]:
-    """Turn large initializers into inputs without values; what they held. Of small ones the converter reads some."""
+    """Turn large initializers into inputs; their values by name. Small ones stay, because the converter reads some."""
     graph = model.graph
     weights: dict[str | None, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
@@ -137,12 +137,12 @@ def _culprit(proto: onnx.ModelProto) -> str:
         single = onnx.helper.make_model(alone, opset_imports=proto.opset_import, ir_version=proto.ir_version)
         try:
             version_converter.convert_version(single, LIFTED_OPSET)
-        except Exception:  # whatever it is, this node raises it
+        except Exception:  # of any type: this node raises it
             return f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
     return "the graph"
 
 
 def _reason(error: Exception) -> str:
-    """The converter's words without where in its source they stand, and without its unfilled placeholders."""
+    """The converter's message without its source position and unfilled placeholders."""
     said = re.sub(r"^.*?failed: ", "", first_line(error)).split(";")[0]
     return re.sub(r"'%s' |\$(?=\d)", "", said).rstrip(". ") or "the converter does not know it"

@@ -1,4 +1,4 @@
-"""Reading an onnx_ir graph: constants, attributes, shapes and the names that a user knows."""
+"""Reads an onnx_ir graph: constants, attributes, shapes, and the layer names that a user knows."""
 
 import ast
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 VALUELESS = frozenset({"Shape", "Size"})
-"""Operators that read the dimensions of a tensor of any type, and none of its numbers."""
+"""Operators that read the dimensions of a tensor, and none of its elements."""
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -16,7 +16,7 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def is_standard(node: ir.Node) -> bool:
-    """Whether the operator is ONNX's own and not another domain's of the same name."""
+    """Whether the operator is of ONNX's default domain."""
     return node.domain in ("", "ai.onnx")
 
 
@@ -25,7 +25,7 @@ def is_batchnorm(node: ir.Node) -> bool:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant; None for what is computed, and for initializers that a caller could override."""
+    """The tensor of a constant; None for a computed value, and for an initializer that a caller may override."""
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
@@ -46,7 +46,7 @@ def integer(node: ir.Node, name: str, default: int) -> int:
 
 
 def real(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute. ONNX stores these in float32, whatever the precision of the number that was set."""
+    """A float attribute. ONNX stores it in float32, whatever the precision of the number that was set."""
     attribute = node.attributes.get(name)
     return default if attribute is None else float(np.float32(attribute.as_float()))
 
@@ -57,9 +57,9 @@ def text(node: ir.Node, name: str, default: str) -> str:
 
 
 def parameter(node: ir.Node, index: int, name: str) -> np.ndarray | None:
-    """What newer operator sets take as a constant input and older ones as an attribute; None where it is left out.
+    """A parameter that is a constant input in newer opsets and an attribute in older ones; None if it is left out.
 
-    None as well for an input that is not constant: ask `computed` first.
+    None, too, for an input that is not constant: check `computed` first.
     """
     tensor = constant(node.inputs[index]) if index < len(node.inputs) else None
     if tensor is not None:
@@ -69,7 +69,7 @@ def parameter(node: ir.Node, index: int, name: str) -> np.ndarray | None:
 
 
 def computed(node: ir.Node, *indices: int) -> bool:
-    """Whether one of these inputs is there and only known at run time."""
+    """Whether one of these inputs is present and not constant."""
     given = [node.inputs[index] for index in indices if index < len(node.inputs)]
     return any(value is not None and constant(value) is None for value in given)
 
@@ -82,7 +82,7 @@ def first_input(node: ir.Node) -> ir.Value:
 
 
 def padded(node: ir.Node) -> bool:
-    """Whether a convolution or pool pads its input, or might."""
+    """Whether a convolution or pool pads its input, or may pad it at some input size."""
     if any(integers(node, "pads")):
         return True
     if text(node, "auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
@@ -92,12 +92,12 @@ def padded(node: ir.Node) -> bool:
     kernel = integers(node, "kernel_shape") or ((None if weights is None else dims(weights)) or [])[2:]
     strides = integers(node, "strides", [1] * len(sizes))
     if not len(sizes) == len(kernel) == len(strides) > 0 or any(d != 1 for d in integers(node, "dilations")):
-        return True  # what SAME means with dilations differs between runtimes
+        return True  # runtimes differ in what SAME means with dilations
     return not all(_fits(n, k, s) for n, k, s in zip(sizes, kernel, strides, strict=True))
 
 
 def _fits(size: int | str | None, kernel: int | str | None, stride: int) -> bool:
-    """Whether ceil(size / stride) windows cover no more than the input."""
+    """Whether ceil(size / stride) windows fit into the input without padding."""
     if kernel == 1:
         return True
     if not isinstance(size, int) or not isinstance(kernel, int):
@@ -109,14 +109,14 @@ Dims = list[int | str | None]
 
 
 def dims(value: ir.Value) -> Dims | None:
-    """Dimensions of a tensor: a number, the name of a symbol, or None where nothing is known."""
+    """Dimensions of a tensor: a number, the name of a symbol, or None if unknown."""
     if value.shape is None:
         return None
     return [d if isinstance(d, int) else d.value for d in value.shape]
 
 
 def display_name(node: ir.Node) -> str:
-    """The module's name in the checkpoint where the exporter left it, else the node's, else its output's."""
+    """The module's name in the checkpoint if the exporter recorded it, else the node's name, else its output's."""
     scopes = node.metadata_props.get(NAME_SCOPES)
     if scopes:
         names = ast.literal_eval(scopes)

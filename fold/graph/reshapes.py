@@ -1,4 +1,4 @@
-"""Which dimensions of a tensor become which of its reshaped form: followed, never guessed from equal sizes."""
+"""Maps the dimensions of a tensor to those of its reshaped form: derived, never guessed from equal sizes."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from fold.graph.reading import Dims
 class Block:
     """Dimensions `old` of a tensor that become the dimensions `new` of another, element for element.
 
-    Where `opaque`, a size among them is not known. `sizes` and `new_sizes` are set where both sides are known.
+    If `opaque`, a size among them is unknown. `sizes` and `new_sizes` are set if all sizes are known.
     """
 
     old: list[int]
@@ -21,10 +21,11 @@ class Block:
 
 
 def matching_blocks(before: Dims, after: Dims) -> list[Block] | None:
-    """Cut two shapes of one sequence of elements into the smallest blocks that hold the same elements.
+    """Cut two shapes of the same elements into the smallest corresponding blocks.
 
-    Equal leading dimensions (numbers, or symbols of one name) correspond, and so do equal trailing ones; between them
-    the products of known sizes must meet, or all in between is one opaque block. None for tensors without elements.
+    Equal leading dimensions (numbers, or symbols of one name) correspond, and so do equal trailing ones. Between them
+    blocks end where the products of known sizes are equal; if a size is unknown, the rest is one opaque block. None for
+    tensors without elements.
     """
     if 0 in before or 0 in after:
         return None
@@ -52,8 +53,8 @@ def matching_blocks(before: Dims, after: Dims) -> list[Block] | None:
 
 
 def _same_size(before: Dims, after: Dims) -> bool:
-    """Whether the first dimensions of two shapes of as many elements are equal: by name, or because all others are
-    known and multiply to the same."""
+    """Whether the first dimensions of two shapes with equal element counts are equal: by name, or because all other
+    dimensions are known and have equal products."""
     if before[0] == after[0] is not None:
         return True
     if isinstance(before[0], int) or isinstance(after[0], int):
@@ -64,7 +65,7 @@ def _same_size(before: Dims, after: Dims) -> bool:
 
 
 def _static_block(before: Dims, after: Dims, i: int, j: int) -> Block | None:
-    """The smallest block from (i, j) on in which all sizes are known and the products are equal."""
+    """The smallest block from (i, j) on with known sizes and equal products."""
     sizes, new_sizes = list[int](), list[int]()
     while not sizes or not new_sizes or math.prod(sizes) != math.prod(new_sizes):
         grows, source, position = (
@@ -80,7 +81,7 @@ def _static_block(before: Dims, after: Dims, i: int, j: int) -> Block | None:
 
 
 def _opaque_blocks(before: Dims, after: Dims, i: int, j: int) -> list[Block]:
-    """One block of what is not known from (i, j) on, and the equal trailing dimensions behind it."""
+    """One opaque block from (i, j) on, then a block for each equal trailing dimension."""
     tail: list[Block] = []
     end, new_end = len(before), len(after)
     while end > i and new_end > j and before[end - 1] == after[new_end - 1] is not None:

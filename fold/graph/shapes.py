@@ -9,7 +9,7 @@ BATCHNORM = "BatchNormalization"
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Add the types and shapes that are missing, in place."""
+    """Add missing types and shapes, in place."""
     outputs = [value for node in model.graph for value in node.outputs]
     if any(value.dtype is None or (is_float(value) and value.shape is None) for value in outputs):
         common.ShapeInferencePass()(model)

@@ -1,4 +1,4 @@
-"""Where the windows of a convolution or pool lie over the input that it reads, along each axis."""
+"""Positions of the windows of a convolution or pool over its input, along each axis."""
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +8,7 @@ from fold.graph.reading import dims, first_input, integers, text
 
 
 def conv_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
-    """For each axis of a convolution which taps read the input, and not its padding, at which output position."""
+    """For each axis of a convolution whether a tap reads the input and not the padding: [output position, tap]."""
     reached = []
     for begin, stride, dilation, taps, size, out in axes(node):
         at = stride * np.arange(out)[:, None] + dilation * np.arange(taps) - begin
@@ -17,7 +17,7 @@ def conv_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
 
 
 def conv_transpose_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
-    """For each axis of a transposed convolution which taps write to which output position."""
+    """For each axis of a transposed convolution whether a tap writes to an output position: [output position, tap]."""
     reached = []
     for begin, stride, dilation, taps, size, out in axes(node):
         source = np.arange(out)[:, None] + begin - dilation * np.arange(taps)
@@ -26,7 +26,7 @@ def conv_transpose_taps(node: ir.Node) -> list[NDArray[np.bool_]]:
 
 
 def axes(node: ir.Node) -> list[tuple[int, ...]]:
-    """Padding before, stride, dilation, taps, input and output size of each axis; all sizes must be known."""
+    """Leading padding, stride, dilation, taps, input and output size of each axis; all sizes must be known."""
     weights, sizes, outs = node.inputs[1], spatial_sizes(first_input(node)), spatial_sizes(node.outputs[0])
     assert weights is not None
     assert sizes is not None
@@ -47,8 +47,8 @@ def axes(node: ir.Node) -> list[tuple[int, ...]]:
 
 
 def explicit_pads(node: ir.Node, kernel: tuple[int, ...]) -> list[int] | None:
-    """Padding of a convolution or pool before each axis, then behind each. None where it depends on sizes that are not
-    known, or where runtimes differ: in what SAME means with dilations."""
+    """Padding of a convolution or pool at the start of each axis, then at the end of each. None if it depends on
+    unknown sizes, or if runtimes differ: in what SAME means with dilations."""
     how = text(node, "auto_pad", "NOTSET")
     if not how.startswith("SAME"):
         return [0] * 2 * len(kernel) if how == "VALID" else integers(node, "pads", [0] * 2 * len(kernel))
@@ -58,7 +58,7 @@ def explicit_pads(node: ir.Node, kernel: tuple[int, ...]) -> list[int] | None:
     strides = integers(node, "strides", [1] * len(kernel))
     both = []
     for size, taps, stride in zip(sizes, kernel, strides, strict=True):
-        n = 1 if stride == 1 or taps == 1 else size  # these pad alike at every size
+        n = 1 if stride == 1 or taps == 1 else size  # the padding is the same at every size
         if not isinstance(n, int):
             return None
         both.append(_same(how, (n - 1) // stride * stride + taps - n))
@@ -66,13 +66,13 @@ def explicit_pads(node: ir.Node, kernel: tuple[int, ...]) -> list[int] | None:
 
 
 def _same(how: str, missing: int) -> tuple[int, int]:
-    """What is padded before and behind, where so much is missing for the output that SAME wants."""
+    """Padding at both ends of an axis for SAME, if `missing` elements are missing."""
     total = max(0, missing)
     before = total // 2 if how == "SAME_UPPER" else total - total // 2
     return before, total - before
 
 
 def spatial_sizes(value: ir.Value) -> list[int] | None:
-    """Sizes behind batch and channels, if all are known."""
+    """The spatial sizes, if all are known."""
     sizes = [size for size in (dims(value) or [])[2:] if isinstance(size, int)]
     return sizes if len(sizes) == len(dims(value) or []) - 2 else None

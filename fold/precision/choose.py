@@ -182,7 +182,7 @@ def _largest(model: ir.Model, inputs: Iterable[Arrays]) -> dict[str, float]:
     """The largest finite magnitude of each float tensor that is given or computed, by name."""
     found: dict[str, float] = {}
 
-    def watch(name: str, array: np.ndarray) -> None:
+    def on_tensor(name: str, array: np.ndarray) -> None:
         size = np.abs(array[np.isfinite(array)]).max(initial=0)
         found[name] = max(found.get(name, 0.0), float(size))
 
@@ -190,8 +190,8 @@ def _largest(model: ir.Model, inputs: Iterable[Arrays]) -> dict[str, float]:
     for arrays in inputs:
         for name, array in arrays.items():
             if np.issubdtype(array.dtype, np.floating):
-                watch(name, array.astype(np.float64))
-        evaluate(arrays, watch)
+                on_tensor(name, array.astype(np.float64))
+        evaluate(arrays, on_tensor)
     return found
 
 

@@ -73,7 +73,7 @@ def of_run_time(stored: ir.Model, inputs: Arrays, served: RunAll, plain: RunAll,
     puts the same graph run node by node, of this `precision`."""
     watched = _all_outputs(stored)
     truth: Arrays = {}
-    Evaluator(stored)(inputs, watch=truth.__setitem__)
+    Evaluator(stored)(inputs, on_tensor=truth.__setitem__)
     as_served, as_written = served(watched, inputs), plain(watched, inputs)
     layer = None
     for node in stored.graph:
@@ -91,7 +91,7 @@ def of_run_time(stored: ir.Model, inputs: Arrays, served: RunAll, plain: RunAll,
 def _first_apart(unfolded: ir.Model, folded: ir.Model, carried: dict[str, Gauge], inputs: Arrays) -> str | None:
     """The first layer of the folded graph that does not write what it should carry, `p*x + q`."""
     truth: Arrays = {}
-    Evaluator(unfolded)(inputs, watch=truth.__setitem__)
+    Evaluator(unfolded)(inputs, on_tensor=truth.__setitem__)
     makers = {output.name: node for node in folded.graph for output in node.outputs}
     found: list[str] = []
 
@@ -106,7 +106,7 @@ def _first_apart(unfolded: ir.Model, folded: ir.Model, carried: dict[str, Gauge]
             found.append(name)
 
     try:
-        Evaluator(folded)(inputs, watch=compare)
+        Evaluator(folded)(inputs, on_tensor=compare)
     except BnfoldError:
         return None
     return display_name(makers[found[0]]) if found and found[0] in makers else None

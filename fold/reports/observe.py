@@ -93,7 +93,7 @@ def observe_layers(
     R: Samples = {}
     with _told(missing, "errors", "layers"):
         outputs = Evaluator(unfolded)(
-            few, watch=lambda name, array: R.update({name: _sample(array)} if name in chosen else {})
+            few, on_tensor=lambda name, array: R.update({name: _sample(array)} if name in chosen else {})
         )
     U: Samples = {}
     F: Samples = {}

@@ -141,6 +141,6 @@ def _read_onnx(source: Source) -> Unfolded:
         "opset": read.lifted.opset,
         "ir_version": read.given.model.ir_version,
         "changes": read.lifted.notes,
-        "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.beside},
+        "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.external_files},
     }
     return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described, normalised=read.normalised)

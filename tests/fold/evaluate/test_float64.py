@@ -94,7 +94,7 @@ def small_network() -> ir.Model:
 def test_every_float_tensor_that_a_node_writes_is_shown_in_graph_order() -> None:
     model = small_network()
     seen: dict[str, np.ndarray] = {}
-    outputs = Evaluator(model)({"x": np.ones((2, 4), np.float32)}, watch=seen.__setitem__)
+    outputs = Evaluator(model)({"x": np.ones((2, 4), np.float32)}, on_tensor=seen.__setitem__)
     named = [value.name for node in model.graph for value in node.outputs]
     floats = [name for name in named if name and not name.startswith("Shape")]
     assert list(seen) == floats
@@ -103,28 +103,28 @@ def test_every_float_tensor_that_a_node_writes_is_shown_in_graph_order() -> None
     np.testing.assert_array_equal(seen[floats[-1]], outputs[floats[-1]])
 
 
-def test_what_a_watcher_raises_is_its_own() -> None:
-    def watch(name: str, array: np.ndarray) -> None:
+def test_an_error_of_on_tensor_is_passed_on() -> None:
+    def on_tensor(name: str, array: np.ndarray) -> None:
         raise ZeroDivisionError(name)
 
     with pytest.raises(ZeroDivisionError):
-        Evaluator(small_network())({"x": np.ones((2, 4))}, watch=watch)
+        Evaluator(small_network())({"x": np.ones((2, 4))}, on_tensor=on_tensor)
 
 
-def test_a_tensor_is_forgotten_behind_its_last_reader() -> None:
-    """A chain of 40 tensors of 8 MB, of which each reads the one before."""
+def test_a_tensor_is_freed_after_its_last_use() -> None:
+    """A chain of 40 tensors of 8 MB; each reads the one before."""
     g = GraphBuilder("n")
     x = g.x
     for _ in range(40):
         x = g.op("Neg", x)
     evaluator, held, most = Evaluator(g.finish(x)), [], 0
 
-    def watch(name: str, array: np.ndarray) -> None:
+    def on_tensor(name: str, array: np.ndarray) -> None:
         nonlocal most
         held.append(weakref.ref(array))
         most = max(most, sum(reference() is not None for reference in held))
 
-    evaluator({"x": np.ones(2**20)}, watch)
+    evaluator({"x": np.ones(2**20)}, on_tensor)
     assert len(held) == 40
     assert most <= 2
 
@@ -179,5 +179,5 @@ def test_what_only_a_branch_reads_is_kept_for_it() -> None:
 
 
 def test_an_input_that_is_not_given_is_said() -> None:
-    with pytest.raises(BnfoldError, match="nothing gives 'x'"):
+    with pytest.raises(BnfoldError, match="no input or node gives 'x'"):
         evaluate(small_network(), {})

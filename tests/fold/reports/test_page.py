@@ -260,7 +260,7 @@ def test_a_wrong_weight_shows_in_its_layer_and_behind(seen) -> None:
 def test_activations_are_those_of_the_batchnorm_and_of_what_replaces_it(seen) -> None:
     model, _, observations = seen
     tensors: dict[str, np.ndarray] = {}
-    Evaluator(model)({"x": rows(11)["x"][:8]}, watch=tensors.__setitem__)
+    Evaluator(model)({"x": rows(11)["x"][:8]}, on_tensor=tensors.__setitem__)
     assert [one.number for one in observations.activations] == [1, 2, 3]
     for one, (before, after) in zip(observations.activations, [("c1", "b1"), ("c2", "b2"), ("t2", "b3")], strict=True):
         np.testing.assert_allclose(one.before, np.quantile(tensors[before], QUANTILES), atol=1e-5)
