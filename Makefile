@@ -7,38 +7,42 @@ DEMO   := build/demo
 SECONDS ?= 1800
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test lint types coverage soak bench clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve lint types test coverage soak bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,otel,train,test,dev]'
 	touch $@
 
-demo: $(STAMP)  ## train, fold, prove, serve and predict, once through
+demo: $(STAMP)  ## train, fold, prove, serve and predict once, in about a minute
 	$(BIN)/python -m models.demo --out $(DEMO)
 
-serve: $(STAMP)  ## serve what the demo folded, until Ctrl-C
+serve: $(STAMP)  ## serve the model of the demo until Ctrl-C
 	@test -d $(DEMO)/repository || $(MAKE) demo
 	$(BIN)/bnfold serve $(DEMO)/repository
 
-lint: $(STAMP)
+lint: $(STAMP)  ## check style, format and imports (ruff, import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 
-types: $(STAMP)
+types: $(STAMP)  ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: lint types
+test: lint types  ## check style, imports and types, then run the tests
 	$(BIN)/python -m pytest
 
-coverage: $(STAMP)  ## the same tests, slower, and the lines that none of them runs
+coverage: $(STAMP)  ## run the tests and list the lines that no test runs (slower)
 	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
 
-soak: $(STAMP)  ## a loaded service with reloads, for SECONDS
+soak: $(STAMP)  ## load a service for SECONDS [1800] while its models are reloaded
 	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS)
 
-bench: $(STAMP)
+bench: $(STAMP)  ## run the benchmarks of docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.folding
 	$(BIN)/python -m benchmarks.scaling
@@ -46,5 +50,5 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.serving --model digits
 	$(BIN)/python -m benchmarks.serving --model resnet18
 
-clean:
+clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage
