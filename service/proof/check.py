@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fold.proof import Reference
     from service.repository import Model
 
-PARTS = ("algebra", "rounding", "search_inputs")
+PARTS = ("algebra", "rounding", "search")
 DEFAULT_SAMPLES = 16
 DEFAULT_SEARCH_SECONDS = 5.0
 
@@ -104,7 +104,7 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             located = of_algebra(unfolded, draw_inputs(specs, 2, asked.seed), open_activations=opened)
             found["located"] = located.to_dict()
     unrounded = as_stored(exact.model, model.manifest)
-    if "search_inputs" in asked.parts:
+    if "search" in asked.parts:
         from fold.proof import search_inputs  # noqa: PLC0415  # needs torch
 
         halt()
@@ -117,7 +117,7 @@ def _of_graphs(model: "Model", inputs: Arrays, asked: Asked, halt: Halt) -> dict
             seed=asked.seed,
             progress=lambda *_: halt(),
         )
-        found["search_inputs"] = sought.to_dict()
+        found["search"] = sought.to_dict()
     if "rounding" in asked.parts:
         halt()
         rounding = check_rounding(

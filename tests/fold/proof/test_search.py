@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import fold
+from fold.artifact.manifest import TensorSpec
 from fold.artifact.specs import tensor_specs
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import as_float64, evaluate
-from fold.proof import search_inputs as search_module
+from fold.proof import search as search_module
 from fold.proof.search import search_inputs
 from support.folding import architecture, randomise
 
@@ -42,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def specs(model: ir.Model) -> tuple[fold.artifact.directory.TensorSpec, ...]:
+def specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     return tensor_specs(model.graph.inputs)
 
 
@@ -169,9 +170,9 @@ def test_pytorch_is_missed_only_when_a_search_begins() -> None:
     code = """
 import sys; sys.modules["torch"] = None
 import onnx_ir as ir
-from fold.proof.search import search
+from fold.proof.search import search_inputs
 model = ir.Model(ir.Graph([], [], nodes=[], name="g"), ir_version=10)
-try: search(model, model, ())
+try: search_inputs(model, model, ())
 except ModuleNotFoundError as error: print(error.name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
