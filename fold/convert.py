@@ -25,7 +25,7 @@ from fold.artifact import (
 from fold.engine import FoldReport, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, save_graph
-from fold.inputs import draw_inputs, raw, read_preprocessing, refuse_misfit
+from fold.inputs import draw_inputs, read_preprocessing, refuse_misfit, unscaled
 from fold.precision import Precision, lower, ranged, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import OBSERVED_ROWS, observe_layers, write_html
@@ -106,7 +106,7 @@ def convert(
         name=name,
         version=str(version),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **_normalised(unfolded)},
+        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **_scaling(unfolded)},
         reference=unfolded.reference,
         inputs=tensor_specs(model.graph.inputs),
         outputs=tensor_specs(model.graph.outputs),
@@ -180,18 +180,18 @@ def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in lines if line.strip()) or None
 
 
-def _normalised(unfolded: Unfolded) -> dict[str, Any]:
-    return {} if unfolded.normalised is None else {"normalize": unfolded.normalised.to_dict()}
+def _scaling(unfolded: Unfolded) -> dict[str, Any]:
+    return {} if unfolded.input_scaling is None else {"normalize": unfolded.input_scaling.to_dict()}
 
 
 def _preprocessing(target: Target, unfolded: Unfolded) -> Preprocessing | None:
-    """How images become an input; of one that is normalised in the graph, only how they become bytes."""
+    """How images become an input; of one that is scaled in the graph, only how they become bytes."""
     specs = {spec.name: spec for spec in tensor_specs(unfolded.model.graph.inputs)}
     found = read_preprocessing(target.preprocessing, unfolded.metadata, list(specs))
     if found is None:
         return None
-    settled, where = unfolded.normalised, target.preprocessing or "the checkpoint's preprocessing"
-    if settled is not None and found.input == settled.input:
-        found = raw(found, settled)
+    resolved, where = unfolded.input_scaling, target.preprocessing or "the checkpoint's preprocessing"
+    if resolved is not None and found.input == resolved.input:
+        found = unscaled(found, resolved)
     refuse_misfit(found, specs[found.input], str(where))
     return found

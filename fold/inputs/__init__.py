@@ -1,10 +1,10 @@
-"""Inputs of a model: drawn from a seed, given by a user, or made of images; and their scaling."""
+"""Inputs of a model: drawn from a seed, read from files or made from images; and input scaling (`--normalize`)."""
 
 from fold.inputs.dataset import DataSet, open_dataset
 from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs
 from fold.inputs.given import by_name, check_inputs, read_inputs
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
-from fold.inputs.scaling import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling, parse_scaling, raw
+from fold.inputs.scaling import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling, parse_scaling, unscaled
 
 __all__ = [
     "ALREADY",
@@ -22,8 +22,8 @@ __all__ = [
     "image_tensor",
     "open_dataset",
     "parse_scaling",
-    "raw",
     "read_inputs",
     "read_preprocessing",
     "refuse_misfit",
+    "unscaled",
 ]

@@ -1,8 +1,8 @@
-"""A data set on disk, read batch by batch: an `.npz`, or a folder of such files and images, of which one file is in
+"""A data set on disk, read batch by batch: an `.npz`, or a folder of `.npz` files and images. One file is in
 memory at a time.
 
-Files, and the rows within each, come in an order that the seed decides, so that data sorted by class does not make
-batches of one class. Batches are as even as they can be: a last one of a few rows would have statistics of its own.
+Files, and the rows in each file, are shuffled by a seed: data sorted by class must not give batches of one class. The
+sizes of batches differ by at most one row: statistics of a small last batch would be unreliable.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,7 @@ from fold.inputs.given import input_files, is_image, read_file
 
 @dataclass(frozen=True)
 class DataSet:
-    """Files with their numbers of rows. Images become rows of the input that `preprocessing` names, in float32 as a
-    service would make them."""
+    """Files with their numbers of rows. An image is one float32 row of the input that `preprocessing` names."""
 
     path: Path
     files: tuple[Path, ...]
@@ -40,7 +39,7 @@ class DataSet:
         return [self.samples // count + (position < self.samples % count) for position in range(count)]
 
     def batches(self) -> Iterator[Arrays]:
-        """Every row once, in the order of the seed: the same at each call."""
+        """Every row once, shuffled by the seed. The order is the same at each call."""
         sizes = iter(self.sizes)
         wanted = next(sizes)
         waiting: list[Arrays] = []
@@ -70,10 +69,10 @@ def open_dataset(
     seed: int = 0,
     check: Callable[[Arrays], None] = lambda arrays: None,
 ) -> DataSet:
-    """Look through every `.npz`, so that what is wrong with the last one is told before hours are spent on the first.
+    """Check every `.npz` before the first batch, because a pass over the data can take hours.
 
-    `check` is called with the arrays of each. Raises `BnfoldError` that names the file whose arrays have no common
-    number of rows, hold what is not finite, or do not fit to those before.
+    `check` is called with the arrays of each file. Raises `BnfoldError` that names the file if its arrays have no
+    common number of rows, contain values that are not finite, or differ from those of the other files.
     """
     files = input_files(path)
     rows, kinds = [], {}
@@ -91,7 +90,7 @@ def open_dataset(
     if images := [file for file in files if is_image(file)]:
         if preprocessing is None:
             raise BnfoldError(
-                f"{images[0]}: is an image, and nothing says how it becomes an input; give --preprocessing FILE"
+                f"{images[0]}: is an image, and the model has no preprocessing; give --preprocessing FILE"
             )
         first = read_file(images[0], preprocessing, "FP32")
         kinds[images[0]] = {name: (array.shape[1:], array.dtype) for name, array in first.items()}
@@ -107,7 +106,7 @@ def _check_arrays(file: Path, arrays: Arrays) -> int:
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
-            raise BnfoldError(f"{file}: {name!r} has values that are not finite in row {row}; statistics need numbers")
+            raise BnfoldError(f"{file}: {name!r} has values that are not finite in row {row}; expected finite numbers")
     return len(next(iter(arrays.values())))
 
 
@@ -119,7 +118,9 @@ def _check_alike(kinds: "dict[Path, dict[str, tuple[tuple[int, ...], np.dtype[np
                 ", ".join(f"{name} {dtype}{list(shape)}" for name, (shape, dtype) in one.items())
                 for one in (kind, kinds[first])
             )
-            raise BnfoldError(f"{file}: has {this}, while {first.name} has {that}; expected rows of one kind")
+            raise BnfoldError(
+                f"{file}: has {this}, while {first.name} has {that}; expected the same names, shapes and types in all"
+            )
 
 
 def _slice(arrays: Arrays, start: int, stop: int) -> Arrays:

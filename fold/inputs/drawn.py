@@ -1,4 +1,4 @@
-"""Inputs of a model: drawn from a seed, or given and held against what the model takes."""
+"""Inputs of a model, drawn from a seed."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,12 +10,12 @@ from fold.artifact import DATATYPES, TensorSpec
 from fold.errors import BnfoldError
 
 FREE_SIZES = (32,)
-"""Extents given to the free dimensions behind the batch, in order; the last one to all that follow. Networks that halve
-theirs take multiples of a power of two, mostly of no more than this."""
+"""Sizes of the free dimensions behind the batch, in order; the last size is used for all further ones. Networks that
+halve their dimensions need multiples of a power of two, mostly of at most 32."""
 Family = Literal["normal", "single", "offset", "sparse"]
 OFFSET = 100.0
 FLAT = 16
-"""By how much bytes of little contrast are flatter than others."""
+"""Contrast of bytes is divided by this in the family `offset`."""
 ZEROS = 0.9
 IMAGES = (".png", ".jpg", ".jpeg")
 
@@ -28,11 +28,11 @@ def draw_inputs(
     family: Family = "normal",
     free: Sequence[int] = FREE_SIZES,
 ) -> Arrays:
-    """Inputs with `samples` rows: floats from N(0, 1), bytes from 0 to 255, other integers 0 or 1. The same for the
-    same seed, on any machine.
+    """Inputs with `samples` rows: floats from N(0, 1), bytes from 0 to 255, other integers 0 or 1. The same seed gives
+    the same inputs on any machine.
 
-    Of the family `offset` floats lie around 100, with a sign for each row, and bytes near 255 or near 0; of `sparse`
-    nine of ten are 0.
+    In the family `offset` floats lie near 100 or -100, by row, and bytes near 255 or 0; in `sparse` 90 % of the values
+    are 0.
     """
     generator = np.random.default_rng(seed)
     inputs: Arrays = {}

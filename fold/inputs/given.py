@@ -1,4 +1,4 @@
-"""Inputs that a user gives: read from files, and checked against what the model takes."""
+"""Inputs that a user gives: read from files, and checked against the signature of the model."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from fold.inputs.drawn import IMAGES
 
 
 def read_inputs(path: Path, manifest: Manifest) -> Arrays:
-    """Arrays by input name: from an `.npz`, or all rows of the `.npz` files and images in a folder, by their names.
+    """Arrays by input name: from an `.npz`, or all rows of the `.npz` files and images in a folder, in order of names.
 
-    Images need a manifest with preprocessing. Raises `BnfoldError` that names the file; nothing is ever unpickled.
+    Images need a manifest with preprocessing. Raises `BnfoldError` that names the file. Nothing is unpickled.
     """
     how = manifest.preprocessing
     datatype = next((spec.datatype for spec in manifest.inputs if how is not None and spec.name == how.input), "FP32")
@@ -24,13 +24,13 @@ def read_inputs(path: Path, manifest: Manifest) -> Arrays:
     try:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
     except (KeyError, ValueError) as error:
-        raise BnfoldError(f"{path}: its files do not fit together ({error}); give them one by one") from error
+        raise BnfoldError(f"{path}: its files cannot be joined ({error}); give them one by one") from error
 
 
 def input_files(path: Path) -> list[Path]:
-    """The file itself, or the `.npz` files and images in a folder and in folders within it, by their names.
+    """The file itself, or the `.npz` files and images in a folder and its subfolders, sorted by name.
 
-    What is hidden is left out. Raises `BnfoldError` for a folder that holds none.
+    Hidden files and folders are skipped. Raises `BnfoldError` for a folder without such files.
     """
     if not path.is_dir():
         return [path]
@@ -51,10 +51,10 @@ def is_image(path: Path) -> bool:
 
 
 def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
-    """The arrays of an `.npz` by their names, or an image as one row of the input that `how` names."""
+    """The arrays of an `.npz` by name, or an image as one row of the input that `how` names."""
     if not is_image(path):
         return _read_arrays(path)
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs see no image
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs read no image
 
     from fold.inputs.images import decode_image, image_tensor  # noqa: PLC0415
 
@@ -72,11 +72,11 @@ def _read_arrays(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise BnfoldError(f"{path}: is no .npz of plain arrays ({error}); write one with numpy.savez") from error
+        raise BnfoldError(f"{path}: is not an .npz of plain arrays ({error}); write one with numpy.savez") from error
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:
-    """The inputs that `specs` ask for. Raises `BnfoldError` that names what is missing, unknown or misshapen."""
+    """`inputs`, checked against `specs`. Raises `BnfoldError` for a missing or unknown name, a wrong shape or type."""
     names = [spec.name for spec in specs]
     for name in inputs:
         if name not in names:
@@ -98,6 +98,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:
 
 
 def by_name(specs: Sequence[TensorSpec], inputs: Any) -> Arrays:
+    """Arrays by input name, from a mapping, from a list in the order of `specs`, or from one array."""
     if not isinstance(inputs, Mapping):
         listed = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         if len(listed) != len(specs):

@@ -1,4 +1,4 @@
-"""An image as the tensor that a manifest's preprocessing describes. Pillow is imported by whoever opens the image."""
+"""Converts an image to the tensor that a manifest's preprocessing describes. The caller opens it with Pillow."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST = 2**26
-"""Pixels that an image may be resized to before it is cut."""
+"""Largest number of pixels of a resized image, before it is cropped."""
 
 
 def read_preprocessing(file: Path | None, metadata: Mapping[str, Any], names: Sequence[str]) -> Preprocessing | None:
-    """How images become one of the inputs `names`: from a JSON file, else what the checkpoint says of itself, if it
-    does. Raises `BnfoldError` for what describes no image, or an input that there is not."""
+    """The preprocessing of images for one of the inputs `names`: from a JSON file, else from the checkpoint's metadata,
+    else None. Raises `BnfoldError` if it is not valid, or names another input."""
     where = str(file or "the checkpoint's preprocessing")
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file else metadata.get("preprocessing")
@@ -34,27 +34,27 @@ def read_preprocessing(file: Path | None, metadata: Mapping[str, Any], names: Se
 
 
 def refuse_misfit(how: Preprocessing, spec: TensorSpec, where: str) -> None:
-    """Raise `BnfoldError` if what becomes of an image is no value of the input."""
+    """Raise `BnfoldError` if the tensor made from an image does not fit the input."""
     sizes = (how.height, how.width)
     made = (1, *sizes, how.channels) if how.layout == "nhwc" else (1, how.channels, *sizes)
     if len(spec.shape) != 4 or any(size not in (-1, own) for size, own in zip(spec.shape, made, strict=True)):
         raise BnfoldError(
-            f"{where}: makes {list(made)} of an image, and input {spec.name!r} takes {list(spec.shape)}; mend height, "
-            "width, mode or layout"
+            f"{where}: converts an image to {list(made)}, and input {spec.name!r} takes {list(spec.shape)}; change "
+            "height, width, mode or layout"
         )
     as_they_are = (how.scale, {*how.mean}, {*how.std}) == (1, {0}, {1})
     if not as_they_are and not np.issubdtype(DATATYPES[spec.datatype], np.floating):
         raise BnfoldError(
-            f"{where}: input {spec.name!r} takes {spec.datatype}, so pixels as they are; give scale 1, mean 0 and std 1"
+            f"{where}: input {spec.name!r} takes {spec.datatype}, unscaled pixels; give scale 1, mean 0 and std 1"
         )
 
 
 def decode_image(image: "Image", how: Preprocessing) -> np.ndarray:
-    """Pixels, uint8 [H, W] or [H, W, C], of the size and mode that are asked for.
+    """Pixels, uint8 [H, W] or [H, W, C], in the size and mode of `how`.
 
-    Raises `ValueError` for an image so long that it would fill the memory before it is cut.
+    Raises `ValueError` for an image whose resized form is too large to be held in memory.
     """
-    from PIL.Image import Resampling  # noqa: PLC0415  # a service without images never pays for Pillow
+    from PIL.Image import Resampling  # noqa: PLC0415  # a service without images need not import Pillow
 
     decoded, size = image.convert(how.mode), (how.width, how.height)
     resized = size if how.resize is None else _with_shorter_edge(decoded.size, how.resize)
@@ -67,7 +67,7 @@ def decode_image(image: "Image", how: Preprocessing) -> np.ndarray:
 
 
 def _with_shorter_edge(size: tuple[int, int], edge: int) -> tuple[int, int]:
-    """Width and height in the same proportion, as torchvision's Resize rounds them."""
+    """Width and height in the same proportion, rounded as torchvision's Resize rounds them."""
     shorter = min(size)
     width, height = (edge if side == shorter else int(edge * side / shorter) for side in size)
     if width * height > LARGEST:

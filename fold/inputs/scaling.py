@@ -1,8 +1,8 @@
-"""Input standardisation, `v = (x*scale - mean) / std` for each channel, as `--normalize` asks for it.
+"""Input scaling, which `--normalize` asks for: `v = (x*scale - mean) / std` for each channel.
 
 It becomes part of the model: a Cast of bytes, a product and a sum with constants, `v = s*x + t` with `s = scale/std`
-and `t = -mean/std`. The two constants have names of their own, by which the engine (fold.engine) knows that this is no
-BatchNorm, and that each of the two may vanish without the other.
+and `t = -mean/std`. The two constants have fixed names. By these the engine (fold.engine) tells them from a BatchNorm,
+and it may remove either of the two without the other.
 """
 
 import math
@@ -23,13 +23,13 @@ TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 """How axes are transposed from one layout to the other."""
 KEYS = ("scale", "mean", "std")
 EXAMPLE = "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255"
-ALREADY = "--normalize: the model normalises an input already, and takes its bytes; leave the option out"
+ALREADY = "--normalize: the model already scales an input and takes its bytes; leave the option out"
 AGREE = 1e-6
-"""Relative difference up to which two ways of writing a number, 0.0039216 and 1/255, mean the same."""
+"""Relative difference up to which two written numbers, such as 0.0039216 and 1/255, count as the same."""
 
 
 class Numbers(NamedTuple):
-    """`mean` and `std` have one number for each channel, or one for all."""
+    """The numbers of an input scaling. `mean` and `std` have one number for each channel, or one for all."""
 
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0,)
@@ -46,28 +46,32 @@ class Numbers(NamedTuple):
         return self.scale / std, -mean / std + 0.0  # no negative zero
 
     def agrees(self, other: "Numbers") -> bool:
-        """Whether both are one map of the pixels 0 to 255, but for how the numbers were written."""
+        """Whether both map the pixels 0 to 255 to the same values, up to rounding of the written numbers."""
         (s, t), (s_other, t_other) = self.map, other.map
         far = np.maximum(np.abs(255 * s), np.abs(t))
         return bool((255 * np.abs(s - s_other) <= AGREE * far).all() and (np.abs(t - t_other) <= AGREE * far).all())
 
 
 RAW = Numbers(scale=1.0)
-"""Pixels as they are."""
+"""Pixels are not scaled."""
 
 
 @dataclass(frozen=True)
 class InputScaling:
-    """What is asked for: of which input (None: the only one of floats), by which numbers (None: by those of the
-    preprocessing, in that file or in the checkpoint), and how clients lay out the bytes (None: as the model does)."""
+    """The scaling that was asked for.
+
+    `input` is a name, or None for the only input of floats. `numbers` is None where the preprocessing gives them, from
+    the file `preprocessing` or from the checkpoint. `layout` is the axis order of the bytes that clients send, None for
+    that of the model.
+    """
 
     input: str | None = None
     numbers: Numbers | None = None
     layout: Layout | None = None
     preprocessing: Path | None = None
 
-    def settle(self, metadata: dict[str, Any], names: Sequence[str]) -> "ResolvedScaling":
-        """Say which of the inputs, `names` being those of floats, and by which numbers. Raises `BnfoldError`."""
+    def resolve(self, metadata: dict[str, Any], names: Sequence[str]) -> "ResolvedScaling":
+        """The scaling of one input. `names` are the inputs of floats; raises `BnfoldError` if none of them is meant."""
         numbers, name = self.numbers, self.input
         if numbers is None:
             how = read_preprocessing(self.preprocessing, metadata, names)
@@ -79,7 +83,7 @@ class InputScaling:
             numbers, name = Numbers.of(how), how.input
         if name is None and len(names) != 1:
             found = f"several inputs of floats, {', '.join(names)}" if names else "no input of floats"
-            raise BnfoldError(f"--normalize: the model has {found}; name one that there is, as in NAME:{EXAMPLE}")
+            raise BnfoldError(f"--normalize: the model has {found}; name one of them, such as NAME:{EXAMPLE}")
         if name is not None and name not in names:
             raise BnfoldError(f"--normalize: the model has no input {name!r} of floats; it has {', '.join(names)}")
         return ResolvedScaling(name or names[0], numbers, self.layout)
@@ -87,19 +91,20 @@ class InputScaling:
 
 @dataclass(frozen=True)
 class ResolvedScaling:
-    """A normalisation of one input, ready to be put into the model; `layout` is that of the bytes."""
+    """The scaling that the request came to: one input, its numbers, and the axis order of the bytes."""
 
     input: str
     numbers: Numbers
     layout: Layout | None
 
     def constants(self, sizes: Sequence[int | None], native: Layout = "nchw") -> tuple[np.ndarray, np.ndarray]:
-        """s and t in float64, spread over a tensor as the model takes it: of its rank, extent 1 but for the channels.
+        """s and t in float64, of the rank of the input, with extent 1 on every axis except the channels.
 
-        `sizes` are its dimensions, None where they are free. Raises `BnfoldError` where these have other channels.
+        `sizes` are the dimensions of the input in the order `native`, None where they are free. Raises `BnfoldError`
+        if they do not fit the numbers or the layout.
         """
         if len(sizes) < 2:
-            raise BnfoldError(f"--normalize: input {self.input!r} has {len(sizes)} axes, and so no channels")
+            raise BnfoldError(f"--normalize: input {self.input!r} has {len(sizes)} axes; expected a batch and channels")
         if self.layout is not None and len(sizes) != 4:
             raise BnfoldError(
                 f"--layout {self.layout}: input {self.input!r} has {len(sizes)} axes; expected four, those of images"
@@ -117,40 +122,40 @@ class ResolvedScaling:
         return tuple(np.broadcast_to(array, shape[axis]).reshape(shape) for array in (s, t))  # type: ignore[return-value]
 
     def permutation(self, native: Layout = "nchw") -> tuple[int, ...] | None:
-        """How the axes of what clients send become those that the model takes; None where they are these."""
+        """The transposition from the layout of the bytes to the layout of the model; None if both are the same."""
         if self.layout in (None, native):
             return None
         return TO_NCHW if self.layout == "nhwc" else TO_NHWC
 
     def as_sent(self, sizes: Sequence[Any], native: Layout = "nchw") -> list[Any]:
-        """The sizes of a tensor, the batch first, in the order in which clients send its axes."""
+        """The sizes of a tensor, the batch first, in the layout of the bytes that clients send."""
         permutation = self.permutation(native)
         return list(sizes) if permutation is None else [sizes[permutation.index(axis)] for axis in range(len(sizes))]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a manifest says of it, under `source`."""
+        """The entry `normalize` under `source` in a manifest."""
         return {"input": self.input, **self.numbers._asdict(), "layout": self.layout}
 
 
-def raw(how: Preprocessing, settled: ResolvedScaling) -> Preprocessing:
-    """The preprocessing of images for a normalised input: what the graph does now is left to the graph.
+def unscaled(how: Preprocessing, resolved: ResolvedScaling) -> Preprocessing:
+    """The preprocessing of images for an input that the graph scales: it only decodes and resizes, and keeps the bytes.
 
-    Raises `BnfoldError` if it would have made of a pixel something else than the graph does.
+    Raises `BnfoldError` if its own scaling differs from that of the graph.
     """
     if how.model_fields_set.intersection(KEYS) and not any(
-        Numbers.of(how).agrees(numbers) for numbers in (settled.numbers, RAW)
+        Numbers.of(how).agrees(numbers) for numbers in (resolved.numbers, RAW)
     ):
         raise BnfoldError(
-            f"--normalize: {_shown(settled.numbers)} contradicts the preprocessing, {_shown(Numbers.of(how))}; "
-            "leave one of them out, or say --normalize preprocessing"
+            f"--normalize: {_shown(resolved.numbers)} contradicts the preprocessing, {_shown(Numbers.of(how))}; "
+            "leave one of them out, or use --normalize preprocessing"
         )
-    return how.model_copy(update={**RAW._asdict(), "layout": settled.layout or "nchw"})
+    return how.model_copy(update={**RAW._asdict(), "layout": resolved.layout or "nchw"})
 
 
 def parse_scaling(text: str, layout: Layout | None = None, preprocessing: Path | None = None) -> InputScaling:
     """`mean=0.5,0.4,0.3,std=0.2,scale=1/255`, with `NAME:` in front or brackets around a list; or `preprocessing`.
 
-    A key that is left out is as in a preprocessing: scale 1/255, mean 0, std 1. Raises `BnfoldError` in one line.
+    Defaults are those of a preprocessing: scale 1/255, mean 0, std 1. Raises `BnfoldError`.
     """
     if text.strip() == "preprocessing":
         return InputScaling(layout=layout, preprocessing=preprocessing)
@@ -162,12 +167,12 @@ def parse_scaling(text: str, layout: Layout | None = None, preprocessing: Path |
     if numbers.scale <= 0 or min(numbers.std) <= 0:
         raise _error(text, "scale and std are larger than 0")
     if "scale" not in given and max(map(abs, numbers.mean)) > 1:
-        raise _error(text, "mean lies beyond what scale=1/255 makes of pixels; say which scale belongs to it")
+        raise _error(text, "mean is larger than any pixel with scale=1/255; give the scale that belongs to it")
     return InputScaling(name, numbers, layout)
 
 
 def _keys(text: str) -> tuple[str | None, dict[str, tuple[float, ...]]]:
-    """The name in front, if there is one, and the numbers by their key."""
+    """The name before the colon, if there is one, and the numbers by key."""
     head, equals, rest = text.partition("=")
     name, colon, key = head.rpartition(":")
     given: dict[str, tuple[float, ...]] = {}
@@ -176,10 +181,10 @@ def _keys(text: str) -> tuple[str | None, dict[str, tuple[float, ...]]]:
         if equals:
             key = label.strip()
             if key not in KEYS or key in given:
-                raise _error(text, f"{key!r} is {'given twice' if key in given else 'no key'}")
+                raise _error(text, f"{key!r} is {'given twice' if key in given else 'not a key'}")
             given[key] = ()
         if key not in given:
-            raise _error(text, f"{part!r} stands behind no key")
+            raise _error(text, f"{part!r} has no key before it")
         given[key] += (_number(text, number),)
     return (name if colon else None), given
 
@@ -192,12 +197,12 @@ def _number(text: str, written: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not math.isfinite(value):
-        raise _error(text, f"{written.strip()!r} is no number")
+        raise _error(text, f"{written.strip()!r} is not a number")
     return value
 
 
 def _error(text: str, what: str) -> BnfoldError:
-    return BnfoldError(f"--normalize {text}: {what}; expected such as {EXAMPLE}, or preprocessing")
+    return BnfoldError(f"--normalize {text}: {what}; expected for example {EXAMPLE}, or preprocessing")
 
 
 def _shown(numbers: Numbers) -> str:

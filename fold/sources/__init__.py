@@ -1,4 +1,4 @@
-"""A file on disk becomes a module, an exported program or a graph, without running code that nobody asked for."""
+"""Reads a file on disk as a module, an exported program or a graph. Code in the file runs only with `--trust`."""
 
 from typing import TYPE_CHECKING
 

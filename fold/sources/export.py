@@ -1,8 +1,8 @@
 """From an eval-mode PyTorch module to the unfolded ONNX graph, with every BatchNorm still in it.
 
-`torch.onnx.export` folds BatchNorm itself when it optimises, silently and only in part, so it is told not to. What it
-leaves unoptimised then (computed zero biases, constants behind casts and reshapes) is folded here, by constant folding
-alone, which knows nothing of BatchNorm.
+The optimiser of `torch.onnx.export` folds some BatchNorms without a report, so it is switched off. What remains
+unoptimised (computed zero biases, constants behind casts and reshapes) is folded here by constant folding, which does
+not touch BatchNorm.
 """
 
 import copy
@@ -28,15 +28,15 @@ Sizes = Sequence[int | str]
 
 BATCH = "batch"
 USE_INPUT_STATS = 5
-"""Which argument of `aten.instance_norm` says whether it computes its statistics itself."""
+"""Position of `use_input_stats` among the arguments of `aten.instance_norm`."""
 
 
 def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ir.Model:
     """The unfolded graph of `module` in eval mode, BatchNorm intact, with a dynamic batch as the first axis.
 
-    `inputs` are example inputs with the batch first, of any batch size; the graph's inputs are named as the arguments
-    of `forward`, its outputs `output`, or `output_0`, `output_1`, … in a tuple, and by their keys in a mapping. The
-    module is not touched. Raises `BnfoldError` if it cannot be exported.
+    `inputs` are example inputs with the batch first, of any batch size; the graph's inputs have the names of the
+    arguments of `forward`. Its output is `output`; the outputs of a tuple are `output_0`, `output_1`, …, and those of a
+    mapping have their keys as names. The module is not changed. Raises `BnfoldError` if it cannot be exported.
     """
     return export_graph(export_program(module, inputs))
 
@@ -46,11 +46,11 @@ def export_program(
 ) -> ExportedProgram:
     """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made.
 
-    `sizes` are the shapes of the inputs without the batch, with a name for each that is free; all others are as in the
+    `sizes` are the shapes of the inputs without the batch. A free size is a name; without `sizes` all are as in the
     examples.
     """
     examples = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    # A batch of 1 would be taken for a constant, and every other size of the example for its own.
+    # torch.export takes a size of 1 for a constant, so the examples have a batch of 3.
     examples = tuple(example.repeat(3, *[1] * (example.ndim - 1))[:3] for example in examples)
     sizes = sizes or [tuple(example.shape[1:]) for example in examples]
     if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
@@ -75,7 +75,7 @@ def export_program(
 
 
 def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Model:
-    """The unfolded graph of an exported program; free sizes are named as in `sizes`, which are those of its inputs."""
+    """The unfolded graph of an exported program. `sizes` are the shapes of its inputs, with the names of free sizes."""
     try:
         with silenced():
             exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
@@ -86,7 +86,7 @@ def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Mo
     _fold_constants(model, set(program.state_dict))
     _name_sizes(model, sizes)
     _name_outputs(model, output_names(program))
-    for node in model.graph:  # the user's source and its paths have no place in a served file
+    for node in model.graph:  # a served file must not contain the user's source and paths
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return model
 
@@ -100,8 +100,11 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 
 def _name_batchnorms(program: ExportedProgram) -> ExportedProgram:
-    """The program with BatchNorm where an InstanceNorm reads running statistics: in eval mode it is one, which the
-    exporter would write as a BatchNorm of every channel of every sample, between two reshapes."""
+    """The program with `batch_norm` in place of each `instance_norm` that reads running statistics.
+
+    In eval mode both are the same. The exporter would write a BatchNorm over every channel of every sample, between two
+    reshapes.
+    """
     if not any(_has_statistics(node) for node in program.graph.nodes):
         return program
     program = copy.copy(program)
@@ -117,7 +120,7 @@ def _has_statistics(node: torch.fx.Node) -> bool:
 
 
 def _fold_constants(model: ir.Model, named: set[str]) -> None:
-    """Evaluate what depends on nothing, leave every BatchNorm, and drop the zero biases that the exporter made up."""
+    """Evaluate constant expressions, keep every BatchNorm, and drop the zero biases that the exporter added."""
     optimizer.fold_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in model.graph:
@@ -135,7 +138,7 @@ def _fold_constants(model: ir.Model, named: set[str]) -> None:
 
 
 def _name_transposed(node: ir.Node, named: set[str]) -> None:
-    """A Linear on three axes multiplies by its weight transposed, which constant folding left with a made-up name."""
+    """Name the transposed weight of a Linear on three axes `NAME.weight.T` instead of the generated name."""
     weight, name = node.inputs[1], f"{display_name(node)}.weight"
     if weight is not None and weight.is_initializer() and weight.name not in named and name in named:
         graph = weight.graph
@@ -144,7 +147,7 @@ def _name_transposed(node: ir.Node, named: set[str]) -> None:
 
 
 def _fix_reshapes(model: ir.Model) -> None:
-    """Give a Reshape whose target is computed from the batch a constant one, where the batch is its only free size."""
+    """Replace the target of a Reshape by a constant where the batch is the only free size."""
     for node in list(model.graph):
         result = node.outputs[0]
         if node.op_type != "Reshape" or constant(node.inputs[1]) is not None or result.shape is None:
@@ -164,7 +167,7 @@ def _fix_reshapes(model: ir.Model) -> None:
 
 
 def _name_sizes(model: ir.Model, sizes: Sequence[Sizes]) -> None:
-    """Give the batch and free sizes their names back, which the exporter replaces by symbols of its own."""
+    """Restore the names of the batch and the free sizes, which the exporter replaces by its own symbols."""
     graph = model.graph
     names: dict[str, str] = {}
     for position, value in enumerate(graph.inputs):
@@ -174,7 +177,9 @@ def _name_sizes(model: ir.Model, sizes: Sequence[Sizes]) -> None:
                 continue
             first = names.setdefault(str(dim.value), name)
             if first != name:
-                raise BnfoldError(f"--input: {first} and {name} are one size to this network; give all one letter")
+                raise BnfoldError(
+                    f"--input: {first} and {name} must be equal for this network; use the same letter for both"
+                )
     if names:
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
             if value.shape is not None:
@@ -189,7 +194,7 @@ def _renamed(dim: Any, names: Mapping[str, str]) -> int | str | None:
 
 
 def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
-    """Name the outputs. A name that an input has too gets an underscore, and a value with it another name first."""
+    """Name the outputs. A name that an input already has gets an underscore; an inner value with it is renamed."""
     taken = {value.name for value in model.graph.inputs}
     others = {value.name: value for node in model.graph for value in node.outputs if not value.is_graph_output()}
     for value, name in zip(model.graph.outputs, names, strict=True):

@@ -1,4 +1,4 @@
-"""The shape of a module's input where nobody gave one, taken from what the module says of itself."""
+"""The shape of a module's input where the user gave none: from its attributes or its first layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,10 @@ SPATIAL = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 
 
 def infer_inputs(module: nn.Module) -> tuple[list[InputShape], str] | None:
-    """Shapes by the arguments of `forward`, and where they were found; None where the architecture does not tell.
+    """Shapes for the arguments of `forward`, and where they were found; None if they are unknown.
 
-    timm's `default_cfg` (`pretrained_cfg`) and Lightning's `example_input_array` say it; else the first layer tells the
-    channels of an image, whose sizes are then free, or the features of a row.
+    Sources are timm's `default_cfg` (`pretrained_cfg`) and Lightning's `example_input_array`. Else the first layer
+    gives the channels of an image, with free sizes, or the features of a row.
     """
     given = _from_example(module) or _from_config(module) or _from_first_layer(module)
     if given is None:
@@ -25,7 +25,7 @@ def infer_inputs(module: nn.Module) -> tuple[list[InputShape], str] | None:
     shapes, whence = given
     try:
         return arrange(module, shapes), whence
-    except Exception:  # forward takes more than that
+    except Exception:  # forward takes further arguments
         return None
 
 
@@ -35,7 +35,7 @@ def _from_config(module: nn.Module) -> tuple[list[InputShape], str] | None:
         size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
         if isinstance(size, tuple | list) and size and all(isinstance(one, int) and one > 0 for one in size):
             first = _first_layer(module)
-            # timm's says what the pretrained weights took, though `in_chans` may have changed it
+            # timm's config is of the pretrained weights; the argument `in_chans` may have changed the channels
             channels = first.in_channels if isinstance(first, nn.modules.conv._ConvNd) else size[0]
             return [InputShape(None, (channels, *size[1:]), torch.float32)], name
     return None
@@ -78,5 +78,5 @@ def _from_first_layer(module: nn.Module) -> tuple[list[InputShape], str] | None:
 
 
 def _first_layer(module: nn.Module) -> nn.Module | None:
-    """The first that has weights of its own, as they are registered."""
+    """The first registered layer with weights of its own."""
     return next((layer for layer in module.modules() if list(layer.parameters(recurse=False))), None)

@@ -1,4 +1,4 @@
-"""The unfolded graph: of an `.onnx` as it was given, or of a model directory, as it was when the model was folded."""
+"""The unfolded graph of an `.onnx`: a file of a user, or `unfolded.onnx` of a model directory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,31 +9,33 @@ from onnx_ir.passes import common
 from fold.errors import BnfoldError
 from fold.graph import GraphFile, Lifted, lift, read_graph
 from fold.inputs import InputScaling, ResolvedScaling
-from fold.sources.scale_graph import normalise_graph
+from fold.sources.scale_graph import scale_graph
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Behind these exporters hide parameters; they are evaluated whatever their size, as they make nothing larger."""
+"""Exporters put these between parameters and their consumers. They are folded at any size: none enlarges a tensor."""
 
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """An `.onnx` that was read: the file, how it was lifted, and the graph that folding takes. `normalised` tells what
-    was put in front of its input, in all three."""
+    """An `.onnx` that was read: the file (`given`), the graph lifted to a newer opset, and the graph to fold (`model`).
+
+    `input_scaling` is what was inserted behind an input, in all three.
+    """
 
     given: GraphFile
     lifted: Lifted
     model: ir.Model
-    normalised: ResolvedScaling | None = None
+    input_scaling: ResolvedScaling | None = None
 
 
-def read_onnx(path: Path, normalise: InputScaling | None = None) -> OnnxSource:
+def read_onnx(path: Path, input_scaling: InputScaling | None = None) -> OnnxSource:
     """Read an `.onnx` of any opset. Raises `BnfoldError` that names the file if it cannot be folded."""
-    from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second, which the first line need not wait for
+    from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second to import
 
-    given, settled = read_graph(path), None
+    given, resolved = read_graph(path), None
     try:
-        if normalise is not None:
-            changed, settled = normalise_graph(given.model, normalise)
+        if input_scaling is not None:
+            changed, resolved = scale_graph(given.model, input_scaling)
             given = replace(given, model=changed, as_read=False)
         lifted = lift(given.model)
     except BnfoldError as error:
@@ -41,4 +43,4 @@ def read_onnx(path: Path, normalise: InputScaling | None = None) -> OnnxSource:
     model = lifted.model.clone()
     optimizer.fold_constants(model, should_fold=lambda node: node.op_type in OF_PARAMETERS or None)
     common.RemoveUnusedNodesPass()(model)
-    return OnnxSource(given, lifted, model, settled)
+    return OnnxSource(given, lifted, model, resolved)

@@ -1,4 +1,4 @@
-"""How a module's outputs are nested: a name for each tensor, and a nesting that anyone can read back."""
+"""The nesting of a module's outputs: a name for each tensor, and containers of built-in types."""
 
 import copy
 import dataclasses
@@ -11,14 +11,14 @@ from torch.utils import _pytree as pytree
 
 
 def output_names(program: ExportedProgram) -> list[str]:
-    """Names of the tensors that the program gives, in its order.
+    """Names of the output tensors, in the order of the program.
 
-    `output` for one tensor, `output_0`, `output_1` in a tuple, `logits` under a key, `aux.logits` and `aux_0` where
-    they are nested. What is None or a number has no name.
+    `output` for one tensor, `output_0`, `output_1` in a tuple, `logits` for a key, `aux.logits` and `aux_0` where
+    containers are nested. An output that is None or a number has no name.
     """
     spec = _signature(program).out_spec
     kept = [not isinstance(one.arg, ConstantArgument) for one in program.graph_signature.output_specs]
-    kept = kept[len(kept) - spec.num_leaves :]  # what a module changes of itself comes first
+    kept = kept[len(kept) - spec.num_leaves :]  # buffers that the module changes come first
     paths = [path for path, _ in pytree.tree_flatten_with_path(_leaves(spec))[0]]
     names = [_name(path) for path, tensor in zip(paths, kept, strict=True) if tensor]
     if len(names) == 1 and names[0].startswith("output_"):
@@ -27,9 +27,9 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def with_plain_outputs(program: ExportedProgram) -> ExportedProgram:
-    """The program, which gives mappings in the place of named tuples, dataclasses and other types of the user's.
+    """The program with mappings in place of named tuples, dataclasses and other types of the user.
 
-    An archive with such a type is opened only where the type is known.
+    An archive with such a type can be opened only where the type is registered.
     """
     signature = _signature(program)
     plain = _plain(_leaves(signature.out_spec))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """PyTorch warns of its own deprecations and logs what it tried; what a user can mend, our own errors say."""
+    """Hide PyTorch's warnings and logs of its own internals. Our errors tell the user what to do."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Input standardisation put into an ONNX graph, in front of everything that reads the input."""
+"""Input scaling inserted into an ONNX graph, between an input and all its consumers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,41 +11,40 @@ from fold.graph import CONSTANT_IR, SCALE, SHIFT, dims, integers, is_float, is_s
 from fold.inputs import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling
 
 OLDEST_OPSET = 7
-"""Since which a product spreads its constant over a tensor by numpy's rules."""
+"""Since this opset Mul and Add broadcast by numpy's rules."""
 
 
-def normalise_graph(model: ir.Model, wanted: InputScaling) -> tuple[ir.Model, ResolvedScaling]:
-    """A copy that takes bytes under the input's name: Transpose, Cast, Mul, Add stand in front of what read it.
+def scale_graph(model: ir.Model, wanted: InputScaling) -> tuple[ir.Model, ResolvedScaling]:
+    """A copy that takes bytes: Transpose (where the layouts differ), Cast, Mul and Add are inserted behind the input.
 
     Raises `BnfoldError` if there is no such input, if its axes are not known, and for a graph too old for it.
     """
     model = model.clone()
     floats = [value for value in model.graph.inputs if is_float(value) and not value.is_initializer()]
-    settled = wanted.settle({}, [value.name or "" for value in floats])
+    resolved = wanted.resolve({}, [value.name or "" for value in floats])
     graph = model.graph
     if SCALE in graph.initializers:
         raise BnfoldError(ALREADY)
-    x = next(value for value in graph.inputs if value.name == settled.input)
+    x = next(value for value in graph.inputs if value.name == resolved.input)
     sizes = dims(x)
     opset = model.opset_imports.get("", 1)
     if sizes is None:
         raise BnfoldError(f"--normalize: the shape of input {x.name!r} is not known; export the model with it")
     if opset < OLDEST_OPSET:
         raise BnfoldError(
-            f"--normalize: opset {opset} is too old to be added to, expected {OLDEST_OPSET} or newer; export the model "
-            "again"
+            f"--normalize: opset {opset} is too old, expected {OLDEST_OPSET} or newer; export the model again"
         )
     native: Layout = "nhwc" if _takes_channels_last(x) else "nchw"
-    constants = settled.constants([size if isinstance(size, int) else None for size in sizes], native)
-    _normalise(model, x, constants, settled.permutation(native))
-    x.shape = ir.Shape(settled.as_sent(sizes, native))
-    return model, settled if len(sizes) != 4 else replace(settled, layout=settled.layout or native)
+    constants = resolved.constants([size if isinstance(size, int) else None for size in sizes], native)
+    _insert(model, x, constants, resolved.permutation(native))
+    x.shape = ir.Shape(resolved.as_sent(sizes, native))
+    return model, resolved if len(sizes) != 4 else replace(resolved, layout=resolved.layout or native)
 
 
-def _normalise(
+def _insert(
     model: ir.Model, x: ir.Value, constants: tuple[np.ndarray, np.ndarray], permutation: tuple[int, ...] | None
 ) -> None:
-    """Make of a float input one of bytes, and let what read it read `x*s + t`."""
+    """Change a float input to bytes, and let its consumers read `x*s + t`."""
     uses, dtype, shape = list(x.uses()), x.dtype, x.shape
     assert dtype is not None
     nodes: list[ir.Node] = []
@@ -61,16 +60,16 @@ def _normalise(
     pixels = x if permutation is None else step("Transpose", x, perm=permutation)
     floats = step("Cast", pixels, to=dtype)
     s, t = (_initializer(model, name, array, dtype) for name, array in zip((SCALE, SHIFT), constants, strict=True))
-    normalised = step("Add", step("Mul", floats, s), t)
+    scaled = step("Add", step("Mul", floats, s), t)
     x.type = ir.TensorType(ir.DataType.UINT8)
     for node, index in uses:
-        node.replace_input_with(index, normalised)
+        node.replace_input_with(index, scaled)
     if uses:
         model.graph.insert_before(model.graph[0], nodes)
 
 
 def _takes_channels_last(x: ir.Value) -> bool:
-    """Whether all that is done with a tensor is to put its channels, which are last, behind the batch."""
+    """Whether all consumers of an input are Transposes from NHWC to NCHW."""
     readers = [node for node, _ in x.uses()]
     return bool(readers) and all(
         node.op_type == "Transpose" and is_standard(node) and tuple(integers(node, "perm")) == TO_NCHW

@@ -1,6 +1,6 @@
-"""Input standardisation put into a program of `torch.export`, in front of everything that reads the input.
+"""Input scaling inserted into a program of `torch.export`, between an input and all its consumers.
 
-The program is edited, not traced again, so that its dynamic sizes and the names of its weights stay as they are.
+The program is edited, not traced again, so that its dynamic sizes and the names of its weights do not change.
 """
 
 import copy
@@ -21,46 +21,46 @@ from fold.sources.quiet import silenced
 aten = torch.ops.aten
 
 
-def normalise_program(
+def scale_program(
     program: ExportedProgram, wanted: InputScaling, metadata: dict[str, Any]
 ) -> tuple[ExportedProgram, ResolvedScaling]:
-    """A copy that takes bytes under the input's name; s and t are buffers of the input's type.
+    """A copy that takes bytes under the input's name; s and t are buffers of the input's dtype.
 
-    `metadata` is what the checkpoint says of itself. Raises `BnfoldError` if there is no such input, or if it has other
-    channels.
+    `metadata` are the defaults that the checkpoint stores. Raises `BnfoldError` if there is no such input, or if its
+    channels do not fit.
     """
     if SCALE in program.state_dict:
         raise BnfoldError(ALREADY)
     module, signature = _copied(program)
     graph: fx.Graph = module.graph
     inputs = _inputs(graph, signature)
-    settled = wanted.settle(metadata, [n for n, node in inputs.items() if node.meta["val"].is_floating_point()])
-    x = inputs[settled.input]
+    resolved = wanted.resolve(metadata, [n for n, node in inputs.items() if node.meta["val"].is_floating_point()])
+    x = inputs[resolved.input]
     taken, readers = x.meta["val"], list(x.users)
     sizes = [size if isinstance(size, int) else None for size in taken.shape]
-    constants = [torch.tensor(array, dtype=taken.dtype) for array in settled.constants(sizes)]
+    constants = [torch.tensor(array, dtype=taken.dtype) for array in resolved.constants(sizes)]
     buffers = dict(zip((SCALE, SHIFT), constants, strict=True))
     s, t = (_add_buffer(graph, signature, name, tensor, taken.fake_mode) for name, tensor in buffers.items())
-    _normalise(graph, x, s, t, settled, readers)
+    _insert(graph, x, s, t, resolved, readers)
     module.recompile()
     try:
         with silenced():
             changed = program._update(module, signature, state_dict=program.state_dict | buffers)
-    except Exception as error:  # what it checks, it says in errors of many types
+    except Exception as error:  # its checks raise many types
         raise BnfoldError(
-            f"--normalize: the exported program cannot be changed ({first_line(error)}); standardise the input inside "
-            "of the module"
+            f"--normalize: the exported program cannot be changed ({first_line(error)}); scale the input inside the "
+            "module"
         ) from error
-    return changed, settled if len(sizes) != 4 else replace(settled, layout=settled.layout or "nchw")
+    return changed, resolved if len(sizes) != 4 else replace(resolved, layout=resolved.layout or "nchw")
 
 
 def sizes_as_sent(
-    program: ExportedProgram, sizes: Sequence[Sequence[int | str]], settled: ResolvedScaling
+    program: ExportedProgram, sizes: Sequence[Sequence[int | str]], resolved: ResolvedScaling
 ) -> list[Sequence[int | str]]:
-    """The sizes of the inputs without the batch, those of the normalised one as clients send them."""
+    """The sizes of the inputs without the batch; those of the scaled input are in the layout that clients send."""
     names = _inputs(program.graph, program.graph_signature)
     return [
-        settled.as_sent(["", *own])[1:] if name == settled.input else own
+        resolved.as_sent(["", *own])[1:] if name == resolved.input else own
         for name, own in zip(names, sizes, strict=False)
     ]
 
@@ -69,7 +69,7 @@ def _copied(program: ExportedProgram) -> tuple[fx.GraphModule, ExportGraphSignat
     with silenced():
         module, signature = copy.deepcopy(program.graph_module), copy.deepcopy(program.graph_signature)
     for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
-        copied.name = node.name  # a copy avoids names that Python has, such as input, and the signature holds them
+        copied.name = node.name  # a copy avoids names of Python builtins, such as input, and the signature holds them
     return module, signature
 
 
@@ -78,7 +78,7 @@ def _placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _inputs(graph: fx.Graph, signature: ExportGraphSignature) -> dict[str, fx.Node]:
-    """The tensors that a caller gives, by the names that they have in the exported ONNX graph."""
+    """The input tensors, by their names in the exported ONNX graph."""
     return {
         str(node.target): node
         for node, spec in zip(_placeholders(graph), signature.input_specs, strict=True)
@@ -89,7 +89,7 @@ def _inputs(graph: fx.Graph, signature: ExportGraphSignature) -> dict[str, fx.No
 def _add_buffer(
     graph: fx.Graph, signature: ExportGraphSignature, name: str, tensor: torch.Tensor, fakes: Any
 ) -> fx.Node:
-    """A buffer behind those that there are, in front of what a caller gives."""
+    """Add a buffer behind the existing ones and before the inputs."""
     first = [spec.kind for spec in signature.input_specs].index(InputKind.USER_INPUT)
     with graph.inserting_before(_placeholders(graph)[first]):
         node = graph.placeholder(f"b_{name}")
@@ -99,12 +99,12 @@ def _add_buffer(
     return node
 
 
-def _normalise(
-    graph: fx.Graph, x: fx.Node, s: fx.Node, t: fx.Node, settled: ResolvedScaling, readers: list[fx.Node]
+def _insert(
+    graph: fx.Graph, x: fx.Node, s: fx.Node, t: fx.Node, resolved: ResolvedScaling, readers: list[fx.Node]
 ) -> None:
-    """Make of a float input one of bytes, and let `readers` read `x*s + t`. What tensors are is told by fake ones."""
+    """Change a float input to bytes, and let `readers` read `x*s + t`. Fake tensors carry shapes and dtypes."""
     taken, behind = x.meta["val"], _placeholders(graph)[-1].next
-    permutation, fakes = settled.permutation(), taken.fake_mode
+    permutation, fakes = resolved.permutation(), taken.fake_mode
 
     def step(operator: Any, *arguments: Any) -> fx.Node:
         with graph.inserting_before(behind), fakes:
@@ -114,9 +114,9 @@ def _normalise(
         return node
 
     with fakes:
-        x.meta = {"val": torch.empty(settled.as_sent(taken.shape), dtype=torch.uint8)}
+        x.meta = {"val": torch.empty(resolved.as_sent(taken.shape), dtype=torch.uint8)}
     pixels = x if permutation is None else step(aten.permute.default, x, list(permutation))
     floats = step(aten.to.dtype, pixels, taken.dtype)
-    normalised = step(aten.add.Tensor, step(aten.mul.Tensor, floats, s), t)
+    scaled = step(aten.add.Tensor, step(aten.mul.Tensor, floats, s), t)
     for reader in readers:
-        reader.replace_input_with(x, normalised)
+        reader.replace_input_with(x, scaled)

@@ -1,4 +1,4 @@
-"""Shapes of a module's inputs, without the batch: as a user writes them, and as example tensors."""
+"""Shapes of a module's inputs without the batch, parsed from `--input`, and example tensors of these shapes."""
 
 import functools
 import inspect
@@ -22,14 +22,14 @@ DTYPES = {
     "bool": torch.bool,
 }
 FREE_EXAMPLE, FREE_STEP = 64, 32
-"""Examples of free sizes: large and even enough for what a network halves, and each another."""
+"""Example sizes of free dimensions: 64, 96, 128, …, all different, and even enough for networks that halve them."""
 
 Size = int | str
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `--input`: a shape without the batch, and perhaps the argument's name and type. A free size is its name."""
+    """One `--input`: a shape without the batch, the argument's name if given, and the dtype. A free size is a name."""
 
     name: str | None
     shape: tuple[Size, ...]
@@ -61,10 +61,10 @@ def _size(text: str) -> Size | None:
 
 
 def arrange(module: nn.Module, shapes: Iterable[InputShape]) -> list[InputShape]:
-    """The shapes in the order of `forward`'s arguments, each with the name of its own.
+    """The shapes in the order of `forward`'s arguments, each with the name of its argument.
 
-    Raises `BnfoldError` for a name that `forward` does not take, for a second shape of one argument, and for an
-    argument that must be given and is not.
+    Raises `BnfoldError` for a name that `forward` does not take, for two shapes of one argument, and for a required
+    argument without a shape.
     """
     shapes, arguments = list(shapes), _arguments(module)
     names = list(arguments)
@@ -76,7 +76,7 @@ def arrange(module: nn.Module, shapes: Iterable[InputShape]) -> list[InputShape]
             what = f"no argument of that name; it takes {', '.join(names)}" if shape.name else f"{len(names)} arguments"
             raise BnfoldError(f"--input {shape.name or shape}: forward has {what}")
         if name in arranged:
-            raise BnfoldError(f"--input {name}: is given twice")
+            raise BnfoldError(f"--input {name}: was given twice")
         arranged[name] = InputShape(name, shape.shape, shape.dtype)
     missing = [name for name, given in arguments.items() if given.default is given.empty and name not in arranged]
     if missing:
@@ -97,7 +97,7 @@ def _takes_any(module: nn.Module) -> bool:
 
 
 def bind(module: nn.Module, shapes: Sequence[InputShape]) -> nn.Module:
-    """The module with a `forward` of the given arguments alone, where it has optional ones before or between them."""
+    """The module with a `forward` of only the given arguments, if it has optional ones before or between them."""
     names = [shape.name or "" for shape in shapes]
     arguments = _arguments(module)
     if names == list(arguments)[: len(names)] or not set(names) <= set(arguments):

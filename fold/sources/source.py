@@ -1,4 +1,4 @@
-"""What a user names as SOURCE, read: the unfolded graph, its reference, and what the file says of itself."""
+"""Reads SOURCE: the unfolded graph, its reference, and the defaults that the file brings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +27,12 @@ class Source:
     trust: bool = False
     key: str | None = None
     ema: bool = False
-    normalise: "InputScaling | None" = None
+    input_scaling: "InputScaling | None" = None
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in the module that it belongs to, in eval mode. `described` says how, for a manifest."""
+    """A checkpoint loaded into its module, in eval mode. `described` is its entry in a manifest."""
 
     checkpoint: "Checkpoint"
     module: "nn.Module"
@@ -43,8 +43,8 @@ class Loaded:
 class Unfolded:
     """The unfolded graph of a source, how to write its reference, and defaults that the file brought.
 
-    `batches_seen` has what training counted, by a BatchNorm's name in the checkpoint; where nothing was counted, as
-    in an `.onnx`, it has no entry.
+    `batches_seen` are the batches that training counted, by the name of a BatchNorm in the checkpoint. A BatchNorm
+    without a count, such as any in an `.onnx`, has no entry.
     """
 
     model: "ir.Model"
@@ -53,30 +53,30 @@ class Unfolded:
     described: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
     batches_seen: dict[str, int] = field(default_factory=dict)
-    normalised: "ResolvedScaling | None" = None
+    input_scaling: "ResolvedScaling | None" = None
 
 
 def read_source(source: Source, announce: Callable[[str], None] = lambda step: None) -> Unfolded:
-    """Read a source and export it. `announce` is told each step before it is taken.
+    """Read a source and export it. `announce` is called with each step before it begins.
 
-    Raises `BnfoldError` for what cannot be read, or would have to run code to be read.
+    Raises `BnfoldError` if the file cannot be read, or cannot be read without running its code.
     """
     if not source.path.is_file():
         raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
     if source.path.suffix in (".onnx", ".pt2") and (source.key is not None or source.ema):
-        raise BnfoldError(f"{source.path}: holds one network; --key and --ema are of a checkpoint, leave them out")
+        raise BnfoldError(f"{source.path}: holds one network; --key and --ema are for checkpoints, leave them out")
     if source.path.suffix == ".onnx":
         return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold.sources import export  # noqa: PLC0415
 
     program, sizes, described, metadata = _read_program(source, announce)
-    settled = None
-    if source.normalise is not None:
-        from fold.sources.scale_program import normalise_program, sizes_as_sent  # noqa: PLC0415
+    resolved = None
+    if source.input_scaling is not None:
+        from fold.sources.scale_program import scale_program, sizes_as_sent  # noqa: PLC0415
 
-        program, settled = normalise_program(program, source.normalise, metadata)
-        sizes = sizes_as_sent(program, sizes, settled)
+        program, resolved = scale_program(program, source.input_scaling, metadata)
+        sizes = sizes_as_sent(program, sizes, resolved)
     counts = {
         name.removesuffix(".num_batches_tracked"): int(buffer)
         for name, buffer in program.named_buffers()
@@ -84,15 +84,15 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
     }
     model = export.export_graph(program, sizes)
     return Unfolded(
-        model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata, counts, settled
+        model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata, counts, resolved
     )
 
 
 def load_module(source: Source) -> Loaded:
-    """Load a checkpoint into the architecture that the user names; the module comes back in eval mode.
+    """Load a checkpoint into the architecture that the user names; the module is returned in eval mode.
 
-    A file that holds a whole module, which is opened with `trust` alone, needs no architecture. Raises `BnfoldError`
-    for a file that holds no weights, and where the two do not fit.
+    A file that holds a whole module needs no architecture, and is opened only with `trust`. Raises `BnfoldError` for a
+    file without weights, and if weights and architecture do not fit.
     """
     from fold.sources.checkpoint import architecture, checkpoint  # noqa: PLC0415
 
@@ -111,7 +111,7 @@ def load_module(source: Source) -> Loaded:
 def _read_program(
     source: Source, announce: Callable[[str], None]
 ) -> "tuple[ExportedProgram, list[Sequence[int | str]], dict[str, Any], dict[str, Any]]":
-    """The exported program of a source, its inputs' shapes without the batch, what it is and what the file says."""
+    """The exported program, the shapes of its inputs without the batch, its entry in the manifest, and its metadata."""
     from fold.sources import outputs as trees  # noqa: PLC0415
     from fold.sources import tracing  # noqa: PLC0415
     from fold.sources.archive import load as archive  # noqa: PLC0415
@@ -135,7 +135,7 @@ def _read_onnx(source: Source) -> Unfolded:
     from fold.artifact import sha256  # noqa: PLC0415
     from fold.sources.onnx import read_onnx  # noqa: PLC0415
 
-    read, folder = read_onnx(source.path, source.normalise), source.path.absolute().parent
+    read, folder = read_onnx(source.path, source.input_scaling), source.path.absolute().parent
     described = {
         "kind": "onnx",
         "opset": read.lifted.opset,
@@ -143,4 +143,4 @@ def _read_onnx(source: Source) -> Unfolded:
         "changes": read.lifted.notes,
         "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.external_files},
     }
-    return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described, normalised=read.normalised)
+    return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described, input_scaling=read.input_scaling)

@@ -1,4 +1,4 @@
-"""A loaded module traced with the shapes that the user gave, or that the architecture tells; free sizes are tried."""
+"""Traces a loaded module with the shapes that the user gave or that the architecture declares, and tries free sizes."""
 
 import copy
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ GIVE_ONE = "give the shape of one input without the batch, such as --input 3,224
 
 
 def trace(module: nn.Module, path: Path, inputs: Sequence[str]) -> tuple[ExportedProgram, list[InputShape], str | None]:
-    """The exported program, the shapes in the order of `forward`'s arguments, and what is to be told of them.
+    """The exported program, the shapes in the order of `forward`'s arguments, and a note on them for the user.
 
-    Raises `BnfoldError` where nothing tells the shapes, where `module` cannot be traced with them, and for a free size
-    that the network does not take.
+    Raises `BnfoldError` if the shapes are unknown, if `module` cannot be traced with them, and for a free size that the
+    network does not take.
     """
     note = None
     if inputs:
@@ -35,7 +35,7 @@ def trace(module: nn.Module, path: Path, inputs: Sequence[str]) -> tuple[Exporte
             raise BnfoldError(f"{path}: {GIVE_ONE}")
         shapes, whence = found
         told = " and ".join(f"{shape.name}: {shape}" for shape in shapes)
-        note = f"took the shape of input {told} from {whence}; --input says otherwise"
+        note = f"took the shape of input {told} from {whence}; --input overrides it"
     try:
         examples = example_inputs(module, shapes)
         module = bind(module, shapes)
@@ -54,9 +54,9 @@ def _free(shapes: Sequence[InputShape]) -> list[str]:
 
 
 def _check_free(module: nn.Module, shapes: Sequence[InputShape]) -> str | None:
-    """What is to be told of free sizes that must be multiples of something. They are tried on tensors without values.
+    """A note for the user if free sizes must be multiples of a number. They are tried on tensors without values.
 
-    Refuses those that must be equal, and multiples that the size is none of at which a free size is proven.
+    Refuses free sizes that must be equal, and a multiple that does not divide the size of the proof.
     """
     free = _free(shapes)
     if not free:
@@ -71,9 +71,9 @@ def _check_free(module: nn.Module, shapes: Sequence[InputShape]) -> str | None:
             many = f"{' and '.join(free)} must be {'multiples' if len(free) > 1 else 'a multiple'} of {multiple}"
             if FREE_SIZES[0] % multiple:
                 raise BnfoldError(f"--input: {many} for this network; give fixed sizes")
-            return f"{many} for this network; of other sizes a run fails"
+            return f"{many} for this network; a run with another size fails"
     if len(free) > 1 and _takes(empty, shapes, dict.fromkeys(free, FREE_EXAMPLE + 1)):
-        raise BnfoldError(f"--input: {' and '.join(free)} are one size to this network; give all one letter")
+        raise BnfoldError(f"--input: {' and '.join(free)} must be equal for this network; use the same letter for all")
     return None
 
 
@@ -92,7 +92,7 @@ def _takes(module: nn.Module, shapes: Sequence[InputShape], sizes: dict[str, int
 
 
 def _try_free(program: ExportedProgram, shapes: Sequence[InputShape]) -> None:
-    """Run the program once at the sizes at which the certificate will run it."""
+    """Run the program once at the sizes of the proof."""
     free = _free(shapes)
     if not free:
         return
@@ -106,6 +106,6 @@ def _try_free(program: ExportedProgram, shapes: Sequence[InputShape]) -> None:
             program.module(check_guards=False)(*inputs)
     except Exception as error:  # whatever the model's own code raises
         raise BnfoldError(
-            f"--input: the network does not take {' and '.join(free)} of {size}, at which a free size is proven: "
+            f"--input: the network does not take {' and '.join(free)} of {size}, the size that the proof uses: "
             f"{first_line(error)}; give fixed sizes"
         ) from error

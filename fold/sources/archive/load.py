@@ -1,4 +1,4 @@
-"""`torch.export` archives (`.pt2`), which are scanned before they are opened."""
+"""Reads `torch.export` archives (`.pt2`). They are scanned before they are opened."""
 
 from pathlib import Path
 
@@ -22,4 +22,6 @@ def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     except BnfoldError:
         raise
     except Exception as error:  # torch.export raises many types for a damaged archive
-        raise BnfoldError(f"{path}: is no torch.export archive that this PyTorch reads: {first_line(error)}") from error
+        raise BnfoldError(
+            f"{path}: is not a torch.export archive that this PyTorch can read: {first_line(error)}"
+        ) from error

@@ -1,9 +1,8 @@
-"""What a `torch.export` archive may hold so that opening and running it runs no code but PyTorch's own operators.
+"""Scans a `torch.export` archive, so that opening and running it runs only PyTorch's own operators.
 
-`torch.export.load` unpickles some entries, takes operators by `getattr` from the names that a file gives, evaluates the
-expressions in it (sympy), imports modules that a tree of inputs names, and writes names and guards into Python source
-that it executes. So each string of the program is held against what PyTorch itself writes at its place, and anything
-else is refused.
+`torch.export.load` unpickles some entries, looks operators up by the names in the file, evaluates its expressions with
+sympy, imports modules that a tree of inputs names, and writes names and guards into Python source that it executes. So
+each string of the program is compared with what PyTorch itself writes in its place. Anything else is refused.
 """
 
 import ast
@@ -35,7 +34,7 @@ TREE_TYPES = (
     "torch.fx.immutable_collections.immutable_list",
     "torch.fx.immutable_collections.immutable_dict",
 )
-"""Others name modules to import, or factories to call."""
+"""Other types make PyTorch import modules or call factories."""
 OPERATOR_FUNCTIONS = re.compile(
     "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_|getitem|lshift|rshift"
 )
@@ -48,9 +47,9 @@ CALLS = re.compile(
     "Eq|Ne|Lt|Le|Gt|Ge|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|floor|"
     "ceiling|IsNonOverlappingAndDenseIndicator"
 )
-"""What sympy writes of sizes, and PyTorch's own functions of them."""
+"""Functions in expressions of sizes, from sympy and from PyTorch."""
 GROWING = ("Pow", "PowByNatural", "FloatPow", "LShift")
-"""Of which a tower would never end: the second argument is small."""
+"""Their second argument must be small, because nested powers take forever to evaluate."""
 ASSUMPTIONS = ("integer", "positive", "nonnegative", "real", "precision")
 GUARDED = re.compile(
     "size|stride|storage_offset|dim|FloorDiv|Mod|PythonMod|max|min|abs|floor|ceil|trunc|sym_max|sym_min"
@@ -70,18 +69,18 @@ ARITHMETIC = (
     ast.expr_context,
 )
 QUIET_TEXT = re.compile(r"[^\"'`\\;#\x00-\x1f\x7f\u0085\u2028\u2029]*")
-"""A name of a layer or a word among the arguments: nothing that ends a string or a line of Python."""
+"""A layer name or a text argument without characters that end a string or a line in Python."""
 LONGEST_EXPRESSION = 20_000
 
 
 class _Refusal(Exception):  # noqa: N818
-    """Says what is in the way, for one line."""
+    """The reason for a refusal, part of one line."""
 
 
 def scan(path: Path) -> None:
-    """Raise `BnfoldError` for an archive in which something would be unpickled, or that names code.
+    """Raise `BnfoldError` for an archive that would be unpickled in part, or that names code.
 
-    The archive is read by PyTorch's reader, as it will be to open it: what two readers disagree on cannot hide.
+    PyTorch's own reader reads it, as when it is opened. So a file that two readers read differently cannot hide code.
     """
     try:
         with opened(path) as stream, PT2ArchiveReader(stream) as archive:
@@ -93,13 +92,13 @@ def scan(path: Path) -> None:
         raise BnfoldError(f"{path}: {refusal}; or pass --trust if you know where the file comes from") from refusal
     except Exception as error:  # a foreign or damaged archive makes the reader raise many types
         raise BnfoldError(
-            f"{path}: is no torch.export archive ({first_line(error)}); write one with torch.export.save of PyTorch "
+            f"{path}: is not a torch.export archive ({first_line(error)}); write one with torch.export.save of PyTorch "
             "2.8 or later"
         ) from error
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, open. Raises `BnfoldError`; what its reader raises later is of what is in it."""
+    """The opened file. Raises `BnfoldError`, so that errors of the reader are about the content."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -129,7 +128,7 @@ def _check_config(config: Any) -> None:
         if payload["use_pickle"] is not False:
             raise _Refusal(f"{name!r} would be unpickled, which can run code; write it again as a plain tensor")
         if not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
-            raise _Refusal(f"{name!r} is no tensor, and would be unpickled; write it again as a plain tensor")
+            raise _Refusal(f"{name!r} is not a tensor, and would be unpickled; write it again as a plain tensor")
         _check_text("a name", name)
 
 
@@ -143,7 +142,7 @@ def _check_program(program: Any) -> None:
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string of the program with the key that it stands under; a mapping's keys stand under `key` themselves."""
+    """Every string of the program with its key. A mapping's own keys are given the key `key`."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
@@ -161,8 +160,8 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_provenance(owner: dict[str, Any], value: Any) -> bool:
-    """Where a node came from: names of layers and lines of source, which are never executed. A tensor may be called
-    `metadata` too, and holds more than strings."""
+    """Whether this is a node's origin: layer names and source lines, which are not executed. A tensor named `metadata`
+    holds more than strings."""
     texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
     return texts and ("target" in owner or "graph" in owner)
 
@@ -197,7 +196,7 @@ def _is_known_operator(name: str) -> bool:
 
 
 def _computes(namespace: str, operator: str, overload: str) -> bool:
-    """Whether it is an operator on tensors: of those that PyTorch only scripts with, one writes files."""
+    """Whether it is an operator on tensors. One of the operators for TorchScript writes files."""
     try:
         target = getattr(getattr(getattr(torch.ops, namespace), operator), overload)
     except AttributeError:
@@ -209,7 +208,7 @@ def _computes(namespace: str, operator: str, overload: str) -> bool:
 
 
 def _check_expression(text: str) -> None:
-    """Arithmetic of symbols, numbers and the functions of sizes that PyTorch writes; sympy evaluates it."""
+    """Refuse an expression that is not arithmetic of symbols, numbers and functions of sizes; sympy evaluates it."""
     for node in _parsed(text):
         if isinstance(node, ast.Name):
             word = node.id
@@ -227,7 +226,7 @@ def _check_expression(text: str) -> None:
 
 
 def _check_guard(text: str) -> None:
-    """As PyTorch guards sizes, `L['x'].size()[2] % 2 == 0`; it becomes Python source."""
+    """Refuse a guard unlike PyTorch's guards of sizes, `L['x'].size()[2] % 2 == 0`; it becomes Python source."""
     for node in _parsed(text):
         if isinstance(node, ast.Name):
             fine = node.id in ("L", "math", "torch") or GUARDED.fullmatch(node.id) is not None
@@ -263,7 +262,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 
 def _is_small(node: ast.expr) -> bool:
-    """Whether it is a number up to 64, as itself, negated or as sympy's Integer."""
+    """Whether it is a number up to 64, also negated or as sympy's Integer."""
     if isinstance(node, ast.Call) and len(node.args) == 1:
         node = node.args[0]
     if isinstance(node, ast.UnaryOp):
@@ -272,7 +271,7 @@ def _is_small(node: ast.expr) -> bool:
 
 
 def _check_tree(spec: Any, *, names: bool) -> None:
-    """How inputs or outputs are nested: a list of a version and the tree."""
+    """Check the nesting of inputs or outputs: a list of a version and the tree."""
     for tree in spec[1:]:
         _check_subtree(tree, names=names)
 

@@ -1,4 +1,4 @@
-"""The module that a user names as `module:callable`, and a checkpoint's weights loaded into it."""
+"""Builds the module that `--arch` names, and loads a checkpoint's weights into it."""
 
 import ast
 import difflib
@@ -45,8 +45,7 @@ def load_architecture(spec: str) -> Callable[..., nn.Module]:
 
 
 def parse_arch_args(arguments: Iterable[str]) -> dict[str, Any]:
-    """`key=value` pairs. A value is a number, a list, true, false, null or a Python literal where it reads as one,
-    else text."""
+    """`key=value` pairs. A value is JSON or a Python literal if it parses as one, else text."""
     parsed = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -59,8 +58,8 @@ def parse_arch_args(arguments: Iterable[str]) -> dict[str, Any]:
 def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Checkpoint]:
     """Call the architecture and load the checkpoint into it.
 
-    The module comes back in eval mode and plain (plain), and with it the checkpoint under its names.
-    Raises `BnfoldError` that lists missing and unexpected keys and shapes that differ, with the likely cause.
+    The module is returned in eval mode and plain (`make_plain`), with the checkpoint under the names of the module.
+    Raises `BnfoldError` that lists missing and unexpected keys and different shapes, with the likely cause.
     """
     factory = load_architecture(arch)
     try:
@@ -71,7 +70,7 @@ def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]
         raise BnfoldError(f"--arch {arch}: calling it with ({given}) failed: {error}; check --arch-arg") from error
     if not isinstance(module, nn.Module):
         raise BnfoldError(f"--arch {arch}: returned a {type(module).__name__}, expected a torch.nn.Module")
-    module.float()  # before the weights come: what a factory made in half precision would round them
+    module.float()  # before the weights are loaded, which a module in half precision would round
     fitted = fit(checkpoint, arch, module.state_dict(), _parameters(factory))
     with silenced():
         module.load_state_dict(fitted.tensors, strict=False)
@@ -79,14 +78,12 @@ def build_module(checkpoint: Checkpoint, arch: str, arguments: Mapping[str, Any]
 
 
 def whole_module(checkpoint: Checkpoint) -> nn.Module:
-    """The module that the file holds itself, in eval mode and plain. Raises `BnfoldError` where it holds none."""
+    """The module that the file holds, in eval mode and plain. Raises `BnfoldError` if it holds only weights."""
     if checkpoint.module is None:
-        raise BnfoldError(
-            f"{checkpoint.path}: holds weights alone; name their architecture with --arch module:callable"
-        )
+        raise BnfoldError(f"{checkpoint.path}: holds only weights; name their architecture with --arch module:callable")
     if isinstance(checkpoint.module, torch.jit.ScriptModule):
         raise BnfoldError(
-            f"{checkpoint.path}: is a TorchScript archive, of which the weights alone are taken; name their "
+            f"{checkpoint.path}: is a TorchScript archive, of which only the weights are used; name their "
             "architecture with --arch module:callable"
         )
     return make_plain(checkpoint.module)
@@ -95,7 +92,7 @@ def whole_module(checkpoint: Checkpoint) -> nn.Module:
 def _parameters(factory: Callable[..., nn.Module]) -> list[str]:
     try:
         return list(inspect.signature(factory).parameters)
-    except (TypeError, ValueError):  # a callable of C has none
+    except (TypeError, ValueError):  # a callable implemented in C has none
         return []
 
 

@@ -1,6 +1,6 @@
-"""Weights by name from a checkpoint on disk, and a checkpoint written back with other numbers in the same places.
+"""Reads weights by name from a checkpoint, and writes a checkpoint again with other numbers in the same places.
 
-A state_dict is read with `weights_only=True` or from safetensors, neither of which can run code.
+A state_dict is read with `weights_only=True` or from safetensors. Neither can run code.
 """
 
 import copy
@@ -25,11 +25,11 @@ METADATA = "bnfold"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what the file says of itself under `bnfold`.
+    """Tensors by name, and the file's metadata under `bnfold`.
 
-    `content` is all that the file holds and `places` says where in it each tensor lies, as the keys that lead there.
-    `text` is the header of a safetensors file, None for a file of PyTorch's. `module` is there where the file held a
-    whole one. `notes` say what was decided while it was read, a line each.
+    `content` is the whole content of the file, and `places` are the keys that lead to each tensor in it. `text` is the
+    header of a safetensors file, None for a file of PyTorch. `module` is set if the file held a whole module. `notes`
+    are decisions made while reading, a line each.
     """
 
     path: Path
@@ -45,9 +45,9 @@ class Checkpoint:
 def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, trust: bool = False) -> Checkpoint:
     """Read a state_dict (`.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`), also inside the usual wrappers.
 
-    `key` names where in the file it lies, keys joined by dots; `ema` asks for the weights that were averaged. With
-    `trust` a whole module is unpickled and a TorchScript archive is opened, both of which can run code. Raises
-    `BnfoldError` for a file that holds no weights, or several and no word which.
+    `key` is the place of the weights in the file, keys joined by dots; `ema` selects averaged weights. With `trust` a
+    whole module is unpickled and a TorchScript archive is opened; both can run code. Raises `BnfoldError` for a file
+    without weights, and for one with several sets if neither `key` nor `ema` selects one.
     """
     content, text = _read_safetensors(path) if _is_safetensors(path) else (read_torch(path, trust=trust), None)
     found = wrappers.find_weights(path, content, key=key, ema=ema)
@@ -58,9 +58,9 @@ def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, tr
 def write_checkpoint(checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write the file of `checkpoint` again with other numbers in place of the tensors in `changed`, by their names.
 
-    Everything else stays as it was, and every tensor keeps its dtype. `checkpoint.metadata` is written under `bnfold`
-    where the file has room beside its weights. Written whole or not at all; raises `BnfoldError` for a file that
-    exists, for a checkpoint that holds a whole module, and for what cannot be written.
+    Everything else is unchanged, and every tensor keeps its dtype. `checkpoint.metadata` is written under `bnfold`
+    unless the file is a bare state_dict. The file is renamed into place when it is complete. Raises `BnfoldError` if it
+    exists, for a checkpoint that holds a whole module, and if it cannot be written.
     """
     if (path.suffix == ".safetensors") != (checkpoint.text is not None):
         kind = "PyTorch's own" if checkpoint.text is None else "the .safetensors"
@@ -68,7 +68,7 @@ def write_checkpoint(checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor]
     content = checkpoint.content
     for name, tensor in changed.items():
         if name not in checkpoint.places or not isinstance(content, Mapping):
-            raise BnfoldError(f"{checkpoint.path}: has no place to write {name} to; save model.state_dict() instead")
+            raise BnfoldError(f"{checkpoint.path}: has no place for {name}; save model.state_dict() instead")
         content = _replaced(content, checkpoint.places[name], tensor, checkpoint.tensors[name])
     partial = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
@@ -103,7 +103,7 @@ def _save(checkpoint: Checkpoint, content: Any, stream: Any) -> None:
 
 
 def _replaced(content: Any, place: tuple[str, ...], tensor: torch.Tensor, old: torch.Tensor) -> Any:
-    """A copy of nested mappings with one tensor in the place of another; what is not on the way is shared."""
+    """A copy of nested mappings with one tensor replaced. Entries off the path are shared with the original."""
     if not place:
         return tensor.detach().to(device="cpu", dtype=old.dtype).reshape(old.shape).clone()
     content = copy.copy(content)
@@ -122,7 +122,7 @@ def _metadata(content: Any, text: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the suffix or, since many are called `.bin`, by the header: its length in eight bytes and a brace."""
+    """By the suffix or by the header (its length in eight bytes and a brace), because many are named `.bin`."""
     if path.suffix == ".safetensors":
         return True
     try:
@@ -130,7 +130,7 @@ def _is_safetensors(path: Path) -> bool:
             head = stream.read(9)
         return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     except OSError:
-        return False  # whoever reads it says why
+        return False  # reading it raises the error with the reason
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -142,12 +142,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except SafetensorError as error:
-        raise BnfoldError(f"{path}: is no safetensors file: {error}") from error
+        raise BnfoldError(f"{path}: is not a safetensors file: {error}") from error
 
 
 def _refuse_existing(path: Path) -> None:
     if path.exists():
-        raise BnfoldError(f"{path}: exists, and is not overwritten; choose another name")
+        raise BnfoldError(f"{path}: already exists; choose another name")
 
 
 def _sync(folder: Path) -> None:

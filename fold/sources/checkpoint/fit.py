@@ -1,5 +1,5 @@
-"""A checkpoint's names against an architecture's: prefixes that only one side has, other names for the same numbers,
-and what is told where the two do not fit."""
+"""Matches the names of a checkpoint to those of an architecture: prefixes of one side, and other names for the same
+weights. Where they do not fit, the error lists the differences."""
 
 import re
 from collections import Counter
@@ -15,9 +15,9 @@ from fold.sources.checkpoint.mismatch import likely_cause
 
 LISTED = 5
 WRAPPING = ("_orig_mod", "module")
-"""Parts of a name that torch.compile and DataParallel put there, also around a part of a model."""
+"""Parts of names that torch.compile and DataParallel insert, for the model or for a submodule."""
 RENAMED = (
-    # weight_norm and spectral_norm: as hooks, and as parametrisations; the numbers are the same
+    # weight_norm and spectral_norm as hooks and as parametrisations hold the same numbers
     (r"(.*\.|)(\w+)_g", r"\1parametrizations.\2.original0"),
     (r"(.*\.|)(\w+)_v", r"\1parametrizations.\2.original1"),
     (r"(.*\.|)(\w+)_orig", r"\1parametrizations.\2.original"),
@@ -35,8 +35,8 @@ State = Mapping[str, torch.Tensor]
 def fit(checkpoint: Checkpoint, arch: str, expected: State, parameters: Iterable[str] = ()) -> Checkpoint:
     """The checkpoint with the names of the architecture, whose state_dict is `expected`.
 
-    `parameters` are the names of its arguments, of which the message may name one. Raises `BnfoldError` that lists what
-    is missing, unexpected and of another shape, with the likely cause.
+    `parameters` are the names of its arguments, for the error message. Raises `BnfoldError` that lists missing and
+    unexpected names and different shapes, with the likely cause.
     """
     own = {part for name in expected for part in name.split(".")}
     names = {name: _unwrapped(name, own) for name in checkpoint.tensors}
@@ -54,12 +54,12 @@ def fit(checkpoint: Checkpoint, arch: str, expected: State, parameters: Iterable
 
 
 def _unwrapped(name: str, own: set[str]) -> str:
-    """Without the parts that wrappers put there, unless the architecture has such a part of its own."""
+    """The name without the parts that wrappers insert, unless the architecture has such a part."""
     return ".".join(part for part in name.split(".") if part not in WRAPPING or part in own)
 
 
 def _prefix(checkpoint: Checkpoint, given: State, expected: State) -> str:
-    """What to take from the names so that most of them fit, if it makes more fit than none does."""
+    """The prefix whose removal makes most names fit; empty if removing none fits as many."""
     counts: Counter[str] = Counter()
     for name, tensor in given.items():
         parts = name.split(".")
@@ -69,12 +69,12 @@ def _prefix(checkpoint: Checkpoint, given: State, expected: State) -> str:
                 fits = is_lazy(expected[rest]) or expected[rest].shape == tensor.shape
                 counts[".".join([*parts[:depth], ""])] += 2 if fits else 1
     best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
-    if counts[best] <= counts[""] or counts[best] < len(expected):  # fewer than half of the names, or by chance
+    if counts[best] <= counts[""] or counts[best] < len(expected):  # fewer than half of the names fit
         return ""
     rivals = [prefix for prefix in counts if counts[prefix] == counts[best] and prefix.count(".") == best.count(".")]
     if len(rivals) > 1:
         found = " and ".join(repr(prefix.removesuffix(".")) for prefix in sorted(rivals))
-        raise BnfoldError(f"{checkpoint.path}: fits the architecture under {found} alike; choose with --key")
+        raise BnfoldError(f"{checkpoint.path}: fits the architecture equally under {found}; choose with --key")
     return best
 
 
@@ -91,18 +91,18 @@ def _renamed(name: str, expected: State) -> str:
 def _aside(checkpoint: Checkpoint, prefix: str, inside: Mapping[str, str]) -> Iterable[str]:
     others = [name for name in checkpoint.tensors if name not in inside]
     if others:
-        yield f"left {len(others)} tensors outside {prefix!r} aside: {_some(others)}"
+        yield f"ignored {len(others)} tensors outside {prefix!r}: {_some(others)}"
 
 
 def _rounded(checkpoint: Checkpoint, inside: Iterable[str]) -> Iterable[str]:
     wide = sum(checkpoint.tensors[name].dtype == torch.float64 for name in inside)
     if wide:
-        yield f"rounded {wide} tensors from float64 to float32, which is what the served graph computes in"
+        yield f"rounded {wide} tensors from float64 to float32, the precision of the served graph"
 
 
 def _check(checkpoint: Checkpoint, arch: str, expected: State, parameters: tuple[str, ...]) -> None:
     given, tied = checkpoint.tensors, _tied(expected)
-    # Checkpoints of before PyTorch 0.4.1 do not count batches, and eval mode does not need the count.
+    # Checkpoints from before PyTorch 0.4.1 have no batch count, and eval mode does not need it.
     missing = [
         name
         for name, tensor in expected.items()
@@ -131,13 +131,13 @@ def _check(checkpoint: Checkpoint, arch: str, expected: State, parameters: tuple
         for other in others:
             if name in given and other in given and not torch.equal(given[name], given[other]):
                 raise BnfoldError(
-                    f"{checkpoint.path}: {name} and {other} differ, and are one tensor in --arch {arch}; "
+                    f"{checkpoint.path}: {name} and {other} differ, but are one tensor in --arch {arch}; "
                     "check --arch-arg"
                 )
 
 
 def _tied(expected: State) -> dict[str, list[str]]:
-    """Names by name that stand for the same tensor."""
+    """For each name, the other names of the same tensor."""
     by_tensor: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in expected.items():
         if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) and tensor.numel():

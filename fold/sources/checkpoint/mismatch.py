@@ -1,4 +1,4 @@
-"""Why a checkpoint most likely does not fit an architecture, as a person who looked at both would say it."""
+"""The most likely reason why a checkpoint does not fit an architecture."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def likely_cause(
     shapes: Sequence[str],
     parameters: Sequence[str] = (),
 ) -> str:
-    """One clause on the cause and what to do.
+    """One clause: the cause, and what to do.
 
     `missing` and `unexpected` are names, `shapes` those of tensors whose shape differs, and `parameters` the names of
     the architecture's arguments.
@@ -61,7 +61,7 @@ def _reparametrised(missing: Sequence[str], unexpected: Sequence[str]) -> str | 
                 )
             else:
                 continue
-            return f"the {place} has {what} ({name}), the {other} has not: call {remedy} on the model that has it"
+            return f"the {place} has {what} ({name}), the {other} does not: call {remedy} on the model that has it"
     return None
 
 
@@ -70,34 +70,32 @@ def _folded(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     biases = [name for name in unexpected if name.endswith("bias")]
     if statistics and biases and len(biases) == len(unexpected):
         return (
-            f"BatchNorm was folded already: {statistics[0]} is gone and {biases[0]} came in its place; "
-            "fold the checkpoint of before"
+            f"BatchNorm was already folded: {statistics[0]} is missing and {biases[0]} was added; "
+            "use the checkpoint from before folding"
         )
     if statistics and not unexpected and all(".running_" in f".{name}" for name in missing):
-        return (
-            "the checkpoint has parameters alone: save model.state_dict(), which holds BatchNorm's statistics as well"
-        )
+        return "the checkpoint has only parameters: save model.state_dict(), which holds BatchNorm's statistics as well"
     return None
 
 
 def _prefixed(given: State, expected: State, missing: Sequence[str]) -> str | None:
-    """Names that would fit, were the architecture's own without their first part."""
+    """The names fit once the first part of the architecture's names is removed."""
     for name in missing:
         head, _, rest = name.partition(".")
         inner = [key for key in expected if key.startswith(f"{head}.")]
         if rest in given and len(inner) > len(expected) / 2:
-            return f"the architecture calls its layers {head}.…: let --arch name what makes its {head!r} alone"
+            return f"the architecture names its layers {head}.…: let --arch name a factory for {head!r} alone"
     return None
 
 
 def _foreign(given: State, expected: State) -> str | None:
     if len(given.keys() & expected.keys()) < min(len(given), len(expected)) / 10:
-        return "hardly a name is in both: check --arch, or name the weights with --key"
+        return "almost no name is in both: check --arch, or name the weights with --key"
     return None
 
 
 def _other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
-    """Only whole layers are too many or too few, with a number in their names."""
+    """Only whole layers, with a number in their names, are missing or unexpected."""
     for names, more in ((unexpected, "more"), (missing, "fewer")):
         others = missing if names is unexpected else unexpected
         if names and not others and all(re.search(r"(^|\.|[a-z_])\d+\.", name) for name in names):
@@ -108,7 +106,7 @@ def _other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str | Non
 def _class_count(
     sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], given: State, parameters: Sequence[str]
 ) -> str | None:
-    """Only a last layer differs, and only in how much it gives."""
+    """Only the last layer differs, and only in its number of outputs."""
     layers = {name.rpartition(".")[0] for name in sizes}
     weights = [name for name in given if given[name].ndim > 1]
     if len(layers) != 1 or not weights or weights[-1].rpartition(".")[0] not in layers:
@@ -121,7 +119,7 @@ def _class_count(
 
 
 def _channels(sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], parameters: Sequence[str]) -> str | None:
-    """Only one weight differs, and only in how much it takes."""
+    """Only one weight differs, and only in its number of inputs."""
     if len(sizes) != 1:
         return None
     (have, want) = next(iter(sizes.values()))

@@ -1,8 +1,8 @@
-"""numpy's numbers and arrays in a checkpoint, rebuilt without numpy's own unpickling.
+"""Rebuilds numpy scalars and arrays in a checkpoint without numpy's own unpickling.
 
-Best accuracies are often numpy scalars, and states of random generators arrays. `numpy.dtype.__setstate__` takes flags
-from the file that decide what memory is read as pointers, so stand-ins are unpickled in its place, which know plain
-numbers alone.
+Checkpoints often hold accuracies as numpy scalars and states of random generators as arrays.
+`numpy.dtype.__setstate__` takes flags from the file that make numpy read memory as pointers. So stand-ins are unpickled
+instead, which accept only plain numbers.
 """
 
 import re
@@ -18,7 +18,7 @@ class StoredDtype:
 
     def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
         if not isinstance(name, str) or not PLAIN_DTYPE.fullmatch(name):
-            raise ValueError(f"a numpy dtype {name!r} is no plain number")
+            raise ValueError(f"a numpy dtype {name!r} is not a plain number")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -27,7 +27,7 @@ class StoredDtype:
 
 
 class StoredArray:
-    """An array whose shape, dtype and bytes arrive after it was made."""
+    """An array that gets its shape, dtype and bytes after its creation."""
 
     def __init__(self, kind: object, shape: object, code: object) -> None:
         self.array = np.zeros(0)
@@ -41,7 +41,7 @@ class StoredArray:
 
 
 class StoredKind:
-    """Stands for `numpy.ndarray` itself, which pickles name and `StoredArray` has no use for."""
+    """Stands for `numpy.ndarray`, which pickles name and `StoredArray` does not need."""
 
 
 def stored_scalar(dtype: StoredDtype, data: bytes) -> Any:
@@ -64,7 +64,7 @@ STAND_INS = [
 
 
 def restored(content: Any) -> Any:
-    """`content` with arrays and dtypes in the place of their stand-ins, inside mappings, lists and tuples."""
+    """`content` with arrays and dtypes in place of their stand-ins, inside mappings, lists and tuples."""
     if isinstance(content, StoredArray):
         return content.array
     if isinstance(content, StoredDtype):

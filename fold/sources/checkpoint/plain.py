@@ -1,5 +1,5 @@
-"""A module made plain once its weights are in: lazy layers become what they stand for, weights that are computed from
-others (weight_norm, spectral_norm, any parametrisation) become parameters, and everything is float32."""
+"""Makes a loaded module plain: lazy layers become ordinary ones, weights computed from others (weight_norm,
+spectral_norm, any parametrisation) become parameters, and everything is float32."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ HOOKS = WeightNorm | SpectralNorm
 
 
 def make_plain(module: nn.Module) -> nn.Module:
-    """`module` itself, in eval mode and ready to export. Names of layers stay.
+    """`module` itself, changed in place: in eval mode and ready to export. Names of layers do not change.
 
     A weight that is computed from others is computed in float64 and rounded once. Raises `BnfoldError` for a lazy layer
-    whose shapes nothing told.
+    without shapes.
     """
     module.eval()
     for name, layer in module.named_modules():
@@ -32,7 +32,7 @@ def make_plain(module: nn.Module) -> nn.Module:
 
 
 def _materialise(name: str, layer: Any) -> None:
-    """What the first forward does to a lazy layer that has its parameters already (torch.nn.modules.lazy)."""
+    """Do what the first forward does to a lazy layer whose parameters are loaded (torch.nn.modules.lazy)."""
     if layer.has_uninitialized_params():
         raise BnfoldError(f"{name or 'the module'}: is lazy and has no weights yet; load a checkpoint that has them")
     layer._initialize_hook.remove()

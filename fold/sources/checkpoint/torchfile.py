@@ -1,6 +1,6 @@
-"""What `torch.save` wrote, read back; what would run code is refused unless the user trusts its author.
+"""Reads files of `torch.save`. A file that would run code is refused without `--trust`.
 
-A file is known by what it holds, not by its suffix: a TorchScript archive is one under any name.
+The content decides, not the suffix: a TorchScript archive is recognised under any name.
 """
 
 import pickle
@@ -21,11 +21,11 @@ from fold.sources.quiet import silenced
 
 
 def plain_dict(factory: object = None) -> dict[Any, Any]:
-    """In place of a defaultdict, which the unpickler of weights makes but does not fill."""
+    """Replaces a defaultdict, which the unpickler of weights creates but does not fill."""
     return {}
 
 
-SAVE_WEIGHTS = "save weights alone: torch.save(model.state_dict(), FILE)"
+SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), FILE)"
 TRUST = "or pass --trust if you know who made the file"
 PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     Namespace,
@@ -37,14 +37,14 @@ PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 writes it
     *((kind, f"builtins.{kind.__name__}") for kind in (int, float, bool, str, list, dict, tuple, frozenset)),
 ]
-"""What checkpoints hold beside tensors, and no more than values: making one of these runs no code of the file's."""
+"""Types of values that checkpoints hold beside tensors. Creating one runs no code from the file."""
 
 
 def read_torch(path: Path, *, trust: bool = False) -> Any:
-    """What `torch.save` wrote, with `weights_only=True`.
+    """The content of a file of `torch.save`, read with `weights_only=True`.
 
-    With `trust`, a file that needs more is unpickled as it wants, and a TorchScript archive comes back as a module.
-    Raises `BnfoldError` for a file that is neither, and without `trust` for one that would run code.
+    With `trust`, a file that needs more is unpickled, and a TorchScript archive is returned as a module. Raises
+    `BnfoldError` for a file that is neither, and without `trust` for one that would run code.
     """
     if _is_script(path):
         return _read_script(path, trust=trust)
@@ -65,7 +65,7 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
 
 
 def _wanted(error: Exception) -> str | None:
-    """What the pickle asked for beyond values, as `module.name`; None for what is no pickle at all."""
+    """What the pickle imports that is not allowed, as `module.name`; None if the file is not a pickle."""
     text = str(error)
     if "Weights only load failed" not in text:
         return None
@@ -77,13 +77,13 @@ def _wanted(error: Exception) -> str | None:
 
 def _refusal(wanted: str) -> str:
     if wanted.startswith(("torch.nn.modules.", "torch.fx.", "__main__.")) or wanted.rpartition(".")[2][:1].isupper():
-        return f"holds a whole object ({wanted}) and not weights alone; to open it is to run code"
-    return f"is a pickle that wants to run code ({wanted}), and is not opened"
+        return f"holds a whole object ({wanted}) and not only weights; opening it would run code"
+    return f"is a pickle that would run code ({wanted}), and was not opened"
 
 
 def _unpickle(path: Path) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a whole module is of a class of the user's
+        sys.path.insert(0, str(Path.cwd()))  # the class of a whole module is the user's
     try:
         with silenced():
             return torch.load(path, map_location="cpu", weights_only=False)
@@ -106,15 +106,17 @@ def _is_script(path: Path) -> bool:
 def _read_script(path: Path, *, trust: bool) -> Any:
     if not trust:
         raise BnfoldError(
-            f"{path}: is a TorchScript archive, which holds code; save weights alone: "
+            f"{path}: is a TorchScript archive, which holds code; save only the weights: "
             f"torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE); {TRUST}"
         )
     try:
         with silenced():
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # TorchScript raises many types for a damaged archive
-        raise BnfoldError(f"{path}: is no TorchScript archive that this PyTorch reads: {first_line(error)}") from error
+        raise BnfoldError(
+            f"{path}: is not a TorchScript archive that this PyTorch can read: {first_line(error)}"
+        ) from error
 
 
 def _foreign(path: Path) -> BnfoldError:
-    return BnfoldError(f"{path}: is no PyTorch checkpoint; expected what torch.save(model.state_dict()) writes")
+    return BnfoldError(f"{path}: is not a PyTorch checkpoint; expected a file of torch.save(model.state_dict(), FILE)")

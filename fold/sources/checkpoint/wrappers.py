@@ -1,4 +1,4 @@
-"""Where in a checkpoint the weights lie: under which keys, plain or averaged over training (EMA, SWA)."""
+"""Finds the weights in a checkpoint: their keys, and whether they are plain or averaged over training (EMA, SWA)."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", 
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
 """In a key: `ema`, `model_ema`, `state_dict_ema`, `ema_state_dict`, `params_ema`, `swa_model`, `averaged_model`, … ."""
 AVERAGED_INSIDE = ("ema_model", "model_ema", "swa_model", "averaged_model")
-"""Names of averaged copies inside one state_dict; a layer of a network is called `ema` now and then, but not so."""
+"""Names of averaged copies inside one state_dict. `ema` alone is also a name of layers."""
 NO_WEIGHTS = re.compile(r"optim|scheduler|scaler|hyper_?param|hparams|loops|criterion|loss|rng|_extra_state")
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile put before every name."""
 COUNTERS = ("n_averaged",)
-"""What `torch.optim.swa_utils.AveragedModel` counts beside the weights; of no layer."""
+"""Counters that `torch.optim.swa_utils.AveragedModel` stores beside the weights."""
 DEPTH = 3
 LISTED = 8
 
@@ -29,7 +29,7 @@ Place = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, where each lies in the file, and the module that they are of where the file holds it whole."""
+    """Tensors by name, their places in the file, and their module if the file holds a whole one."""
 
     place: Place
     tensors: dict[str, torch.Tensor]
@@ -47,15 +47,13 @@ class Weights:
 
 
 def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool = False) -> Weights:
-    """The weights in what a file holds, named as in the module but for a prefix of the module's own place.
+    """The weights in the content of a file. Their names may keep a prefix, which `fit` removes.
 
-    Raises `BnfoldError` for a file without weights, for a `key` that leads nowhere, and where there are several sets
-    and no word which.
+    Raises `BnfoldError` for a file without weights, for a `key` without weights, and for several sets if neither `key`
+    nor `ema` selects one.
     """
     if key is not None and ema:
-        raise BnfoldError(
-            "--key says already which weights to take; leave --ema out, or name the averaged ones by --key"
-        )
+        raise BnfoldError("--key already selects the weights; leave --ema out, or select the averaged ones by --key")
     if not isinstance(content, Mapping | nn.Module):
         raise BnfoldError(f"{path}: holds a {type(content).__name__}, expected a state_dict; save model.state_dict()")
     found = list(_candidates(content))
@@ -69,14 +67,14 @@ def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool 
 
 
 def _candidates(content: Any, place: Place = ()) -> Iterator[Weights]:
-    """Every mapping of names to tensors, and every module; what belongs to an optimiser and its like is left out."""
+    """Every mapping of names to tensors, and every module, without those of optimisers, schedulers and losses."""
     if isinstance(content, nn.Module):
         yield _of_module(content, place)
         return
     if not isinstance(content, Mapping):
         return
     own = _of_mapping(content, place)
-    if any(tensor.ndim for tensor in own.tensors.values()):  # numbers alone are counters and scores
+    if any(tensor.ndim for tensor in own.tensors.values()):  # mappings of 0-d tensors are counters and scores
         yield own
     if len(place) < DEPTH:
         for key, value in content.items():
@@ -90,14 +88,14 @@ def _of_mapping(content: Mapping[Any, Any], place: Place) -> Weights:
 
 
 def _of_module(module: nn.Module, place: Place) -> Weights:
-    """A module of the user's own; DataParallel, torch.compile and averaging are wrappers around one."""
+    """The weights of a whole module, without the wrappers of DataParallel, torch.compile and averaging."""
     while type(module).__name__ in ("DataParallel", "DistributedDataParallel", "AveragedModel", "OptimizedModule"):
         module = getattr(module, "_orig_mod", None) or module.module  # type: ignore[assignment]
     return Weights(place, module.state_dict(), {}, module)
 
 
 def _usual(path: Path, found: list[Weights]) -> Weights:
-    """The one set under a usual name, else the one that there is: for a bare state_dict, the file itself."""
+    """The only set under a usual name, else the only set; for a bare state_dict, the content itself."""
     plain = [one for one in found if not one.averaged]
     inner = [one for one in plain if one.place]
     named = [one for one in inner if one.place[0] in USUAL]
@@ -106,19 +104,17 @@ def _usual(path: Path, found: list[Weights]) -> Weights:
     if len(sets) == 1 and not [one for one in averaged if not _same(one, sets[0])]:
         return _inside(sets[0])
     if not sets and len(averaged) == 1:
-        return replace(
-            averaged[0], notes=(f"took the averaged weights under {averaged[0].key!r}; there are no others",)
-        )
+        return replace(averaged[0], notes=(f"took the averaged weights under {averaged[0].key!r}, the only ones",))
     raise _several(path, [*sets, *averaged])
 
 
 def _inside(weights: Weights) -> Weights:
-    """Without the averaged copy that one state_dict holds beside the weights."""
+    """The weights without an averaged copy in the same state_dict."""
     copies = {name for name in weights.tensors if name.partition(".")[0] in AVERAGED_INSIDE}
     if not copies or len(copies) == len(weights.tensors):
         return weights
     prefix = next(iter(copies)).partition(".")[0]
-    note = f"left {len(copies)} averaged weights under {prefix!r} aside; --ema takes them"
+    note = f"ignored {len(copies)} averaged weights under {prefix!r}; --ema takes them"
     return _only(weights, [name for name in weights.tensors if name not in copies], notes=(note,))
 
 
@@ -140,7 +136,7 @@ def _averaged(path: Path, content: Any, found: list[Weights]) -> Weights:
 
 
 def _refuse_list(path: Path, content: Any) -> None:
-    """What the package torch_ema writes is a list of tensors, in the order of an optimiser's parameters."""
+    """Refuse the format of the package torch_ema: tensors without names, in the order of an optimiser's parameters."""
     entries = content.values() if isinstance(content, Mapping) else ()
     for entry in (content, *entries):
         if isinstance(entry, Mapping) and isinstance(entry.get("shadow_params"), Sequence):
@@ -151,7 +147,7 @@ def _refuse_list(path: Path, content: Any) -> None:
 
 
 def _by_key(path: Path, content: Any, key: str) -> Weights:
-    """What lies under the dotted `key`. Its end may be a prefix of the names in a state_dict, such as a generator's."""
+    """The weights under the dotted `key`, whose end may be a prefix of names in a state_dict, such as `generator`."""
     place: Place = ()
     rest, at = key, content
     while rest and isinstance(at, Mapping):
@@ -172,14 +168,14 @@ def _by_key(path: Path, content: Any, key: str) -> Weights:
 
 
 def _heads(key: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`: keys may have dots themselves."""
+    """`a.b.c`, `a.b`, `a`, because keys may contain dots."""
     while key:
         yield key
         key = key.rpartition(".")[0]
 
 
 def _completed(chosen: Weights, found: list[Weights]) -> Weights:
-    """Averaged parameters with the buffers of the plain weights, where averaging left them out."""
+    """Averaged parameters, completed by the buffers of the plain weights if averaging left them out."""
     plain = _distinct([one for one in found if not one.averaged and one.place != chosen.place])
     if len(plain) != 1:
         return chosen
@@ -194,9 +190,9 @@ def _completed(chosen: Weights, found: list[Weights]) -> Weights:
     if not missing or not shared or chosen.module is not None:
         return chosen
     note = (
-        f"{chosen.key!r} lacks {len(missing)} tensors, such as {next(iter(missing))}, which are those of "
-        f"{plain[0].key or 'the plain weights'!r}; statistics of other weights fit poorly: bnfold recalibrate computes "
-        "them anew"
+        f"{chosen.key!r} lacks {len(missing)} tensors, such as {next(iter(missing))}, taken from "
+        f"{plain[0].key or 'the plain weights'!r}; statistics of other weights are inaccurate: bnfold recalibrate "
+        "recomputes them"
     )
     places = {name: (*chosen.place, name) for name in missing}
     return replace(
@@ -208,7 +204,7 @@ def _completed(chosen: Weights, found: list[Weights]) -> Weights:
 
 
 def _distinct(found: list[Weights]) -> list[Weights]:
-    """Of sets with the same tensors, the first; those that are inside another's place count for themselves."""
+    """The first of each group of sets with equal tensors."""
     distinct: list[Weights] = []
     for one in found:
         if not any(_same(one, other) for other in distinct):
@@ -224,7 +220,7 @@ def _same(one: Weights, other: Weights) -> bool:
 
 
 def _without_fixed(weights: Weights) -> Weights:
-    """Without what wrappers of modules put before every name, and without what they count."""
+    """The weights without the prefixes and counters of module wrappers."""
     names = [name for name in weights.tensors if name not in COUNTERS]
     return _under(weights, _fixed_prefix(weights.tensors).removesuffix("."), names)
 

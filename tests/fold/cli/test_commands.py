@@ -38,14 +38,14 @@ def averaged(tmp_path) -> Path:
 
 
 def test_averaged_weights_of_a_free_size(capsys, tmp_path, averaged) -> None:
-    fold = ("fold", averaged, "--arch", "loadable:plain", "--out", tmp_path / "r")
+    fold = ("fold", averaged, "--arch", "support.loadable:plain", "--out", tmp_path / "r")
     assert "choose with --key, or --ema" in refused(capsys, *fold)
     answer, err = run(capsys, *fold, "--ema")
     assert answer["verdict"]["equivalent"] is True
     assert answer["kept"] == []
     completed, shape = answer["changes"]
     assert "bnfold recalibrate" in completed
-    assert shape == "took the shape of input input: 3,H,W from its first layer, Conv2d; --input says otherwise"
+    assert shape == "took the shape of input input: 3,H,W from its first layer, Conv2d; --input overrides it"
     assert f"{averaged}: {shape}" in err.splitlines()
     manifest = json.loads((tmp_path / "r" / "m" / "1" / "manifest.json").read_text())
     assert manifest["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3, -1, -1]}]
@@ -58,7 +58,7 @@ def test_named_weights_with_several_inputs_and_nested_outputs(capsys, tmp_path) 
         {"a": loadable.plain().state_dict(), "b": randomise(loadable.Nested(), 1).state_dict()}, tmp_path / "m.pt"
     )
     answer, _ = run(
-        capsys, "fold", tmp_path / "m.pt", "--arch", "loadable:Nested", "--key", "b", "--input", "word::int64",
+        capsys, "fold", tmp_path / "m.pt", "--arch", "support.loadable:Nested", "--key", "b", "--input", "word::int64",
         "--input", "image:3,6,5", "--out", tmp_path / "r",
     )  # fmt: skip
     assert answer["verdict"]["equivalent"] is True
@@ -75,7 +75,7 @@ def test_a_program_and_a_whole_module(capsys, tmp_path) -> None:
         )
         torch.export.save(program, tmp_path / "m.pt2")
     assert "program.example_inputs = None" in refused(capsys, "fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
-    assert "are of a checkpoint" in refused(capsys, "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r")
+    assert "are for checkpoints" in refused(capsys, "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r")
     torch.save(module, tmp_path / "w.pt")
     fold = ("fold", tmp_path / "w.pt", "--input", "3,7,9", "--out", tmp_path / "r")
     assert "torch.save(model.state_dict(), FILE)" in refused(capsys, *fold)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fold.artifact.manifest import Preprocessing, TensorSpec
 from fold.errors import BnfoldError
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
-from fold.inputs.scaling import Numbers, ResolvedScaling, raw
+from fold.inputs.scaling import Numbers, ResolvedScaling, unscaled
 
 RANDOM = np.random.default_rng(9)
 HOW: dict[str, Any] = {"input": "x", "mode": "RGB", "height": 20, "width": 28}
@@ -94,10 +94,10 @@ def test_a_preprocessing_that_describes_nothing(changed: dict[str, Any], words: 
         ("FP32", (-1, 3, 20, 28), {}, None),
         ("FP32", (-1, 3, -1, -1), {}, None),
         ("UINT8", (-1, 20, 28, 3), {"layout": "nhwc", "scale": 1}, None),
-        ("FP32", (-1, 20, 28, 3), {}, r"makes \[1, 3, 20, 28\] of an image, and input 'x' takes \[-1, 20, 28, 3\]"),
-        ("FP32", (-1, 3, 20, 28), {"mode": "L"}, r"makes \[1, 1, 20, 28\] of an image"),
+        ("FP32", (-1, 20, 28, 3), {}, r"converts an image to \[1, 3, 20, 28\], and input 'x' takes \[-1, 20, 28, 3\]"),
+        ("FP32", (-1, 3, 20, 28), {"mode": "L"}, r"converts an image to \[1, 1, 20, 28\]"),
         ("FP32", (-1, 1680), {}, r"takes \[-1, 1680\]"),
-        ("UINT8", (-1, 3, 20, 28), {}, "takes UINT8, so pixels as they are; give scale 1, mean 0 and std 1"),
+        ("UINT8", (-1, 3, 20, 28), {}, "takes UINT8, unscaled pixels; give scale 1, mean 0 and std 1"),
     ],
 )
 def test_a_preprocessing_must_make_what_the_input_takes(
@@ -123,13 +123,13 @@ def test_a_preprocessing_must_make_what_the_input_takes(
     ],
 )
 def test_numbers_of_a_preprocessing_and_of_the_graph_must_agree(said: dict[str, Any], contradicts: bool) -> None:
-    how, settled = Preprocessing(**HOW, **said), ResolvedScaling("x", Numbers(1 / 255, (0.5,) * 3, (0.25,)), "nhwc")
+    how, resolved = Preprocessing(**HOW, **said), ResolvedScaling("x", Numbers(1 / 255, (0.5,) * 3, (0.25,)), "nhwc")
     if contradicts:
         with pytest.raises(
             BnfoldError, match=r"--normalize: mean=0.5,0.5,0.5,std=0.25,scale=.* contradicts the prepro"
         ):
-            raw(how, settled)
+            unscaled(how, resolved)
         return
-    left = raw(how, settled)
+    left = unscaled(how, resolved)
     assert (left.scale, left.mean, left.std, left.layout) == (1.0, (0.0,), (1.0,), "nhwc")
     assert (left.height, left.width, left.mode) == (20, 28, "RGB")

@@ -27,7 +27,7 @@ from fold.proof.certificate import certify
 from fold.proof.unfolded import load_unfolded
 from fold.sources.export import export_module, export_program, save_program
 from fold.sources.onnx import read_onnx
-from fold.sources.scale_graph import normalise_graph
+from fold.sources.scale_graph import scale_graph
 from fold.sources.source import Source
 from support.folding import GraphBuilder, batchnorms
 
@@ -58,15 +58,15 @@ def pixels_of(value: ir.Value, rows: int) -> list[np.ndarray]:
 def check(
     model: ir.Model, text: str, *, layout: Any = None, native: str = "nchw", opened: bool = False
 ) -> tuple[list[str], fold.FoldReport]:
-    """Fold a float64 graph with its input normalised; on bytes it gives, to 1e-12, what the graph as it was gives on
+    """Fold a float64 graph with its input scaled; on bytes it gives, to 1e-12, what the graph as it was gives on
     standardised floats. Returns the operators that are left, and the report."""
     wanted = parse_scaling(text, layout)
-    normalised, settled = normalise_graph(model, wanted)
-    x = normalised.graph.inputs[0]
+    scaled, resolved = scale_graph(model, wanted)
+    x = scaled.graph.inputs[0]
     assert (x.name, x.dtype) == ("x", ir.DataType.UINT8)
-    before = ir.to_proto(normalised).SerializeToString()
-    folding = fold_graph(normalised, open_activations=opened)
-    assert ir.to_proto(normalised).SerializeToString() == before
+    before = ir.to_proto(scaled).SerializeToString()
+    folding = fold_graph(scaled, open_activations=opened)
+    assert ir.to_proto(scaled).SerializeToString() == before
     assert wanted.numbers is not None
     for rows in (1, 3):
         for pixels in pixels_of(x, rows):
@@ -78,7 +78,7 @@ def check(
                 actual = evaluate(folding.model, {"x": pixels})[name]
                 np.testing.assert_allclose(actual, truth, rtol=0, atol=1e-12 * max(np.abs(truth).max(), 1e-300))
     assert folding.report.batchnorms == batchnorms(model)
-    assert settled.layout == (layout or native if len(x.shape or ()) == 4 else None)
+    assert resolved.layout == (layout or native if len(x.shape or ()) == 4 else None)
     return [node.op_type for node in folding.model.graph], folding.report
 
 
@@ -196,8 +196,8 @@ def test_one_channel_and_one_axis_of_space(pads: int, left: list[str]) -> None:
 def test_a_shift_that_stays_is_of_pixels() -> None:
     """`x*s + t` is computed as `(x + t/s)*s`: what is added is minus the mean pixel."""
     g = GraphBuilder("n", 3, 5, 7)
-    normalised, _ = normalise_graph(g.finish(padded(g)), parse_scaling(THREE))
-    folding = fold_graph(normalised)
+    scaled, _ = scale_graph(g.finish(padded(g)), parse_scaling(THREE))
+    folding = fold_graph(scaled)
     (add,) = (node for node in folding.model.graph if node.op_type == "Add")
     added = add.inputs[1]
     assert added is not None
@@ -215,8 +215,8 @@ def test_products_and_sums_of_the_model_itself_are_no_part_of_it() -> None:
     """A BatchNorm written out behind it is one BatchNorm; a product with one number takes it up."""
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.op("Mul", g.x, g.normal(3, 1, 1)), g.normal(3, 1, 1))
-    normalised, _ = normalise_graph(g.finish(g.op("Conv", y, g.normal(4, 3, 3, 3))), parse_scaling(THREE))
-    report = fold_graph(normalised).report
+    scaled, _ = scale_graph(g.finish(g.op("Conv", y, g.normal(4, 3, 3, 3))), parse_scaling(THREE))
+    report = fold_graph(scaled).report
     assert (report.batchnorms, len(report.folded)) == (1, 1)
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Sub", g.op("Mul", g.x, g.constant(np.array(2.0))), g.constant(np.array(1.0)))
@@ -264,16 +264,16 @@ def test_how_numbers_are_written(text: str, expected: InputScaling) -> None:
         ("std=0", "scale and std are larger than 0"),
         ("std=0.2,-0.1", "scale and std are larger than 0"),
         ("scale=0", "scale and std are larger than 0"),
-        ("gamma=1", "'gamma' is no key"),
+        ("gamma=1", "'gamma' is not a key"),
         ("mean=1,mean=2", "'mean' is given twice"),
-        ("mean=x", "'x' is no number"),
-        ("mean=1e999", "'1e999' is no number"),
-        ("scale=1/0", "'1/0' is no number"),
+        ("mean=x", "'x' is not a number"),
+        ("mean=1e999", "'1e999' is not a number"),
+        ("scale=1/0", "'1/0' is not a number"),
         ("scale=1,2", "scale is one number"),
         ("mean=1,2,std=1,2,3", "lists of one length"),
-        ("mean=123.7", "mean lies beyond what scale=1/255 makes of pixels"),
-        ("0.5", "'0.5' stands behind no key"),
-        ("", "'' stands behind no key"),
+        ("mean=123.7", "mean is larger than any pixel with scale=1/255"),
+        ("0.5", "'0.5' has no key before it"),
+        ("", "'' has no key before it"),
     ],
 )
 def test_numbers_that_are_none(text: str, words: str) -> None:
@@ -289,22 +289,22 @@ def test_numbers_that_are_none(text: str, words: str) -> None:
     [
         (("n", 3, 5, 7), "mean=.1,.2", None, "2 numbers for a channel each, but input 'x' has 3 channels"),
         (("n", "c", 5, 7), THREE, None, "an unknown number of channels"),
-        (("n",), SCALE_ONLY, None, "has 1 axes, and so no channels"),
+        (("n",), SCALE_ONLY, None, "has 1 axes; expected a batch and channels"),
         (("n", 3, 5), SCALE_ONLY, "nhwc", "has 3 axes; expected four"),
         (("n", 3, 5, 7), "y:scale=1", None, "no input 'y' of floats; it has x"),
         (("n", 3, 5, 7), "preprocessing", None, "neither --preprocessing nor the checkpoint describes any"),
     ],
 )
-def test_inputs_that_cannot_be_normalised(shape: Any, text: str, layout: Any, words: str) -> None:
+def test_inputs_that_cannot_be_scaled(shape: Any, text: str, layout: Any, words: str) -> None:
     g = GraphBuilder(*shape)
     with pytest.raises(BnfoldError, match=words):
-        normalise_graph(g.finish(g.op("Tanh", g.x)), parse_scaling(text, layout))
+        scale_graph(g.finish(g.op("Tanh", g.x)), parse_scaling(text, layout))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--normalize", "scale=1/0"], "--normalize scale=1/0: '1/0' is no number"),
+        (["--normalize", "scale=1/0"], "--normalize scale=1/0: '1/0' is not a number"),
         (["--layout", "nhwc"], "--layout nhwc: is the layout of the bytes of --normalize"),
         (["--normalize", "y:scale=1"], "net.onnx: --normalize: the model has no input 'y' of floats; it has x"),
     ],
@@ -325,17 +325,17 @@ def test_a_wrong_option_is_one_line(
 def test_of_several_inputs_one_is_named() -> None:
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.x, g.input("y", "n", 3, 5, 7))
-    with pytest.raises(BnfoldError, match=r"several inputs of floats, x, y; name one that there is, as in NAME:mean"):
-        normalise_graph(g.finish(y), parse_scaling(SCALE_ONLY))
+    with pytest.raises(BnfoldError, match=r"several inputs of floats, x, y; name one of them, such as NAME:mean"):
+        scale_graph(g.finish(y), parse_scaling(SCALE_ONLY))
     g = GraphBuilder("n", 3, 5, 7)
     y = g.op("Add", g.x, g.input("y", "n", 3, 5, 7))
-    normalised, _ = normalise_graph(g.finish(y), parse_scaling("y:scale=2"))
-    assert [value.dtype for value in normalised.graph.inputs] == [ir.DataType.DOUBLE, ir.DataType.UINT8]
+    scaled, _ = scale_graph(g.finish(y), parse_scaling("y:scale=2"))
+    assert [value.dtype for value in scaled.graph.inputs] == [ir.DataType.DOUBLE, ir.DataType.UINT8]
     pixels = RANDOM.integers(0, 256, (2, 3, 5, 7)).astype(np.uint8)
-    (found,) = evaluate(normalised, {"x": np.ones(pixels.shape), "y": pixels}).values()
+    (found,) = evaluate(scaled, {"x": np.ones(pixels.shape), "y": pixels}).values()
     np.testing.assert_array_equal(found, 1 + 2.0 * pixels)
-    with pytest.raises(BnfoldError, match="normalises an input already"):
-        normalise_graph(normalised, parse_scaling("x:scale=2"))
+    with pytest.raises(BnfoldError, match="already scales an input"):
+        scale_graph(scaled, parse_scaling("x:scale=2"))
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(9, 3), (13, 8)])
@@ -350,7 +350,7 @@ def test_old_graphs(opset: int, ir_version: int, tmp_path: Path) -> None:
     read.given.copy_to(tmp_path / "written.onnx")
     again = read_onnx(tmp_path / "written.onnx")
     pixels = RANDOM.integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
-    floats = standardised(np.moveaxis(pixels, -1, 1), read.normalised.numbers) if read.normalised else pixels
+    floats = standardised(np.moveaxis(pixels, -1, 1), read.input_scaling.numbers) if read.input_scaling else pixels
     truth = np.einsum("nchw,oc->nohw", floats, np.arange(1.0, 13).reshape(4, 3))
     for model in (read.model, again.model):
         np.testing.assert_allclose(evaluate(model, {"x": pixels})["y"], truth, rtol=0, atol=1e-6 * np.abs(truth).max())
@@ -360,8 +360,8 @@ def test_old_graphs(opset: int, ir_version: int, tmp_path: Path) -> None:
 
 def test_a_graph_too_old_to_be_added_to() -> None:
     model = ir.from_onnx_text('<ir_version: 3, opset_import: ["": 6]> g (float[n,3] x) => (float[n,3] y) {y = Tanh(x)}')
-    with pytest.raises(BnfoldError, match="opset 6 is too old to be added to, expected 7"):
-        normalise_graph(model, parse_scaling(SCALE_ONLY))
+    with pytest.raises(BnfoldError, match="opset 6 is too old, expected 7"):
+        scale_graph(model, parse_scaling(SCALE_ONLY))
 
 
 def test_bytes_are_drawn_from_their_whole_range() -> None:
@@ -408,7 +408,7 @@ def test_a_source_is_folded_with_its_standardisation_and_proven(
     else:
         save_graph(export_module(net, example), path)
     wanted = parse_scaling(THREE, layout)
-    source = Source(path, trust=True, normalise=wanted)
+    source = Source(path, trust=True, input_scaling=wanted)
     conversion = convert(source, Target(tmp_path / "r"), provider="cpu", samples=4, precision=precision)
     assert conversion.path is not None, conversion.certificate.message
     version = read_version(conversion.path)

@@ -96,7 +96,7 @@ def test_lightnings_example_tells_every_input() -> None:
 def test_what_was_inferred_is_told_and_what_cannot_be_is_asked_for(tmp_path) -> None:
     _, shapes, note = trace(loadable.Sized().eval(), tmp_path / "m.pt", ())
     assert str(shapes[0]) == "1,16,12"
-    assert note == "took the shape of input x: 1,16,12 from default_cfg; --input says otherwise"
+    assert note == "took the shape of input x: 1,16,12 from default_cfg; --input overrides it"
     with pytest.raises(BnfoldError, match=r"m\.pt: give the shape of one input.*such as --input 3,224,224$"):
         trace(nn.ReLU(), tmp_path / "m.pt", ())
     fixed = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 60), nn.Linear(35, 3)).eval()
@@ -138,7 +138,7 @@ def _at(model, height: int, width: int):
 def test_sizes_that_must_be_multiples_are_told(tmp_path) -> None:
     halving = loadable.Halving().eval()
     program, shapes, note = trace(halving, tmp_path / "m.pt", ["3,H,W"])
-    assert note == "H and W must be multiples of 2 for this network; of other sizes a run fails"
+    assert note == "H and W must be multiples of 2 for this network; a run with another size fails"
     model = export_graph(program, [shape.shape for shape in shapes])
     assert [str(value.shape) for value in model.graph.inputs] == ["[batch,3,H,W]"]
     halving.double()
@@ -166,7 +166,7 @@ def test_a_free_size_that_the_network_does_not_take_is_refused(tmp_path) -> None
     with pytest.raises(BnfoldError, match="H and W of 32"):
         trace(flat, tmp_path / "m.pt", ["3,H,W"])
     large = nn.Sequential(nn.Conv2d(3, 2, 41), nn.BatchNorm2d(2)).eval()
-    with pytest.raises(BnfoldError, match="H and W of 32, at which a free size is proven"):
+    with pytest.raises(BnfoldError, match="H and W of 32, the size that the proof uses"):
         trace(large, tmp_path / "m.pt", ["3,H,W"])
 
 
@@ -178,7 +178,7 @@ def test_two_letters_for_one_size_are_refused(tmp_path) -> None:
     program, shapes, _ = trace(Added(), tmp_path / "m.pt", ["x:L", "y:L"])
     model = export_graph(program, [shape.shape for shape in shapes])
     assert [str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs)] == ["[batch,L]"] * 3
-    with pytest.raises(BnfoldError, match="L and M are one size to this network; give all one letter"):
+    with pytest.raises(BnfoldError, match="L and M must be equal for this network; use the same letter for"):
         trace(Added(), tmp_path / "m.pt", ["x:L", "y:M"])
 
 

@@ -31,7 +31,7 @@ def repository(module: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory
     """`digits`, standardised by the numbers of its checkpoint's preprocessing, channels last."""
     folder = tmp_path_factory.mktemp("normalised")
     digits.save(folder / "cnn.pt", module, reached=0.0, record={"arch_args": {}})
-    source = Source(folder / "cnn.pt", "models.cnn:cnn", normalise=parse_scaling("preprocessing", "nhwc"))
+    source = Source(folder / "cnn.pt", "models.cnn:cnn", input_scaling=parse_scaling("preprocessing", "nhwc"))
     conversion = convert(source, Target(folder / "repository", "digits"), samples=4, provider="cpu")
     assert conversion.path is not None
     found = conversion.report.normalization

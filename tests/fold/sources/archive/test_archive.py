@@ -102,7 +102,7 @@ def test_sample_inputs_are_refused_unless_trusted_with_the_way_to_leave_them_out
 def test_a_foreign_file(tmp_path, content) -> None:
     (tmp_path / "n.pt2").write_bytes(content)
     for trust in (False, True):
-        with pytest.raises(BnfoldError, match=r"n\.pt2: is no torch\.export archive") as caught:
+        with pytest.raises(BnfoldError, match=r"n\.pt2: is not a torch\.export archive") as caught:
             load_program(tmp_path / "n.pt2", trust=trust)
         assert "\n" not in str(caught.value)
     with pytest.raises(BnfoldError, match="cannot be read"):
@@ -113,7 +113,7 @@ def test_a_foreign_file(tmp_path, content) -> None:
 def test_a_truncated_archive(tmp_path, archive, share) -> None:
     content = archive.read_bytes()
     (tmp_path / "n.pt2").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(BnfoldError, match=r"is no torch\.export archive"):
+    with pytest.raises(BnfoldError, match=r"is not a torch\.export archive"):
         load_program(tmp_path / "n.pt2")
 
 
@@ -235,7 +235,7 @@ def test_expressions_that_are_no_sizes(tmp_path, archive, text, where) -> None:
             sizes = [size["as_expr"] for tensor in tensors for size in tensor["sizes"] if "as_expr" in size]
             sizes[-1]["expr_str"] = text
 
-    with pytest.raises(BnfoldError, match=r"n\.pt2: (names an expression|is no torch)"):
+    with pytest.raises(BnfoldError, match=r"n\.pt2: (names an expression|is not a torch)"):
         scan(changed(archive, tmp_path / "n.pt2", MODEL, edited(edit)))
 
 

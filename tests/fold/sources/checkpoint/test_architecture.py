@@ -35,7 +35,7 @@ def trained(name: str) -> nn.Module:
 def loaded(tmp_path, state, arch: str, *arguments: str, suffix: str = "pt") -> nn.Module:
     path = tmp_path / f"m.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
-    return load_module(Source(path, f"loadable:{arch}", arguments)).module
+    return load_module(Source(path, f"support.loadable:{arch}", arguments)).module
 
 
 def test_a_checkpoint_in_its_architecture_with_arguments(tmp_path) -> None:
@@ -111,7 +111,7 @@ def test_tied_weights_stay_tied(tmp_path) -> None:
     assert module.last.weight is module.first.weight
     assert torch.equal(module.last.weight, state["first.weight"])
     check_fold(export_module(randomise(module, seed=1), torch.randn(2, 6)))
-    with pytest.raises(BnfoldError, match=r"first\.weight and last\.weight differ, and are one tensor"):
+    with pytest.raises(BnfoldError, match=r"first\.weight and last\.weight differ, but are one tensor"):
         loaded(tmp_path, {**state, "last.weight": state["first.weight"] + 1}, "Tied")
 
 
@@ -130,16 +130,16 @@ def test_a_whole_module_needs_no_architecture_where_it_is_trusted(tmp_path, wrap
 def test_torchscript_gives_its_weights_to_an_architecture_where_it_is_trusted(tmp_path) -> None:
     module = trained("plain")
     torch.jit.script(module).save(str(tmp_path / "m.pt"))
-    result = load_module(Source(tmp_path / "m.pt", "loadable:plain", trust=True)).module
+    result = load_module(Source(tmp_path / "m.pt", "support.loadable:plain", trust=True)).module
     x = torch.randn(2, *PATTERN)
     assert torch.equal(result(x), module(x))
-    with pytest.raises(BnfoldError, match="of which the weights alone are taken; name their architecture"):
+    with pytest.raises(BnfoldError, match="of which only the weights are used; name their architecture"):
         load_module(Source(tmp_path / "m.pt", trust=True))
 
 
 def test_weights_alone_want_an_architecture(tmp_path) -> None:
     torch.save(loadable.plain().state_dict(), tmp_path / "m.pt")
-    with pytest.raises(BnfoldError, match="holds weights alone; name their architecture with --arch"):
+    with pytest.raises(BnfoldError, match="holds only weights; name their architecture with --arch"):
         load_module(Source(tmp_path / "m.pt"))
 
 

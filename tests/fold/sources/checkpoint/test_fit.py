@@ -51,13 +51,13 @@ def test_what_lightning_keeps_beside_the_model_is_told_and_left() -> None:
     given |= {"loss.weight": torch.ones(4), "accuracy.total": torch.tensor(3)}
     result = fitted(given)
     assert result.tensors.keys() == plain().state_dict().keys()
-    assert result.notes == ("left 2 tensors outside 'model.' aside: loss.weight, accuracy.total",)
+    assert result.notes == ("ignored 2 tensors outside 'model.': loss.weight, accuracy.total",)
     assert "1 unexpected: aux.weight" in refusal({**given, "model.aux.weight": torch.ones(4)})
 
 
 def test_two_prefixes_that_fit_alike_ask_for_a_key() -> None:
     given = {f"{where}.{name}": tensor for where in ("teacher", "student") for name, tensor in state().items()}
-    assert "under 'student' and 'teacher' alike; choose with --key" in refusal(given)
+    assert "equally under 'student' and 'teacher'; choose with --key" in refusal(given)
 
 
 def test_old_checkpoints_do_not_count_batches() -> None:
@@ -101,11 +101,11 @@ def without_batchnorm_bias() -> nn.Module:
     [
         (lambda: state(num_classes=9), "another number of classes: --arch-arg num_classes=9"),
         (lambda: state(in_chans=1), "another number of input channels: --arch-arg in_channels=1"),
-        (lambda: {f"x{k}": v for k, v in state().items()}, "hardly a name is in both"),
+        (lambda: {f"x{k}": v for k, v in state().items()}, "almost no name is in both"),
         (lambda: {**state(), "8.weight": torch.ones(2)}, "the checkpoint has more layers: check the depth"),
         (lambda: {k: v for k, v in state().items() if k[0] != "7"}, "the checkpoint has fewer layers"),
         (lambda: {**state(), "0._packed_params.dtype": torch.ones(1)}, "is of a quantised model"),
-        (lambda: dict(plain().named_parameters()), "parameters alone: save model.state_dict()"),
+        (lambda: dict(plain().named_parameters()), "only parameters: save model.state_dict()"),
         (lambda: {**{k: v for k, v in state().items() if k != "0.weight"}, "0.weight_g": torch.ones(5, 1, 1, 1),
                   "0.weight_v": torch.ones(5, 3, 3, 3)}, "the checkpoint has weight_norm (0.weight_g)"),
         (lambda: {**{k: v for k, v in state().items() if k != "0.weight"}, "0.weight_orig": torch.ones(5, 3, 3, 3),
@@ -117,13 +117,13 @@ def test_the_likely_cause(given, words) -> None:
 
 
 def test_the_likely_cause_is_that_batchnorm_was_folded_already() -> None:
-    assert "BatchNorm was folded already: 1.running_mean is gone and 0.bias" in refusal(
+    assert "BatchNorm was already folded: 1.running_mean is missing and 0.bias" in refusal(
         folded(state()), without_batchnorm_bias()
     )
 
 
 def test_the_likely_cause_is_the_architectures_own_prefix_or_width() -> None:
-    assert "the architecture calls its layers model.…" in refusal(state(), wrapped())
+    assert "the architecture names its layers model.…" in refusal(state(), wrapped())
     wide = nn.Sequential(nn.Conv2d(3, 10, 1, bias=False), nn.BatchNorm2d(10))
     thin = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5))
     assert "2 times as wide: check the width" in refusal(dict(wide.state_dict()), thin)
