@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fold.engine.gauge import Absorber, Candidate, Gauges
-from fold.engine.laws.batchnorm import normalises_input
+from fold.engine.laws import normalises_input
 from fold.engine.report import ScalingOutcome
 from fold.engine.rewrite import Change
-from fold.engine.solver.solve import Solution
+from fold.engine.solver import Solution
 from fold.graph import is_batchnorm, is_float
 
 

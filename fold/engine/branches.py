@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from fold.engine.affine import Array
 from fold.engine.kernels import Branches, product, scaled, total
-from fold.engine.laws.batchnorm import affine_step, scale_and_shift
+from fold.engine.laws import affine_step, scale_and_shift
 from fold.graph import constant, dims, explicit_pads, first_input, float64, integer, integers, is_float, is_standard
 
 LARGEST = 100

@@ -12,12 +12,11 @@ from fold.engine.affine import Gauge
 from fold.engine.attribution import find_absorbers, find_normalised
 from fold.engine.branches import find_branches
 from fold.engine.gauge import Candidate, Cause, Gauges, Refusal
-from fold.engine.laws import LAWS
-from fold.engine.laws.batchnorm import normalises_input, written_out
+from fold.engine.laws import LAWS, normalises_input, written_out
 from fold.engine.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
-from fold.engine.solver.solve import Solution, guilty, loud, solve
+from fold.engine.solver import Solution, guilty, loud, solve
 from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float, is_standard
 
 

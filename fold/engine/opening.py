@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from fold.engine.gauge import Candidate
-from fold.engine.laws.elementwise import CLIPS
-from fold.engine.laws.weights import can_read_shifts, knows_its_sizes
+from fold.engine.laws import CLIPS, can_read_shifts, knows_its_sizes
 from fold.graph import constant, dims, is_float, is_standard
 
 ABSORBERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})

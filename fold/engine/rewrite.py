@@ -15,7 +15,7 @@ import onnx_ir as ir
 from fold.engine.affine import Array
 from fold.engine.gauge import BEHIND, IN_FRONT, Absorber, Candidate
 from fold.engine.kernels import Branches
-from fold.engine.solver.solve import Solution
+from fold.engine.solver import Solution
 from fold.graph import constant
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})

@@ -34,8 +34,17 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from fold.engine.gauge import Gauges
-from fold.engine.laws.batchnorm import affine_or_tensors, batch_normalization, instance_normalization
-from fold.engine.laws.elementwise import clip, extremum, homogeneous, negate, prelu, relu, total
+from fold.engine.laws.activations import CLIPS, clip, homogeneous, prelu, relu
+from fold.engine.laws.arithmetic import extremum, negate, total
+from fold.engine.laws.batchnorm import (
+    affine_or_tensors,
+    affine_step,
+    batch_normalization,
+    instance_normalization,
+    normalises_input,
+    scale_and_shift,
+    written_out,
+)
 from fold.engine.laws.movement import (
     cast,
     concat,
@@ -54,7 +63,27 @@ from fold.engine.laws.movement import (
     transpose,
 )
 from fold.engine.laws.pools import average_pool, max_pool, reduce_extremum, reduce_mean, reduce_sum
-from fold.engine.laws.weights import conv, conv_transpose, embedding_or_gather, gemm, matmul
+from fold.engine.laws.weights import (
+    can_read_shifts,
+    conv,
+    conv_transpose,
+    embedding_or_gather,
+    gemm,
+    knows_its_sizes,
+    matmul,
+)
+
+__all__ = [
+    "CLIPS",
+    "LAWS",
+    "Law",
+    "affine_step",
+    "can_read_shifts",
+    "knows_its_sizes",
+    "normalises_input",
+    "scale_and_shift",
+    "written_out",
+]
 
 Law = Callable[[ir.Node, Gauges], None]
 

@@ -22,7 +22,8 @@ from fold.engine.gauge import (
     Parameters,
     Steps,
 )
-from fold.engine.laws.elementwise import CLIPS, gate, total
+from fold.engine.laws.activations import CLIPS
+from fold.engine.laws.arithmetic import gate, total
 from fold.graph import (
     SCALE,
     SHIFT,
