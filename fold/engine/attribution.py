@@ -56,8 +56,7 @@ class Normalised:
     into: tuple[ir.Node, ...]
 
     def report(self, solution: Solution, names: dict[ir.Node, tuple[str, ...]]) -> ScalingOutcome:
-        scale, shift = (solution.refusals.get(half.node) for half in (self.scale, self.shift))
-        refusal = scale or shift
+        scale, shift = (solution.kept.get(half.node) for half in (self.scale, self.shift))
         beside = scale is not None and solution.gauge(self.scale.v).q.any()  # the product that stays adds it as well
         into = tuple(dict.fromkeys(name for node in self.into for name in names[node]))
         return ScalingOutcome(
@@ -65,8 +64,7 @@ class Normalised:
             "kept" if scale else "folded",
             into,
             "kept" if shift or beside else "folded" if self.shift.t.any() else "none",
-            None if refusal is None else refusal.reason,
-            None if refusal is None else refusal.culprit,
+            scale or shift,
         )
 
 

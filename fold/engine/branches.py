@@ -18,6 +18,7 @@ import onnx_ir as ir
 from fold.engine.affine import Array
 from fold.engine.kernels import Branches, product, scaled, total
 from fold.engine.laws import affine_step, scale_and_shift
+from fold.engine.reasons import Reason
 from fold.graph import constant, dims, explicit_pads, first_input, float64, integer, integers, is_float, is_standard
 
 LARGEST = 100
@@ -175,7 +176,7 @@ def _by_channel(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:
     """What a BatchNorm, or a product or sum with a constant for each channel, reads, and its scale and shift, [C]."""
     if node.op_type == "BatchNormalization":
         found = scale_and_shift(node)
-        return None if isinstance(found, str) else (first_input(node), *found)
+        return None if isinstance(found, Reason) else (first_input(node), *found)
     step = affine_step(node)
     if step is None:
         return None

@@ -11,9 +11,10 @@ from onnx_ir.passes import common
 from fold.engine.affine import Gauge
 from fold.engine.attribution import find_absorbers, find_normalised
 from fold.engine.branches import find_branches
-from fold.engine.gauge import Candidate, Cause, Gauges, Refusal
+from fold.engine.gauge import Candidate, Gauges
 from fold.engine.laws import LAWS, normalises_input, written_out
 from fold.engine.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
+from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
 from fold.engine.solver import Solution, guilty, loud, solve
@@ -80,12 +81,9 @@ def fold_graph(
             targets = tuple(dict.fromkeys(name for absorber in into[found.node] for name in names[absorber.node]))
             folded.append(Folded(found.name, found.node_name, found.channels, targets, found.warning))
         else:
-            refusal = solution.refusals.get(found.node)
-            refusal = refusal or Refusal("it is inside a subgraph, where folding stops", found.name)
+            why = solution.kept.get(found.node) or Reason(Code.IN_SUBGRAPH, found.name)
             passes = steps.get(found.node, found.operators)
-            kept.append(
-                Kept(found.name, found.node_name, found.channels, refusal.reason, refusal.culprit, found.tensor, passes)
-            )
+            kept.append(Kept(found.name, found.node_name, found.channels, why, found.tensor, passes))
     flushed = sum(change.flushed for change in changes) + round_weights(graph, exact=exact)
     normalization = None if normalised is None else normalised.report(solution, names)
     seconds = time.perf_counter() - started
@@ -152,7 +150,7 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
     gauges = Gauges(opened)
     for value in graph.inputs:
         if is_float(value):
-            gauges.pin(value, Cause(value.name or "", "is an input of the graph, carried as it is"))
+            gauges.pin(value, Reason(Code.GRAPH_INPUT, value.name or ""))
     for node in graph:
         if gauges.known(node):
             continue
@@ -161,14 +159,14 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
         if law is not None and shaped:
             law(node, gauges)
         elif is_batchnorm(node):
-            gauges.keep(node, "the shape of its input is not known")
+            gauges.keep(node, Reason(Code.UNKNOWN_SHAPE, display_name(node)))
         else:
             gauges.boundary(node)
         for value in _captured(node):
-            gauges.pin(value, Cause(display_name(node), f"({node.op_type}) reads it in a subgraph"))
+            gauges.pin(value, Reason(Code.READ_IN_SUBGRAPH, display_name(node), {"operator": node.op_type}))
     for value in graph.outputs:
         if is_float(value):
-            gauges.pin(value, Cause(value.name or "", "is an output of the graph, carried as it is"))
+            gauges.pin(value, Reason(Code.GRAPH_OUTPUT, value.name or ""))
     return gauges
 
 
@@ -193,7 +191,7 @@ def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact
     opened = frozenset[ir.Node]()
     for search in searches:
         gauges, solution, _ = best
-        staying = [c for c in gauges.candidates if c.reported and c.node in solution.refusals.keys() - left]
+        staying = [c for c in gauges.candidates if c.reported and c.node in solution.kept.keys() - left]
         more = search([*staying, *too_loud(solution)]) - opened
         if not more:
             continue
@@ -206,7 +204,7 @@ def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact
 
 def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:
     """Solve, and solve again without the BatchNorms whose folded weights would overflow the type they are stored in."""
-    refused = {node: Refusal("it was to be left", display_name(node)) for node in left}
+    refused = {node: Reason(Code.LEFT, display_name(node)) for node in left}
     while True:
         solution = solve(gauges, refused)
         vanished = {candidate.node for candidate in solution.vanished}
@@ -215,10 +213,7 @@ def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tu
         changes = [change for change in expressed if change is not None]
         overflowing = [change.absorber for change in changes if change.overflows]
         new = {
-            candidate.node: Refusal(
-                f"its folded weights in {display_name(absorber.node)} would overflow the type that stores them",
-                display_name(absorber.node),
-            )
+            candidate.node: Reason(Code.OVERFLOW, display_name(absorber.node))
             for absorber in overflowing
             for candidate in guilty(solution, absorber)
         }

@@ -8,7 +8,7 @@ Where a tensor's channels lie is tracked, never guessed: a `Layout` has a variab
 it varies, and moves with the data through transpositions and reshapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.engine.affine import Array, Gauge, Ids
+from fold.engine.reasons import Code, Reason
 from fold.graph import VALUELESS, constant, display_name, is_float, is_standard
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0
@@ -33,14 +34,6 @@ class Layout:
 
     def map(self, move: Callable[[Ids], Ids]) -> "Layout":
         return Layout(move(self.scale), move(self.shift))
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Who demands something of a gauge, in the words that a user reads: "`node` `demand`"."""
-
-    node: str
-    demand: str
 
 
 BEHIND = -1
@@ -121,14 +114,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a BatchNorm stays: one sentence, and the node that is the culprit."""
-
-    reason: str
-    culprit: str
-
-
-@dataclass(frozen=True)
 class Constraint:
     """`p = 1`, `p > 0`, `p_a = p_b`, or `sum(coefficient * q) = 0`, at every position of arrays of one shape [n]."""
 
@@ -149,8 +134,10 @@ class Gauges:
         """Where the tensor that an opened activation reads is constant, and which constants: the layout's shape."""
         self.absorbers: list[Absorber] = []
         self.candidates: list[Candidate] = []
-        self.refusals: dict[ir.Node, Refusal] = {}
-        self.causes: list[Cause] = []
+        self.kept: dict[ir.Node, Reason] = {}
+        """BatchNorms that are no scale and shift at all, and why."""
+        self.causes: list[Reason] = []
+        """Why constraints and candidates are what they are; a `cause` elsewhere is an index into it."""
         self.constraints: list[Constraint] = []
         self.scale_count = 0
         self.layouts: dict[ir.Value, Layout] = {}
@@ -187,7 +174,7 @@ class Gauges:
     def of(self, value: ir.Value) -> Layout:
         """The layout of a tensor. One that no law has written, a constant or a graph input, is carried as it is."""
         if value not in self.layouts:
-            self.pin(value, Cause(value.name or "?", "is carried as it is"))
+            self.pin(value, Reason(Code.CONSTANT_TENSOR, value.name or "?"))
         return self.layouts[value]
 
     def uniform(self, value: ir.Value, axes: Sequence[int], cause: int) -> Layout:
@@ -217,9 +204,9 @@ class Gauges:
 
     # What a law writes.
 
-    def cause(self, node: ir.Node, demand: str) -> int:
-        self.causes.append(Cause(display_name(node), demand))
-        return len(self.causes) - 1
+    def cause(self, node: ir.Node, code: Code, details: Mapping[str, float | str] | None = None) -> int:
+        """Note that a node demands something; returns the index of this reason in `causes`."""
+        return self._note(Reason(code, display_name(node), details or {}))
 
     def set(self, value: ir.Value, layout: Layout) -> None:
         self.layouts[value] = layout
@@ -262,19 +249,20 @@ class Gauges:
         """`sum(coefficient * q) = 0`."""
         self._constrain("sum", cause, *terms)
 
-    def pin(self, value: ir.Value, cause: Cause) -> None:
+    def pin(self, value: ir.Value, reason: Reason) -> None:
         """Carry a tensor as it is: `p = 1` and `q = 0`. For one without a layout, that is its layout from now on."""
         if value not in self.layouts:
             self.set(value, self.fresh((1,) * _rank(value)))
-        self.causes.append(cause)
-        self.fixed(self.layouts[value], len(self.causes) - 1)
+        self.fixed(self.layouts[value], self._note(reason))
 
-    def boundary(self, node: ir.Node, demand: str = "lets no scale and no shift pass") -> None:
-        """A node that we know nothing of, or not enough: everything around it is carried as it is."""
-        cause = Cause(display_name(node), f"({node.op_type}) {demand}")
+    def boundary(
+        self, node: ir.Node, code: Code = Code.NO_LAW, details: Mapping[str, float | str] | None = None
+    ) -> None:
+        """A node without a law, or one that its law does not cover: everything around it is carried as it is."""
+        reason = Reason(code, display_name(node), {"operator": node.op_type, **(details or {})})
         for value in (*node.inputs, *node.outputs):
             if value is not None and is_float(value):
-                self.pin(value, cause)
+                self.pin(value, reason)
 
     def absorb(self, absorber: Absorber, writer: ir.Node | None = None) -> None:
         """Enter a node with weights; `writer` is the one that delivers its output, where that is another."""
@@ -294,10 +282,14 @@ class Gauges:
         self._constrain("one", cause, (1.0, layout.scale))
         self._constrain("sum", cause, (1.0, layout.shift))
 
-    def keep(self, node: ir.Node, reason: str) -> None:
+    def keep(self, node: ir.Node, reason: Reason) -> None:
         """A BatchNorm that cannot be expressed as scale and shift at all."""
-        self.refusals[node] = Refusal(reason, display_name(node))
-        self.boundary(node, "stays as it is")
+        self.kept[node] = reason
+        self.boundary(node, Code.KEPT_BATCHNORM)
+
+    def _note(self, reason: Reason) -> int:
+        self.causes.append(reason)
+        return len(self.causes) - 1
 
     def _constrain(
         self, kind: Literal["one", "positive", "equal", "sum"], cause: int, *terms: tuple[float, Ids]

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from fold.engine.reasons import Reason, reason_json
 from fold.graph import dims
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class TensorSize:
 
 @dataclass(frozen=True)
 class Kept:
-    """A BatchNorm that stays, the reason in one sentence, and the node that is the culprit.
+    """A BatchNorm that stays, and why.
 
     It still costs `passes` over its tensor, each of which reads and writes it: one, or where it is written out with
     constants, one for each operator.
@@ -54,10 +55,24 @@ class Kept:
     name: str
     node: str
     channels: int
-    reason: str
-    culprit: str
+    why: Reason
     tensor: TensorSize = field(default=TensorSize(None, 4), compare=False)
     passes: int = 1
+
+    @property
+    def reason(self) -> str:
+        """The reason as one sentence."""
+        return str(self.why)
+
+    @property
+    def code(self) -> str:
+        """The kind of reason, as docs/folding.md lists them."""
+        return str(self.why.code)
+
+    @property
+    def culprit(self) -> str:
+        """The node, or the graph's input or output, that is the reason."""
+        return self.why.culprit
 
     def bytes_moved(self, **sizes: int) -> int | None:
         """Bytes read and written in these passes, for given sizes of the graph's named dimensions (`batch=8`); one row
@@ -66,32 +81,56 @@ class Kept:
         return None if size is None else 2 * size * self.passes
 
     def to_dict(self) -> dict[str, Any]:
-        content = {key: value for key, value in asdict(self).items() if key != "tensor"}
-        return {**content, "bytes_per_row": self.bytes_moved()}
+        """The JSON of a kept BatchNorm (docs/formats.md)."""
+        return {
+            "name": self.name,
+            "node": self.node,
+            "channels": self.channels,
+            **reason_json(self.why),
+            "passes": self.passes,
+            "bytes_per_row": self.bytes_moved(),
+        }
 
 
 @dataclass(frozen=True)
 class ScalingOutcome:
-    """What became of the standardisation of an input, which is no BatchNorm. `into` names the initializers that took
-    it up; `shift` is `none` where the mean is 0. `reason` and `culprit` tell why something is kept."""
+    """Which halves of an input's scaling (`--normalize`) were folded. It is no BatchNorm.
+
+    `into` names the initializers that absorbed it; `shift` is `none` where the mean is 0. `why` is the reason where a
+    half is kept.
+    """
 
     input: str
     scale: Literal["folded", "kept"]
     into: tuple[str, ...]
     shift: Literal["folded", "kept", "none"]
-    reason: str | None = None
-    culprit: str | None = None
+    why: Reason | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """The reason as one sentence."""
+        return None if self.why is None else str(self.why)
+
+    @property
+    def culprit(self) -> str | None:
+        """The node, or the graph's input or output, that is the reason."""
+        return None if self.why is None else self.why.culprit
 
     @property
     def message(self) -> str:
         """All of it in one line."""
-        folded = {"scale": self.scale, "shift": self.shift}
-        gone = [part for part, what in folded.items() if what == "folded"]
-        stays = [part for part, what in folded.items() if what == "kept"]
+        outcomes = {"scale": self.scale, "shift": self.shift}
+        folded = [half for half, outcome in outcomes.items() if outcome == "folded"]
+        kept = [half for half, outcome in outcomes.items() if outcome == "kept"]
         into = f" folded into {', '.join(self.into)}" if self.into else " folded, and nothing needed to change"
-        said = [f"{' and '.join(gone)}{into}"] if gone else []
-        said += [f"{' and '.join(stays)} kept: {self.reason}"] if stays else []
-        return f"input {self.input} takes bytes; normalisation: {'; '.join(said)}"
+        parts = [f"{' and '.join(folded)}{into}"] if folded else []
+        parts += [f"{' and '.join(kept)} kept: {self.why}"] if kept else []
+        return f"input {self.input} takes bytes; input scaling: {'; '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `normalization` (docs/formats.md)."""
+        outcome = {"input": self.input, "scale": self.scale, "into": self.into, "shift": self.shift}
+        return {**outcome, **reason_json(self.why)}
 
 
 @dataclass(frozen=True)
@@ -120,7 +159,7 @@ class FoldReport:
             "batchnorms": self.batchnorms,
             "folded": [asdict(entry) for entry in self.folded],
             "kept": [entry.to_dict() for entry in self.kept],
-            "normalization": None if self.normalization is None else asdict(self.normalization),
+            "normalization": None if self.normalization is None else self.normalization.to_dict(),
             "branches_merged": self.branches_merged,
             "flushed": self.flushed,
             "seconds": round(self.seconds, 4),

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fold.engine import Reason, reason_json
 from fold.inspection.folded_weights import HalfPrecision
 from fold.inspection.placement import Placement
 from fold.inspection.statistics import Span, Statistics
@@ -10,8 +11,8 @@ from fold.inspection.statistics import Span, Statistics
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """One BatchNorm as it was found. `into` names the initializers that would take it up; it is None where it would be
-    kept, for a `reason`, because of the node `culprit`.
+    """One BatchNorm as it was found. `into` names the initializers that would absorb it, or is None where it would be
+    kept; `why` is then the reason.
 
     `stretch` is by how much single weights among those initializers would be multiplied (that of the layer, whatever
     else is folded into it); `float16` looks at all their numbers, or at those of the BatchNorm itself where it is kept.
@@ -23,8 +24,7 @@ class BatchNorm:
     placement: Placement
     statistics: Statistics
     into: tuple[str, ...] | None
-    reason: str | None
-    culprit: str | None
+    why: Reason | None
     stretch: Span | None
     float16: HalfPrecision | None
 
@@ -38,8 +38,7 @@ class BatchNorm:
             **self.statistics.to_dict(),
             "folded": self.into is not None,
             "into": None if self.into is None else list(self.into),
-            "reason": self.reason,
-            "culprit": self.culprit,
+            **reason_json(self.why),
             "stretch": None if self.stretch is None else self.stretch._asdict(),
             "float16": None if self.float16 is None else asdict(self.float16),
         }

@@ -81,8 +81,7 @@ def inspect_graph(
                 placement=placement(nodes),
                 statistics=statistics(nodes, counts.get(name), moving_average=moving_average),
                 into=into,
-                reason=fate.reason if isinstance(fate, Kept) else None,
-                culprit=fate.culprit if isinstance(fate, Kept) else None,
+                why=fate.why if isinstance(fate, Kept) else None,
                 stretch=Span.around([one.stretch for one in held]),
                 float16=merged_half([one.float16 for one in held] if into is not None else _halves(left)),
             )

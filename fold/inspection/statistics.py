@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fold.engine import Array, affine_step, scale_and_shift
+from fold.engine import Array, Reason, affine_step, scale_and_shift
 from fold.graph import BATCHNORM, constant, float64, integer, real
 
 EPSILON = float(np.float32(1e-5))
@@ -98,7 +98,7 @@ def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, mov
         mean=Span.of(mean),
         variance=Span.of(variance),
         variance_over_epsilon=None if (least := Span.of(variance)) is None or epsilon <= 0 else least.min / epsilon,
-        scale=None if isinstance(affine, str) else _scale(affine[0]),
+        scale=None if isinstance(affine, Reason) else _scale(affine[0]),
         dead=_count(None if gamma is None else gamma == 0),
         negative=_count(None if gamma is None else gamma < 0),
         tiny=_count(None if variance is None else (variance >= 0) & (variance < epsilon)),

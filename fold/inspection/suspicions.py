@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fold.engine import Code
 from fold.precision import FORMATS
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _large_scale(one: "BatchNorm") -> str | None:
 
 
 def _drowning_shift(one: "BatchNorm") -> str | None:
-    return f"it stays: {one.reason}" if one.reason is not None and one.reason.endswith("would drown it") else None
+    return f"it stays: {one.why}" if one.why is not None and one.why.code is Code.DROWNING_SHIFT else None
 
 
 def _float16_overflow(one: "BatchNorm") -> str | None:

@@ -137,7 +137,7 @@ def _statistics_cells(one: "BatchNorm") -> tuple[str, ...]:
 
 def _folding_cells(one: "BatchNorm") -> tuple[str, ...]:
     found = one.statistics
-    where = f"kept: {one.reason}" if one.into is None else ", ".join(one.into) or "nothing needs to change"
+    where = f"kept: {one.why}" if one.into is None else ", ".join(one.into) or "nothing needs to change"
     counts = ("–" if count is None else str(count) for count in (found.dead, found.negative, found.tiny))
     return one.name, *counts, where, _span(found.scale), _span(one.stretch), _half(one.float16)
 

@@ -1,6 +1,5 @@
-"""The reasons to keep a BatchNorm, as the source has them, and graphs that run into one of them."""
+"""Small graphs in which a BatchNorm is kept for one reason each."""
 
-import ast
 import re
 from dataclasses import dataclass, field
 
@@ -8,49 +7,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from support import ROOT
-
-SOURCES = [
-    *(ROOT / "fold" / name for name in ("engine.py", "gauge.py", "solver.py")),
-    *sorted((ROOT / "fold" / "laws").glob("*.py")),
-]
-
-
-def bare(text: str) -> str:
-    """Without what changes at either end."""
-    return re.sub(r"^[…:() ]+|[…: ]+$", "", text)
-
-
-def reasons() -> set[str]:
-    """Every text of three words or more in the laws and the solver but for docstrings, with … for what changes."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return  # a docstring
-        if isinstance(node, ast.JoinedStr):
-            found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
-            return
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    for path in SOURCES:
-        visit(ast.parse(path.read_text()))
-    return {bare(text) for text in found if bare(text).count(" ") > 1}
+from fold.engine.reasons import Code, Part
 
 
 @dataclass(frozen=True)
 class Case:
-    """A graph, in which `BN(u)` is a BatchNormalization of u with random statistics, and what is said of one of them.
+    """A graph, in which `BN(u)` is a BatchNormalization of u with random statistics, and why one of them is kept.
 
     `tensors` are constants, or the shapes of random ones, and `W` is a 1×1 kernel of 4 channels; `gamma` is repeated
     over the `channels`, of which the first two are equal if they are `twins`. `inferred` are types that shape inference
     does not find. A graph that cannot be compared in float64 must come out `unchanged`.
     """
 
-    reason: str
+    code: Code
     culprit: str
     nodes: str
     tensors: dict[str, object] = field(default_factory=dict)
@@ -61,6 +30,7 @@ class Case:
     inferred: str = ""
     dtype: str = "double"
     unchanged: bool = False
+    blocked: Part | None = None
 
     def model(self) -> ir.Model:
         random = np.random.default_rng(0)
@@ -97,18 +67,18 @@ def float32(*numbers: float) -> np.ndarray:
     return np.array(numbers, np.float32)
 
 
-def itself(reason: str, nodes: str, culprit: str = "y", **rest: object) -> Case:
-    return Case(reason, culprit, nodes, **rest)  # type: ignore[arg-type]
+def itself(code: Code, nodes: str, culprit: str = "y", **rest: object) -> Case:
+    return Case(code, culprit, nodes, **rest)  # type: ignore[arg-type]
 
 
-def shifted(demand: str, culprit: str, nodes: str, **rest: object) -> Case:
+def shifted(code: Code, culprit: str, nodes: str, **rest: object) -> Case:
     """Behind a ReLU, which lets the scale of v move but no shift: who asks something of v's shift is named."""
     nodes = f"c = Conv(x, W) r = Relu(c) v = BN(r) {nodes}"
-    return Case(demand, culprit, nodes, gamma=(0.5, 2.0, 0.3, 1.0), **rest)  # type: ignore[arg-type]
+    return Case(code, culprit, nodes, gamma=(0.5, 2.0, 0.3, 1.0), blocked=Part.SHIFT, **rest)  # type: ignore[arg-type]
 
 
-def uniform(demand: str, culprit: str, nodes: str, **rest: object) -> Case:
+def uniform(code: Code, culprit: str, nodes: str, **rest: object) -> Case:
     """All channels of u are one: who asks for one gauge over v's channels, which differ, is named."""
     nodes = f"c = Conv(x, W) u = Gather <axis = 1> (c, first) v = BN(u) {nodes}"
     tensors = {"first": [0, 0, 0, 0], **rest.pop("tensors", {})}  # type: ignore[dict-item]
-    return Case(demand, culprit, nodes, tensors, gamma=(0.5, 0.5, 2.0, 3.0), twins=True, **rest)  # type: ignore[arg-type]
+    return Case(code, culprit, nodes, tensors, gamma=(0.5, 0.5, 2.0, 3.0), twins=True, **rest)  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.engine.affine import Array, Gauge
-from fold.engine.gauge import Absorber, Cause, Gauges, Layout, Steps
+from fold.engine.gauge import Absorber, Gauges, Layout, Steps
+from fold.engine.reasons import Code, Reason
 from fold.graph import constant, display_name, first_input, real
 
 CLIPS = frozenset({"Relu", "Clip"})
@@ -22,10 +23,10 @@ def clip(node: ir.Node, gauges: Gauges) -> None:
         if value is not None:
             tensor = constant(value)
             if tensor is None or tensor.size != 1:
-                return gauges.boundary(node, "takes its bounds at run time")
+                return gauges.boundary(node, Code.COMPUTED_BOUNDS)
             bounds[position] = float(tensor.numpy().item())
     if not bounds[0] <= bounds[1]:
-        return gauges.boundary(node, "has bounds that leave nothing between them")
+        return gauges.boundary(node, Code.EMPTY_BOUNDS)
     return _clip(node, gauges, *bounds)
 
 
@@ -44,7 +45,7 @@ def _clip(node: ir.Node, gauges: Gauges, low: float, high: float) -> None:
     elif all(bound in (0.0, -np.inf, np.inf) for bound in (low, high)):
         _let_positive_scales_pass(node, layout, gauges)
     else:
-        gauges.fixed(layout, gauges.cause(node, "clips at bounds that would have to move"))
+        gauges.fixed(layout, gauges.cause(node, Code.CLIP_BOUNDS))
 
 
 def _moved_bounds(low: float, high: float, gauge: Gauge, dead: tuple[NDArray[np.bool_], Array] | None) -> Steps | None:
@@ -71,11 +72,11 @@ def homogeneous(node: ir.Node, gauges: Gauges) -> None:
 def prelu(node: ir.Node, gauges: Gauges) -> None:
     slope = node.inputs[1]
     if slope is not None and constant(slope) is None:  # a computed slope may not be scaled with anything
-        gauges.pin(slope, Cause(display_name(node), "multiplies by its slope, which is carried as it is"))
+        gauges.pin(slope, Reason(Code.COMPUTED_SLOPE, display_name(node)))
     homogeneous(node, gauges)
 
 
 def _let_positive_scales_pass(node: ir.Node, layout: Layout, gauges: Gauges) -> None:
-    cause = gauges.cause(node, "lets only positive scales pass, and no shift")
+    cause = gauges.cause(node, Code.ACTIVATION)
     gauges.positive(layout.scale, cause)
     gauges.zero(layout.shift, cause)

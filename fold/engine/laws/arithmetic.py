@@ -4,14 +4,15 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.engine.affine import Ids
-from fold.engine.gauge import Cause, Gauges, Layout
+from fold.engine.gauge import Gauges, Layout
+from fold.engine.reasons import Code, Reason
 from fold.graph import dims, display_name, first_input
 
 
 def negate(node: ir.Node, gauges: Gauges) -> None:
     layout = gauges.of(first_input(node))
     shift = gauges.fresh_shift(layout.shift.shape)
-    gauges.sum(gauges.cause(node, "turns the sign of a shift"), (1.0, shift), (1.0, layout.shift))
+    gauges.sum(gauges.cause(node, Code.NEGATION), (1.0, shift), (1.0, layout.shift))
     gauges.set(node.outputs[0], Layout(layout.scale, shift))
 
 
@@ -20,7 +21,7 @@ def total(node: ir.Node, gauges: Gauges) -> None:
     inputs = [value for value in node.inputs if value is not None]
     factors = {"Sub": [1.0, -1.0], "Mean": [1 / len(inputs)] * len(inputs)}.get(node.op_type, [1.0] * len(inputs))
     layouts = [gauges.of(value) for value in inputs]
-    cause = gauges.cause(node, "adds tensors, which must agree in their scale")
+    cause = gauges.cause(node, Code.TENSOR_SUM)
     scale = layouts[0].scale
     for layout in layouts[1:]:
         gauges.equal(layouts[0].scale, layout.scale, cause)
@@ -34,7 +35,7 @@ def total(node: ir.Node, gauges: Gauges) -> None:
 def extremum(node: ir.Node, gauges: Gauges) -> None:
     """Max and Min of tensors: all under one gauge of positive scale."""
     layouts = [gauges.of(value) for value in node.inputs if value is not None]
-    cause = gauges.cause(node, "compares tensors, which must agree in a positive scale and in their shift")
+    cause = gauges.cause(node, Code.TENSOR_EXTREMUM)
     scale, shift = layouts[0].scale, layouts[0].shift
     gauges.positive(scale, cause)
     for layout in layouts[1:]:
@@ -52,10 +53,10 @@ def gate(node: ir.Node, gauges: Gauges) -> None:
     assert b is not None
     x, gating = (b, a) if _narrower(a, b) else (a, b)
     if gating is x:
-        return gauges.boundary(node, "squares its input")
-    gauges.pin(gating, Cause(display_name(node), "multiplies by it, so it is carried as it is"))
+        return gauges.boundary(node, Code.SQUARE)
+    gauges.pin(gating, Reason(Code.GATE, display_name(node)))
     layout = gauges.of(x)
-    gauges.zero(layout.shift, gauges.cause(node, "multiplies by a computed gate, so its input may carry no shift"))
+    gauges.zero(layout.shift, gauges.cause(node, Code.GATED))
     # what a gate of more places spreads keeps one gauge for each place that it came from
     gauges.set(node.outputs[0], layout.map(lambda ids: _with_rank(ids, node.outputs[0])))
     return None

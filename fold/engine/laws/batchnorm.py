@@ -16,7 +16,6 @@ from fold.engine.gauge import (
     FROM_WEIGHTS,
     Absorber,
     Candidate,
-    Cause,
     Gauges,
     Layout,
     Parameters,
@@ -24,6 +23,7 @@ from fold.engine.gauge import (
 )
 from fold.engine.laws.activations import CLIPS
 from fold.engine.laws.arithmetic import gate, total
+from fold.engine.reasons import Code, Reason
 from fold.graph import (
     SCALE,
     SHIFT,
@@ -39,20 +39,21 @@ from fold.graph import (
 )
 
 
-def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | str:
-    """Scale and shift, [C], of a BatchNormalization in eval mode; where there are none, why."""
+def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | Reason:
+    """Scale and shift, [C], of a BatchNormalization in eval mode, or the reason why it has none."""
+    name = display_name(node)
     tensors = [constant(value) for value in node.inputs[1:5]]
     if integer(node, "training_mode", 0) or len(node.outputs) > 1:
-        return "it is in training mode and normalises by the batch; export the model in eval mode"
+        return Reason(Code.TRAINING_MODE, name)
     if any(tensor is None for tensor in tensors):
-        return "its parameters or statistics are computed, or are inputs that a caller may override"
+        return Reason(Code.COMPUTED_PARAMETERS, name)
     gamma, beta, mean, variance = (float64(tensor) for tensor in tensors if tensor is not None)
     if not all(np.isfinite(array).all() for array in (gamma, beta, mean, variance)):
-        return "its parameters or statistics hold a value that is not finite"
+        return Reason(Code.NOT_FINITE, name)
     epsilon = _epsilon(node)
     if (variance + epsilon <= 0).any():
         channel = int(np.flatnonzero(variance + epsilon <= 0)[0])
-        return f"the variance of channel {channel} is {variance[channel]:.3g}, and no square root exists"
+        return Reason(Code.NEGATIVE_VARIANCE, name, {"channel": channel, "variance": float(variance[channel])})
     return affine.batchnorm(gamma, beta, mean, variance, epsilon)
 
 
@@ -63,13 +64,13 @@ def _epsilon(node: ir.Node) -> float:
 def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
     x, y = first_input(node), node.outputs[0]
     found = scale_and_shift(node)
-    if isinstance(found, str):
+    if isinstance(found, Reason):
         return gauges.keep(node, found)
     if x.shape is None or len(x.shape) < 2:
-        return gauges.keep(node, "its input has one axis, and so no channels")
+        return gauges.keep(node, Reason(Code.NO_CHANNELS, display_name(node)))
     (s, t), epsilon = found, _epsilon(node)
     mean, variance = (float64(tensor) for value in node.inputs[3:5] if (tensor := constant(value)) is not None)
-    cause = gauges.cause(node, "reads one gauge for each channel, and is a BatchNorm with another scale or shift")
+    cause = gauges.cause(node, Code.OTHER_BATCHNORM)
     private = gauges.private(x)
     read = gauges.along(x, 1, len(s), cause)
     write = gauges.fresh_along(y, 1, len(s), FROM_BATCHNORM if private else BEHIND_SHARED)
@@ -102,8 +103,8 @@ def instance_normalization(node: ir.Node, gauges: Gauges) -> None:
     x, y = first_input(node), node.outputs[0]
     scale, bias = constant(node.inputs[1]), constant(node.inputs[2])
     if scale is None or bias is None:
-        return gauges.boundary(node, "has a scale or bias that is not constant")
-    gauges.pin(x, Cause(display_name(node), "normalises by what it reads, which is carried as it is"))
+        return gauges.boundary(node, Code.COMPUTED_SCALE)
+    gauges.pin(x, Reason(Code.INSTANCE_NORM, display_name(node)))
     write = gauges.fresh_along(y, 1, scale.size, FROM_WEIGHTS)
 
     def parameters(_: Gauge, writes: Gauge) -> Parameters:
@@ -143,7 +144,7 @@ def affine_or_tensors(node: ir.Node, gauges: Gauges) -> None:
         return _affine(run, gauges)
     constants = [value for value in node.inputs if constant(value) is not None]
     if node.op_type == "Div" or (node.op_type == "Mul" and constants):
-        return gauges.boundary(node, "divides, or multiplies by a constant of another shape than the tensor's")
+        return gauges.boundary(node, Code.DIVISION)
     return gate(node, gauges) if node.op_type == "Mul" else total(node, gauges)
 
 
@@ -152,7 +153,7 @@ def _affine(run: _Run, gauges: Gauges) -> None:
     before = gauges.of(x)
     extents = np.broadcast_shapes(before.scale.shape, before.shift.shape, run.s.shape if run.one_axis else ())
     s, t = (np.broadcast_to(array, extents) if run.one_axis else array for array in (run.s, run.t))
-    cause = gauges.cause(node, "scales and shifts by constants")
+    cause = gauges.cause(node, Code.CONSTANT_SCALE)
     private = gauges.private(x)
     if run.multiplies:
         lone = FROM_SCALE if normalises_input(node) else FROM_OTHERS

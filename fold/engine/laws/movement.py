@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from fold.engine.affine import Ids
 from fold.engine.gauge import Gauges, Layout
+from fold.engine.reasons import Code
 from fold.graph import computed, constant, dims, first_input, integer, integers, matching_blocks, parameter, text
 
 NEW = -1
@@ -33,8 +34,7 @@ def concat(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _concat_unknown(node: ir.Node, gauges: Gauges, inputs: list[ir.Value], axis: int) -> None:
-    demand = f"concatenates along axis {axis}, whose size is not known, so that all inputs must agree in their gauge"
-    cause = gauges.cause(node, demand)
+    cause = gauges.cause(node, Code.UNKNOWN_CONCAT, {"axis": axis})
     first, *others = (gauges.uniform(value, [axis], cause) for value in inputs)
     for other in others:
         gauges.equal(other.scale, first.scale, cause)
@@ -48,7 +48,7 @@ def split(node: ir.Node, gauges: Gauges) -> None:
     count = len(node.outputs)
     layout, sizes = gauges.of(x), parameter(node, 1, "split")
     if computed(node, 1):
-        layout = gauges.uniform(x, [axis], gauges.cause(node, f"cuts axis {axis} into pieces of computed sizes"))
+        layout = gauges.uniform(x, [axis], gauges.cause(node, Code.COMPUTED_SPLIT, {"axis": axis}))
     for position, output in enumerate(node.outputs):
 
         def piece(ids: Ids, position: int = position) -> Ids:
@@ -68,9 +68,7 @@ def slice_(node: ir.Node, gauges: Gauges) -> None:
     which = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
     if starts is None or ends is None or computed(node, 1, 2, 3, 4):
         which = list(range(rank)) if computed(node, 3) else which
-        cause = gauges.cause(
-            node, "takes a slice that is known only at run time, over which the gauge must be the same"
-        )
+        cause = gauges.cause(node, Code.COMPUTED_SLICE)
         return gauges.set(node.outputs[0], gauges.uniform(x, which, cause))
     steps = np.ones(len(starts), np.int64) if steps is None else steps
 
@@ -89,7 +87,7 @@ def gather(node: ir.Node, gauges: Gauges) -> None:
     indices = constant(places)
     layout = gauges.of(x)
     if indices is None:
-        cause = gauges.cause(node, f"takes places of axis {axis} that are known only at run time")
+        cause = gauges.cause(node, Code.COMPUTED_INDICES, {"axis": axis})
         layout = gauges.uniform(x, [axis], cause)
     rank = 0 if places.shape is None else len(places.shape)
 
@@ -112,7 +110,7 @@ def tile(node: ir.Node, gauges: Gauges) -> None:
     rank = gauges.of(x).scale.ndim
     repeats = constant(node.inputs[1])
     if repeats is None or repeats.size != rank or len(node.inputs) != 2 or not repeats.numpy().all():
-        cause = gauges.cause(node, "repeats its input a number of times that is known only at run time")
+        cause = gauges.cause(node, Code.COMPUTED_REPEATS)
         return gauges.set(node.outputs[0], gauges.uniform(x, range(rank), cause))
     times = repeats.numpy().tolist()
 
@@ -125,8 +123,7 @@ def tile(node: ir.Node, gauges: Gauges) -> None:
 def depth_to_space(node: ir.Node, gauges: Gauges) -> None:
     """The channels that become one block of places must share one gauge, which is then that of the new channel."""
     x, block = first_input(node), integer(node, "blocksize", 1) ** 2
-    demand = "turns channels into places, which lets one gauge for the channels of a block and all of space pass"
-    cause = gauges.cause(node, demand)
+    cause = gauges.cause(node, Code.DEPTH_TO_SPACE)
     layout = gauges.uniform(x, [2, 3], cause)
     within = 2 if text(node, "mode", "DCR") == "CRD" else 1  # where the block's places are counted
 
@@ -147,9 +144,7 @@ def depth_to_space(node: ir.Node, gauges: Gauges) -> None:
 
 def space_to_depth(node: ir.Node, gauges: Gauges) -> None:
     x, block = first_input(node), integer(node, "blocksize", 1) ** 2
-    layout = gauges.uniform(
-        x, [2, 3], gauges.cause(node, "turns places into channels, over which the gauge must be the same")
-    )
+    layout = gauges.uniform(x, [2, 3], gauges.cause(node, Code.SPACE_TO_DEPTH))
     gauges.set(node.outputs[0], layout.map(lambda ids: ids if ids.shape[1] == 1 else np.tile(ids, (1, block, 1, 1))))
 
 
@@ -165,8 +160,8 @@ def reshape(node: ir.Node, gauges: Gauges) -> None:
     before, after = dims(x), dims(y)
     blocks = None if before is None or after is None else matching_blocks(before, after)
     if blocks is None:
-        return gauges.boundary(node, "changes the shape in a way that channels cannot be followed through")
-    cause = gauges.cause(node, "merges dimensions whose sizes are not known, over which the gauge must be the same")
+        return gauges.boundary(node, Code.LOST_CHANNELS)
+    cause = gauges.cause(node, Code.MERGED_DIMENSIONS)
     layout = gauges.uniform(x, [i for block in blocks if block.opaque for i in block.old], cause)
 
     def move(ids: Ids) -> Ids:
@@ -195,13 +190,13 @@ def cast(node: ir.Node, gauges: Gauges) -> None:
     to = ir.DataType(integer(node, "to", 0)) if like is None else like.dtype
     if to == first_input(node).dtype:
         return identity(node, gauges)
-    return gauges.boundary(node, "converts to another type")
+    return gauges.boundary(node, Code.TYPE_CHANGE)
 
 
 def dropout(node: ir.Node, gauges: Gauges) -> None:
     training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if computed(node, 2) or (training is not None and training.numpy().any()):
-        return gauges.boundary(node, "may be in training mode")
+        return gauges.boundary(node, Code.DROPOUT)
     return identity(node, gauges)
 
 
@@ -213,16 +208,14 @@ def pad(node: ir.Node, gauges: Gauges) -> None:
     x = first_input(node)
     amounts, known = _amounts(node, gauges.of(x).scale.ndim)
     if text(node, "mode", "constant") != "constant":
-        cause = gauges.cause(node, "pads with what lies along the same axis, over which the gauge must be the same")
+        cause = gauges.cause(node, Code.COPIED_PADDING)
         return gauges.set(node.outputs[0], gauges.uniform(x, list(amounts), cause))
     growing = [axis for axis, amount in amounts.items() if max(amount) > 0]
     value = parameter(node, 2, "value")
     filling = 0.0 if value is None else float(value.reshape(-1)[0])
     if growing and (computed(node, 2) or (filling != 0 and np.isfinite(filling))):
-        return gauges.boundary(node, "pads with a number that is neither zero nor infinite")
-    zeros = "pads its input with zeros, so that may carry no shift"
-    infinities = "pads its input with infinities, which lets only positive scales pass"
-    cause = gauges.cause(node, zeros if filling == 0 else infinities)
+        return gauges.boundary(node, Code.NUMBER_PADDING)
+    cause = gauges.cause(node, Code.ZERO_PADDING if filling == 0 else Code.INFINITE_PADDING)
     layout = gauges.uniform(x, [] if known else growing, cause)
     scale, shift = _grown(layout.scale, amounts), _grown(layout.shift, amounts)
     scale[scale == NEW] = gauges.fresh((int((scale == NEW).sum()),)).scale
@@ -262,9 +255,9 @@ def resize(node: ir.Node, gauges: Gauges) -> None:
     """Resize and Upsample: whatever the mode, means along the axes that are resized, with weights that sum to one."""
     mode = text(node, "coordinate_transformation_mode", "half_pixel")
     if mode in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
-        return gauges.boundary(node, f"resizes by {mode}, which may take something else than its input")
+        return gauges.boundary(node, Code.CROP_AND_RESIZE, {"mode": mode})
     x = first_input(node)
-    cause = gauges.cause(node, "interpolates, which lets one gauge along all that it resizes pass")
+    cause = gauges.cause(node, Code.INTERPOLATION)
     return gauges.set(node.outputs[0], gauges.uniform(x, _resized_axes(node), cause))
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.engine.gauge import Gauges, Layout
+from fold.engine.reasons import Code
 from fold.graph import computed, dims, first_input, integer, padded, parameter
 
 
 def max_pool(node: ir.Node, gauges: Gauges) -> None:
     """MaxPool and GlobalMaxPool; the padding is -infinity, which no gauge with `p > 0` moves."""
     x = first_input(node)
-    cause = gauges.cause(node, "takes a maximum, which lets only positive scales pass, one for each channel")
+    cause = gauges.cause(node, Code.MAX_POOL)
     layout = gauges.uniform(x, range(2, gauges.of(x).scale.ndim), cause)
     gauges.positive(layout.scale, cause)
     gauges.set(node.outputs[0], layout)
@@ -23,26 +24,23 @@ def average_pool(node: ir.Node, gauges: Gauges) -> None:
     differs between runtimes, so that it may count something wherever it is set.
     """
     x = first_input(node)
-    cause = gauges.cause(node, "takes a mean over space, which lets one gauge for each channel pass")
+    cause = gauges.cause(node, Code.AVERAGE_POOL)
     layout = gauges.uniform(x, range(2, gauges.of(x).scale.ndim), cause)
     counts_padding = integer(node, "count_include_pad", 0) and (padded(node) or integer(node, "ceil_mode", 0))
     if counts_padding:
-        gauges.zero(
-            layout.shift, gauges.cause(node, "counts the zeros that it pads with, so its input may carry no shift")
-        )
+        gauges.zero(layout.shift, gauges.cause(node, Code.COUNTED_PADDING))
     gauges.set(node.outputs[0], layout)
 
 
 def reduce_mean(node: ir.Node, gauges: Gauges) -> None:
-    reduced = _reduced(node, gauges, "takes a mean, over which the gauge must be the same")
+    reduced = _reduced(node, gauges, Code.REDUCED_MEAN)
     if reduced is not None:
         _deliver(node, gauges, *reduced[:2])
 
 
 def reduce_extremum(node: ir.Node, gauges: Gauges) -> None:
     """ReduceMax and ReduceMin."""
-    demand = "takes an extremum, which lets only positive scales pass, and over which the gauge must be the same"
-    reduced = _reduced(node, gauges, demand)
+    reduced = _reduced(node, gauges, Code.REDUCED_EXTREMUM)
     if reduced is not None:
         layout, axes, cause = reduced
         gauges.positive(layout.scale, cause)
@@ -51,7 +49,7 @@ def reduce_extremum(node: ir.Node, gauges: Gauges) -> None:
 
 def reduce_sum(node: ir.Node, gauges: Gauges) -> None:
     """The shift is summed as often as there are elements, so that their number must be known."""
-    reduced = _reduced(node, gauges, "takes a sum, over which the gauge must be the same")
+    reduced = _reduced(node, gauges, Code.REDUCED_SUM)
     if reduced is None:
         return
     layout, axes, cause = reduced
@@ -63,12 +61,11 @@ def reduce_sum(node: ir.Node, gauges: Gauges) -> None:
         gauges.sum(cause, (1.0, shift), (-float(count), layout.shift))
         layout = Layout(layout.scale, shift)
     elif count == 0:
-        demand = "sums elements whose number is not known, so its input may carry no shift"
-        gauges.zero(layout.shift, gauges.cause(node, demand))
+        gauges.zero(layout.shift, gauges.cause(node, Code.UNKNOWN_COUNT))
     _deliver(node, gauges, layout, axes)
 
 
-def _reduced(node: ir.Node, gauges: Gauges, demand: str) -> tuple[Layout, list[int], int] | None:
+def _reduced(node: ir.Node, gauges: Gauges, code: Code) -> tuple[Layout, list[int], int] | None:
     """Of a reduction: the layout of what it reads with extent 1 along its axes, those axes, and the cause of that.
 
     None, and a boundary, where the axes are not known.
@@ -76,13 +73,13 @@ def _reduced(node: ir.Node, gauges: Gauges, demand: str) -> tuple[Layout, list[i
     x = first_input(node)
     rank = gauges.of(x).scale.ndim
     if computed(node, 1):
-        gauges.boundary(node, "takes its axes at run time")
+        gauges.boundary(node, Code.COMPUTED_AXES)
         return None
     given = parameter(node, 1, "axes")
     axes = [] if given is None else sorted({int(axis) % rank for axis in given.ravel()})
     if not axes and not integer(node, "noop_with_empty_axes", 0):
         axes = list(range(rank))
-    cause = gauges.cause(node, demand)
+    cause = gauges.cause(node, code)
     return gauges.uniform(x, axes, cause), axes, cause
 
 

@@ -7,6 +7,7 @@ from fold.engine import affine
 from fold.engine.affine import Gauge, Reading
 from fold.engine.gauge import BEHIND, FROM_WEIGHTS, IN_FRONT, Absorber, Gauges, Parameters
 from fold.engine.laws.movement import gather
+from fold.engine.reasons import Code
 from fold.graph import (
     constant,
     conv_taps,
@@ -31,14 +32,14 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
     where that is known at run time only, by one more input channel of ones, which is padded as the others are."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, "has weights or a bias that are not constant")
+        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
     groups = integer(node, "group", 1)
     outputs, inputs = weights.shape.numpy()[0], weights.shape.numpy()[1] * groups
-    cause = gauges.cause(node, "reads one gauge for each input channel")
+    cause = gauges.cause(node, Code.INPUT_CHANNELS)
     read = gauges.along(x, 1, inputs, cause)
     border = padded(node)
     if border and node not in gauges.opened:
-        gauges.zero(read.shift, gauges.cause(node, "pads its input with zeros, so that may carry no shift"))
+        gauges.zero(read.shift, gauges.cause(node, Code.ZERO_PADDING))
     write = gauges.fresh_along(node.outputs[0], 1, outputs, FROM_WEIGHTS)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:
@@ -63,12 +64,10 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
     a channel of ones read."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, "has weights or a bias that are not constant")
+        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
     groups = integer(node, "group", 1)
     inputs, outputs = weights.shape.numpy()[0], weights.shape.numpy()[1] * groups
-    cause = gauges.cause(
-        node, "sums another part of its kernel at each output position, so its input may carry no shift"
-    )
+    cause = gauges.cause(node, Code.TRANSPOSED_KERNEL)
     read = gauges.along(x, 1, inputs, cause)
     if node not in gauges.opened:
         gauges.zero(read.shift, cause)
@@ -93,11 +92,11 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
 def gemm(node: ir.Node, gauges: Gauges) -> None:
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, "has weights or a bias that are not constant")
+        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
     alpha, beta = real(node, "alpha", 1.0), real(node, "beta", 1.0)
     transposed = bool(integer(node, "transB", 0))
     K, N = weights.shape.numpy()[:: -1 if transposed else 1]
-    cause = gauges.cause(node, "reads one gauge for each input feature")
+    cause = gauges.cause(node, Code.INPUT_FEATURES)
     read = gauges.along(x, 0 if integer(node, "transA", 0) else 1, K, cause)
     write = gauges.fresh_along(node.outputs[0], 1, N, FROM_WEIGHTS)
 
@@ -115,12 +114,12 @@ def matmul(node: ir.Node, gauges: Gauges) -> None:
     weights, position = (right, 1) if right is not None else (left, 0)
     x = node.inputs[1 - position]
     if weights is None or x is None or constant(x) is not None or len(x.shape or ()) < max(2, len(weights.shape)):
-        return gauges.boundary(node, "is not a product of a tensor with constant weights of its rank or less")
+        return gauges.boundary(node, Code.TENSOR_PRODUCT)
     if len(weights.shape) < 2:
-        return gauges.boundary(node, "is a product with a vector")
+        return gauges.boundary(node, Code.VECTOR_PRODUCT)
     axis = -1 if position == 1 else -2  # the features, of what is read and of what is written
     K, N = weights.shape.numpy()[-2:][:: 1 if position == 1 else -1]
-    cause = gauges.cause(node, "reads one gauge for each input feature")
+    cause = gauges.cause(node, Code.INPUT_FEATURES)
     read = gauges.along(x, axis, K, cause)
     bias = _bias_after(node, N, axis)
     output = node.outputs[0] if bias is None else bias[0].outputs[0]
@@ -162,7 +161,7 @@ def embedding_or_gather(node: ir.Node, gauges: Gauges) -> None:
         return gather(node, gauges)
     rank = len(table.shape)
     if rank < 2 or integer(node, "axis", 0) % rank == rank - 1:
-        return gauges.boundary(node, "takes single numbers out of a table")
+        return gauges.boundary(node, Code.SCALAR_TABLE)
     write = gauges.fresh_along(node.outputs[0], -1, table.shape.numpy()[-1], FROM_WEIGHTS)
 
     def parameters(_: Gauge, writes: Gauge) -> Parameters:

@@ -17,7 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.engine.affine import NOBODY, Array, Conflict, Gauge, Ids
-from fold.engine.gauge import Absorber, Candidate, Gauges, Layout, Refusal
+from fold.engine.gauge import Absorber, Candidate, Gauges, Layout
+from fold.engine.reasons import Blocked, Code, Part, Reason
 from fold.engine.solver.scales import Scales
 from fold.engine.solver.shifts import Shifts
 from fold.graph import display_name
@@ -34,7 +35,7 @@ class Solution:
     """`vanished` in graph order, why the others stay, and p and q of every variable."""
 
     vanished: list[Candidate]
-    refusals: dict[ir.Node, Refusal]
+    kept: dict[ir.Node, Reason]
     p: Array
     q: Array
     scale_classes: Ids
@@ -43,9 +44,9 @@ class Solution:
         return Gauge(self.p[layout.scale], self.q[layout.shift])
 
 
-def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
+def solve(gauges: Gauges, refused: dict[ir.Node, Reason]) -> Solution:
     """Let every BatchNorm vanish that can, but for those in `refused`."""
-    refused = {**gauges.refusals, **refused}
+    refused = {**gauges.kept, **refused}
     candidates = sorted(gauges.candidates, key=lambda candidate: not candidate.reported)
     while True:
         scales, refusals = _base_scales(gauges), dict(refused)
@@ -57,10 +58,10 @@ def solve(gauges: Gauges, refused: dict[ir.Node, Refusal]) -> Solution:
         for candidate, live in moved:
             conflict = _shift(shifts, candidate, live, p)
             if conflict is not None:
-                new[candidate.node] = _shift_refusal(gauges, candidate, conflict)
+                new[candidate.node] = _demanded(gauges, candidate, Part.SHIFT, candidate.t, conflict)
         q = shifts.values()
         if not new:
-            new = {c.node: refusal for c, _ in moved if (refusal := _drowning(c, p, q)) is not None}
+            new = {c.node: reason for c, _ in moved if (reason := _drowning(c, p, q)) is not None}
         if not new:
             classes, _ = scales.find(np.arange(gauges.scale_count))
             return Solution([candidate for candidate, _ in moved], refusals, p, q, classes)
@@ -72,7 +73,7 @@ Moved = list[tuple[Candidate, NDArray[np.bool_]]]
 
 
 def _move(
-    gauges: Gauges, scales: Scales, candidates: list[Candidate], refusals: dict[ir.Node, Refusal]
+    gauges: Gauges, scales: Scales, candidates: list[Candidate], refusals: dict[ir.Node, Reason]
 ) -> tuple[Moved, Ids]:
     """Relate the scales of all that can; returns these, and the scale variables of dead channels left unwritten."""
     read_whole = np.zeros(gauges.scale_count, bool)  # by nodes that do not divide by the scale
@@ -93,7 +94,7 @@ def _move(
                     scales.bar(dead)
                     unwritten = np.concatenate([unwritten, dead])
         if conflict is not None:
-            refusals[candidate.node] = _scale_refusal(gauges, candidate, conflict)
+            refusals[candidate.node] = _scale_reason(gauges, candidate, conflict)
             continue
         moved.append((candidate, live))
         if candidate.absorber.divides:
@@ -150,49 +151,36 @@ def _base_shifts(gauges: Gauges) -> Shifts:
     return shifts
 
 
-def _scale_refusal(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Refusal:
-    s = candidate.s[conflict.position]
+def _scale_reason(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Reason:
     if not conflict.dead:
-        return _refusal(
-            gauges, candidate, f"the scale of channel {conflict.position} ({s:.3g}) cannot move", conflict.cause
-        )
-    what = f"γ is 0 in channel {conflict.position}, which only weights that feed nothing else can take up"
+        return _demanded(gauges, candidate, Part.SCALE, candidate.s, conflict)
     if conflict.cause != NOBODY:
-        return _refusal(gauges, candidate, what, conflict.cause)
+        return _demanded(gauges, candidate, Part.DEAD_CHANNEL, candidate.s, conflict)
+    blocked = Blocked(Part.DEAD_CHANNEL, conflict.position, 0.0)
     source = candidate.node.inputs[0]
-    users = [user for user, _ in source.uses() if user is not candidate.node] if source is not None else []
-    culprit = display_name(users[0]) if users else (source.name if source is not None else "") or ""
-    return Refusal(
-        f"{what}: {culprit} reads the same tensor" if users else f"{what}: {culprit} is used elsewhere", culprit
-    )
+    others = [user for user, _ in source.uses() if user is not candidate.node] if source is not None else []
+    if others:
+        return Reason(Code.SHARED_INPUT, display_name(others[0]), blocked=blocked)
+    return Reason(Code.USED_ELSEWHERE, (source.name if source is not None else "") or "", blocked=blocked)
 
 
-def _shift_refusal(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Refusal:
-    t = candidate.t[conflict.position]
-    what = f"the shift of channel {conflict.position} ({t:.3g}) cannot move"
-    return _refusal(gauges, candidate, what, conflict.cause)
+def _demanded(gauges: Gauges, candidate: Candidate, part: Part, values: Array, conflict: Conflict) -> Reason:
+    """The demand that the scale or shift of a channel ran into."""
+    blocked = Blocked(part, conflict.position, float(values[conflict.position]))
+    if conflict.cause in (NOBODY, candidate.cause):
+        return Reason(Code.FIXED_TWICE, display_name(candidate.node), blocked=blocked)
+    return replace(gauges.causes[conflict.cause], blocked=blocked)
 
 
-def _refusal(gauges: Gauges, candidate: Candidate, what: str, cause: int) -> Refusal:
-    if cause in (NOBODY, candidate.cause):
-        culprit = display_name(candidate.node)
-        return Refusal(f"{what}: what surrounds it fixes it twice", culprit)
-    found = gauges.causes[cause]
-    return Refusal(f"{what}: {found.node} {found.demand}", found.node)
-
-
-def _drowning(candidate: Candidate, p: Array, q: Array) -> Refusal | None:
-    """Refuse where others read u out of a sum in which the shift is so large that u's low bits are gone."""
+def _drowning(candidate: Candidate, p: Array, q: Array) -> Reason | None:
+    """Keep a BatchNorm where others read u out of a sum in which the shift is so large that u's low bits are lost."""
     shift, signal = _shared(candidate, p, q)
     drowned = (shift > DROWNING * signal) & (signal > 0)  # none where p = 0, or where there are no statistics
     if not drowned.any():
         return None
     channel = int(np.flatnonzero(drowned)[0])
-    return Refusal(
-        f"in channel {channel} its shift would be {shift[channel] / signal[channel]:.0f} times the signal that other "
-        "nodes read from the same tensor, and rounding would drown it",
-        display_name(candidate.node),
-    )
+    factor = float(shift[channel] / signal[channel])
+    return Reason(Code.DROWNING_SHIFT, display_name(candidate.node), {"channel": channel, "factor": factor})
 
 
 def loud(solution: Solution) -> list[Candidate]:

@@ -420,7 +420,8 @@ def test_a_source_is_folded_with_its_standardisation_and_proven(
         "the shift of channel 0 (-2.12) cannot move: stem.0 pads its input with zeros"
     )
     into = ["stem.0.weight", "stem.0.bias"]
-    assert found == {"input": "input", "scale": "folded", "into": into, "shift": "kept", "culprit": "stem.0"}
+    why = {"code": "zero_padding", "blocked": "shift", "culprit": "stem.0"}
+    assert found == {"input": "input", "scale": "folded", "into": into, "shift": "kept", **why}
     assert manifest.source["normalize"]["layout"] == layout
     assert manifest.fold["batchnorms"] == 1
     unfolded = load_unfolded(version)

@@ -21,6 +21,7 @@ from fold.artifact.directory import write_manifest
 from fold.artifact.manifest import Manifest
 from fold.artifact.specs import tensor_specs
 from fold.cli import options
+from fold.engine.reasons import Code
 from fold.graph.file import save_graph
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.inspect import Inspection, inspect_graph
@@ -235,8 +236,8 @@ def test_it_goes_where_a_fold_puts_it(name, open_activations) -> None:
     assert [(b.name, b.node, b.channels, b.into) for b in found if b.into is not None] == [
         (entry.name, entry.node, entry.channels, entry.into) for entry in report.folded
     ]
-    assert [(b.name, b.node, b.reason, b.culprit) for b in found if b.into is None] == [
-        (entry.name, entry.node, entry.reason, entry.culprit) for entry in report.kept
+    assert [(b.name, b.node, b.why) for b in found if b.into is None] == [
+        (entry.name, entry.node, entry.why) for entry in report.kept
     ]
     assert inspection.folded == len(report.folded)
 
@@ -392,7 +393,7 @@ def test_in_functions_and_subgraphs_and_without_names() -> None:
     found = inspect_graph(of_text(text, W=[[[1.0], [2.0]], [[-1.0], [0.5]]], **tensors)).batchnorms
     assert len(found) == 4
     assert [one.into is None for one in found] == [False, True, True, True]
-    assert found[2].reason == "it is inside a subgraph, where folding stops"
+    assert str(found[2].why) == "it is inside a subgraph, where folding stops"
     assert {one.statistics.gamma for one in found} == {(-2.0, 1.0)}
     assert len({one.node for one in found}) == 4
     assert [one.name for one in found[:3]] == ["v", "w", "one"]
@@ -417,8 +418,8 @@ def test_parameters_that_a_caller_may_override_are_not_known() -> None:
     found = one.statistics
     assert (found.variance, found.tiny, found.scale, found.variance_over_epsilon) == (None, None, None, None)
     assert found.gamma == (-0.5, 2.25)
-    assert one.reason is not None
-    assert "a caller may override" in one.reason
+    assert one.why is not None
+    assert one.why.code is Code.COMPUTED_PARAMETERS
 
 
 def test_an_instance_norm_with_running_statistics_is_a_batchnorm() -> None:
@@ -532,7 +533,7 @@ def test_a_shift_that_would_drown_the_signal() -> None:
     one = inspect_graph(g.finish(g.op("Conv", y, g.normal(2, 4, 1, 1))))
     found = texts(one)
     assert list(found) == ["drowning_shift"]
-    assert found["drowning_shift"] == f"it stays: {only(one).reason}"
+    assert found["drowning_shift"] == f"it stays: {only(one).why}"
     assert "rounding would drown it" in found["drowning_shift"]
 
 

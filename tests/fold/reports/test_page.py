@@ -15,6 +15,7 @@ import pytest
 
 from fold.artifact.manifest import Manifest
 from fold.engine.fold import Folding, fold_graph
+from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept
 from fold.evaluate.float64 import Evaluator, evaluate
 from fold.reports import observe_layers as activations
@@ -394,7 +395,7 @@ def test_hostile_names_are_text(tmp_path) -> None:
     folding, observations = observed(model, rows(2))
     report = FoldReport(
         (*folding.report.folded, Folded(HOSTILE, HOSTILE, 3, (HOSTILE,), HOSTILE)),
-        (*folding.report.kept, Kept(HOSTILE, HOSTILE + "2", 3, HOSTILE, HOSTILE)),
+        (*folding.report.kept, Kept(HOSTILE, HOSTILE + "2", 3, Reason(Code.SHARED_INPUT, HOSTILE))),
     )
     observations.numbers[HOSTILE, HOSTILE] = 5
     output = {**certificate()["outputs"][0], "name": HOSTILE}
