@@ -1,6 +1,6 @@
 """Arrays by tensor name: the type that inputs and outputs have everywhere, and how their rows are cut and joined."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,15 +14,29 @@ def widened(inputs: Mapping[str, np.ndarray]) -> Arrays:
     return {name: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for name, a in inputs.items()}
 
 
+def row_count(arrays: Arrays) -> int:
+    """Rows of the first array, which are those of all where the first axis is the batch."""
+    return len(next(iter(arrays.values())))
+
+
 def first_rows(arrays: Arrays, rows: int) -> Arrays:
     """At most `rows` rows of each array, counted along its first axis; a scalar as it is."""
     return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
 
 
+def cut(arrays: Arrays, total: int, rows: int) -> list[Arrays]:
+    """The `total` rows of `arrays` as views of at most `rows` rows each, in order."""
+    return [{name: array[at : at + rows] for name, array in arrays.items()} for at in range(0, total, rows)]
+
+
+def join(parts: Sequence[Arrays]) -> Arrays:
+    """The rows of all parts, in order; `parts` are not empty and have the same names."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:
     """Outputs of `run` on at most `rows` rows at a time, as large as the batches that are served; 0 is all at once."""
-    total = len(next(iter(inputs.values()))) if rows else 0
+    total = row_count(inputs) if rows else 0
     if total <= rows:
         return run(inputs)
-    parts = [run({name: array[at : at + rows] for name, array in inputs.items()}) for at in range(0, total, rows)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return join([run(part) for part in cut(inputs, total, rows)])

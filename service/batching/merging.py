@@ -4,19 +4,17 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from fold.arrays import Arrays, Run, join
 
-from fold.arrays import Arrays
-
-Run = Callable[[Arrays], Arrays]
 Clock = Callable[[], float]
 """Seconds since some moment; never goes back."""
 Outcome = Arrays | Exception
+"""Of one request: its outputs, or why there are none."""
 
 
 @dataclass(slots=True)
-class Computed:
-    """What a batch came to, an outcome for each request, and the seconds that each step took."""
+class ComputedBatch:
+    """The outcome of each request of a batch, and the seconds that each step took."""
 
     outcomes: list[Outcome]
     merging: float = 0.0
@@ -24,38 +22,48 @@ class Computed:
     splitting: float = 0.0
     failed: bool = False
     """Whether some outcome is an exception."""
-    own: float = 0.0
-    """Seconds of the thread's own work; waiting for others, such as for the interpreter, is not in it."""
+    cpu_seconds: float = 0.0
+    """Of the threads that merged and ran it; waiting, such as for the interpreter, is not in it."""
     waited: float = 0.0
     """Seconds between merging and the run, for the batches before."""
 
 
-class Batch:
-    """Requests that are computed together. Their merging may come ahead, on another thread than the run."""
+class RequestBatch:
+    """Requests that are computed together. They may be merged in advance, on another thread than the run."""
 
-    __slots__ = ("_clock", "_merged", "_merged_at", "_merging", "_own", "_own_clock", "_run", "requests", "rows")
+    __slots__ = (
+        "_clock",
+        "_cpu_clock",
+        "_merged",
+        "_merged_at",
+        "_merging",
+        "_prefetch_cpu",
+        "_run",
+        "requests",
+        "rows",
+    )
 
     def __init__(
-        self, run: Run, requests: Sequence[Arrays], rows: Sequence[int], clock: Clock, own_clock: Clock
+        self, run: Run, requests: Sequence[Arrays], rows: Sequence[int], clock: Clock, cpu_clock: Clock
     ) -> None:
         self.requests = requests
         self.rows = rows
         self._run = run
         self._clock = clock
-        self._own_clock = own_clock
+        self._cpu_clock = cpu_clock
         self._merged: Arrays | None = None
-        self._merging = self._merged_at = self._own = 0.0
+        self._merging = self._merged_at = self._prefetch_cpu = 0.0
 
-    def merge_ahead(self) -> None:
-        """A failure is left to `compute`, which merges what is not merged."""
-        own = self._own_clock()
+    def prefetch(self) -> None:
+        """Merge in advance. A failure is left to `compute`, which merges what is not merged."""
+        began = self._cpu_clock()
         with contextlib.suppress(Exception):
             self._merge()
-        self._own = self._own_clock() - own
+        self._prefetch_cpu = self._cpu_clock() - began
 
-    def compute(self) -> Computed:
+    def compute(self) -> ComputedBatch:
         """Run the requests together; if that fails, one by one, so that only the guilty one fails."""
-        own = self._own_clock() - self._own
+        cpu_began = self._cpu_clock() - self._prefetch_cpu
         requests = self.requests
         running = self._clock()
         outcomes: list[Outcome]
@@ -73,21 +81,16 @@ class Batch:
             failed = any(isinstance(outcome, Exception) for outcome in outcomes)
         self._merged = None
         waited = running - self._merged_at if self._merged_at else 0.0
-        own = self._own_clock() - own
-        return Computed(outcomes, self._merging, ran - running, ended - ran, failed, own, waited)
+        cpu_seconds = self._cpu_clock() - cpu_began
+        return ComputedBatch(outcomes, self._merging, ran - running, ended - ran, failed, cpu_seconds, waited)
 
     def _merge(self) -> Arrays:
-        begun = self._clock()
-        merged = self.requests[0] if len(self.requests) == 1 else merge(self.requests)
+        began = self._clock()
+        merged = self.requests[0] if len(self.requests) == 1 else join(self.requests)
         self._merged = merged
         self._merged_at = self._clock()
-        self._merging = self._merged_at - begun
+        self._merging = self._merged_at - began
         return merged
-
-
-def merge(requests: Sequence[Arrays]) -> Arrays:
-    """One batch of all rows, in the order of the requests."""
-    return {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
 
 
 def split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
@@ -101,17 +104,11 @@ def split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
     return parts
 
 
-def cut(inputs: Arrays, rows: int, at_most: int) -> list[Arrays]:
-    """The inputs of one large request as views of at most so many rows, in order."""
-    starts = range(0, rows, at_most)
-    return [{name: array[start : start + at_most] for name, array in inputs.items()} for start in starts]
-
-
-def join(parts: Sequence[Arrays], rows: Sequence[int]) -> Arrays:
+def join_checked(parts: Sequence[Arrays], rows: Sequence[int]) -> Arrays:
     """The outputs of a request that was cut. Raises `ValueError` if those of a part have not its rows."""
     for outputs, count in zip(parts, rows, strict=True):
         _check(outputs, count)
-    return merge(parts)
+    return join(parts)
 
 
 def _check(outputs: Arrays, rows: int) -> None:
@@ -121,7 +118,7 @@ def _check(outputs: Arrays, rows: int) -> None:
 
 
 def attempt(run: Run, request: Arrays) -> Outcome:
-    """What a run of one request comes to."""
+    """Run one request; an exception is its outcome."""
     try:
         return run(request)
     except Exception as error:
@@ -130,7 +127,7 @@ def attempt(run: Run, request: Arrays) -> Outcome:
 
 @dataclass(slots=True)
 class BatchStats:
-    """What a finished batch tells the metrics. Seconds."""
+    """What the metrics are told of a finished batch. Seconds."""
 
     rows: int
     queued: list[float]

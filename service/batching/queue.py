@@ -1,5 +1,5 @@
-"""What waits for a model, in the order in which it is taken: the highest priority first, its lanes in turn, and in a
-lane who came first.
+"""Requests that wait for a model, in the order in which they are taken: the highest priority first, its lanes in turn,
+and in a lane the oldest first.
 
 A lane holds the requests that may share a batch: their dimensions beside the batch are the same. Rows are counted, not
 requests.
@@ -56,10 +56,10 @@ class Queue:
             self._drop(ticket.level, ticket.lane)
 
     def take(self, max_rows: int, now: float) -> tuple[list[Ticket], list[Ticket]]:
-        """The next batch, and those that came by on the way whose deadline has passed.
+        """The next batch, and the tickets before it whose deadline has passed.
 
-        The batch is what comes first and as much behind it as fits, also of lower priorities: room that is left would
-        help nobody. Whose result is set already, as a cancelled task's is, is dropped.
+        The batch is the first ticket and as many behind it as fit, also of lower priorities, so that no room is left.
+        A ticket whose result is set already, as a cancelled task's is, is dropped.
         """
         batch: list[Ticket] = []
         late: list[Ticket] = []
@@ -88,8 +88,8 @@ class Queue:
             self._drop(level, lane)
         return batch, late
 
-    def ahead(self, level: int) -> int:
-        """Weights of what goes before a newcomer with this priority."""
+    def weight_before(self, level: int) -> int:
+        """Weights of the tickets that go before a new one of this priority."""
         if len(self._levels) <= 1 and level in self._levels:
             return self.rows
         lines = (line for other, lanes in self._levels.items() if other <= level for line in lanes.values())
@@ -102,7 +102,7 @@ class Queue:
         )
 
     def oldest(self) -> float:
-        """When the one arrived that waits longest."""
+        """When the ticket that waits longest arrived."""
         return min(line[0].arrived for lanes in self._levels.values() for line in lanes.values())
 
     def next_deadline(self) -> float:

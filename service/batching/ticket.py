@@ -1,17 +1,16 @@
-"""A request on its way through the batcher, and what becomes of one that has more rows than a batch."""
+"""A request on its way through the batcher, and the parts of one that has more rows than a batch."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, cut
 from service.batching.lane import Lane
-from service.batching.merging import Outcome, cut, join
+from service.batching.merging import Outcome, join_checked
 
 
-class Result(Protocol):
-    """Where an outcome goes. A future is one; whoever waits in no coroutine needs less."""
+class ResultSink(Protocol):
+    """Where an outcome goes. A future is one; a caller that is no coroutine can do with less."""
 
     def done(self) -> bool:
         """Whether nobody waits for an outcome any more."""
@@ -23,9 +22,9 @@ class Result(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One accepted request: `result` is set exactly once, by its batch or by whoever withdraws it.
+    """One accepted request: `result` is set exactly once, by its batch or when it is withdrawn.
 
-    A request of more rows than a batch has is cut into `parts`: tickets that wait for themselves and share its result.
+    A request of more rows than a batch has is cut into `parts`: tickets that wait one by one and share its result.
     """
 
     inputs: Arrays
@@ -36,7 +35,7 @@ class Ticket:
     arrived: float
     deadline: float
     """When it must have begun. Seconds of the batcher's clock, as `arrived` is."""
-    result: Result
+    result: ResultSink
     waiting: bool = False
     whole: "Ticket | None" = None
     begins: bool = True
@@ -56,15 +55,8 @@ class Ticket:
         return self.rows or 1
 
 
-@dataclass(slots=True, eq=False)
-class Awaited(Ticket):
-    """A ticket whose result can be awaited."""
-
-    result: asyncio.Future[Arrays]
-
-
 def cut_up(whole: Ticket, max_rows: int) -> Sequence[Ticket]:
-    """The parts of a large request, in order; it has them from now on."""
+    """Cut a large request into parts of at most `max_rows` rows, in order, and return them."""
     whole.parts = [
         replace(
             whole,
@@ -84,6 +76,6 @@ def joined(whole: Ticket) -> Outcome | None:
     if len(parts) < len(whole.parts):
         return None
     try:
-        return join(parts, [part.rows for part in whole.parts])
+        return join_checked(parts, [part.rows for part in whole.parts])
     except Exception as error:
         return error

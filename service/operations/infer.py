@@ -1,5 +1,6 @@
 """The way of a checked request through the model's queue, for both transports."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -75,7 +76,7 @@ def hand_in(
     reply = Reply(model, finish)
     lane = model.session.signature.lane(inputs)
     ticket = model.batcher.submit(
-        inputs, rows, lane, priority=priority, timeout=timeout, result=reply, alone=waiting.sole_connection
+        inputs, rows, lane, priority=priority, timeout=timeout, result=reply, sole_connection=waiting.sole_connection
     )
     if not reply.done():
         reply.ticket = ticket
@@ -99,12 +100,13 @@ async def compute(
     Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
     """
     lane = model.session.signature.lane(inputs)
-    ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout)
+    result: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
+    ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout, result=result)
     if ticket.queued and "state" in scope:
         scope["state"][WITHDRAW] = partial(model.batcher.withdraw, ticket, ClientGoneError(GONE))
     outcome: Outcome
     try:
-        outcome = await ticket.result
+        outcome = await result
     except Exception as error:
         outcome = error
     return outputs_of(model, inputs, rows, outcome)

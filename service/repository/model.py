@@ -8,15 +8,10 @@ from typing import Any, Literal, Protocol
 
 from fold.arrays import Arrays
 from fold.artifact import Manifest
-from service.batching import INLINE_SECONDS, Batcher
+from service.batching import Batcher, BatchPolicy
 from service.repository.versions import Cause
 from service.runtime import ModelSession
 from service.settings import Settings
-
-AHEAD = 2
-"""While a batch is computed on the CPU the next one is merged once it has the largest batch's rows over this: enough
-for it to run about as fast as a full one."""
-
 
 Disagreement = Literal["error", "decision"]
 Drop = Literal["load", "busy", "proof", "failed"]
@@ -76,25 +71,25 @@ class Model:
     fault: Absent | None = None
     """Why its files, as they are now, could not be loaded in its place."""
     gone: bool = False
-    """Whether it has answered its last request and counts no more."""
+    """Whether it has answered its last request and is counted no more."""
     _users: int = 0
     _free: asyncio.Event | None = None
 
     @classmethod
     def of(cls, name: str, version: str, session: ModelSession, settings: Settings) -> "Model":
+        batched, in_flight = session.signature.batched, session.batches_in_flight
+        single_core_runs = session.narrow_runs
+        if session.provider == "cpu":
+            policy = BatchPolicy.for_cpu(
+                settings, batched=batched, in_flight=in_flight, single_core_runs=single_core_runs
+            )
+        else:
+            policy = BatchPolicy.for_gpu(settings, batched=batched, in_flight=in_flight)
         batcher = Batcher(
             session.run,
+            policy,
             name=f"{name}/{version}",
-            max_batch_size=settings.max_batch_size,
-            queue_rows=settings.queue_rows,
-            timeout=settings.timeout_seconds,
-            batched=session.signature.batched,
-            max_queue_delay=settings.max_queue_delay_seconds,
-            inline_seconds=INLINE_SECONDS if session.provider == "cpu" else 0.0,  # a GPU is waited for, elsewhere
-            in_flight=session.batches_in_flight,
-            ahead_rows=settings.max_batch_size // AHEAD if session.provider == "cpu" else 0,
-            narrow_run=session.run_on_one_core,
-            narrow_runs=session.narrow_runs,
+            single_core_run=session.run_on_one_core if single_core_runs else None,
         )
         return cls(name, version, session, batcher)
 

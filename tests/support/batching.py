@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batching.batcher import Batcher
+from service.batching import Batcher, BatchPolicy, Lane, Ticket
 
 MAX_ROWS, QUEUE_ROWS = 6, 16
 POISON = -1.0
@@ -39,12 +39,12 @@ class StepWorker:
         self.stopped = False
 
     def submit(
-        self, job: Callable[[], Any], done: Callable[[Any], None], *, ahead: Callable[[], None] | None = None
+        self, job: Callable[[], Any], done: Callable[[Any], None], *, prefetch: Callable[[], None] | None = None
     ) -> None:
         assert len(self.jobs) < self.threads, "more batches at a time than there are threads"
         assert not self.stopped
-        if ahead is not None:
-            ahead()
+        if prefetch is not None:
+            prefetch()
         self.jobs.append((job, done))
 
     def step(self) -> bool:
@@ -69,11 +69,11 @@ class Model:
     def __init__(self, clock: Clock | None = None, seconds: float = 0.0) -> None:
         self.clock, self.seconds = clock or Clock(), seconds
         self.batches: list[int] = []
-        self.narrow: list[int] = []
+        self.single_core: list[int] = []
         """Those of them that ran on one core."""
 
     def run_on_one_core(self, inputs: Arrays) -> Arrays:
-        self.narrow.append(len(inputs["x"]))
+        self.single_core.append(len(inputs["x"]))
         return self.run(inputs)
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -89,25 +89,27 @@ class Rig:
     """All of them together; the batcher runs nothing in the event loop unless `inline_seconds` says so."""
 
     def __init__(self, seconds: float = 0.0, **options: Any) -> None:
-        narrow = options.get("narrow_runs", 0)
-        threads = max(options.get("in_flight", 1), narrow) + bool(options.get("ahead_rows") or narrow)
-        self.clock, self.worker = Clock(), StepWorker(threads)
-        self.model = Model(self.clock, seconds)
         chosen = {"max_batch_size": MAX_ROWS, "queue_rows": QUEUE_ROWS, "timeout": 60.0, "inline_seconds": 0.0}
+        policy = BatchPolicy(**{**chosen, **options})
+        self.clock, self.worker = Clock(), StepWorker(policy.threads + policy.prefetches)
+        self.model = Model(self.clock, seconds)
         self.queue = Batcher(
             self.model.run,
+            policy,
             name="m/1",
-            narrow_run=self.model.run_on_one_core,
+            single_core_run=self.model.run_on_one_core,
             worker=self.worker,
             clock=self.clock,
-            thread_clock=self.clock,
-            **{**chosen, **options},
+            cpu_clock=self.clock,
         )
+
+    def submit(self, inputs: Arrays, rows: int, lane: Lane = (), **options: Any) -> Ticket:
+        return submit(self.queue, inputs, rows, lane, **options)
 
     async def learn(self, rows: int = 1, times: int = 4) -> None:
         """So many runs, by which the batcher knows how long they take."""
         for _ in range(times):
-            self.queue.submit(filled(0, rows), rows)
+            self.submit(filled(0, rows), rows)
             self.worker.run_all()
             await turns()
         self.model.batches.clear()
@@ -115,6 +117,11 @@ class Rig:
     def play(self, coroutine: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=lambda: Loop(self.clock)) as runner:
             runner.run(coroutine)
+
+
+def submit(queue: Batcher, inputs: Arrays, rows: int, lane: Lane = (), **options: Any) -> Ticket:
+    """A request whose result is a future."""
+    return queue.submit(inputs, rows, lane, result=asyncio.get_running_loop().create_future(), **options)
 
 
 def filled(value: float, count: int = 1, width: int = 1) -> Arrays:

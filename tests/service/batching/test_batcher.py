@@ -5,17 +5,23 @@ import gc
 import threading
 import time
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.batching.batcher import MAX_RETRY_SECONDS, Batcher
-from service.batching.merging import Batch, BatchStats, split
-from service.batching.pace import LONE_OVERRUN_SECONDS, LONE_REST, OVERRUN_SECONDS, REST, TRUSTED
+from service.batching.merging import BatchStats, RequestBatch, split
+from service.batching.pace import OVERRUN_SECONDS, REST, SOLE_OVERRUN_SECONDS, SOLE_REST, TRUSTED
+from service.batching.policy import BatchPolicy
 from service.batching.ticket import Ticket
 from service.batching.worker import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, turns
+from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, submit, turns
+
+
+def policy(max_batch_size: int, **options: Any) -> BatchPolicy:
+    return BatchPolicy(max_batch_size=max_batch_size, queue_rows=64, timeout=60.0, **options)
 
 
 def values(ticket: Ticket) -> list[float]:
@@ -29,7 +35,7 @@ def test_a_lone_request_runs_at_once_and_the_rest_is_the_next_batch() -> None:
     async def play() -> None:
         stats: list[BatchStats] = []
         rig.queue.on_batch = stats.append
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(9)]
+        tickets = [rig.submit(filled(i), 1) for i in range(9)]
         assert [ticket.queued for ticket in tickets] == [False] + [True] * 8
         rig.worker.run_all()
         assert rig.model.batches == [1, 6, 2]
@@ -44,7 +50,7 @@ def test_two_batches_may_be_in_flight() -> None:
     rig = Rig(in_flight=2, queue_rows=32)
 
     async def play() -> None:
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(5)]
+        tickets = [rig.submit(filled(i), 1) for i in range(5)]
         assert [ticket.queued for ticket in tickets] == [False, False, True, True, True]
         assert (rig.queue.running_rows, rig.queue.queued_rows) == (2, 3)
         rig.worker.jobs.rotate()  # the second is done first
@@ -53,7 +59,7 @@ def test_two_batches_may_be_in_flight() -> None:
         rig.worker.run_all()
         assert rig.model.batches == [1, 1, 3]
         assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(5)]
-        parts = rig.queue.submit(filled(9, 4 * MAX_ROWS), 4 * MAX_ROWS)
+        parts = rig.submit(filled(9, 4 * MAX_ROWS), 4 * MAX_ROWS)
         assert rig.queue.running_rows == 2 * MAX_ROWS
         rig.worker.run_all()
         assert values(parts) == [10] * 4 * MAX_ROWS
@@ -82,7 +88,7 @@ def test_rows_are_counted_not_requests() -> None:
 
     async def play() -> None:
         for count in (1, 4, 2, 3, 3, 6):
-            rig.queue.submit(filled(count, count), count)
+            rig.submit(filled(count, count), count)
         rig.worker.run_all()
         assert rig.model.batches == [1, 6, 6, 6]
 
@@ -93,7 +99,7 @@ def test_without_a_batch_axis_nothing_is_merged_and_nothing_is_cut() -> None:
     rig = Rig(batched=False)
 
     async def play() -> None:
-        tickets = [rig.queue.submit(filled(i, 9), 1) for i in range(3)]
+        tickets = [rig.submit(filled(i, 9), 1) for i in range(3)]
         rig.worker.run_all()
         assert rig.model.batches == [9, 9, 9]
         assert [values(ticket) for ticket in tickets] == [[i + 1] * 9 for i in range(3)]
@@ -101,14 +107,14 @@ def test_without_a_batch_axis_nothing_is_merged_and_nothing_is_cut() -> None:
     rig.play(play())
 
 
-def test_on_a_cpu_the_next_batch_is_merged_ahead_once_it_is_worth_it() -> None:
-    rig = Rig(ahead_rows=3, queue_rows=32)
+def test_on_a_cpu_the_next_batch_is_prefetched_once_it_is_worth_it() -> None:
+    rig = Rig(prefetch_rows=3, queue_rows=32)
 
     async def play() -> None:
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(3)]
+        tickets = [rig.submit(filled(i), 1) for i in range(3)]
         assert [ticket.queued for ticket in tickets] == [False, True, True], "two rows are not worth it"
-        tickets += [rig.queue.submit(filled(i), 1) for i in range(3, 8)]
-        assert (rig.queue.running_rows, rig.queue.queued_rows) == (4, 4), "one batch ahead, not two"
+        tickets += [rig.submit(filled(i), 1) for i in range(3, 8)]
+        assert (rig.queue.running_rows, rig.queue.queued_rows) == (4, 4), "one batch is prefetched, not two"
         rig.worker.step()
         assert (rig.queue.running_rows, rig.queue.queued_rows) == (7, 0)
         rig.worker.run_all()
@@ -119,56 +125,56 @@ def test_on_a_cpu_the_next_batch_is_merged_ahead_once_it_is_worth_it() -> None:
 
 
 def test_where_there_are_requests_for_every_core_each_run_has_one() -> None:
-    """A lone request has all of them; a crowd is shared evenly among runs on one core, and one that is merged ahead."""
-    rig = Rig(narrow_runs=2, queue_rows=64)
+    """A lone request has all of them; a crowd is shared evenly among runs on one core, and one that is prefetched."""
+    rig = Rig(single_core_runs=2, queue_rows=64)
 
     async def play() -> None:
         for _ in range(2):
-            rig.queue.submit(filled(0), 1)
+            rig.submit(filled(0), 1)
             rig.worker.run_all()
-        assert (rig.model.batches, rig.model.narrow) == ([1, 1], [])
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(12)]
-        assert len(rig.worker.jobs) == 3, "the first alone, the second beside it, and one ahead"
+        assert (rig.model.batches, rig.model.single_core) == ([1, 1], [])
+        tickets = [rig.submit(filled(i), 1) for i in range(12)]
+        assert len(rig.worker.jobs) == 3, "the first on all cores, the second beside it, and one prefetched"
         rig.worker.run_all()
         assert rig.model.batches[2] == 1
-        assert rig.model.batches[3:] == rig.model.narrow == [1, 1, 4, 4, 1]
+        assert rig.model.batches[3:] == rig.model.single_core == [1, 1, 4, 4, 1]
         assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(12)]
-        rig.queue.submit(filled(0), 1)
+        rig.submit(filled(0), 1)
         rig.worker.run_all()
-        assert len(rig.model.narrow) == 5, "alone again"
+        assert len(rig.model.single_core) == 5, "one request has all cores again"
 
     rig.play(play())
 
 
-def test_one_large_request_alone_has_all_cores() -> None:
-    rig = Rig(narrow_runs=2, queue_rows=64)
+def test_a_single_large_request_has_all_cores() -> None:
+    rig = Rig(single_core_runs=2, queue_rows=64)
 
     async def play() -> None:
-        rig.queue.submit(filled(0, MAX_ROWS), MAX_ROWS)
+        rig.submit(filled(0, MAX_ROWS), MAX_ROWS)
         rig.worker.run_all()
-        assert (rig.model.batches, rig.model.narrow) == ([MAX_ROWS], [])
-        cut = rig.queue.submit(filled(7, 3 * MAX_ROWS), 3 * MAX_ROWS)
+        assert (rig.model.batches, rig.model.single_core) == ([MAX_ROWS], [])
+        cut = rig.submit(filled(7, 3 * MAX_ROWS), 3 * MAX_ROWS)
         rig.worker.run_all()
-        assert sum(rig.model.narrow) == 3 * MAX_ROWS, "its parts are requests like others"
+        assert sum(rig.model.single_core) == 3 * MAX_ROWS, "its parts are requests like others"
         assert values(cut) == [8] * 3 * MAX_ROWS
 
     rig.play(play())
 
 
 def test_fewer_requests_than_cores_wait_until_a_run_may_have_all() -> None:
-    rig = Rig(narrow_runs=4, queue_rows=64)
+    rig = Rig(single_core_runs=4, queue_rows=64)
 
     async def play() -> None:
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(3)]
+        tickets = [rig.submit(filled(i), 1) for i in range(3)]
         assert len(rig.worker.jobs) == 1
         rig.worker.run_all()
-        assert (rig.model.batches, rig.model.narrow) == ([1, 2], [])
+        assert (rig.model.batches, rig.model.single_core) == ([1, 2], [])
         assert [values(ticket) for ticket in tickets] == [[1], [2], [3]]
 
     rig.play(play())
 
 
-def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
+def test_what_is_prefetched_runs_when_the_batch_before_has_ended() -> None:
     """With real threads: runs never overlap, and who was asked first is answered first."""
     under_way, answered = threading.Lock(), list[int]()
 
@@ -179,8 +185,8 @@ def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
         return {"y": inputs["x"] + 1}
 
     async def play() -> None:
-        queue = Batcher(run, name="m/1", max_batch_size=4, queue_rows=64, timeout=60, inline_seconds=0, ahead_rows=2)
-        tickets = [queue.submit(filled(i, 2), 2) for i in range(20)]
+        queue = Batcher(run, policy(4, inline_seconds=0.0, prefetch_rows=2), name="m/1")
+        tickets = [submit(queue, filled(i, 2), 2) for i in range(20)]
         for i, ticket in enumerate(tickets):
             ticket.result.add_done_callback(lambda _, i=i: answered.append(i))  # type: ignore[misc]
         await queue.drain()
@@ -192,10 +198,10 @@ def test_what_is_merged_ahead_runs_when_the_batch_before_has_ended() -> None:
 
 
 def test_the_next_job_begins_before_the_event_loop_hears_of_the_last() -> None:
-    """What is made ready ahead waits for nobody but the thread."""
+    """What is prefetched waits only for the thread."""
 
     async def play() -> None:
-        worker, said, both = Worker("m", ahead=True), list[str](), threading.Event()
+        worker, said, both = Worker("m", prefetches=True), list[str](), threading.Event()
         ended = asyncio.Event()
 
         def first() -> None:
@@ -206,13 +212,13 @@ def test_the_next_job_begins_before_the_event_loop_hears_of_the_last() -> None:
             said.append("second")
 
         worker.submit(first, lambda _: said.append("told"))
-        worker.submit(second, lambda _: ended.set(), ahead=both.set)
+        worker.submit(second, lambda _: ended.set(), prefetch=both.set)
         while len(said) < 2:  # the loop is busy
             time.sleep(0.001)
         assert said == ["first", "second"]
         await asyncio.wait_for(ended.wait(), 30)
         assert said == ["first", "second", "told"]
-        worker.submit(first, lambda _: None, ahead=both.set)
+        worker.submit(first, lambda _: None, prefetch=both.set)
         worker.stop()
         for thread in worker._threads:
             thread.join(30)
@@ -224,18 +230,18 @@ def test_the_next_job_begins_before_the_event_loop_hears_of_the_last() -> None:
 
 def test_waiting_between_merging_and_the_run_is_the_queues_time_and_not_the_runs() -> None:
     clock = Clock()
-    batch = Batch(Model(clock, 0.25).run, [filled(1), filled(2)], [1, 1], clock, clock)
-    batch.merge_ahead()
+    batch = RequestBatch(Model(clock, 0.25).run, [filled(1), filled(2)], [1, 1], clock, clock)
+    batch.prefetch()
     clock.now += 5
     computed = batch.compute()
     assert (computed.waited, computed.inference) == (5, 0.25)
     assert [outcome["y"][0, 0] for outcome in computed.outcomes if isinstance(outcome, dict)] == [2, 3]
 
 
-def test_a_batch_that_cannot_be_merged_ahead_is_computed_one_by_one() -> None:
+def test_a_batch_that_cannot_be_prefetched_is_computed_one_by_one() -> None:
     clock, model = Clock(), Model()
-    batch = Batch(model.run, [filled(1, width=1), filled(2, width=2)], [1, 1], clock, clock)
-    batch.merge_ahead()
+    batch = RequestBatch(model.run, [filled(1, width=1), filled(2, width=2)], [1, 1], clock, clock)
+    batch.prefetch()
     assert [outcome["y"][0, 0] for outcome in batch.compute().outcomes if isinstance(outcome, dict)] == [2, 3]
     assert model.batches == [1, 1]
 
@@ -245,9 +251,9 @@ def test_lanes_take_turns() -> None:
     rig = Rig()
 
     async def play() -> None:
-        rig.queue.submit(filled(0), 1, (1,))
-        wide = [rig.queue.submit(filled(1, 6, 2), 6, (2,)) for _ in range(2)]
-        narrow = rig.queue.submit(filled(2), 1, (1,))
+        rig.submit(filled(0), 1, (1,))
+        wide = [rig.submit(filled(1, 6, 2), 6, (2,)) for _ in range(2)]
+        narrow = rig.submit(filled(2), 1, (1,))
         for _ in range(3):
             rig.worker.step()
         assert [wide[0].result.done(), narrow.result.done(), wide[1].result.done()] == [True, True, False]
@@ -262,7 +268,7 @@ def test_priorities_go_first_and_what_is_left_of_a_batch_goes_to_the_lower_ones(
     answered: list[str] = []
 
     def ask(name: str, rows: int, **options: int) -> None:
-        ticket = rig.queue.submit(filled(0, rows), rows, **options)
+        ticket = rig.submit(filled(0, rows), rows, **options)
         ticket.result.add_done_callback(lambda _: answered.append(name))
 
     async def play() -> None:
@@ -290,10 +296,10 @@ def test_who_is_passed_by_others_is_told_at_the_deadline() -> None:
     rig = Rig(timeout=5.0)
 
     async def play() -> None:
-        rig.queue.submit(filled(0), 1)
-        low = rig.queue.submit(filled(1), 1, (9,), priority=9)
+        rig.submit(filled(0), 1)
+        low = rig.submit(filled(1), 1, (9,), priority=9)
         for _ in range(6):
-            rig.queue.submit(filled(2), 1, priority=1)
+            rig.submit(filled(2), 1, priority=1)
             rig.clock.now += 1
             rig.worker.step()
             await turns()
@@ -308,8 +314,8 @@ def test_only_the_guilty_one_fails() -> None:
     async def play() -> None:
         stats: list[BatchStats] = []
         rig.queue.on_batch = stats.append
-        rig.queue.submit(filled(0), 1)
-        good, bad, other = (rig.queue.submit(filled(value), 1) for value in (5, POISON, 7))
+        rig.submit(filled(0), 1)
+        good, bad, other = (rig.submit(filled(value), 1) for value in (5, POISON, 7))
         rig.worker.run_all()
         assert (values(good), values(other)) == ([6], [8])
         with pytest.raises(RuntimeError, match="poisoned"):
@@ -320,14 +326,14 @@ def test_only_the_guilty_one_fails() -> None:
     rig.play(play())
 
 
-def test_a_large_request_is_cut_and_joined_and_company_fills_its_last_batch() -> None:
+def test_a_large_request_is_cut_and_joined_and_others_fill_its_last_batch() -> None:
     rig = Rig(queue_rows=32)
 
     async def play() -> None:
         stats: list[BatchStats] = []
         rig.queue.on_batch = stats.append
         x = {"x": np.arange(28, dtype=np.float32).reshape(14, 2)}
-        large, small = rig.queue.submit(x, 14), rig.queue.submit(filled(50, 3, 2), 3)
+        large, small = rig.submit(x, 14), rig.submit(filled(50, 3, 2), 3)
         assert rig.queue.queued_rows == 8 + 3
         rig.worker.run_all()
         assert rig.model.batches == [6, 6, 5]
@@ -346,7 +352,7 @@ def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_computed() -
         rig.queue.on_batch = stats.append
         x = filled(1, 20)
         x["x"][8] = POISON
-        large = rig.queue.submit(x, 20)
+        large = rig.submit(x, 20)
         rig.worker.run_all()
         with pytest.raises(RuntimeError, match="poisoned"):
             await large.result
@@ -363,7 +369,7 @@ def test_parts_without_their_rows_are_an_error_not_a_mixture() -> None:
     rig.queue._run = rig.model.run
 
     async def play() -> None:
-        large = rig.queue.submit(filled(1, 8), 8)
+        large = rig.submit(filled(1, 8), 8)
         rig.worker.run_all()
         with pytest.raises(ValueError, match=r"output 'y' has shape \[1, 1\], but the batch has 6 rows"):
             await large.result
@@ -375,7 +381,7 @@ def test_withdrawing_takes_the_parts_along_that_wait() -> None:
     rig = Rig()
 
     async def play() -> None:
-        large, after = rig.queue.submit(filled(1, 16), 16), rig.queue.submit(filled(2), 1)
+        large, after = rig.submit(filled(1, 16), 16), rig.submit(filled(2), 1)
         assert large.queued
         assert rig.queue.withdraw(large, ClientGoneError("gone"))
         assert not rig.queue.withdraw(large, ClientGoneError("gone"))
@@ -393,7 +399,7 @@ def test_a_request_that_no_queue_can_hold_is_refused_for_good() -> None:
 
     async def play() -> None:
         with pytest.raises(BadRequestError, match="17 rows came, at most 16 are taken"):
-            rig.queue.submit(filled(1, 17), 17)
+            rig.submit(filled(1, 17), 17)
 
     rig.play(play())
 
@@ -402,9 +408,9 @@ def test_a_full_queue_refuses_and_the_accepted_are_served() -> None:
     rig = Rig(queue_rows=2)
 
     async def play() -> None:
-        accepted = [rig.queue.submit(filled(i), 1) for i in range(3)]
+        accepted = [rig.submit(filled(i), 1) for i in range(3)]
         with pytest.raises(BusyError, match="1 rows came, 2 are queued already and at most 2 may be") as refused:
-            rig.queue.submit(filled(9), 1)
+            rig.submit(filled(9), 1)
         assert (refused.value.status, refused.value.headers()) == (429, [(b"retry-after", b"1")])
         rig.worker.run_all()
         assert [values(ticket) for ticket in accepted] == [[1], [2], [3]]
@@ -420,9 +426,9 @@ def test_retry_after_is_what_the_queue_takes_at_the_measured_rate(seconds: float
     async def play() -> None:
         await rig.learn(rows=MAX_ROWS)
         for _ in range(3):
-            rig.queue.submit(filled(1, MAX_ROWS), MAX_ROWS)
+            rig.submit(filled(1, MAX_ROWS), MAX_ROWS)
         with pytest.raises(BusyError) as refused:
-            rig.queue.submit(filled(1), 1)
+            rig.submit(filled(1), 1)
         assert refused.value.retry_after == expected
         rig.worker.run_all()
 
@@ -433,9 +439,9 @@ def test_what_waits_too_long_is_told_and_not_computed() -> None:
     rig = Rig(timeout=30.0)
 
     async def play() -> None:
-        running, late = rig.queue.submit(filled(1), 1), rig.queue.submit(filled(2), 1)
-        sooner = rig.queue.submit(filled(3), 1, timeout=2.0)
-        longer = rig.queue.submit(filled(4), 1, timeout=1000.0)
+        running, late = rig.submit(filled(1), 1), rig.submit(filled(2), 1)
+        sooner = rig.submit(filled(3), 1, timeout=2.0)
+        longer = rig.submit(filled(4), 1, timeout=1000.0)
         rig.clock.now += 3
         await turns()
         with pytest.raises(DeadlineError, match=r"not begun within 2 seconds"):
@@ -459,8 +465,8 @@ def test_what_has_expired_when_its_turn_comes_is_not_computed() -> None:
     rig = Rig()
 
     async def play() -> None:
-        rig.queue.submit(filled(1), 1)
-        late, good = rig.queue.submit(filled(2), 1, timeout=2.0), rig.queue.submit(filled(3), 1)
+        rig.submit(filled(1), 1)
+        late, good = rig.submit(filled(2), 1, timeout=2.0), rig.submit(filled(3), 1)
         rig.clock.now += 3
         rig.worker.run_all()
         assert isinstance(late.result.exception(), DeadlineError)
@@ -474,31 +480,31 @@ def test_what_cannot_begin_in_time_is_refused_at_once_but_only_when_that_is_know
     rig = Rig(seconds=10.0)
 
     async def play() -> None:
-        rig.queue.submit(filled(0, MAX_ROWS), MAX_ROWS)
-        assert rig.queue.submit(filled(0), 1, timeout=2.0).queued, "nobody knows yet how long a run takes"
+        rig.submit(filled(0, MAX_ROWS), MAX_ROWS)
+        assert rig.submit(filled(0), 1, timeout=2.0).queued, "nobody knows yet how long a run takes"
         rig.worker.run_all()
         await rig.learn(rows=MAX_ROWS)
-        rig.queue.submit(filled(0, MAX_ROWS), MAX_ROWS)
+        rig.submit(filled(0, MAX_ROWS), MAX_ROWS)
         with pytest.raises(DeadlineError, match="cannot begin within 2 seconds, 10 seconds of work are ahead"):
-            rig.queue.submit(filled(1), 1, timeout=2.0)
+            rig.submit(filled(1), 1, timeout=2.0)
         rig.clock.now += 9
-        assert rig.queue.submit(filled(1), 1, timeout=2.0).queued, "it begins in a second"
-        rig.queue.submit(filled(1, MAX_ROWS), MAX_ROWS)
+        assert rig.submit(filled(1), 1, timeout=2.0).queued, "it begins in a second"
+        rig.submit(filled(1, MAX_ROWS), MAX_ROWS)
         with pytest.raises(DeadlineError, match="11 seconds of work are ahead"):
-            rig.queue.submit(filled(1), 1, timeout=10.0)
-        assert rig.queue.submit(filled(1), 1, timeout=10.0, priority=1).queued, "it need not wait for the others"
+            rig.submit(filled(1), 1, timeout=10.0)
+        assert rig.submit(filled(1), 1, timeout=10.0, priority=1).queued, "it need not wait for the others"
         rig.worker.run_all()
 
     rig.play(play())
 
 
-def test_an_idle_worker_waits_for_company_only_where_it_is_told_to() -> None:
+def test_an_idle_worker_waits_for_more_requests_only_with_a_queue_delay() -> None:
     rig = Rig(max_queue_delay=0.5)
 
     async def play() -> None:
-        rig.queue.submit(filled(1), 1)
+        rig.submit(filled(1), 1)
         rig.clock.now += 0.3
-        rig.queue.submit(filled(1), 1)
+        rig.submit(filled(1), 1)
         await turns()
         assert not rig.worker.jobs
         rig.clock.now += 0.21
@@ -506,10 +512,10 @@ def test_an_idle_worker_waits_for_company_only_where_it_is_told_to() -> None:
         rig.worker.run_all()
         assert rig.model.batches == [2], "the delay counts from the first"
         for _ in range(MAX_ROWS):
-            rig.queue.submit(filled(1), 1)
+            rig.submit(filled(1), 1)
         rig.worker.run_all()
         assert rig.model.batches == [2, MAX_ROWS], "a full batch waits no longer"
-        hurried = rig.queue.submit(filled(1), 1, timeout=0.4)
+        hurried = rig.submit(filled(1), 1, timeout=0.4)
         rig.clock.now += 0.21
         await turns()
         rig.worker.run_all()
@@ -518,19 +524,19 @@ def test_an_idle_worker_waits_for_company_only_where_it_is_told_to() -> None:
     rig.play(play())
 
 
-def test_short_runs_happen_in_the_event_loop_and_all_that_came_meanwhile_is_one_batch() -> None:
+def test_fast_runs_happen_in_the_event_loop_and_all_that_came_meanwhile_is_one_batch() -> None:
     rig = Rig(seconds=0.0001, inline_seconds=0.001)
 
     async def play() -> None:
         for rows in (1, 3, 6):
             await rig.learn(rows)
-        tickets = [rig.queue.submit(filled(i), 1) for i in range(9)]
+        tickets = [rig.submit(filled(i), 1) for i in range(9)]
         assert not rig.worker.jobs
         assert [ticket.queued for ticket in tickets] == [True] * 9
         await turns()
         assert rig.model.batches == [6, 3]
         assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(9)]
-        lone = rig.queue.submit(filled(5), 1)
+        lone = rig.submit(filled(5), 1)
         await asyncio.sleep(0)
         assert values(lone) == [6], "a lone one in the next turn of the loop"
 
@@ -542,14 +548,14 @@ def test_batches_that_are_long_or_unknown_do_not_run_in_the_event_loop() -> None
 
     async def play() -> None:
         await rig.learn(1, TRUSTED - 1)
-        rig.queue.submit(filled(0), 1)
+        rig.submit(filled(0), 1)
         assert rig.worker.jobs, "seen too seldom"
         rig.worker.run_all()
-        rig.queue.submit(filled(0, 6), 6)
+        rig.submit(filled(0, 6), 6)
         await turns()
-        assert rig.worker.jobs, "short alone, but of this size none was seen"
+        assert rig.worker.jobs, "one row is fast, but no run of this size was seen"
         rig.worker.run_all()
-        rig.queue.submit(filled(0, 1, 2), 1, (2,))
+        rig.submit(filled(0, 1, 2), 1, (2,))
         await turns()
         assert rig.worker.jobs, "nor of this shape"
         rig.worker.run_all()
@@ -562,55 +568,55 @@ def test_one_that_nobody_can_join_runs_before_submit_returns() -> None:
     rig = Rig(seconds=0.003, inline_seconds=0.001)
 
     async def play() -> None:
-        assert not rig.queue.submit(filled(1), 1, alone=True).result.done(), "nobody knows yet how long it takes"
+        assert not rig.submit(filled(1), 1, sole_connection=True).result.done(), "nobody knows yet how long it takes"
         rig.worker.run_all()
         await rig.learn()
-        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2]
-        rig.queue.submit(filled(1), 1)
+        assert values(rig.submit(filled(1), 1, sole_connection=True)) == [2]
+        rig.submit(filled(1), 1)
         assert rig.worker.jobs, "beside others it is too long"
         rig.worker.run_all()
         rig.model.seconds = OVERRUN_SECONDS
-        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2], "the system interrupts a run now and then"
-        rig.model.seconds = long = 2 * LONE_OVERRUN_SECONDS
-        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2], "nobody could know"
+        assert values(rig.submit(filled(1), 1, sole_connection=True)) == [2], "the system interrupts a run now and then"
+        rig.model.seconds = long = 2 * SOLE_OVERRUN_SECONDS
+        assert values(rig.submit(filled(1), 1, sole_connection=True)) == [2], "nobody could know"
         rig.model.seconds = 0.003
-        rig.queue.submit(filled(1), 1, alone=True)
+        rig.submit(filled(1), 1, sole_connection=True)
         assert rig.worker.jobs, "it could happen again"
         rig.worker.run_all()
-        rig.clock.now += LONE_REST * long
-        assert values(rig.queue.submit(filled(1), 1, alone=True)) == [2]
+        rig.clock.now += SOLE_REST * long
+        assert values(rig.submit(filled(1), 1, sole_connection=True)) == [2]
 
     rig.play(play())
 
 
-def test_with_no_time_in_the_event_loop_nothing_runs_there_alone() -> None:
+def test_with_no_time_in_the_event_loop_nothing_runs_there() -> None:
     rig = Rig(seconds=0.0001, inline_seconds=0.0)
 
     async def play() -> None:
         await rig.learn()
-        rig.queue.submit(filled(1), 1, alone=True)
+        rig.submit(filled(1), 1, sole_connection=True)
         assert rig.worker.jobs
         rig.worker.run_all()
 
     rig.play(play())
 
 
-def test_a_short_run_does_not_overtake_the_answers_of_a_long_one() -> None:
+def test_a_fast_run_does_not_overtake_the_answers_of_a_slow_one() -> None:
     rig = Rig(seconds=0.0001, inline_seconds=0.001)
     answered: list[str] = []
 
     async def play() -> None:
         await rig.learn()
         rig.model.seconds = 1.0
-        for name, rows in (("long", MAX_ROWS), ("short", 1)):
-            ticket = rig.queue.submit(filled(0, rows), rows)
+        for name, rows in (("slow", MAX_ROWS), ("fast", 1)):
+            ticket = rig.submit(filled(0, rows), rows)
             ticket.result.add_done_callback(lambda _, name=name: answered.append(name))  # type: ignore[misc]
             await turns()
         rig.model.seconds = 0.0001
         rig.worker.step()
         rig.worker.run_all()
         await turns()
-        assert answered == ["long", "short"]
+        assert answered == ["slow", "fast"]
 
     rig.play(play())
 
@@ -621,16 +627,16 @@ def test_a_batch_may_take_the_event_loop_longer_than_a_row_but_not_for_ever() ->
     async def play() -> None:
         for rows, inline in ((1, False), (6, True)):
             await rig.learn(rows, 5)
-            rig.queue.submit(filled(0, rows), rows)
+            rig.submit(filled(0, rows), rows)
             assert bool(rig.worker.jobs) is not inline
             rig.worker.run_all()
             await turns()
         rig.model.seconds = 0.0045
         for _ in range(100):
-            rig.queue.submit(filled(0, 4), 4)
+            rig.submit(filled(0, 4), 4)
             await turns()
             rig.worker.run_all()
-        rig.queue.submit(filled(0, 4), 4)
+        rig.submit(filled(0, 4), 4)
         await turns()
         assert rig.worker.jobs, "grown slower than a row may be"
         rig.worker.run_all()
@@ -638,25 +644,25 @@ def test_a_batch_may_take_the_event_loop_longer_than_a_row_but_not_for_ever() ->
     rig.play(play())
 
 
-def test_a_run_that_turns_out_long_leaves_the_event_loop_alone_for_long() -> None:
+def test_a_run_that_turns_out_slow_keeps_runs_out_of_the_event_loop_for_long() -> None:
     rig = Rig(seconds=0.0001, inline_seconds=0.001)
 
     async def play() -> None:
         await rig.learn()
         rig.model.seconds = long = 10 * OVERRUN_SECONDS
-        rig.queue.submit(filled(0), 1)
+        rig.submit(filled(0), 1)
         await turns()
         rig.model.seconds = 0.0001
         for _ in range(100):
-            rig.queue.submit(filled(0), 1)
+            rig.submit(filled(0), 1)
             await turns()
             assert rig.worker.jobs
             rig.worker.run_all()
         rig.clock.now += REST * long
-        rig.queue.submit(filled(0), 1)
+        rig.submit(filled(0), 1)
         rig.worker.run_all()
-        rig.queue.submit(filled(0), 1)
-        assert not rig.worker.jobs, "short again, and the rest is over"
+        rig.submit(filled(0), 1)
+        assert not rig.worker.jobs, "fast again, and the rest is over"
         await turns()
 
     rig.play(play())
@@ -669,7 +675,7 @@ def test_the_statistics_of_a_batch() -> None:
         stats: list[BatchStats] = []
         rig.queue.on_batch = stats.append
         for _ in range(3):
-            rig.queue.submit(filled(0, 2), 2)
+            rig.submit(filled(0, 2), 2)
         rig.clock.now += 1
         rig.worker.run_all()
         assert [s.compute for s in stats] == [2.0, 2.0]
@@ -690,12 +696,11 @@ def test_a_flooded_model_keeps_no_other_model_waiting() -> None:
         return {"y": inputs["x"]}
 
     async def play() -> None:
-        options = {"max_batch_size": 4, "queue_rows": 64, "timeout": 60.0}
-        flooded = Batcher(hang, name="flooded/1", **options)  # type: ignore[arg-type]
-        other = Batcher(Model().run, name="other/1", **options)  # type: ignore[arg-type]
-        crowd = [flooded.submit(filled(0, 4), 4) for _ in range(16)]
+        flooded = Batcher(hang, policy(4), name="flooded/1")
+        other = Batcher(Model().run, policy(4), name="other/1")
+        crowd = [submit(flooded, filled(0, 4), 4) for _ in range(16)]
         try:
-            assert (await asyncio.wait_for(other.submit(filled(1), 1).result, 30))["y"] == 2
+            assert (await asyncio.wait_for(submit(other, filled(1), 1).result, 30))["y"] == 2
             assert not any(ticket.result.done() for ticket in crowd)
         finally:
             hold.set()
@@ -712,8 +717,8 @@ def test_in_the_event_loop_models_take_turns_batch_by_batch() -> None:
     async def play() -> None:
         for rig in (crowded, other):
             await rig.learn(rows=MAX_ROWS)
-        crowd = [crowded.queue.submit(filled(0, MAX_ROWS), MAX_ROWS) for _ in range(8)]
-        lone = other.queue.submit(filled(0, MAX_ROWS), MAX_ROWS)
+        crowd = [crowded.submit(filled(0, MAX_ROWS), MAX_ROWS) for _ in range(8)]
+        lone = other.submit(filled(0, MAX_ROWS), MAX_ROWS)
         while not lone.result.done():
             await asyncio.sleep(0)
         assert sum(ticket.result.done() for ticket in crowd) <= 2
@@ -727,12 +732,12 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
 
     async def play() -> None:
         model = Model()
-        queue = Batcher(model.run, name="m/1", max_batch_size=2, queue_rows=64, timeout=60)
-        tickets = [queue.submit(filled(i), 1) for i in range(8)]
+        queue = Batcher(model.run, policy(2), name="m/1")
+        tickets = [submit(queue, filled(i), 1) for i in range(8)]
         drained = asyncio.ensure_future(queue.drain())
         await asyncio.sleep(0)
         with pytest.raises(NotReadyError, match="shutting down"):
-            queue.submit(filled(9), 1)
+            submit(queue, filled(9), 1)
         await drained
         assert [values(ticket) for ticket in tickets] == [[i + 1] for i in range(8)]
         assert sum(model.batches) == 8
@@ -741,11 +746,11 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
     asyncio.run(play())
 
 
-def test_draining_waits_for_no_company_and_goes_on_when_who_drains_is_cancelled() -> None:
+def test_draining_waits_for_no_delay_and_goes_on_when_the_caller_is_cancelled() -> None:
     rig = Rig(max_queue_delay=100.0)
 
     async def play() -> None:
-        ticket = rig.queue.submit(filled(1), 1)
+        ticket = rig.submit(filled(1), 1)
         impatient = asyncio.ensure_future(rig.queue.drain())
         await turns()
         impatient.cancel()
@@ -765,15 +770,14 @@ def test_a_model_that_was_replaced_leaves_with_its_last_batch(inline_seconds: fl
     async def play() -> None:
         old, new = Model(), Model()
         session = weakref.ref(old)
-        options = {"max_batch_size": 2, "queue_rows": 64, "timeout": 60.0, "inline_seconds": inline_seconds}
-        before = Batcher(old.run, name="m/1", **options)  # type: ignore[arg-type]
-        after = Batcher(new.run, name="m/2", **options)  # type: ignore[arg-type]
+        before = Batcher(old.run, policy(2, inline_seconds=inline_seconds), name="m/1")
+        after = Batcher(new.run, policy(2, inline_seconds=inline_seconds), name="m/2")
         for _ in range(TRUSTED + 1):
-            await before.submit(filled(1, 2), 2).result
-        tickets = [before.submit(filled(i, 5), 5) for i in range(5)]
+            await submit(before, filled(1, 2), 2).result
+        tickets = [submit(before, filled(i, 5), 5) for i in range(5)]
         del old
         drained = asyncio.ensure_future(before.drain())
-        tickets.append(after.submit(filled(5, 5), 5))
+        tickets.append(submit(after, filled(5, 5), 5))
         await drained
         await tickets[-1].result
         assert [values(ticket) for ticket in tickets] == [[i + 1] * 5 for i in range(6)]

@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.batching.batcher import MAX_RETRY_SECONDS, Batcher
 from service.batching.merging import BatchStats
+from service.batching.policy import BatchPolicy
 from service.batching.ticket import Ticket
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from support.batching import MAX_ROWS, QUEUE_ROWS, Clock, Loop, StepWorker, turns
+from support.batching import MAX_ROWS, QUEUE_ROWS, Clock, Loop, StepWorker, submit, turns
 
 TIMEOUT = 20.0
 QUICK, SLOW = 0.01, 1.0
@@ -48,9 +49,9 @@ class CheckedWorker(StepWorker):
     check: Callable[[list[Arrays]], None]
     stepping = False
 
-    def submit(self, job: Any, done: Callable[[Any], None], *, ahead: Callable[[], None] | None = None) -> None:
+    def submit(self, job: Any, done: Callable[[Any], None], *, prefetch: Callable[[], None] | None = None) -> None:
         self.check(job.__self__.requests)
-        super().submit(job, done, ahead=ahead)
+        super().submit(job, done, prefetch=prefetch)
 
     def step(self) -> bool:
         self.stepping = True
@@ -70,15 +71,26 @@ class Machine(RuleBasedStateMachine):
         inline=st.booleans(),
         delay=st.sampled_from([0.0, 0.0, 0.5]),
         in_flight=st.sampled_from([1, 1, 2, 3]),
-        ahead_rows=st.sampled_from([0, 0, 1, MAX_ROWS // 2]),
-        narrow_runs=st.sampled_from([0, 0, 2, 3]),
+        prefetch_rows=st.sampled_from([0, 0, 1, MAX_ROWS // 2]),
+        single_core_runs=st.sampled_from([0, 0, 2, 3]),
     )
     def begin(
-        self, batched: bool, inline: bool, delay: float, in_flight: int, ahead_rows: int, narrow_runs: int
+        self, batched: bool, inline: bool, delay: float, in_flight: int, prefetch_rows: int, single_core_runs: int
     ) -> None:
-        narrow_runs = max(narrow_runs, in_flight) if batched and narrow_runs else 0
+        single_core_runs = max(single_core_runs, in_flight) if batched and single_core_runs else 0
         self.clock = Clock()
-        self.worker = CheckedWorker(max(in_flight, narrow_runs) + bool(ahead_rows or narrow_runs))
+        policy = BatchPolicy(
+            max_batch_size=MAX_ROWS,
+            queue_rows=QUEUE_ROWS,
+            timeout=TIMEOUT,
+            batched=batched,
+            max_queue_delay=delay,
+            inline_seconds=0.05 if inline else 0.0,
+            in_flight=in_flight,
+            prefetch_rows=prefetch_rows,
+            single_core_runs=single_core_runs,
+        )
+        self.worker = CheckedWorker(policy.threads + policy.prefetches)
         self.in_flight = in_flight
         self.overtaken = False
         self.worker.check = self.check_begun
@@ -98,20 +110,12 @@ class Machine(RuleBasedStateMachine):
         self.drained: asyncio.Task[None] | None = None
         self.queue = Batcher(
             self.run_batch,
+            policy,
             name="m/1",
-            max_batch_size=MAX_ROWS,
-            queue_rows=QUEUE_ROWS,
-            timeout=TIMEOUT,
-            batched=batched,
-            max_queue_delay=delay,
-            inline_seconds=0.05 if inline else 0.0,
-            in_flight=in_flight,
-            ahead_rows=ahead_rows,
-            narrow_run=self.run_batch,
-            narrow_runs=narrow_runs,
+            single_core_run=self.run_batch,
             worker=self.worker,
             clock=self.clock,
-            thread_clock=self.clock,
+            cpu_clock=self.clock,
         )
         self.queue.on_batch = self.stats.append
 
@@ -159,10 +163,17 @@ class Machine(RuleBasedStateMachine):
         priority=st.integers(0, 9),
         timeout=st.sampled_from([None, None, None, 0.0, 0.005, 0.5, 5.0, 100.0]),
         poisoned=st.sampled_from([False, False, False, True]),
-        alone=st.sampled_from([False, False, True]),
+        sole_connection=st.sampled_from([False, False, True]),
     )
     def submit(
-        self, client: int, rows: int, width: int, priority: int, timeout: float | None, poisoned: bool, alone: bool
+        self,
+        client: int,
+        rows: int,
+        width: int,
+        priority: int,
+        timeout: float | None,
+        poisoned: bool,
+        sole_connection: bool,
     ) -> None:
         rows = rows if self.batched else 1
         number = len(self.asked)
@@ -171,7 +182,9 @@ class Machine(RuleBasedStateMachine):
         inputs = {"x": np.array([[row] * width for row in ids], np.float32).reshape(rows, width)}
 
         async def send() -> Ticket:
-            return self.queue.submit(inputs, rows, (width,), priority=priority, timeout=timeout, alone=alone)
+            return submit(
+                self.queue, inputs, rows, (width,), priority=priority, timeout=timeout, sole_connection=sole_connection
+            )
 
         before, free = self.queue.queued_rows, len(self.worker.jobs) < self.in_flight
         if poisoned and ids:  # before it is handed in, for it may be computed at once
