@@ -41,7 +41,7 @@ def in_onnxruntime(
 
     buckets = Buckets(sizes, copies, staging)
     buckets.warm_up({given.name: np.zeros((1, *given.shape[1:]), np.float32)})
-    return lambda x: buckets.run({given.name: x}, len(x))[computed.name]
+    return lambda x: buckets.run({given.name: x})[computed.name]
 
 
 def in_torch(module: Callable[[torch.Tensor], torch.Tensor], device: str, *, half: bool = False) -> Answer:

@@ -190,7 +190,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
         app.load()
     for model in app.repository.ready():
         app.watch(model)
-    app.repository.on_ready, app.repository.on_gone = app.watch, app.forget
+    app.repository.on_ready, app.repository.on_retired = app.watch, app.forget
     watching = None if app.watching is None else asyncio.create_task(app.watching.run())
     gc.collect()
     gc.freeze()  # what is there now stays: no later collection needs to look through it, torch's modules least of all

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from fold.artifact import triton_tensors
-from service.repository import Model, Policy
+from service.repository import Model, VersionPolicy
 from service.settings import Settings
 
 
@@ -20,19 +20,19 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
         "name": model.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "version_policy": _policy(Policy.of(settings.version_policy)),
+        "version_policy": _policy(VersionPolicy.of(settings.version_policy)),
         "max_batch_size": settings.max_batch_size if session.signature.batched else 0,
         **triton_tensors(model.manifest),
         "instance_group": [
             {
                 "name": f"{model.name}_0",
                 "kind": kind,
-                "count": session.narrow_runs or session.batches_in_flight,
-                "gpus": [session.placed.device] if kind == "KIND_GPU" else [],
+                "count": session.single_core_runs or session.batches_in_flight,
+                "gpus": [session.placement.device] if kind == "KIND_GPU" else [],
             }
         ],
         "default_model_filename": session.version.model_file.name,
-        "parameters": {"precision": {"string_value": model.manifest.precision}, **session.placed.parameters()},
+        "parameters": {"precision": {"string_value": model.manifest.precision}, **session.placement.parameters()},
         "model_warmup": [{"name": f"{size} rows", "batch_size": size, "count": 1} for size in session.bucket_sizes],
     }
     if session.signature.batched:
@@ -40,7 +40,7 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
     return config
 
 
-def _policy(policy: Policy) -> dict[str, Any]:
+def _policy(policy: VersionPolicy) -> dict[str, Any]:
     if policy.given is not None:
         return {"specific": {"versions": sorted(policy.given)}}
     return {"all": {}} if policy.at_most == inf else {"latest": {"num_versions": policy.at_most}}

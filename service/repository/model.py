@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from fold.arrays import Arrays
 from fold.artifact import Manifest
 from service.batching import Batcher, BatchPolicy
-from service.repository.versions import Cause
+from service.repository.versions import FailureCause
 from service.runtime import ModelSession
 from service.settings import Settings
 
@@ -34,7 +34,7 @@ class Absent:
     version: str
     state: Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
     reason: str
-    cause: Cause | None = None
+    cause: FailureCause | None = None
     """Of what is broken: it cannot be loaded, or its certificate does not hold here."""
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Model:
     """Compares a share of the answers with the reference."""
     fault: Absent | None = None
     """Why its files, as they are now, could not be loaded in its place."""
-    gone: bool = False
+    retired: bool = False
     """Whether it has answered its last request and is counted no more."""
     _users: int = 0
     _free: asyncio.Event | None = None
@@ -78,7 +78,7 @@ class Model:
     @classmethod
     def of(cls, name: str, version: str, session: ModelSession, settings: Settings) -> "Model":
         batched, in_flight = session.signature.batched, session.batches_in_flight
-        single_core_runs = session.narrow_runs
+        single_core_runs = session.single_core_runs
         if session.provider == "cpu":
             policy = BatchPolicy.for_cpu(
                 settings, batched=batched, in_flight=in_flight, single_core_runs=single_core_runs

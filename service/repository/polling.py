@@ -1,7 +1,7 @@
-"""Watching the repository: what changes on disk is loaded, and what is gone from there is let go.
+"""Polling the repository: what changes on disk is loaded, and what is removed from there is retired.
 
-The folder is looked through every `watch_seconds`, names and times only: notifications do not cross network file
-systems and container mounts, where repositories live. A version is published by a rename, so it is seen whole.
+The folder is read every `watch_seconds`, names and times only: notifications do not cross network file systems and
+container mounts, where repositories live. A version is published by a rename, so it is seen whole.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Stamps = dict[str, tuple[object, ...]]
 
 class Poller:
     def __init__(self, repository: Repository) -> None:
-        """Changes count from now on, so this comes before the repository is loaded."""
+        """Changes count from now on, so make it before the repository is loaded."""
         self._repository = repository
         self._seen = self._stamps()
         self._complained = ""
@@ -31,14 +31,14 @@ class Poller:
         while True:
             await asyncio.sleep(self._repository.settings.watch_seconds)
             try:
-                await self.look()
-            except Exception:  # whatever it was, the next look may be better
-                log.exception("bnfold: watching the repository failed, and goes on")
+                await self.poll()
+            except Exception:  # whatever it was, the next poll may succeed
+                log.exception("bnfold: polling the repository failed; it is tried again")
 
-    async def look(self) -> None:
-        """Load what has changed since the last look. What fails is told once, and tried again when it changes."""
+    async def poll(self) -> None:
+        """Load what has changed since the last poll. A failure is logged once, and tried again when it changes."""
         try:
-            stamps = await on_thread("watching", self._stamps)
+            stamps = await on_thread("poll the repository", self._stamps)
         except BnfoldError as error:
             self._complain(str(error))
             return
@@ -49,7 +49,7 @@ class Poller:
         for name in sorted(name for name, found in stamps.items() if before.get(name) != found):
             try:
                 await self._repository.load_model(name)
-            except ServiceError:  # the repository has said it
+            except ServiceError:  # the repository has logged it
                 continue
 
     def _stamps(self) -> Stamps:
@@ -60,7 +60,7 @@ class Poller:
             raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
 
     def _complain(self, text: str) -> None:
-        """Once for each trouble: a share that is away for an hour is one."""
+        """Once for each fault: a network folder that is away for an hour is one."""
         if text != self._complained:
             self._complained = text
-            log.warning("bnfold: the repository cannot be looked through, so all serve on: %s", text)
+            log.warning("bnfold: the repository cannot be polled, and all models serve on: %s", text)

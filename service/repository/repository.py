@@ -1,9 +1,9 @@
-"""The models that the service knows, by name and version; how versions come to serve, take over, and leave.
+"""The models that the service knows, by name and version; how versions are loaded, take over, and are retired.
 
 A version is opened, warmed up and tried on a thread, beside the one that serves. Then it takes over in one step of the
-event loop: requests that came before have the old one's batcher, which answers them all, and those after it the new
-one's. The old version leaves when its last request has been answered. What cannot be loaded is listed with the reason,
-and is no reason to stop serving what was loaded before, nor other models.
+event loop: earlier requests have the old one's batcher, which answers them all, and later ones the new one's. The old
+version is retired when its last request has been answered. A version that cannot be loaded is listed with the reason;
+what was loaded before and other models serve on.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from fold.runtime import return_freed
 from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
 from service.repository.model import Absent, Entry, Model
-from service.repository.versions import Failure, Opened, Outcome, open_versions
+from service.repository.versions import Failure, LoadOutcome, Opened, open_versions
 from service.settings import Settings
 
 log = logging.getLogger("bnfold")
@@ -33,16 +33,16 @@ class Repository:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.on_ready: Callable[[Model], None] = lambda model: None
-        """Told of each model that comes to serve while the service runs, before its first request."""
-        self.on_gone: Callable[[Model], None] = lambda model: None
-        """Told of each model that has answered its last request."""
+        """Called with each model that is loaded while the service runs, before its first request."""
+        self.on_retired: Callable[[Model], None] = lambda model: None
+        """Called with each model that has answered its last request."""
         self.loads = 0
         self.unloads = 0
         self.failures: Counter[str] = Counter({"load": 0, "certificate": 0})
         self.loaded = False
         self._versions: dict[str, Versions] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     # Finding
@@ -50,7 +50,7 @@ class Repository:
     def find(self, name: str, version: str | None = None) -> Model:
         """The version asked for, or the latest that serves. Raises 404 if there is none, 503 if it cannot serve.
 
-        Who awaits anything before the model is used holds it meanwhile: `with model: ...`.
+        A caller that awaits anything before it uses the model holds it meanwhile: `with model: ...`.
         """
         found = self.entry(name, version)
         if isinstance(found, Absent):
@@ -84,14 +84,14 @@ class Repository:
         return [entry for entry in self.entries() if isinstance(entry, Model)]
 
     def lost(self) -> str | None:
-        """What the device said when it answered no more: this process cannot get it back."""
+        """What the device said when it answered no more; this process cannot get it back."""
         return next((model.session.lost for model in self.ready() if model.session.lost is not None), None)
 
     def serves(self, name: str, version: str) -> bool:
         return isinstance(self._versions.get(name, {}).get(version), Model)
 
     def broken(self) -> list[Absent]:
-        """What cannot be loaded, also where an older state of the same version serves on."""
+        """Versions that cannot be loaded, also those of which an older state serves on."""
         faults = [entry.fault if isinstance(entry, Model) else entry for entry in self.entries()]
         return [fault for fault in faults if fault is not None and fault.cause is not None]
 
@@ -106,8 +106,8 @@ class Repository:
     # At the start
 
     def load(self) -> None:
-        """Load what the policy chooses of every model. Raises `BnfoldError` where that leaves nothing to serve and
-        nothing could come later, or where this machine cannot serve at all."""
+        """Load the versions of every model that the policy chooses. Raises `BnfoldError` if nothing can be served and
+        nothing can be loaded later, or if this machine cannot serve at all."""
         folder = self.settings.repository
         try:
             for name in model_names(folder):
@@ -130,11 +130,11 @@ class Repository:
     # While serving
 
     async def load_model(self, name: str) -> None:
-        """Let what is on disk serve, as the policy says; versions that are loaded and unchanged stay as they are.
+        """Serve the versions on disk that the policy chooses; loaded and unchanged versions stay as they are.
 
-        Returns when the new version has taken over, while the old one may have requests to answer. Raises
+        Returns when the new version has taken over; the old one may still have requests to answer. Raises
         `NotFoundError` if there is no such model on disk, `BadRequestError` with the reason if a version cannot be
-        loaded; then what served before serves on. One call for a model at a time, the others wait.
+        loaded; then the old one serves on. Calls for one model run one after another.
         """
         if not NAME_PATTERN.fullmatch(name):
             raise NotFoundError(f"no model is named {shown(name)}; expected a folder of the repository")
@@ -148,34 +148,34 @@ class Repository:
             except BaseException:
                 self._put_back(name, known)
                 raise
-            leaving = self._take_over(name, outcomes)
-            if leaving:
-                self._start_leaving(leaving)
-            self._tell(name, outcomes)
+            replaced = self._take_over(name, outcomes)
+            if replaced:
+                self._start_retiring(replaced)
+            self._report(name, outcomes)
 
     async def unload_model(self, name: str) -> None:
-        """Answer what was accepted, then let every version of the model go. It stays in the index, UNAVAILABLE."""
+        """Answer the accepted requests, then retire every version of the model. It stays in the index, UNAVAILABLE."""
         await self._unload(name, "unloaded")
 
     async def remove(self, name: str) -> None:
-        """Let a model go that is gone from disk, and forget it."""
+        """Retire a model that was removed from disk, and forget it."""
         if name in self._versions:
             await self._unload(name, "gone from the repository")
             self._versions.pop(name, None)
 
     def stop_loading(self) -> None:
-        """What is being loaded ends before its next step, and nothing new begins."""
+        """A load that is under way ends before its next step, and no other begins."""
         self._stopping = True
 
     async def drain(self) -> None:
-        """Answer every request that was accepted; nothing new is."""
+        """Answer every accepted request, and refuse new ones."""
         self.stop_loading()
         for model in self.ready():
             await model.batcher.drain()
-        if self._leaving:
-            await asyncio.wait(self._leaving)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
 
-    async def _open(self, name: str, serving: Mapping[str, str]) -> dict[str, Outcome]:
+    async def _open(self, name: str, serving: Mapping[str, str]) -> dict[str, LoadOutcome]:
         loop = asyncio.get_running_loop()
         self._halt()
 
@@ -202,7 +202,7 @@ class Repository:
             self._versions[name] = _ascending({**versions, version: loading})
 
     def _put_back(self, name: str, known: Versions) -> None:
-        """Of what was being loaded, what was known before."""
+        """List again what was listed before the load."""
         versions = self._versions.get(name, {})
         for version in [v for v, entry in versions.items() if entry.state == "LOADING"]:
             if version in known:
@@ -212,8 +212,8 @@ class Repository:
         if not versions:
             self._versions.pop(name, None)
 
-    def _take_over(self, name: str, outcomes: Mapping[str, Outcome]) -> list[Model]:
-        """Exchange the versions of a model in one step. Returns those that are to leave."""
+    def _take_over(self, name: str, outcomes: Mapping[str, LoadOutcome]) -> list[Model]:
+        """Exchange the versions of a model in one step. Returns those that are to be retired."""
         before = self._versions.get(name, {})
         old = {v: entry for v, entry in before.items() if isinstance(entry, Model)}
         new: Versions = {v: entry for v, entry in before.items() if entry.state == "UNLOADING"}
@@ -232,57 +232,57 @@ class Repository:
                 new[version] = old[version]
             elif fault is not None:
                 new[version] = fault
-        gone = {version: model for version, model in old.items() if new.get(version) is not model}
-        if gone and not any(isinstance(entry, Model) for entry in new.values()):
-            for version, model in gone.items():  # from disk, but nothing there can take over
+        replaced = {version: model for version, model in old.items() if new.get(version) is not model}
+        if replaced and not any(isinstance(entry, Model) for entry in new.values()):
+            for version, model in replaced.items():  # removed from disk, but nothing there can take over
                 model.fault = Absent(name, version, "UNAVAILABLE", "they are gone from the repository")
-            new |= gone
-            gone = {}
-        for version in gone.keys() - new.keys():
+            new |= replaced
+            replaced = {}
+        for version in replaced.keys() - new.keys():
             new[version] = Absent(name, version, "UNLOADING", "other versions have taken over")
         self._versions[name] = _ascending(new)
-        return list(gone.values())
+        return list(replaced.values())
 
     async def _unload(self, name: str, reason: str) -> None:
         async with self._lock(name):
             self.entry(name)
             versions = list(self._versions[name])
-            leaving = [entry for entry in self._versions[name].values() if isinstance(entry, Model)]
+            models = [entry for entry in self._versions[name].values() if isinstance(entry, Model)]
             self._versions[name] = {v: Absent(name, v, "UNLOADING", "it is being unloaded") for v in versions}
-            await self._let_go(leaving)
+            await self._retire_all(models)
             self._versions[name] = {v: Absent(name, v, "UNAVAILABLE", reason) for v in versions}
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def _start_leaving(self, leaving: list[Model]) -> None:
-        task = asyncio.get_running_loop().create_task(self._leave(leaving))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+    def _start_retiring(self, replaced: list[Model]) -> None:
+        task = asyncio.get_running_loop().create_task(self._retire_replaced(replaced))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
-    async def _leave(self, leaving: list[Model]) -> None:
-        listed = [self._versions[model.name].get(model.version) for model in leaving]
-        await self._let_go(leaving)
+    async def _retire_replaced(self, replaced: list[Model]) -> None:
+        listed = [self._versions[model.name].get(model.version) for model in replaced]
+        await self._retire_all(replaced)
         for entry in listed:
             if isinstance(entry, Absent) and self._versions.get(entry.name, {}).get(entry.version) is entry:
                 del self._versions[entry.name][entry.version]
 
-    async def _let_go(self, leaving: list[Model]) -> None:
-        """Empties the list, so that nobody here holds what has left."""
-        while leaving:
-            await self._retire(leaving.pop())
-        await on_thread("letting go", return_freed)
+    async def _retire_all(self, models: list[Model]) -> None:
+        """Empties the list, so that nothing here holds a retired model."""
+        while models:
+            await self._retire(models.pop())
+        await on_thread("return freed memory", return_freed)
 
     async def _retire(self, model: Model) -> None:
         await model.unused(self.settings.request_seconds + self.settings.timeout_seconds)
         await model.batcher.drain()
         self.unloads += 1
-        model.gone = True
-        self.on_gone(model)
+        model.retired = True
+        self.on_retired(model)
         log.info("bnfold: unloaded %s", model)
 
-    def _tell(self, name: str, outcomes: Mapping[str, Outcome]) -> None:
-        """Say what was loaded. Raises `BadRequestError` for what was not."""
+    def _report(self, name: str, outcomes: Mapping[str, LoadOutcome]) -> None:
+        """Log what was loaded. Raises `BadRequestError` for what was not."""
         failed = []
         serving = ", ".join(f"{name}/{version}" for version in self.versions(name))
         for version, outcome in outcomes.items():

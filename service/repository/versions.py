@@ -20,13 +20,13 @@ from service.settings import Settings
 
 log = logging.getLogger("bnfold")
 
-Cause = Literal["load", "certificate"]
+FailureCause = Literal["load", "certificate"]
 Halt = Callable[[], None]
-"""Called before each step; raises a `ServiceError` once nobody wants the outcome."""
+"""Called before each step; raises a `ServiceError` when the load is to end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class VersionPolicy:
     """The setting `version_policy`: the latest so many that work, all, or those that are given."""
 
     text: str
@@ -34,7 +34,7 @@ class Policy:
     given: frozenset[int] | None = None
 
     @classmethod
-    def of(cls, text: str) -> "Policy":
+    def of(cls, text: str) -> "VersionPolicy":
         """`text` as the settings have checked it."""
         if text == "all":
             return cls(text)
@@ -57,19 +57,19 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """What serves already is what is on disk."""
+    """The version that serves is the one on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version cannot serve. `of_machine`: it is not the version's fault, so no other one could either."""
+    """Why a version cannot serve. `of_machine`: this machine can serve no other version either."""
 
     reason: str
-    cause: Cause
+    cause: FailureCause
     of_machine: bool = False
 
 
-Outcome = Opened | Unchanged | Failure
+LoadOutcome = Opened | Unchanged | Failure
 
 
 def open_versions(
@@ -79,16 +79,16 @@ def open_versions(
     *,
     halt: Halt = lambda: None,
     announce: Callable[[str], None] = lambda version: None,
-) -> dict[str, Outcome]:
-    """What the policy wants to serve of a model, by version, ascending, with those that it came by and that failed.
+) -> dict[str, LoadOutcome]:
+    """The versions of a model that the policy chooses, ascending, and newer ones that failed.
 
-    `serving` has the digests of the versions that serve now: they are not opened again, and one of which only the files
-    on disk are broken still counts as one that works. `announce` is told each version that is about to be opened.
+    `serving` has the digests of the versions that serve now: they are not opened again, and if only the files on disk
+    are broken, such a version still counts as one that works. `announce` gets each version before it is opened.
     Empty if the model has no version. Raises `OSError` if its folder cannot be read.
     """
     numbers = version_numbers(settings.repository / name)
-    policy = Policy.of(settings.version_policy)
-    found: dict[str, Outcome] = {}
+    policy = VersionPolicy.of(settings.version_policy)
+    found: dict[str, LoadOutcome] = {}
     working = 0
     for version in map(str, policy.candidates(numbers)):
         if working >= policy.at_most:
@@ -105,7 +105,7 @@ def open_versions(
     return dict(reversed(found.items()))
 
 
-def _try(settings: Settings, name: str, version: str, digest: str | None, halt: Halt) -> Outcome:
+def _try(settings: Settings, name: str, version: str, digest: str | None, halt: Halt) -> LoadOutcome:
     started = time.perf_counter()
     try:
         read = read_version(settings.repository / name / version)
@@ -128,12 +128,7 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
 def _open(settings: Settings, version: ModelVersion, halt: Halt) -> ModelSession:
     _refuse_unproven(version)
     halt()
-    session = ModelSession.open(version, settings)
-    halt()
-    session.warm_up()
-    halt()
-    session.try_canary()
-    return session
+    return ModelSession.open(version, settings, halt)
 
 
 def _refuse_unproven(version: ModelVersion) -> None:
@@ -147,13 +142,13 @@ def _refuse_unproven(version: ModelVersion) -> None:
 
 
 def stamp(model: Path) -> tuple[object, ...]:
-    """Changes whenever a version of the model comes, goes, or has a file that was written; costs a stat a file."""
+    """Changes when a version of the model is added or removed, or a file of it is written; costs a stat a file."""
     found: list[object] = []
     for number in version_numbers(model):
         try:
             for file in sorted((model / str(number)).iterdir()):
                 info = file.stat()
                 found.append((number, file.name, info.st_ino, info.st_size, info.st_mtime_ns))
-        except OSError:  # it goes this very moment, and the next stamp will be another
+        except OSError:  # it is being removed, and the next stamp will differ
             found.append((number, time.monotonic_ns()))
     return tuple(found)

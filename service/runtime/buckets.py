@@ -8,19 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 import numpy as np
+import onnxruntime as ort
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, in_chunks, row_count
+from fold.artifact import DATATYPES, Manifest, powers_of_two
+from service.runtime.pinned import pageable, pinned
+from service.runtime.placement import Placement
 from service.runtime.staging import Staging
+from service.settings import Settings
 
 WARM_UPS = 3
 """The first run finds algorithms and memory, the second records a CUDA graph, the third launches it."""
 
 
 class Buckets:
-    """Each size has as many stagings as batches may run at a time; whoever comes on top waits for one."""
+    """Each size has as many stagings as batches may run at a time; a batch on top waits for one."""
 
     def __init__(self, sizes: Sequence[int], copies: int, make: Callable[[int, int], Staging]) -> None:
-        """`make` gives the staging of a size, which it is told with its position among the sizes."""
+        """`make` gets a size and its position among the sizes."""
         self.sizes = tuple(sorted(sizes))
         self._free: list[SimpleQueue[Staging]] = []
         for position, size in enumerate(self.sizes):
@@ -29,6 +34,30 @@ class Buckets:
                 queue.put(make(size, position))
             self._free.append(queue)
         self._copies = copies
+
+    @classmethod
+    def of(
+        cls, session: ort.InferenceSession, manifest: Manifest, placement: Placement, settings: Settings, copies: int
+    ) -> "Buckets | None":
+        """None where batches are run as they are."""
+        sizes = sizes_for(manifest, settings, placement.provider)
+        if not sizes:
+            return None
+        device = placement.device if placement.provider == "cuda" else None
+        allocate = (pinned(device) if device is not None else None) or pageable
+        return cls(
+            sizes,
+            copies,
+            lambda size, position: Staging(
+                session,
+                manifest.inputs,
+                manifest.outputs,
+                size,
+                allocate=allocate,
+                device=device,
+                graph=position + 1 if settings.cuda_graphs and device is not None else None,
+            ),
+        )
 
     def warm_up(self, blank: Arrays) -> None:
         """Run every staging; `blank` is one row. Those of a size run at a time, as they will: each thread that runs has
@@ -46,18 +75,12 @@ class Buckets:
                 for staging in stagings:
                     queue.put(staging)
 
-    def run(self, inputs: Arrays, rows: int) -> Arrays:
-        """Outputs of `rows` rows, 1 or more; more than the largest bucket are several runs."""
-        most = self.sizes[-1]
-        if rows <= most:
-            return self._run(inputs, rows)
-        parts = []
-        for start in range(0, rows, most):
-            part = {name: array[start : start + most] for name, array in inputs.items()}
-            parts.append(self._run(part, min(most, rows - start)))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def run(self, inputs: Arrays) -> Arrays:
+        """Outputs of 1 row or more; more than the largest bucket are several runs."""
+        return in_chunks(self._run, inputs, self.sizes[-1])
 
-    def _run(self, inputs: Arrays, rows: int) -> Arrays:
+    def _run(self, inputs: Arrays) -> Arrays:
+        rows = row_count(inputs)
         queue = self._free[bisect_left(self.sizes, rows)]
         staging = queue.get()
         try:
@@ -69,3 +92,21 @@ class Buckets:
 def _warm_up(staging: Staging, rows: Arrays) -> None:
     for _ in range(WARM_UPS):
         staging.run(rows, staging.rows)
+
+
+def sizes_for(manifest: Manifest, settings: Settings, provider: str) -> tuple[int, ...]:
+    """The batch sizes that a model is run at; none on the CPU unless sizes are given, and none where the sizes of
+    tensors are not known beforehand."""
+    specs = (*manifest.inputs, *manifest.outputs)
+    known = all(-1 not in spec.shape[1:] and spec.datatype in DATATYPES for spec in specs)
+    return bucket_sizes(settings, provider) if known and manifest.batched and manifest.inputs else ()
+
+
+def bucket_sizes(settings: Settings, provider: str) -> tuple[int, ...]:
+    """The batch sizes that the setting names for this provider; none where each batch keeps its own."""
+    if settings.buckets == "auto":
+        return powers_of_two(settings.max_batch_size) if provider == "cuda" else ()
+    if settings.buckets == "off":
+        return ()
+    given = {int(size) for size in settings.buckets.split(",")}
+    return (*sorted(size for size in given if size < settings.max_batch_size), settings.max_batch_size)

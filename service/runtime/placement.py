@@ -15,7 +15,7 @@ OPTIONS = {
     "cuda_graphs": "enable_cuda_graph",
     "nhwc": "prefer_nhwc",
 }
-"""Options of the CUDA provider, by the label that tells of them."""
+"""Options of the CUDA provider, by their label in metrics."""
 FACTS = ("device", "precision", "cudnn", *OPTIONS)
 
 
@@ -46,7 +46,7 @@ class Placement:
         return f"cuda:{self.device}" if self.provider == "cuda" else self.provider
 
     def facts(self, manifest: Manifest) -> dict[str, str]:
-        """What metrics may be asked for: `FACTS` with their values, empty where the provider has no such option."""
+        """`FACTS` with their values, for metrics; empty where the provider has no such option."""
         options = {label: self.options.get(name, "") for label, name in OPTIONS.items()}
         cudnn = (loaded_cudnn() or "not loaded") if self.provider == "cuda" else ""
         return {"device": self.name, "precision": manifest.precision_on(self.provider), "cudnn": cudnn, **options}

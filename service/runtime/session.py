@@ -12,41 +12,35 @@ from typing import TypeVar
 import numpy as np
 import onnxruntime as ort
 
-from fold.arrays import Arrays
-from fold.artifact import CANARY_FILE, DATATYPES, ModelVersion, check_canary, powers_of_two
+from fold.arrays import Arrays, row_count
+from fold.artifact import CANARY_FILE, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
-from fold.runtime import (
-    SPIN_MICROSECONDS,
-    CudaOptions,
-    ProviderUnavailableError,
-    computed_elsewhere,
-    cores,
-    loaded_cudnn,
-    open_session,
-    placement,
-    provider_of,
-)
+from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session
 from service.protocol import DTYPES, Signature
-from service.runtime.bfloat16 import run_with_bfloat16
-from service.runtime.buckets import Buckets
+from service.runtime.buckets import Buckets, sizes_for
 from service.runtime.faults import DeviceLostError, device_fault
-from service.runtime.pinned import pageable, pinned
+from service.runtime.graph import Graph
 from service.runtime.placement import Placement
-from service.runtime.staging import Staging
+from service.runtime.refusals import (
+    refuse_elsewhere,
+    refuse_other_graph,
+    refuse_unknown_datatypes,
+    refuse_without_cudnn,
+)
 from service.settings import Settings
 
-SHORT_SECONDS = 0.001
-SHORT_SPIN_MICROSECONDS = 500
-"""Their threads take a core from clients on the same machine that send many requests."""
-SHORT_THREADS = 2
-"""That the second one spins for a while after each run is worth more than what it computes: meanwhile no core sleeps,
-from which to wake costs a lone client's next request as much as all the rest."""
-LONG_SECONDS = 0.05
-"""A run that takes so long is no short one's first, and need not be tried again before the service is ready."""
+FAST_SECONDS = 0.001
+"""A model is fast if its smallest run, on one row or the smallest bucket, takes no longer."""
+FAST_SPIN_MICROSECONDS = 500
+"""The threads of fast models take a core from clients on the same machine that send many requests."""
+FAST_THREADS = 2
+"""Of a fast model. The second one is there because it spins for a while after each run: meanwhile no core sleeps, and
+to wake one costs the next request as much as all the rest."""
+SLOW_SECONDS = 0.05
+"""A first run that takes so long is not of a fast model; it need not be tried again before the service is ready."""
 TRIALS = 3
 KNOWN_SHAPES = 4096
 """Shapes of runs that are remembered; clients choose the free dimensions, so there could be any number."""
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
 
 T = TypeVar("T")
 
@@ -56,85 +50,78 @@ class CertificateError(BnfoldError):
 
 
 class ModelSession:
-    def __init__(self, session: ort.InferenceSession, version: ModelVersion, settings: Settings) -> None:
+    """A version that is ready to serve: opened, warmed up and tried on its canary. `open` makes it."""
+
+    def __init__(
+        self, version: ModelVersion, graph: Graph, single_core: Graph | None, placement: Placement, settings: Settings
+    ) -> None:
+        """`single_core` computes the same on one core."""
         self.version = version
-        self._refuse_unknown_datatypes()
         self.signature = Signature.of(version.manifest)
-        self._session = session
-        self._outputs = [spec.name for spec in version.manifest.outputs]
-        specs = (*version.manifest.inputs, *version.manifest.outputs)
-        self._has_bfloat16 = any(spec.datatype == "BF16" for spec in specs)
-        self.provider = provider_of(session)
-        self._refuse_other_graph()
-        self.placed = Placement.of(session)
+        self.placement = placement
+        self.provider = placement.provider
         self.lost: str | None = None
         """What the device said when it answered no more."""
         self.cold_shapes = 0
         """Runs on a GPU of shapes that were not warmed up: the device had to get to know them while a client waited."""
         self._known_shapes: set[tuple[tuple[int, ...], ...]] = set()
-        self.batches_in_flight = settings.batches_in_flight or (2 if self.provider == "cuda" else 1)
-        graphs = settings.cuda_graphs and self.provider == "cuda"
-        self.narrow_runs = 0
+        self._graph = graph
+        self._single_core = single_core
+        self.single_core_runs = 0 if single_core is None else cores()
         """Runs on one core each that may take the place of one on all of them, where many requests wait."""
-        self._narrow: ort.InferenceSession | None = None
-        self._options = ort.RunOptions()
+        self.batches_in_flight = settings.batches_in_flight or (2 if self.provider == "cuda" else 1)
         self._thread: ThreadPoolExecutor | None = None
-        if graphs:
-            # ONNX Runtime keeps graphs by thread, and what runs beside a recording ends up in it: so whoever asks, this
-            # thread runs. Without a bucket's fixed addresses nothing may be recorded, and launched again.
+        if _records_graphs(settings, placement):
+            # ONNX Runtime keeps CUDA graphs by thread, and what runs beside a recording ends up in it: so this thread
+            # runs everything.
             self.batches_in_flight = 1
             self._thread = ThreadPoolExecutor(1, f"cuda graphs of {version.path.parent.name}")
-            self._options.add_run_config_entry("gpu_graph_id", "-1")
-        self._buckets = self._open_buckets(settings)
+        self._buckets = Buckets.of(graph.session, version.manifest, placement, settings, self.batches_in_flight)
 
     @classmethod
-    def open(cls, version: ModelVersion, settings: Settings) -> "ModelSession":
-        """Raises `BnfoldError` if ONNX Runtime cannot load the graph, or not on this device.
+    def open(cls, version: ModelVersion, settings: Settings, halt: Callable[[], None] = lambda: None) -> "ModelSession":
+        """Open a version and try it; `halt` is called between the steps, and may raise.
 
-        With `threads` 0 a model whose run on one row takes no longer than `SHORT_SECONDS` gets two threads at most, for
-        to wake more takes longer than they save; any other model gets as many as ONNX Runtime likes, and with
-        `batches_in_flight` 0 a second session for runs on one core each, which takes the weights' memory once more.
+        Raises `ProviderUnavailableError` if it cannot run on the device of the settings, `CertificateError` if it does
+        not compute there what was proven, `BnfoldError` if ONNX Runtime cannot load or run the graph.
+
+        On the CPU with `threads` 0, a fast model gets two threads at most, since it takes longer to wake more than they
+        save. Any other model gets as many as ONNX Runtime likes, and with `batches_in_flight` 0 a second session for
+        runs on one core each, which takes the weights' memory once more.
         """
-        cuda = CudaOptions(
-            tf32=version.manifest.precision == "tf32",
-            conv_search=settings.conv_search,
-            graphs=settings.cuda_graphs,
-            nhwc=settings.nhwc,
-            memory_limit=settings.gpu_memory_limit_bytes,
-        )
-
-        def opened(threads: int, spinning: bool, spin_microseconds: int = SPIN_MICROSECONDS) -> ModelSession:
-            session = open_session(
-                version.model_file,
-                provider=settings.device,
-                threads=threads,
-                spinning=spinning,
-                spin_microseconds=spin_microseconds,
-                cuda=cuda,
-                record_placement=True,
-            )
-            return cls(session, version, settings)
-
-        first = opened(settings.threads, settings.spinning)
-        first._refuse_elsewhere(allowed=settings.allow_cpu_nodes)
-        if settings.threads or first.provider != "cpu":
-            return first
-        if first._is_short():
-            return opened(min(cores(), SHORT_THREADS), False, SHORT_SPIN_MICROSECONDS)
-        if cores() > 1 and not settings.batches_in_flight and first._buckets is None and first.signature.batched:
-            first._narrow = open_session(version.model_file, provider="cpu", threads=1)
-            first.narrow_runs = cores()
-        return first
+        refuse_unknown_datatypes(version)
+        graph, placement = _open_graph(version, settings, settings.threads, settings.spinning)
+        if not settings.allow_cpu_nodes:
+            refuse_elsewhere(version, placement)
+        single_core = None
+        if not settings.threads and placement.provider == "cpu":
+            sizes = sizes_for(version.manifest, settings, "cpu")
+            if _is_fast(version, graph, rows=min(sizes, default=1)):
+                threads = min(cores(), FAST_THREADS)
+                graph, placement = _open_graph(version, settings, threads, False, FAST_SPIN_MICROSECONDS)
+            elif cores() > 1 and version.manifest.batched and not sizes and not settings.batches_in_flight:
+                single_core = Graph(open_session(version.model_file, provider="cpu", threads=1), version.manifest)
+        halt()
+        session = cls(version, graph, single_core, placement, settings)
+        session._warm_up()
+        halt()
+        session._try_canary()
+        return session
 
     @property
     def device(self) -> str:
         """As the setting names one: `cpu`, or `cuda:0` and so on."""
-        return self.placed.name
+        return self.placement.name
 
     @property
     def bucket_sizes(self) -> tuple[int, ...]:
         """The batch sizes that are run; empty where every batch is run as large as it is."""
         return () if self._buckets is None else self._buckets.sizes
+
+    @property
+    def has_canary(self) -> bool:
+        """Versions that were published before there were canaries have none."""
+        return CANARY_FILE in self.version.manifest.files
 
     def run(self, inputs: Arrays) -> Arrays:
         """One run; several threads may call it. Outputs by name.
@@ -154,15 +141,15 @@ class ModelSession:
             raise fault(f"no memory on the device: {text}; send fewer rows, or try again") from error
 
     def run_on_one_core(self, inputs: Arrays) -> Arrays:
-        """The same on one core, by a session that is there if there are `narrow_runs`."""
-        assert self._narrow is not None
-        return self._call(self._narrow, inputs)
+        """The same on one core, where there are `single_core_runs`."""
+        assert self._single_core is not None
+        return self._single_core.run(inputs)
 
     def run_in_all(self, inputs: Arrays) -> Arrays:
         """What is proven: the answers of all sessions that serve, the rows from each in turn."""
         outputs = self.run(inputs)
-        if self._narrow is not None:
-            for name, array in self.run_on_one_core(inputs).items():
+        if self._single_core is not None:
+            for name, array in self._single_core.run(inputs).items():
                 mixed = outputs[name].copy()
                 mixed[1::2] = array[1::2]
                 outputs[name] = mixed
@@ -170,21 +157,11 @@ class ModelSession:
 
     def _run(self, inputs: Arrays) -> Arrays:
         if self._buckets is not None:
-            rows = len(next(iter(inputs.values())))
-            if rows:
-                return self._buckets.run(inputs, rows)
+            if row_count(inputs):
+                return self._buckets.run(inputs)
         elif self.provider == "cuda":
             self._note_shape(inputs)
-        return self._call(self._session, inputs)
-
-    def _call(self, session: ort.InferenceSession, inputs: Arrays) -> Arrays:
-        # A binary tensor begins where the JSON before it happened to end, and kernels may load aligned.
-        feeds = {name: a if a.flags.aligned else a.copy() for name, a in inputs.items()}
-        if self._has_bfloat16:
-            return dict(
-                zip(self._outputs, run_with_bfloat16(session, self._outputs, feeds, self._options), strict=True)
-            )
-        return dict(zip(self._outputs, session.run(self._outputs, feeds, self._options), strict=True))
+        return self._graph.run(inputs)
 
     def _note_shape(self, inputs: Arrays) -> None:
         shapes = tuple(array.shape for array in inputs.values())
@@ -192,145 +169,101 @@ class ModelSession:
             self._known_shapes.add(shapes)
             self.cold_shapes += 1
 
-    def _open_buckets(self, settings: Settings) -> Buckets | None:
-        """None where batches are run as they are: on the CPU unless sizes are given, and where the sizes of tensors are
-        not known beforehand."""
-        sizes = bucket_sizes(settings, self.provider)
-        manifest = self.version.manifest
-        specs = (*manifest.inputs, *manifest.outputs)
-        if not sizes or not manifest.batched or not manifest.inputs:
-            return None
-        if any(-1 in spec.shape[1:] or spec.datatype not in DATATYPES for spec in specs):
-            return None
-        device = self.placed.device if self.provider == "cuda" else None
-        allocate = (pinned(device) if device is not None else None) or pageable
-        return Buckets(
-            sizes,
-            self.batches_in_flight,
-            lambda size, position: Staging(
-                self._session,
-                manifest.inputs,
-                manifest.outputs,
-                size,
-                allocate=allocate,
-                device=device,
-                graph=position + 1 if settings.cuda_graphs and device is not None else None,
-            ),
-        )
-
-    def warm_up(self) -> None:
-        """Run once on zeros, so that no request pays for what the first run sets up.
+    def _warm_up(self) -> None:
+        """Run on zeros, so that no request pays for what the first run sets up.
 
         Where a dimension beside the batch is free, no size is known to be valid: there the first request is the first.
-        Raises `ProviderUnavailableError` for convolutions on a GPU without cuDNN.
         """
-        row = self._blank_row()
+        row = _blank(self.version.manifest)
         if row is None:
             return
         buckets, thread = self._buckets, self._thread
         if buckets is None:
-            self._attempt(row)
+            _attempt(self.version, lambda: self.run_in_all(row))
             self.cold_shapes = 0
+        elif thread is None:
+            _attempt(self.version, lambda: buckets.warm_up(row))
         else:
-            self._try(lambda: buckets.warm_up(row) if thread is None else thread.submit(buckets.warm_up, row).result())
-        self._refuse_without_cudnn()
+            _attempt(self.version, lambda: thread.submit(buckets.warm_up, row).result())
+        if self.provider == "cuda":
+            refuse_without_cudnn(self.version, self._graph.session)
 
-    def _blank_row(self) -> Arrays | None:
-        specs = self.version.manifest.inputs
-        batch = 1 if self.signature.batched else 0
-        if any(-1 in spec.shape[batch:] for spec in specs):
-            return None
-        shapes = {spec.name: [1] * batch + list(spec.shape[batch:]) for spec in specs}
-        return {spec.name: _blank(shapes[spec.name], spec.datatype) for spec in specs}
-
-    def _is_short(self) -> bool:
-        row = self._blank_row()
-        if row is None:
-            return False
-        for _ in range(TRIALS):  # the first takes longer
-            began = time.perf_counter()
-            self._attempt(row)
-            seconds = time.perf_counter() - began
-            if seconds <= SHORT_SECONDS or seconds > LONG_SECONDS:
-                return seconds <= SHORT_SECONDS
-        return False
-
-    @property
-    def has_canary(self) -> bool:
-        """Versions that were published before there were canaries have none."""
-        return CANARY_FILE in self.version.manifest.files
-
-    def try_canary(self) -> None:
+    def _try_canary(self) -> None:
         """Raises `CertificateError` if this session, with its device and options, does not compute what was proven."""
-        failure = check_canary(self.version.path, self._attempt) if self.has_canary else None
+        if not self.has_canary:
+            return
+        failure = check_canary(
+            self.version.path, lambda inputs: _attempt(self.version, lambda: self.run_in_all(inputs))
+        )
         if failure is not None:
             raise CertificateError(
                 f"{self.version.model_file}: its certificate does not hold here, on {self.provider}: {failure}; "
                 "compare with bnfold verify, and fold the model again"
             )
 
-    def _attempt(self, inputs: Arrays) -> Arrays:
-        return self._try(lambda: self.run_in_all(inputs))
 
-    def _try(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise BnfoldError(
-                f"{self.version.model_file}: a run before serving fails: {first_line(error)}; fold the model again"
-            ) from error
-
-    def _refuse_unknown_datatypes(self) -> None:
-        manifest = self.version.manifest
-        for spec in (*manifest.inputs, *manifest.outputs):
-            if spec.datatype not in DTYPES:
-                known = ", ".join(DTYPES)
-                raise BnfoldError(
-                    f"tensor {spec.name!r} is {spec.datatype}, which is not served; expected one of {known}"
-                )
-
-    def _refuse_elsewhere(self, *, allowed: bool) -> None:
-        """Half a model on the CPU is slower than all of it there: nobody means that."""
-        elsewhere = computed_elsewhere(self._session) if self.provider == "cuda" else []
-        if elsewhere and not allowed:
-            raise ProviderUnavailableError(
-                f"{self.version.model_file}: {', '.join(elsewhere)} would compute on the CPU, where this ONNX Runtime "
-                "has no CUDA kernel for them; set BNFOLD_ALLOW_CPU_NODES=1, or serve it with --device cpu"
-            )
-
-    def _refuse_without_cudnn(self) -> None:
-        """ONNX Runtime loads it when a convolution first runs, and may do without it, many times slower."""
-        types = {op_type for kinds in placement(self._session).values() for op_type in kinds}
-        if self.provider == "cuda" and types & CONVOLUTIONS and loaded_cudnn() is None:
-            raise ProviderUnavailableError(
-                f"{self.version.model_file}: it convolves, and ONNX Runtime found no cuDNN here; install bnfold[gpu], "
-                "or serve it with --device cpu"
-            )
-
-    def _refuse_other_graph(self) -> None:
-        """The manifest is what requests are checked against, so it must tell of this graph."""
-        manifest = self.version.manifest
-        for kind, specs, nodes in (
-            ("inputs", manifest.inputs, self._session.get_inputs()),
-            ("outputs", manifest.outputs, self._session.get_outputs()),
-        ):
-            said = sorted(spec.name for spec in specs)
-            has = sorted(node.name for node in nodes)
-            if said != has:
-                raise BnfoldError(
-                    f"{self.version.model_file}: its {kind} are {has}, the manifest says {said}; fold the model again"
-                )
+def _open_graph(
+    version: ModelVersion, settings: Settings, threads: int, spinning: bool, spin_microseconds: int = SPIN_MICROSECONDS
+) -> tuple[Graph, Placement]:
+    cuda = CudaOptions(
+        tf32=version.manifest.precision == "tf32",
+        conv_search=settings.conv_search,
+        graphs=settings.cuda_graphs,
+        nhwc=settings.nhwc,
+        memory_limit=settings.gpu_memory_limit_bytes,
+    )
+    session = open_session(
+        version.model_file,
+        provider=settings.device,
+        threads=threads,
+        spinning=spinning,
+        spin_microseconds=spin_microseconds,
+        cuda=cuda,
+        record_placement=True,
+    )
+    refuse_other_graph(version, session)
+    placement = Placement.of(session)
+    options = ort.RunOptions()
+    if _records_graphs(settings, placement):  # only at a bucket's fixed addresses, which have options of their own
+        options.add_run_config_entry("gpu_graph_id", "-1")
+    return Graph(session, version.manifest, options), placement
 
 
-def _blank(shape: list[int], datatype: str) -> np.ndarray:
-    return np.full(shape, "", np.object_) if datatype == "BYTES" else np.zeros(shape, DTYPES[datatype])
+def _records_graphs(settings: Settings, placement: Placement) -> bool:
+    return settings.cuda_graphs and placement.provider == "cuda"
 
 
-def bucket_sizes(settings: Settings, provider: str) -> tuple[int, ...]:
-    """The batch sizes that the setting names for this provider; none where each batch keeps its own."""
-    if settings.buckets == "auto":
-        return powers_of_two(settings.max_batch_size) if provider == "cuda" else ()
-    if settings.buckets == "off":
-        return ()
-    given = {int(size) for size in settings.buckets.split(",")}
-    return (*sorted(size for size in given if size < settings.max_batch_size), settings.max_batch_size)
+def _is_fast(version: ModelVersion, graph: Graph, rows: int) -> bool:
+    """Whether a run on so many rows, the fewest that it is run on, takes no longer than `FAST_SECONDS`."""
+    inputs = _blank(version.manifest, rows)
+    if inputs is None:
+        return False
+    for _ in range(TRIALS):  # the first takes longer
+        began = time.perf_counter()
+        _attempt(version, lambda: graph.run(inputs))
+        seconds = time.perf_counter() - began
+        if seconds <= FAST_SECONDS or seconds > SLOW_SECONDS:
+            return seconds <= FAST_SECONDS
+    return False
+
+
+def _blank(manifest: Manifest, rows: int = 1) -> Arrays | None:
+    """Inputs of so many rows of zeros; None where the size of a dimension beside the batch is free."""
+    batch = 1 if manifest.batched else 0
+    if any(-1 in spec.shape[batch:] for spec in manifest.inputs):
+        return None
+    blank: Arrays = {}
+    for spec in manifest.inputs:
+        shape = [rows] * batch + list(spec.shape[batch:])
+        is_text = spec.datatype == "BYTES"
+        blank[spec.name] = np.full(shape, "", np.object_) if is_text else np.zeros(shape, DTYPES[spec.datatype])
+    return blank
+
+
+def _attempt(version: ModelVersion, work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise BnfoldError(
+            f"{version.model_file}: a run before serving fails: {first_line(error)}; fold the model again"
+        ) from error

@@ -22,7 +22,7 @@ class GpuCollector:
         self._failed = False
 
     def collect(self) -> Iterator[Metric]:
-        numbers = {m.session.placed.device for m in self._repository.ready() if m.session.provider == "cuda"}
+        numbers = {m.session.placement.device for m in self._repository.ready() if m.session.provider == "cuda"}
         if not numbers or self._failed:
             return
         used = GaugeMetricFamily("bnfold_gpu_memory_used_bytes", "Memory in use on the GPU, by anybody", labels=["gpu"])

@@ -207,7 +207,7 @@ class Metrics:
         nodes = [
             ((*_labels(model), provider), float(count))
             for model in models
-            for provider, count in model.session.placed.nodes.items()
+            for provider, count in model.session.placement.nodes.items()
         ]
         labels = ["model", "version"]
         yield _gauge("bnfold_nodes", "Operators of the optimised graph, where they run", [*labels, "provider"], nodes)
@@ -217,7 +217,7 @@ class Metrics:
         for model in models:
             cold.add_metric(_labels(model), model.session.cold_shapes)
         yield cold
-        told = [((*_labels(model), *model.session.placed.facts(model.manifest).values()), 1.0) for model in models]
+        told = [((*_labels(model), *model.session.placement.facts(model.manifest).values()), 1.0) for model in models]
         yield _gauge("bnfold_session_info", "How a version is computed, in labels", [*labels, *FACTS], told)
         lost = [(_labels(model), float(model.session.lost is not None)) for model in models]
         yield _gauge("bnfold_device_lost", "1 if the device answers no more", labels, lost)
@@ -283,4 +283,4 @@ def _gauge(name: str, text: str, labels: list[str], values: Iterable[tuple[tuple
 
 
 def _labels(model: Model | None) -> Labels:
-    return NO_MODEL if model is None or model.gone else (model.name, model.version)
+    return NO_MODEL if model is None or model.retired else (model.name, model.version)

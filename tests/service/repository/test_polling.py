@@ -1,4 +1,4 @@
-"""Watching the repository's folder: what is published there serves, what goes from there leaves."""
+"""Polling the repository's folder: what is published there serves, what is removed from there is retired."""
 
 import time
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_a_folder_that_goes_away_changes_nothing(folder: Path) -> None:
         assert states(service) == {"table/1": "READY"}
         folder.with_name("away").rename(folder)
         wait(lambda: states(service) == {"table/2": "READY"})
-    said = [line for line in service.lines if "cannot be looked through, so all serve on: " in line]
+    said = [line for line in service.lines if "the repository cannot be polled, and all models serve on: " in line]
     assert len(said) == 1
 
 

@@ -1,4 +1,4 @@
-"""The repository by itself: which versions are chosen, how they take over, what is left of those that leave."""
+"""The repository by itself: which versions are chosen, how they take over, what is left of retired ones."""
 
 import asyncio
 import gc
@@ -22,6 +22,7 @@ from service.repository.model import Model
 from service.repository.repository import Repository
 from service.settings import Settings
 from support import served
+from support.batching import submit
 from support.reloading import corrupt
 
 X = {"image": np.ones((1, 1, 8, 8), np.float32)}
@@ -56,7 +57,7 @@ def states(repository: Repository) -> dict[str, str]:
 
 
 async def infer(model: Model) -> Arrays:
-    return await model.batcher.submit(X, 1).result
+    return await submit(model.batcher, X, 1).result
 
 
 async def left(repository: Repository, name: str) -> None:
@@ -83,7 +84,7 @@ def test_a_new_version_takes_over_and_nothing_is_left_of_the_old_one(folder: Pat
     async def use(repository: Repository) -> None:
         told: list[str] = []
         repository.on_ready = lambda model: told.append(f"ready {model}")
-        repository.on_gone = lambda model: told.append(f"gone {model}")
+        repository.on_retired = lambda model: told.append(f"retired {model}")
         references = References()
         model = repository.find("net")
         await infer(model)
@@ -94,7 +95,7 @@ def test_a_new_version_takes_over_and_nothing_is_left_of_the_old_one(folder: Pat
         assert repository.find("net").version == "2"
         await left(repository, "net/1")
         assert [trace() for trace in traces] == [None] * 4
-        assert told == ["ready net/2", "gone net/1"]
+        assert told == ["ready net/2", "retired net/1"]
         assert states(repository) == {"net/2": "READY"}
         with pytest.raises(NotFoundError, match="model 'net' has no version '1'; here are: 2"):
             repository.find("net", "1")
@@ -112,7 +113,7 @@ def test_the_old_version_answers_whoever_has_found_it(folder: Path) -> None:
     async def use(repository: Repository) -> None:
         old = repository.find("net", "1")
         served.net(folder, version=2)
-        queued = [old.batcher.submit(X, 1) for _ in range(5)]
+        queued = [submit(old.batcher, X, 1) for _ in range(5)]
         with old:
             await repository.load_model("net")
             new = repository.find("net")
@@ -122,9 +123,9 @@ def test_the_old_version_answers_whoever_has_found_it(folder: Path) -> None:
             for _ in range(3):
                 await infer(old)
                 await asyncio.sleep(0.02)
-            assert not old.gone
+            assert not old.retired
         await left(repository, "net/1")
-        assert old.gone
+        assert old.retired
         for ticket in queued:
             assert ticket.result.done()
             assert list(ticket.result.result()) == ["scores"]
@@ -261,7 +262,7 @@ def test_a_version_that_is_gone_serves_on_while_no_other_can(folder: Path) -> No
 
 def test_unloading_answers_what_was_accepted(folder: Path) -> None:
     async def use(repository: Repository) -> None:
-        tickets = [repository.find("net").batcher.submit(X, 1) for _ in range(20)]
+        tickets = [submit(repository.find("net").batcher, X, 1) for _ in range(20)]
         unloading = asyncio.create_task(repository.unload_model("net"))
         await asyncio.sleep(0)
         assert states(repository) == {"net/1": "UNLOADING"}

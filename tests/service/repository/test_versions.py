@@ -8,7 +8,7 @@ import pytest
 from fold.errors import BnfoldError
 from service.errors import NotReadyError
 from service.repository.repository import Repository
-from service.repository.versions import Policy, stamp
+from service.repository.versions import VersionPolicy, stamp
 from service.settings import Settings, load_settings
 from support import served
 from support.reloading import corrupt
@@ -56,8 +56,8 @@ def test_a_policy_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_candidates_come_newest_first() -> None:
-    assert Policy.of("all").candidates([1, 2, 10]) == [10, 2, 1]
-    assert Policy.of("10,1,3").candidates([1, 2, 10]) == [10, 1]
+    assert VersionPolicy.of("all").candidates([1, 2, 10]) == [10, 2, 1]
+    assert VersionPolicy.of("10,1,3").candidates([1, 2, 10]) == [10, 1]
 
 
 def test_a_stamp_tells_what_changed(folder: Path) -> None:

@@ -3,15 +3,15 @@ is refused for want of a library."""
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fold.artifact.directory import read_version
 from fold.runtime.devices import ProviderUnavailableError
-from service.runtime import session as module
+from service.runtime import placement, refusals
 from service.runtime.buckets import Buckets
+from service.runtime.graph import Graph
 from service.runtime.session import ModelSession
 from service.settings import Settings
 
@@ -20,20 +20,19 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session on the CPU that is told to be on a GPU, without buckets: whoever asks, and nothing may be recorded."""
-    monkeypatch.setattr(module, "provider_of", lambda session: "cuda")
+    monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
     version = read_version(repository / "pair" / "1")
     settings = Settings(repository=repository, device="cpu", buckets="off", cuda_graphs=True, batches_in_flight=3)
+    ran: list[tuple[int, str]] = []
+    run = Graph.run
+
+    def noted(graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ran.append((threading.get_ident(), graph._options.get_run_config_entry("gpu_graph_id")))
+        return run(graph, inputs)
+
+    monkeypatch.setattr(Graph, "run", noted)
     session = ModelSession.open(version, settings)
     assert session.batches_in_flight == 1
-    ran: list[tuple[int, str]] = []
-    run = session._session.run
-
-    def noted(outputs: list[str], feeds: dict[str, np.ndarray], options: Any) -> Any:
-        ran.append((threading.get_ident(), options.get_run_config_entry("gpu_graph_id")))
-        return run(outputs, feeds, options)
-
-    monkeypatch.setattr(session._session, "run", noted)
-    session.warm_up()
     a = np.ones((2, 2), np.float32)
     threads = [threading.Thread(target=session.run, args=({"a": a, "b": a},)) for _ in range(3)]
     for thread in threads:
@@ -48,7 +47,7 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
 
 
 def test_errors_of_that_thread_are_those_of_the_run(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "provider_of", lambda session: "cuda")
+    monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
     version = read_version(repository / "pair" / "1")
     session = ModelSession.open(version, Settings(repository=repository, device="cpu", buckets="off", cuda_graphs=True))
     failing = {"a": np.full((1, 2), np.nan, np.float32)}
@@ -60,15 +59,17 @@ def test_errors_of_that_thread_are_those_of_the_run(repository: Path, monkeypatc
 def test_a_gpu_without_cudnn_serves_no_convolutions(
     name: str, convolves: bool, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "provider_of", lambda session: "cuda")
-    monkeypatch.setattr(module, "loaded_cudnn", lambda: None)
-    version = read_version(repository / name / "1")
-    session = ModelSession.open(version, Settings(repository=repository, device="cpu", buckets="off"))
+    monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
+    monkeypatch.setattr(refusals, "loaded_cudnn", lambda: None)
+    version, settings = (
+        read_version(repository / name / "1"),
+        Settings(repository=repository, device="cpu", buckets="off"),
+    )
     if convolves:
         with pytest.raises(ProviderUnavailableError, match="found no cuDNN"):
-            session.warm_up()
-        monkeypatch.setattr(module, "loaded_cudnn", lambda: "9.12.0")
-    session.warm_up()
+            ModelSession.open(version, settings)
+        monkeypatch.setattr(refusals, "loaded_cudnn", lambda: "9.12.0")
+    ModelSession.open(version, settings)
 
 
 def test_stagings_of_one_size_are_warmed_up_at_a_time() -> None:

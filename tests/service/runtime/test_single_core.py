@@ -18,9 +18,9 @@ CORES = 3
 
 
 @pytest.fixture
-def long_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model counts as short, on a machine of some cores."""
-    monkeypatch.setattr(module, "SHORT_SECONDS", 0.0)
+def slow_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model counts as fast, on a machine of some cores."""
+    monkeypatch.setattr(module, "FAST_SECONDS", 0.0)
     monkeypatch.setattr(module, "cores", lambda: CORES)
 
 
@@ -29,23 +29,23 @@ def opened(repository: Path, name: str, **settings: Any) -> ModelSession:
     return ModelSession.open(read_version(repository / name / "1"), chosen)
 
 
-@pytest.mark.usefixtures("long_models")
-def test_long_models_have_a_session_for_one_core_unless_threads_or_batches_are_given(repository: Path) -> None:
-    assert opened(repository, "net").narrow_runs == CORES
+@pytest.mark.usefixtures("slow_models")
+def test_slow_models_have_a_session_for_one_core_unless_threads_or_batches_are_given(repository: Path) -> None:
+    assert opened(repository, "net").single_core_runs == CORES
     for settings in ({"threads": 2}, {"batches_in_flight": 1}, {"buckets": "8"}):
-        assert opened(repository, "net", **settings).narrow_runs == 0, settings
-    assert opened(repository, "single").narrow_runs == 0, "its rows cannot be told apart"
+        assert opened(repository, "net", **settings).single_core_runs == 0, settings
+    assert opened(repository, "single").single_core_runs == 0, "its rows cannot be told apart"
 
 
-def test_short_models_and_machines_of_one_core_have_none(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHORT_SECONDS", 60.0)
-    assert opened(repository, "net").narrow_runs == 0
-    monkeypatch.setattr(module, "SHORT_SECONDS", 0.0)
+def test_fast_models_and_machines_of_one_core_have_none(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FAST_SECONDS", 60.0)
+    assert opened(repository, "net").single_core_runs == 0
+    monkeypatch.setattr(module, "FAST_SECONDS", 0.0)
     monkeypatch.setattr(module, "cores", lambda: 1)
-    assert opened(repository, "net").narrow_runs == 0
+    assert opened(repository, "net").single_core_runs == 0
 
 
-@pytest.mark.usefixtures("long_models")
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.parametrize("name", ["net", "echo", "pair", "free", "text", "upper"])
 def test_both_sessions_compute_the_same(name: str, repository: Path) -> None:
     session = opened(repository, name)
@@ -65,27 +65,27 @@ def test_both_sessions_compute_the_same(name: str, repository: Path) -> None:
                 np.testing.assert_array_equal(answered[output], array, strict=True)
 
 
-@pytest.mark.usefixtures("long_models")
+@pytest.mark.usefixtures("slow_models")
 def test_what_is_proven_is_what_either_of_them_answers(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session for one core that computes something else is found by the canary before it serves."""
-    session = opened(folded, "net")
-    session.warm_up()
-    session.try_canary()
-    right = session._narrow
-    assert right is not None
+    right = module.open_session
 
-    class Wrong:
-        def run(self, *arguments: Any) -> list[np.ndarray]:
-            return [array + 1 for array in right.run(*arguments)]
+    def sometimes_wrong(model: Path, **options: Any) -> Any:
+        session = right(model, **options)
+        if options["threads"] == 1:
+            run = session.run
+            monkeypatch.setattr(session, "run", lambda *arguments: [array + 1 for array in run(*arguments)])
+        return session
 
-    monkeypatch.setattr(session, "_narrow", Wrong())
+    opened(folded, "net")
+    monkeypatch.setattr(module, "open_session", sometimes_wrong)
     with pytest.raises(CertificateError, match="its certificate does not hold here"):
-        session.try_canary()
+        opened(folded, "net")
 
 
 def test_a_crowd_is_answered_right(folded: Path, start: Callable[..., Any]) -> None:
     """By a real service, in which runs have all cores or one, as requests come and go."""
-    code = f"from service import session\nsession.SHORT_SECONDS, session.cores = 0.0, lambda: {CORES}\n{serving.SERVE}"
+    slow = f"from service.runtime import session\nsession.FAST_SECONDS, session.cores = 0.0, lambda: {CORES}\n"
     spec = read_version(folded / "net" / "2").manifest.inputs[0]
     x = np.random.default_rng(0).normal(size=(40, *spec.shape[1:])).astype(np.float32)
 
@@ -94,12 +94,12 @@ def test_a_crowd_is_answered_right(folded: Path, start: Callable[..., Any]) -> N
         answer = service.post("/v2/models/net/infer", json={"inputs": [tensor]}).json()["outputs"][0]
         return np.array(answer["data"], np.float32).reshape(answer["shape"])
 
-    with start(folded, code=code, threads=0) as service, ThreadPoolExecutor(16) as clients:
+    with start(folded, code=slow + serving.SERVE, threads=0) as service, ThreadPoolExecutor(16) as clients:
         config = service.get("/v2/models/net/config").json()
         assert config["instance_group"][0]["count"] == CORES
-        alone = np.concatenate([ask(x[i : i + 1]) for i in range(40)])
+        one_by_one = np.concatenate([ask(x[i : i + 1]) for i in range(40)])
         for _ in range(5):
             together = np.concatenate(list(clients.map(ask, np.split(x, 40))))
-            np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-5)
         proof = service.post("/v2/models/net/equivalence", json={"samples": 7}).json()
         assert proof["equivalent"], proof["message"]

@@ -1,0 +1,53 @@
+"""Why a version is not served here, though ONNX Runtime opened its graph. Each raises `BnfoldError`."""
+
+import onnxruntime as ort
+
+from fold.artifact import ModelVersion
+from fold.errors import BnfoldError
+from fold.runtime import ProviderUnavailableError, loaded_cudnn, placement
+from service.protocol import DTYPES
+from service.runtime.placement import Placement
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
+
+
+def refuse_unknown_datatypes(version: ModelVersion) -> None:
+    manifest = version.manifest
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.datatype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise BnfoldError(f"tensor {spec.name!r} is {spec.datatype}, which is not served; expected one of {known}")
+
+
+def refuse_other_graph(version: ModelVersion, session: ort.InferenceSession) -> None:
+    """Requests are checked against the manifest, so it must describe this graph."""
+    for kind, specs, nodes in (
+        ("inputs", version.manifest.inputs, session.get_inputs()),
+        ("outputs", version.manifest.outputs, session.get_outputs()),
+    ):
+        said = sorted(spec.name for spec in specs)
+        has = sorted(node.name for node in nodes)
+        if said != has:
+            raise BnfoldError(
+                f"{version.model_file}: its {kind} are {has}, the manifest says {said}; fold the model again"
+            )
+
+
+def refuse_elsewhere(version: ModelVersion, placement: Placement) -> None:
+    """A model with a part on the CPU is slower than all of it there. Raises `ProviderUnavailableError`."""
+    if placement.provider == "cuda" and placement.elsewhere:
+        raise ProviderUnavailableError(
+            f"{version.model_file}: {', '.join(placement.elsewhere)} would compute on the CPU, where this ONNX Runtime "
+            "has no CUDA kernel for them; set BNFOLD_ALLOW_CPU_NODES=1, or serve it with --device cpu"
+        )
+
+
+def refuse_without_cudnn(version: ModelVersion, session: ort.InferenceSession) -> None:
+    """Of a session on a GPU that ran. ONNX Runtime loads cuDNN when a convolution first runs, and may do without it,
+    many times slower. Raises `ProviderUnavailableError`."""
+    types = {op_type for kinds in placement(session).values() for op_type in kinds}
+    if types & CONVOLUTIONS and loaded_cudnn() is None:
+        raise ProviderUnavailableError(
+            f"{version.model_file}: it convolves, and ONNX Runtime found no cuDNN here; install bnfold[gpu], "
+            "or serve it with --device cpu"
+        )
