@@ -1,6 +1,6 @@
-"""The command line: a thin caller of what the library does.
+"""The command line: thin callers of the library, one file for each command.
 
-Exit 0: done. 1: the proof failed. 2: bad input or usage, said in one line on stderr.
+Exit 0: done. 1: the proof failed. 2: bad input or usage, explained in one line on stderr.
 """
 
 import os
@@ -20,12 +20,12 @@ from fold.cli.verify import verify
 from fold.errors import BnfoldError
 from fold.runtime import start_with_huge_pages
 
-# Typer's own base of usage errors: click's in older versions, its own copy of click in newer ones.
+# The base class of Typer's usage errors: click's in older versions, Typer's own copy of click in newer ones.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="bnfold",
-    help="Fold trained BatchNorm into the weights around it, prove that the model is the same, and serve it.",
+    help="Fold trained BatchNorm into the weights around it, prove that the model computes the same, and serve it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     if arguments is None and sys.argv[1:2] == ["serve"]:
         start_with_huge_pages()
-    warnings.simplefilter("ignore")  # of libraries, to which a user can do nothing
+    warnings.simplefilter("ignore")  # they come from libraries, and a user cannot act on them
     try:
         code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
     except BnfoldError as error:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # whoever read our output has left; python would complain when it flushes at exit
+        # The reader of our output has gone. Python would print an error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)

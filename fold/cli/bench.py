@@ -10,18 +10,22 @@ from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, cons
 
 
 def bench(
-    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
-    batch: Annotated[str | None, typer.Option(metavar="N,N,…", help="Rows in one run [1,8,32].")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How often each graph is timed.")] = 50,
+    model_dir: Annotated[
+        Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version.")
+    ],
+    batch: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Batch sizes to measure.", show_default="1,8,32")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How many times each graph is timed.")] = 50,
     device: Annotated[
-        str, typer.Option(metavar=DEVICES, help="Where to measure; auto is everywhere that is present.")
+        str, typer.Option(metavar=DEVICES, help="Where to measure; auto measures on every available device.")
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = 0,
     seed: Seed = 0,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the latencies as bars.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a published model unfolded and folded, in turn, after both were seen to answer right."""
+    """Measure the latency of a published model, unfolded and folded. The answers of both are checked first."""
     from fold.artifact import read_version  # noqa: PLC0415
     from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
     from fold.reports import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
@@ -30,7 +34,7 @@ def bench(
     if picture is not None:
         check_picture(picture)
     try:
-        # a status that turns 12 times a second would take its share of what is measured
+        # A spinner at the default 12.5 frames per second would take CPU time from the measurement.
         with console.status("starting", refresh_per_second=1) as status:
             benchmark = bench_version(
                 read_version(version_folder(model_dir)),
@@ -53,4 +57,4 @@ def bench(
         console.print(bench_table(benchmark))
     if picture is not None:
         write_picture(picture, benchmark)
-        console.print(f"drawn {escape(str(picture))}", soft_wrap=True, highlight=False)
+        console.print(f"written to {escape(str(picture))}", soft_wrap=True, highlight=False)

@@ -25,42 +25,51 @@ from fold.cli.options import (
 from fold.errors import BnfoldError
 from fold.sources import Source
 
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS|preprocessing",
+        help="Let the model take bytes, with (x*scale - mean)/std for each channel in the graph: "
+        "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255 (NAME:mean=… if there are several inputs), "
+        "or the word preprocessing for the numbers of the preprocessing.",
+    ),
+]
+Layout = Annotated[
+    Literal["nchw", "nhwc"] | None,
+    typer.Option(help="Order of the axes of the bytes of --normalize.", show_default="that of the model"),
+]
+OpenActivations = Annotated[
+    bool,
+    typer.Option(
+        "--open-activations", help="Rewrite a ReLU as a clip by channel if that removes a BatchNorm that would stay."
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "tf32", "fp16", "bf16"],
+    typer.Option(help="The type in which the graph computes; nodes that it does not fit stay in float32."),
+]
+
 
 def fold(
     source: SourceFile,
-    out: Annotated[Path, typer.Option(metavar="REPOSITORY", help="The model repository to publish into.")],
-    name: Annotated[str | None, typer.Option(help="The model's name; the file's name by default.")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="The version; the next free one by default.")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="REPOSITORY", help="The model repository in which the model is published.")
+    ],
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the file's name")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="The version.", show_default="the next free one")] = None,
     arch: Arch = None,
     arch_arg: ArchArg = None,
     inputs: Inputs = None,
     key: Key = None,
     ema: Ema = False,
-    labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A text file with one class label on each line.")] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
     ] = None,
-    normalize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS|preprocessing",
-            help="Take bytes, and put (x*scale - mean)/std for each channel into the graph: "
-            "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255 (NAME:mean=… where there are several inputs), "
-            "or by the numbers of the preprocessing.",
-        ),
-    ] = None,
-    layout: Annotated[
-        Literal["nchw", "nhwc"] | None,
-        typer.Option(help="How clients lay out the bytes of --normalize; as the model does by default."),
-    ] = None,
-    open_activations: Annotated[
-        bool,
-        typer.Option("--open-activations", help="Let a ReLU become a clip by channel where a BatchNorm would stay."),
-    ] = False,
-    precision: Annotated[
-        Literal["fp32", "tf32", "fp16", "bf16"],
-        typer.Option(help="In which type the graph computes; what does not fit into it stays in float32."),
-    ] = "fp32",
+    normalize: Normalize = None,
+    layout: Layout = None,
+    open_activations: OpenActivations = False,
+    precision: Precision = "fp32",
     samples: Samples = 16,
     seed: Seed = 0,
     device: Device = "auto",
@@ -72,9 +81,13 @@ def fold(
     from fold.inputs import parse_scaling  # noqa: PLC0415
     from fold.reports import certificate_table, fold_table  # noqa: PLC0415
 
+    # 1. Check the options.
     if layout is not None and normalize is None:
-        raise BnfoldError(f"--layout {layout}: is the layout of the bytes of --normalize; give that as well")
+        raise BnfoldError(
+            f"--layout {layout}: only bytes of --normalize have a layout; add --normalize, or leave out --layout"
+        )
     standardised = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
+    # 2. Read, fold, prove and publish.
     with console.status("starting") as status:
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, standardised),
@@ -86,6 +99,7 @@ def fold(
             provider=device,
             announce=lambda step: status.update(escape(step)),
         )
+    # 3. Print what was converted while the source was read, and where each BatchNorm went.
     for change in conversion.changes:
         console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
     if as_json:
@@ -104,6 +118,7 @@ def fold(
             text = f"{stayed.layer} stays in float32: {stayed.reason}"
             console.print(escape(text), soft_wrap=True, highlight=False)
         console.print(certificate_table(conversion.certificate))
+    # 4. Print the verdict. The exit code says whether the model was published.
     if conversion.path is None:
         console.print(f"[red]{escape(conversion.certificate.message)}; nothing was published[/]", soft_wrap=True)
         raise typer.Exit(PROOF_FAILED)

@@ -12,7 +12,8 @@ from fold.sources import Source, read_source
 
 def inspect(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="As for fold, or REPOSITORY/NAME or REPOSITORY/NAME/VERSION.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A source as for fold, or REPOSITORY/NAME, or REPOSITORY/NAME/VERSION."),
     ],
     arch: Arch = None,
     arch_arg: ArchArg = None,
@@ -20,13 +21,13 @@ def inspect(
     key: Key = None,
     ema: Ema = False,
     open_activations: Annotated[
-        bool, typer.Option("--open-activations", help="Tell where BatchNorms would go with opened activations.")
+        bool, typer.Option("--open-activations", help="Show where BatchNorms would be folded with opened activations.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as a page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as an HTML page.")] = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what each BatchNorm of SOURCE is, how healthy, and where it would go. This proves nothing."""
+    """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
     from fold.artifact import read_version  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import (  # noqa: PLC0415
@@ -39,8 +40,10 @@ def inspect(
         write_inspection_page,
     )
 
+    # 1. Check the options.
     if html is not None:
         check_inspection_page(html)
+    # 2. Read the source, and fold it to see where each BatchNorm would go.
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
         if source.is_dir():
@@ -55,6 +58,7 @@ def inspect(
             moving_average="recalibrated" not in unfolded.metadata,
             open_activations=open_activations,
         )
+    # 3. Print what was converted while the source was read, then the findings.
     changes = tuple(unfolded.described.get("changes", ()))
     for change in changes:
         console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
@@ -69,6 +73,7 @@ def inspect(
                 console.print(inspection_table(listing))
             console.print()
         console.print(f"{escape(str(source))}: {inspection_summary(inspection)}", soft_wrap=True, highlight=False)
+    # 4. Write the page.
     if html is not None:
         write_inspection_page(html, inspection, source.name)
-        console.print(f"written {escape(str(html))}", soft_wrap=True, highlight=False)
+        console.print(f"written to {escape(str(html))}", soft_wrap=True, highlight=False)

@@ -1,5 +1,7 @@
-"""What the commands share: options that they have in common, and how they speak. Tables and progress go to stderr, and
-`--json` prints one object on stdout, so that a program can always read stdout."""
+"""What the commands share: their common options, and how they print.
+
+Tables and progress go to stderr. `--json` prints one object on stdout, so that a program can always read stdout.
+"""
 
 import json
 import sys
@@ -15,37 +17,41 @@ console = Console(stderr=True)
 
 DEVICES = "auto|cpu|cuda[:N]"
 Device = Annotated[
-    str, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes; auto takes a GPU if there is one.")
+    str, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes; auto uses a GPU if there is one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many inputs to draw for the proof.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the inputs that are drawn.")]
+Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many random inputs the proof uses.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")]
 SourceFile = Annotated[
     Path, typer.Argument(metavar="SOURCE", help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors), .pt2 or .onnx.")
 ]
-Arch = Annotated[str | None, typer.Option(metavar="MODULE:CALLABLE", help="What makes the module of a state_dict.")]
-ArchArg = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for it.")]
+Arch = Annotated[
+    str | None, typer.Option(metavar="MODULE:CALLABLE", help="Factory for the architecture of a state_dict.")
+]
+ArchArg = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the factory; may be repeated.")
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
         metavar="SHAPE",
-        help="An input without the batch: 3,224,224, 3,H,W with free sizes, or name:3,224,224:float32.",
+        help="Shape of an input without the batch: 3,224,224; 3,H,W with free sizes; or name:3,224,224:float32.",
     ),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Under which key of the file the weights lie, such as ema.state_dict."),
+    typer.Option(metavar="NAME", help="The key in the file that has the weights, such as ema.state_dict."),
 ]
-Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights (EMA, SWA) that the file holds.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Use the averaged weights (EMA, SWA) of the file.")]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Open a file that can run code of its author: a whole module, TorchScript, a .pt2."),
+    typer.Option("--trust", help="Open a file that can run code of its author: a pickled module, TorchScript, a .pt2."),
 ]
 
 
 def complain(message: str, code: int = BAD_INPUT) -> int:
-    """One line on stderr; returns the exit code."""
+    """Print one line on stderr and return the exit code."""
     sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
     return code
 
@@ -55,7 +61,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def version_folder(model_dir: Path) -> Path:
-    """The latest version in REPOSITORY/NAME; what is no such folder is taken for a version itself."""
+    """The folder of the latest version in REPOSITORY/NAME. Any other folder is taken as a version itself."""
     from fold.artifact import version_numbers  # noqa: PLC0415
 
     numbers = version_numbers(model_dir)

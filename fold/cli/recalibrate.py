@@ -23,24 +23,24 @@ def recalibrate(
         Path,
         typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by input name, or a folder of such files or images."),
     ],
-    out: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="The new checkpoint; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="The new checkpoint. This file must not exist yet.")],
     arch: Arch = None,
     arch_arg: ArchArg = None,
     key: Key = None,
     ema: Ema = False,
     layer_by_layer: Annotated[
         bool,
-        typer.Option("--layer-by-layer", help="A pass for each BatchNorm: exact, whatever the batches."),
+        typer.Option("--layer-by-layer", help="One pass over the data for each BatchNorm: exact for any batch size."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="The most rows that are computed at once.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which rows come together in a batch.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="The largest number of rows in one batch.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the rows.")] = 0,
     preprocessing: Annotated[
         Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compute BatchNorm's statistics anew over a data set, and write a checkpoint that has them.
+    """Recompute BatchNorm's statistics over a data set, and write a new checkpoint with them.
 
     This changes what the model computes.
     """
@@ -48,6 +48,7 @@ def recalibrate(
 
     from fold.recalibration import recalibrate as compute  # noqa: PLC0415
 
+    # 1. Compute the statistics and write the checkpoint.
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task("reading", total=None)
@@ -63,6 +64,7 @@ def recalibrate(
                 task, completed=step, total=steps, description=escape(layer)
             ),
         )
+    # 2. Print what was inferred while the source was read, and how far each layer moved.
     for note in done.notes:
         console.print(f"{escape(str(source))}: {escape(note)}", soft_wrap=True, highlight=False)
     if as_json:
@@ -70,25 +72,26 @@ def recalibrate(
     else:
         console.print(_table(done))
     for name in done.unreached:
-        text = f"{escape(name)}: no forward pass in eval mode comes by; its statistics stay as they were"
+        text = f"{escape(name)}: a forward pass in eval mode does not reach it; its statistics stay as they were"
         console.print(f"[yellow]{text}[/]", soft_wrap=True, highlight=False)
+    # 3. Print how far the outputs moved, and where the checkpoint is.
     record = done.recalibrated
     console.print(
         f"\n{len(done.layers)} BatchNorms over {record['samples']} samples in {record['batches']} batches, "
         f"{record['mode']}, {done.seconds:.1f} s. The outputs of the first batch moved by "
-        f"{_number(done.outputs_moved)} of the largest.",
+        f"{_number(done.outputs_moved)} of the largest old output.",
         soft_wrap=True,
         highlight=False,
     )
     console.print(
-        "[yellow]This changes what the model computes: judge the new checkpoint, then fold and verify it.[/]",
+        "[yellow]This changes what the model computes: evaluate the new checkpoint, then fold and verify it.[/]",
         soft_wrap=True,
     )
     console.print(f"written to {escape(str(done.checkpoint))}", soft_wrap=True, highlight=False)
 
 
 def _table(done: "Recalibration") -> "Table":
-    """A row for each layer, in the order in which a forward pass comes by."""
+    """A row for each layer, in the order of a forward pass."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -9,29 +9,47 @@ from fold.cli.options import DEVICES
 
 
 def serve(
-    repository: Annotated[Path, typer.Argument(help="The model repository that bnfold fold published into.")],
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port, 0 for a free one [8000].")] = None,
-    grpc_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the same protocol over gRPC, 0 for a free one [off].")
+    repository: Annotated[Path, typer.Argument(help="The model repository, as written by bnfold fold --out.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port, 0 for a free one.", show_default="8000")
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar=DEVICES, help="Where to compute [auto].")] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port of the same protocol over gRPC, 0 for a free one.", show_default="off"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes.", show_default="auto")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = None,
-    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch [64].")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch.", show_default="64")] = None,
     shadow: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", min=0, max=1, help="Share of the answers to hold against the reference [0]."),
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Share of the responses to compare with the reference.",
+            show_default="0",
+        ),
     ] = None,
     cuda_graphs: Annotated[
         bool | None, typer.Option("--cuda-graphs", help="Launch the kernels of a batch as one CUDA graph.")
     ] = None,
-    nhwc: Annotated[bool | None, typer.Option("--nhwc", help="Channels last on the GPU.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Load what comes into REPOSITORY, unload what goes.")] = False,
+    nhwc: Annotated[
+        bool | None, typer.Option("--nhwc", help="Store tensors with the channels last on the GPU.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Poll REPOSITORY: load new versions, unload removed ones.")
+    ] = False,
 ) -> None:
-    """Serve every model of REPOSITORY over HTTP and gRPC until SIGTERM. Every BNFOLD_… variable is a setting, too."""
+    """Serve every model of REPOSITORY over HTTP and gRPC until SIGTERM. BNFOLD_… variables are settings too."""
     from service.app import serve as serve_repository  # noqa: PLC0415
     from service.settings import load_settings  # noqa: PLC0415
 
+    # 1. Settings: an option wins over its BNFOLD_… variable.
     settings = load_settings(
         repository=repository,
         host=host,
@@ -45,4 +63,5 @@ def serve(
         nhwc=nhwc,
         repository_control="watch" if watch else None,
     )
+    # 2. Serve until SIGTERM.
     raise typer.Exit(serve_repository(settings))

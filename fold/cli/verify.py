@@ -11,7 +11,9 @@ from fold.errors import BnfoldError
 
 
 def verify(
-    model_dir: Annotated[Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for the latest.")],
+    model_dir: Annotated[
+        Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version.")
+    ],
     inputs: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by input name, or a folder of such files or images."),
@@ -20,14 +22,14 @@ def verify(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Annotated[
-        Literal["fp32", "tf32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must be in.")
+        Literal["fp32", "tf32", "fp16", "bf16"] | None, typer.Option(help="The precision that the model must have.")
     ] = None,
     search: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Search so long for the largest difference.")
+        float, typer.Option(metavar="SECONDS", min=0, help="Search for the largest difference for this long.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Prove a published model again, on this machine, from its directory alone."""
+    """Prove a published model again on this machine, from its directory alone."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
 
     from fold.artifact import read_version  # noqa: PLC0415
@@ -35,6 +37,7 @@ def verify(
     from fold.proof import certify  # noqa: PLC0415
     from fold.reports import certificate_table  # noqa: PLC0415
 
+    # 1. Read the model directory, and check its precision.
     folder = version_folder(model_dir)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))
     with Progress(*columns, console=console, transient=True) as shown:
@@ -45,6 +48,7 @@ def verify(
                 f"{version.model_file}: is in {version.manifest.precision}, not in {precision}; "
                 f"fold the model again with --precision {precision}"
             )
+        # 2. Certify it.
         certificate = certify(
             version,
             None if inputs is None else read_inputs(inputs, version.manifest),
@@ -57,6 +61,7 @@ def verify(
                 task, total=steps, completed=step, description=f"searching: {found:.3g} found"
             ),
         )
+    # 3. Print the certificate. The exit code says whether it holds.
     if as_json:
         print_json({"model": version.manifest.name, "version": version.manifest.version, **certificate.to_dict()})
     else:

@@ -305,7 +305,7 @@ def test_inputs_that_cannot_be_scaled(shape: Any, text: str, layout: Any, words:
     ("options", "words"),
     [
         (["--normalize", "scale=1/0"], "--normalize scale=1/0: '1/0' is not a number"),
-        (["--layout", "nhwc"], "--layout nhwc: is the layout of the bytes of --normalize"),
+        (["--layout", "nhwc"], "--layout nhwc: only bytes of --normalize have a layout"),
         (["--normalize", "y:scale=1"], "net.onnx: --normalize: the model has no input 'y' of floats; it has x"),
     ],
 )
