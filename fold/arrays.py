@@ -24,19 +24,22 @@ def first_rows(arrays: Arrays, rows: int) -> Arrays:
     return {name: array[:rows] if array.ndim else array for name, array in arrays.items()}
 
 
-def cut(arrays: Arrays, total: int, rows: int) -> list[Arrays]:
-    """The `total` rows of `arrays` as views of at most `rows` rows each, in order."""
-    return [{name: array[at : at + rows] for name, array in arrays.items()} for at in range(0, total, rows)]
+def cut_rows(arrays: Arrays, total: int, at_most: int) -> list[Arrays]:
+    """Arrays of `total` rows as views of at most `at_most` rows each, in order."""
+    starts = range(0, total, at_most)
+    return [{name: array[at : at + at_most] for name, array in arrays.items()} for at in starts]
 
 
-def join(parts: Sequence[Arrays]) -> Arrays:
-    """The rows of all parts, in order; `parts` are not empty and have the same names."""
+def join_rows(parts: Sequence[Arrays]) -> Arrays:
+    """The rows of all parts, in order; a single part is returned itself."""
+    if len(parts) == 1:
+        return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def in_chunks(run: Run, inputs: Arrays, rows: int) -> Arrays:
-    """Outputs of `run` on at most `rows` rows at a time, as large as the batches that are served; 0 is all at once."""
+    """Outputs of `run` on at most `rows` rows at a time; 0 is all at once."""
     total = row_count(inputs) if rows else 0
     if total <= rows:
         return run(inputs)
-    return join([run(part) for part in cut(inputs, total, rows)])
+    return join_rows([run(part) for part in cut_rows(inputs, total, rows)])

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fold.arrays import Arrays, Run, join
+from fold.arrays import Arrays, Run, join_rows
 
 Clock = Callable[[], float]
 """Seconds since some moment; never goes back."""
@@ -86,7 +86,7 @@ class RequestBatch:
 
     def _merge(self) -> Arrays:
         began = self._clock()
-        merged = self.requests[0] if len(self.requests) == 1 else join(self.requests)
+        merged = join_rows(self.requests)
         self._merged = merged
         self._merged_at = self._clock()
         self._merging = self._merged_at - began
@@ -108,7 +108,7 @@ def join_checked(parts: Sequence[Arrays], rows: Sequence[int]) -> Arrays:
     """The outputs of a request that was cut. Raises `ValueError` if those of a part have not its rows."""
     for outputs, count in zip(parts, rows, strict=True):
         _check(outputs, count)
-    return join(parts)
+    return join_rows(parts)
 
 
 def _check(outputs: Arrays, rows: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fold.arrays import Arrays, cut
+from fold.arrays import Arrays, cut_rows
 from service.batching.lane import Lane
 from service.batching.merging import Outcome, join_checked
 
@@ -65,7 +65,7 @@ def cut_up(whole: Ticket, max_rows: int) -> Sequence[Ticket]:
             whole=whole,
             begins=number == 0,
         )
-        for number, inputs in enumerate(cut(whole.inputs, whole.rows, max_rows))
+        for number, inputs in enumerate(cut_rows(whole.inputs, whole.rows, max_rows))
     ]
     return whole.parts
 
