@@ -4,7 +4,8 @@ from service.http.answers import error_answer, failure, respond
 from service.http.exchange import Direct
 from service.http.head_cache import HeadCache, infer_target, predict_target
 from service.http.middleware import front
-from service.http.server import bind, run_server
+from service.http.server import run_server
+from service.http.sockets import bind
 
 __all__ = [
     "Direct",

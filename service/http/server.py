@@ -5,16 +5,11 @@ its answer; then it lets nobody new in, answers those who are in, and leaves. A 
 """
 
 import asyncio
-import contextlib
-import ctypes
-import errno
 import logging
 import os
 import resource
 import socket
 import ssl
-import struct
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +22,7 @@ from starlette.types import ASGIApp
 from fold.errors import BnfoldError
 from service.http.connection import HttpConnection, Limits
 from service.http.exchange import Direct, Usual
+from service.http.sockets import cannot_bind, hear, refuse_new_connections
 from service.settings import Settings
 
 BACKLOG = 2048
@@ -36,14 +32,9 @@ NEW_SECONDS = 1.0
 """How long a client that came in last may take to send its request."""
 FILES = 256
 """Open beside the connections: models, libraries, a collector's own."""
-MINIMAL_TTL = ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73))
-"""IP_MINTTL and IPV6_MINHOPCOUNT of Linux, for which Python has no names; a port of IPv6 may take IPv4 as well."""
-HIGHEST_TTL = 255
 TICK_SECONDS = 0.02
 TICKS_OF_SWEEP = 5
 """uvicorn ticks ten times a second."""
-SO_ATTACH_FILTER = 26
-"""Linux's; Python has no name for it."""
 
 
 class Beside(Interface):
@@ -60,32 +51,6 @@ class Beside(Interface):
 
     async def stop(self) -> None:
         """Now."""
-
-
-def bind(host: str, port: int, option: str = "--port") -> socket.socket:
-    """A socket with that address, which does not listen yet. Raises `BnfoldError` if it cannot be had; `option` chooses
-    another."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise BnfoldError(f"host {host!r}: {error.strerror}; expected an address of this machine") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _cannot_bind(host, port, option, error) from error
-    return listener
-
-
-def _cannot_bind(host: str, port: int, option: str, error: OSError) -> BnfoldError:
-    if error.errno == errno.EADDRINUSE:
-        return BnfoldError(f"port {port} on {host} is taken; stop what listens there, or choose another with {option}")
-    if error.errno == errno.EACCES:
-        return BnfoldError(f"port {port} on {host} is not for this user; choose one above 1023 with {option}")
-    reason = os.strerror(error.errno or 0)
-    return BnfoldError(f"port {port} on {host}: {reason}; choose another with --host and {option}")
 
 
 def run_server(
@@ -127,7 +92,7 @@ def run_server(
         _load(config, settings)
         server.run(sockets=[listener])
     except OSError as error:  # two processes may bind an address, but only one of them may listen
-        raise _cannot_bind(settings.host, settings.port, "--port", error) from error
+        raise cannot_bind(settings.host, settings.port, "--port", error) from error
     finally:
         listener.close()
     return 0
@@ -218,48 +183,10 @@ class Server(uvicorn.Server):
             await asyncio.sleep(min(TICK_SECONDS, left))
 
     def _hear(self) -> bool:
-        """Connections that were about to be made have taken over the port's own minimal TTL."""
+        """Take the port's limit off the connections that inherited it."""
         for connection in self._connections():
-            _drop_below(connection.transport.get_extra_info("socket"), 0)
+            hear(connection.transport.get_extra_info("socket"))
         return True
 
     def _connections(self) -> list[HttpConnection]:
         return [connection for connection in self.server_state.connections if isinstance(connection, HttpConnection)]
-
-
-def refuse_new_connections(listener: socket.socket) -> None:
-    """Let nobody new in, while those whom the kernel let in already are still accepted.
-
-    Closing a port resets every connection that was made but not accepted yet, and under load there are always some. So
-    the kernel is told to drop what asks for a new one (a segment with SYN); such a client asks again a second later and
-    finds the port closed. Newer kernels keep such filters for CAP_NET_ADMIN, which a container has not: there all is
-    dropped that comes with a TTL below 255, as everything from a client does. Where there is neither, a request that
-    comes in this very moment may be reset.
-    """
-    if sys.platform != "linux":
-        return
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
-            (0x45, 0, 1, 0x02),  # is SYN set?
-            (0x06, 0, 0, 0),  # yes: keep nothing of the segment
-            (0x06, 0, 0, 0xFFFF),  # no: keep it
-        )
-    )
-    code = ctypes.create_string_buffer(program)
-    try:
-        listener.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
-        )
-    except PermissionError:
-        _drop_below(listener, HIGHEST_TTL)
-    except OSError:
-        pass
-
-
-def _drop_below(connection: socket.socket, ttl: int) -> None:
-    """Let the kernel drop what comes with a lower TTL, or hop limit; 0 for nothing."""
-    for level, option in MINIMAL_TTL:
-        with contextlib.suppress(OSError):  # IPv4 has no hop limit
-            connection.setsockopt(level, option, ttl)

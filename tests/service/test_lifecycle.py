@@ -18,7 +18,6 @@ from PIL import Image
 from fold.artifact.directory import read_version, write_manifest
 from fold.errors import BnfoldError
 from service.settings import Settings, load_settings
-from support.serving import SERVE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
@@ -118,20 +117,12 @@ def test_readiness_goes_first_and_requests_are_still_served(repository: Path, st
         assert service.process.wait(timeout=20) == 0
 
 
-WITHOUT_NET_ADMIN = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(24, 12, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_NET_ADMIN: from the next exec on
-os.execv(sys.executable, [sys.executable, "-c", {SERVE!r}])
-"""
-
-
-@pytest.mark.parametrize("code", [SERVE, WITHOUT_NET_ADMIN], ids=["as it is", "as in a container"])
-def test_sigterm_under_load_loses_no_request(code: str, repository: Path, start: Callable[..., Any]) -> None:
+def test_sigterm_under_load_loses_no_request(repository: Path, start: Callable[..., Any]) -> None:
     """Clients that connect anew for each request: every one is answered in full, or was never let in."""
     answered, lost = [0] * 12, []
     body = json.dumps(ROW).encode()
     request = b"POST /v2/models/free/infer HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with start(repository, code=code, grace_seconds=0.3) as service:
+    with start(repository, grace_seconds=0.3) as service:
 
         def client(number: int) -> None:
             while True:
