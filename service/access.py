@@ -38,8 +38,13 @@ class Access:
         self._open = OPEN_PATHS if settings.metrics_need_token else OPEN_PATHS | {"/metrics"}
 
     def check(self, path: str, headers: Headers) -> None:
-        """Raises `UnauthorizedError` where the path asks for a token and the request has none that is known."""
+        """Raises `UnauthorizedError` if the path needs a token and the request brings none that is known."""
         if self.guarded and path not in self._open:
+            self._kind(headers)
+
+    def check_token(self, headers: Headers) -> None:
+        """The same, for paths that are never open."""
+        if self.guarded:
             self._kind(headers)
 
     def check_admin(self, headers: Headers) -> None:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from service.access import Access
 from service.errors import NotFoundError, ServiceError, error_body
 from service.http import (
-    Direct,
+    FastPath,
     HeadCache,
     bind,
     error_answer,
@@ -80,7 +80,7 @@ class Application(FastAPI):
         self.watcher = ShadowChecker(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
         self.predict = Predict(settings, self.repository, self.metrics, self.access)
-        self.direct = Direct(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
+        self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.rpc: Rpc | None = None
         self.started = False
         self.stopping = False
@@ -129,8 +129,8 @@ class Application(FastAPI):
             return
         if (target := infer_target(path)) is not None:
             await self.infer(target, scope, receive, send)
-        elif (name := predict_target(path)) is not None:
-            await self.predict(name, scope, receive, send)
+        elif (target := predict_target(path)) is not None:
+            await self.predict(target, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -169,7 +169,7 @@ def serve(settings: Settings) -> int:
             fronted,
             listener,
             settings,
-            direct=app.direct if fronted is app else None,
+            fast_path=app.fast_path if fronted is app else None,
             beside=app.rpc,
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,

@@ -1,14 +1,12 @@
 """Answers as ASGI messages."""
 
-import contextlib
 import logging
 
 from starlette.types import Send
 
-from service.errors import ClientGoneError, ServiceError, error_body
+from service.errors import ServiceError, error_body
 from service.headers import JSON, Headers
-from service.http.head_cache import ModelPath
-from service.repository import Model, Repository
+from service.repository import Model
 from service.telemetry import Metrics, identity
 
 Answer = tuple[int, Headers, bytes]
@@ -16,17 +14,10 @@ Answer = tuple[int, Headers, bytes]
 log = logging.getLogger("bnfold")
 
 
-def lose(route: str, target: ModelPath, repository: Repository, metrics: Metrics) -> None:
-    """Count a request whose client left before its body was complete."""
-    model = None
-    with contextlib.suppress(ServiceError):
-        model = repository.find(*target)
-    metrics.failed(route, model, ClientGoneError())
-
-
 def failure(metrics: Metrics, route: str, model: Model | None, error: Exception, sent: Headers) -> Answer:
-    """What the client is told of an error, which is counted, and logged if it is a fault of ours. `sent` are the
-    headers of the request."""
+    """The answer to a request that failed. Counts the error, and logs it if it is a fault of the service.
+
+    `sent` are the headers of the request."""
     if not isinstance(error, ServiceError):
         log.error("%s failed", route, exc_info=error, extra={"identity": identity(sent)})
         error = ServiceError("internal error; the service's log has the details")

@@ -1,9 +1,11 @@
-"""One connection as this service takes it: uvicorn's, with limits, this service's form of errors, and word of clients
-that left.
+"""uvicorn's connection, with limits, JSON errors and disconnect detection; requests of the fast path leave it here.
 
-uvicorn waits for a request for as long as it takes, and reads a head of any size. Here both have an end, which a sweep
-over all connections sees to now and then: a timer for each request would cost more than parsing it. And what is asked
-most, to infer, goes past ASGI where it comes in its usual form (service.http.exchange).
+uvicorn waits for a request without end, and reads a head of any size. Here both have a limit, which one sweep over all
+connections checks several times a second: a timer for each request would cost more than parsing the request. Infer and
+predict requests in their common form go past ASGI (`service.http.exchange`).
+
+This class overrides methods and reads attributes of uvicorn's that are not public, so pyproject.toml bounds the
+versions of uvicorn and httptools.
 """
 
 from dataclasses import dataclass
@@ -12,15 +14,15 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import error_body
-from service.http.exchange import Direct, Exchange, Usual
+from service.http.exchange import DefaultHeaders, Exchange, FastPath
 from service.http.head_cache import RequestHead
 from service.operations import WITHDRAW
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`header_bytes` of a request's head; `request_seconds` for a whole request to arrive, or for a client to go on
-    reading its answer; `idle_seconds` between two requests; `connections` at a time."""
+    """`header_bytes` of a request's head; `request_seconds` for a whole request to arrive, or for a client that has
+    stopped reading its answer; `idle_seconds` between two requests; `connections` at a time."""
 
     header_bytes: int
     request_seconds: float
@@ -29,22 +31,25 @@ class Limits:
 
 
 class HttpConnection(HttpToolsProtocol):
-    def __init__(self, *args: Any, limits: Limits, direct: Direct | None, usual: Usual, **options: Any) -> None:
-        """`direct` answers requests without ASGI; None where something stands in front of the application."""
+    def __init__(
+        self, *args: Any, limits: Limits, fast_path: FastPath | None, default_headers: DefaultHeaders, **options: Any
+    ) -> None:
+        """`fast_path` answers requests without ASGI; None where middleware has to see every request."""
         super().__init__(*args, **options)
-        self.usual = usual
+        self.default_headers = default_headers
         self._limits = limits
-        self._direct = None if self.root_path else direct
+        self._fast_path = None if self.root_path else fast_path
         self._between = True
-        """Whether the parser awaits the first byte of a request."""
+        """Whether the next byte is the first of a request."""
         self._start = b""
-        """The head that the chunk begins with that is being parsed; empty for any but the first in it."""
+        """The head at the beginning of the chunk that is being parsed; empty once that head was parsed."""
         self._waiting_since: float | None = None
-        """Since when the first request is awaited or one has been coming; None at other times."""
+        """Time since when a request has been arriving, or the first one is awaited; None otherwise. Times are the event
+        loop's, in seconds."""
         self._idle_since: float | None = None
-        """Since when nothing is under way after an answer."""
+        """Time of the last answer, while no request follows it."""
         self._stalled_since: float | None = None
-        """Since when the client does not read."""
+        """Time since when the client has not read."""
         self._head = -1
         """Bytes of an unfinished head, -1 if it is finished."""
 
@@ -59,22 +64,22 @@ class HttpConnection(HttpToolsProtocol):
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             return
-        direct = type(cycle) is Exchange
-        withdraw = cycle.withdraw if direct else self.scope.get("state", {}).get(WITHDRAW)
+        fast = type(cycle) is Exchange
+        withdraw = cycle.withdraw if fast else self.scope.get("state", {}).get(WITHDRAW)
         if withdraw is not None:
             withdraw()
-        elif direct and cycle.more_body and self._direct is not None:
-            self._direct.endpoints[cycle.head.endpoint].lose(cycle.head.target)
+        elif fast and cycle.more_body and self._fast_path is not None:
+            self._fast_path.endpoints[cycle.head.route].lose(cycle.head.target)
 
     def data_received(self, data: bytes) -> None:
-        if self._between and self._direct is not None:
+        if self._between and self._fast_path is not None:
             start = data[: data.find(b"\r\n\r\n") + 4]
-            head = self._direct.heads.find(start)
+            head = self._fast_path.head_cache.find(start)
             if head is not None and len(data) == len(start) + head.body_bytes and self._is_free():
                 self._idle_since = self._waiting_since = None
-                self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what is looked at
+                self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what uvicorn reads
                 exchange.more_body = False
-                self._direct.endpoints[head.endpoint].begin(head, data[len(start) :], exchange)
+                self._fast_path.endpoints[head.route].begin(head, data[len(start) :], exchange)
                 return
             self._start = start
         super().data_received(data)
@@ -97,9 +102,9 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head = -1
         start, self._start = self._start, b""
-        head = self._usual_head(start)
+        head = self._fast_head(start)
         if head is not None:
-            self.cycle = Exchange(self, head)  # type: ignore[assignment]  # has what is looked at
+            self.cycle = Exchange(self, head)  # type: ignore[assignment]  # has what uvicorn reads
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # makes the scope of ASGI
@@ -108,22 +113,23 @@ class HttpConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _is_free(self) -> bool:
-        """Whether nothing else is under way here."""
+        """Whether no other request of this connection is being answered."""
         return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
-    def _usual_head(self, start: bytes) -> RequestHead | None:
-        """What was parsed, if it goes past ASGI. `start` are its bytes, empty if they did not come in one piece."""
+    def _fast_head(self, start: bytes) -> RequestHead | None:
+        """The head that was parsed, if the request takes the fast path. `start` are its bytes; empty if they did not
+        come in one piece."""
         if (
-            self._direct is None
+            self._fast_path is None
             or not self._is_free()
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
             or not self.parser.should_keep_alive()
         ):
             return None
-        head = self._direct.heads.read(self.url, self.headers)
+        head = self._fast_path.head_cache.parse(self.url, self.headers)
         if head is not None:
-            self._direct.heads.remember(start, head)
+            self._fast_path.head_cache.add(start, head)
         return head
 
     def on_body(self, body: bytes) -> None:
@@ -137,14 +143,14 @@ class HttpConnection(HttpToolsProtocol):
         self._waiting_since = None
         self._between = True
         cycle: Any = self.cycle
-        if type(cycle) is Exchange and self._direct is not None:
+        if type(cycle) is Exchange and self._fast_path is not None:
             cycle.more_body = False
-            self._direct.endpoints[cycle.head.endpoint].begin(cycle.head, cycle.body, cycle)
+            self._fast_path.endpoints[cycle.head.route].begin(cycle.head, cycle.body, cycle)
         else:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, but for the timer that it sets after each answer."""
+        """As uvicorn's, without the timer that it sets after each answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -165,7 +171,7 @@ class HttpConnection(HttpToolsProtocol):
         self._stalled_since = None
 
     def sweep(self, now: float) -> None:
-        """End what has taken too long."""
+        """Close the connection if it has taken too long. `now` is the event loop's time."""
         overdue = now - self._limits.request_seconds
         if self._stalled_since is not None and self._stalled_since < overdue:
             self.transport.abort()
@@ -179,7 +185,7 @@ class HttpConnection(HttpToolsProtocol):
         self.refuse(400, "the request is not valid HTTP")
 
     def refuse(self, status: int, text: str) -> None:
-        """Answer what cannot become a request, or not in time, and close."""
+        """Answer what is no request, or did not arrive in time, and close."""
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = error_body(text)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)

@@ -1,8 +1,9 @@
-"""An infer or predict request in its usual form, from its last byte to the answer, without ASGI in between.
+"""The fast path: an infer or predict request from its last byte to its answer, without ASGI.
 
-A whole body of declared length, not compressed, on a connection where nothing else is under way: that is how clients
-send nearly all of them, and then ASGI's task, messages and two writes cost as much as the model. Everything else
-about the request, and every other request, goes the common way (`service.http.routes`).
+It serves the form in which clients send nearly all requests: the whole body, of declared length and not compressed, on
+a connection that does nothing else meanwhile. For these, ASGI's task, messages and two writes would cost as much as the
+model. An `Exchange` is one such request with its answer; every other request goes the usual way, by ASGI to the same
+endpoints (`service.http.routes`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +13,15 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.headers import Headers
-from service.http.head_cache import Endpoint, HeadCache, ModelPath, RequestHead
-from service.http.headers import header_lines
+from service.http.head_cache import HeadCache, ModelPath, RequestHead, Route
 
 JOINED = 1 << 16
-"""Bytes of a body that is copied behind its head, for one write costs less than two."""
+"""Bytes of a body that is copied behind its head, because one write costs less than two."""
+OK = STATUS_LINE[200]
 
 
-class Computes(Protocol):
-    """An endpoint that can be asked directly."""
+class FastEndpoint(Protocol):
+    """An endpoint that answers without ASGI."""
 
     def begin(self, head: RequestHead, body: bytes, exchange: "Exchange") -> None:
         """Give the exchange its answer, once, now or later."""
@@ -30,22 +31,22 @@ class Computes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Direct:
-    """Who is asked directly, and the heads of requests that do."""
+class FastPath:
+    """What a connection needs to take requests past ASGI."""
 
-    heads: HeadCache
-    endpoints: Mapping[Endpoint, Computes]
+    head_cache: HeadCache
+    endpoints: Mapping[Route, FastEndpoint]
 
 
 class Event:
-    """What uvicorn wakes its cycles with; nobody sleeps here."""
+    """What uvicorn sets to wake its request cycles. No exchange sleeps on it."""
 
     def set(self) -> None:
         """Nothing."""
 
 
-class Usual:
-    """The headers that uvicorn puts into every answer, as bytes. It makes a new list of them each second."""
+class DefaultHeaders:
+    """The headers that uvicorn adds to every answer, as bytes. uvicorn makes a new list of them each second."""
 
     def __init__(self) -> None:
         self._headers: Headers = []
@@ -54,7 +55,8 @@ class Usual:
         self._closes = False
 
     def lines(self, headers: Headers) -> tuple[bytes, bool]:
-        """With the empty line that ends a head, and whether they close the connection, as once the service stops."""
+        """The headers with the empty line that ends a head, and whether they close the connection: they do once the
+        service stops."""
         if headers is not self._headers or len(headers) != self._count:
             self._headers, self._count = headers, len(headers)
             self._bytes = header_lines(headers) + b"\r\n"
@@ -63,7 +65,7 @@ class Usual:
 
 
 class Exchange:
-    """Stands where uvicorn keeps its cycle, and has of that what uvicorn looks at."""
+    """One request on the fast path. It takes the place of uvicorn's request cycle, and has what uvicorn reads of it."""
 
     __slots__ = (
         "_connection",
@@ -105,23 +107,28 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send the answer, unless the client has gone."""
+        """Send the answer, unless the client has left."""
         self.send(STATUS_LINE[status] + header_lines(headers), body)
 
     def send(self, start: bytes, body: bytes) -> None:
-        """The same, with status and headers as bytes."""
+        """The same; `start` is the status line and the headers as bytes."""
         connection = self._connection
         transport = connection.transport
         self.response_complete = True
         self.withdraw = None
         if transport.is_closing():
             return
-        usual, closes = connection.usual.lines(connection.server_state.default_headers)
+        default, closes = connection.default_headers.lines(connection.server_state.default_headers)
         if len(body) <= JOINED:
-            transport.write(b"".join((start, usual, body)))
+            transport.write(b"".join((start, default, body)))
         else:
-            transport.write(start + usual)
+            transport.write(start + default)
             transport.write(body)
         if closes or not self.keep_alive:
             transport.close()
         connection.on_response_complete()
+
+
+def header_lines(headers: Headers) -> bytes:
+    """The headers as bytes, a line each."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

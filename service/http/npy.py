@@ -71,6 +71,8 @@ def check_npy(dtype: np.dtype[Any]) -> None:
 
 def wants_npy(accept: str, outputs: int) -> bool:
     """Whether the answer is to be a .npy. Raises `NotAcceptableError` if it is to be nothing else and cannot."""
+    if "npy" not in accept.lower():
+        return False
     kinds = [kind.split(";")[0].strip().lower() for kind in accept.split(",")]
     if CONTENT_TYPE not in kinds:
         return False

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from fold.errors import BnfoldError
 from service.http.connection import HttpConnection, Limits
-from service.http.exchange import Direct, Usual
+from service.http.exchange import DefaultHeaders, FastPath
 from service.http.sockets import cannot_bind, hear, refuse_new_connections
 from service.settings import Settings
 
@@ -58,14 +58,14 @@ def run_server(
     listener: socket.socket,
     settings: Settings,
     *,
-    direct: Direct | None,
+    fast_path: FastPath | None,
     beside: Beside | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
 ) -> int:
-    """Serve `app` until a signal, 0 then, by `direct` infer requests in their usual form, and `beside` for as long.
+    """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `beside` runs as long.
 
-    `on_start` gets the URLs once they answer, `on_stop` comes with the signal.
+    `on_start` gets the URLs once they answer; `on_stop` is called at the signal.
     """
     _allow_files(settings.max_connections + FILES)
     limits = Limits(
@@ -74,7 +74,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(HttpConnection, limits=limits, direct=direct, usual=Usual()),  # type: ignore[arg-type]  # called as the class would be
+        http=partial(HttpConnection, limits=limits, fast_path=fast_path, default_headers=DefaultHeaders()),  # type: ignore[arg-type]  # uvicorn calls it as it would call the class
         ws="none",
         lifespan="on",
         backlog=BACKLOG,

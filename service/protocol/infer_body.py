@@ -38,6 +38,8 @@ class InferRequest:
     """Seconds; None leaves it to the service."""
     plan: ParsedHeader | None = None
     """Where the header is one that comes again and again."""
+    rows: int = -1
+    """Of the inputs, once the signature has checked them; -1 before."""
 
 
 def decode(body: bytes, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
@@ -46,7 +48,8 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
     if start == 0 and length_header is not None:
         return _decode_raw(body, signature)
     if length_header is not None and (plan := signature.plans.find(body[:start])) and len(body) == start + plan.size:
-        return InferRequest(_planned(plan, body, start), plan.outputs, None, plan.priority, plan.timeout, plan)
+        known = _planned(plan, body, start)
+        return InferRequest(known, plan.outputs, None, plan.priority, plan.timeout, plan, plan.rows)
     document = parse_object(body if start == len(body) else body[:start], max_depth, 'an object with "inputs"')
     request_id = document.get("id")
     if request_id is not None and type(request_id) is not str:

@@ -192,7 +192,7 @@ def test_nothing_waits_by_the_wall_clock() -> None:
     """Which jumps. It is read only where a date is told: in a log line, in what a proof and the statistics say."""
     readers = {
         file.name
-        for file in (ROOT / "service").glob("*.py")
+        for file in (ROOT / "service").rglob("*.py")
         if re.search(r"\btime\.time(_ns)?\(|datetime\.(now|utcnow)\(", file.read_text())
     }
     assert readers <= {"logs.py", "equivalence.py", "statistics.py", "metrics.py"}, readers

@@ -143,16 +143,16 @@ def test_tokens_are_asked_for_every_time(repository: Any, start: Any) -> None:
 
 
 def read(url: bytes = INFER, headers: list[tuple[bytes, bytes]] = PLAIN, limit: int = 100) -> RequestHead | None:
-    return HeadCache(limit).read(url, headers)
+    return HeadCache(limit).parse(url, headers)
 
 
-def test_what_is_usual() -> None:
+def test_what_takes_the_fast_path() -> None:
     assert read() == RequestHead(("free", None), PLAIN, 8, b"0")
     assert read(b"/v2/models/a/versions/7/infer", [(b"content-length", b"100")]) == RequestHead(
         ("a", "7"), [(b"content-length", b"100")], 100, None
     )
-    for unusual in ((b"content-encoding", b"gzip"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")):
-        assert read(headers=[*PLAIN, unusual]) is None
+    for slow in ((b"content-encoding", b"gzip"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")):
+        assert read(headers=[*PLAIN, slow]) is None
     for length in (b"0", b"101", b"-1", b"x", b"", b"9" * 16):
         assert read(headers=[(b"content-length", length)]) is None
     assert read(headers=[(b"host", b"a")]) is None
@@ -160,11 +160,11 @@ def test_what_is_usual() -> None:
         assert read(url) is None
 
 
-def test_predictions_are_usual_where_they_are_said_to_be_json() -> None:
+def test_predictions_take_the_fast_path_if_they_are_declared_to_be_json() -> None:
     url, length = b"/v1/models/a:predict", (b"content-length", b"9")
     for kind in (b"application/json", b"Application/JSON ; charset=utf-8"):
         headers = [length, (b"content-type", kind), (b"accept", b"*/*")]
-        assert read(url, headers) == RequestHead(("a", None), headers, 9, None, "predict")
+        assert read(url, headers) == RequestHead(("a", None), headers, 9, None, "predict", "application/json", "*/*")
     for kind in (b"image/png", b"application/x-npy", b"application/x-www-form-urlencoded", b"application/json-seq"):
         assert read(url, [length, (b"content-type", kind)]) is None
     json = (b"content-type", b"application/json")
@@ -173,10 +173,10 @@ def test_predictions_are_usual_where_they_are_said_to_be_json() -> None:
     assert read(b"/v1/models/a", [length, json]) is None
 
 
-def test_only_what_is_a_head_is_remembered() -> None:
+def test_only_a_whole_head_is_kept() -> None:
     whole = request_of([1, 2])[:-8]
     head = RequestHead(("free", None), PLAIN, 8, b"0")
-    heads = HeadCache(100)
+    cache = HeadCache(100)
     for raw in (
         b"\r\n\r\n",
         b"\r\n" + whole,
@@ -186,16 +186,16 @@ def test_only_what_is_a_head_is_remembered() -> None:
         whole.replace(b"host: a", b"host: " + b"a" * LARGEST_HEAD),
         b"",
     ):
-        heads.remember(raw, head)
-        assert heads.find(raw) is None
-    heads.remember(whole, head)
-    assert heads.find(whole) is head
+        cache.add(raw, head)
+        assert cache.find(raw) is None
+    cache.add(whole, head)
+    assert cache.find(whole) is head
 
 
 def test_clients_cannot_fill_the_memory() -> None:
-    heads = HeadCache(100)
+    cache = HeadCache(100)
     raws = [request_of([1, 2], b"x-request-id: %d" % number)[:-8] for number in range(3 * HEADS)]
     for raw in raws:
-        heads.remember(raw, RequestHead(("free", None), [*PLAIN, (b"x-request-id", b"1")], 8, b"0"))
-    assert heads.find(raws[-1]) is not None
-    assert sum(heads.find(raw) is not None for raw in raws) <= HEADS
+        cache.add(raw, RequestHead(("free", None), [*PLAIN, (b"x-request-id", b"1")], 8, b"0"))
+    assert cache.find(raws[-1]) is not None
+    assert sum(cache.find(raw) is not None for raw in raws) <= HEADS

@@ -1,0 +1,155 @@
+"""An endpoint that computes: a body in, a run of the model, a body out; by ASGI, or on the fast path.
+
+It stands before the framework, whose routing and dependency injection would cost more than parsing and batching
+together. Subclasses say how a body is read (`read`) and how outputs are written (`write`).
+"""
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from fold.arrays import Arrays
+from service.access import Access
+from service.batching import Outcome
+from service.errors import ClientGoneError, MethodError, ServiceError
+from service.headers import LENGTH_HEADER, Headers
+from service.http.answers import failure, respond
+from service.http.body import read_body, request_headers
+from service.http.exchange import OK, Exchange, header_lines
+from service.http.head_cache import ModelPath, RequestHead, Route, media_type
+from service.operations import compute, hand_in, outputs_of
+from service.repository import Model, Repository
+from service.settings import Settings
+from service.telemetry import Metrics
+
+
+class Request(Protocol):
+    """What a run needs of a request that was read."""
+
+    inputs: Arrays
+    rows: int
+    priority: int
+    timeout: float | None
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Endpoint(ABC, Generic[R]):
+    route: Route
+    """The label under which requests are counted."""
+
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._metrics = metrics
+        self._access = access
+
+    @abstractmethod
+    def read(self, model: Model, body: bytes, head: RequestHead) -> R | None:
+        """The request, checked against the model's signature; None if it needs more than one run, or work that would
+        hold up the event loop: then `answer_in_steps` answers it. Raises `ServiceError` if it is refused."""
+
+    @abstractmethod
+    def write(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
+        """Headers and body of the answer."""
+
+    def write_raw(self, model: Model, request: R, outputs: Arrays) -> tuple[bytes, bytes]:
+        """Status line with headers, and body, as bytes: the answer on the fast path."""
+        headers, body = self.write(model, request, outputs)
+        return OK + header_lines(headers), body
+
+    async def answer_in_steps(
+        self, model: Model, body: bytes, head: RequestHead, scope: Scope
+    ) -> tuple[Headers, bytes]:
+        """Headers and body of the answer to a request for which `read` gives None."""
+        raise NotImplementedError
+
+    async def __call__(self, target: ModelPath, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by ASGI. The application has checked the token."""
+        model: Model | None = None
+        try:
+            if scope["method"] != "POST":
+                raise MethodError(scope["method"], scope["path"], "POST")
+            model = self._repository.find(*target)
+            with model:
+                headers = request_headers(scope)
+                body = await read_body(headers, receive, self._settings.max_body_bytes)
+                head = self._head(target, headers, scope["headers"])
+                answer = 200, *await self._answer(model, body, head, scope)
+            self._metrics.answered(self.route, model)
+        except Exception as error:
+            answer = failure(self._metrics, self.route, model, error, scope["headers"])
+            if isinstance(error, ClientGoneError):
+                return
+        await respond(send, *answer)
+
+    def begin(self, head: RequestHead, body: bytes, exchange: Exchange) -> None:
+        """Answer on the fast path: everything up to the queue at once, and the rest when the run is done."""
+        model, route = None, "access"
+        try:
+            self._access.check_token(head.headers)
+            route = self.route
+            model = self._repository.find(*head.target)
+            request = self.read(model, body, head)
+            if request is None:
+                self._begin_steps(model, body, head, exchange)
+                return
+            finish = partial(self.finish, model, request, exchange)
+            hand_in(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
+        except Exception as error:
+            exchange.answer(*failure(self._metrics, route, model, error, head.headers))
+
+    def finish(self, model: Model, request: R, exchange: Exchange, outcome: Outcome) -> None:
+        """Answer a request that was begun."""
+        try:
+            outputs = outputs_of(model, request.inputs, request.rows, outcome)
+            start, body = self.write_raw(model, request, outputs)
+        except Exception as error:
+            exchange.answer(*failure(self._metrics, self.route, model, error, exchange.head.headers))
+        else:
+            exchange.send(start, body)
+            self._metrics.answered(self.route, model)
+
+    def lose(self, target: ModelPath) -> None:
+        """Count a request whose client left before its body was complete."""
+        model = None
+        with contextlib.suppress(ServiceError):
+            model = self._repository.find(*target)
+        self._metrics.failed(self.route, model, ClientGoneError())
+
+    async def _answer(self, model: Model, body: bytes, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+        request = self.read(model, body, head)
+        if request is None:
+            return await self.answer_in_steps(model, body, head, scope)
+        outputs = await compute(model, request.inputs, request.rows, scope, request.priority, request.timeout)
+        return self.write(model, request, outputs)
+
+    def _head(self, target: ModelPath, headers: dict[bytes, bytes], given: Headers) -> RequestHead:
+        content_type, accept = headers.get(b"content-type", b""), headers.get(b"accept", b"").decode("latin-1")
+        return RequestHead(target, given, -1, headers.get(LENGTH_HEADER), self.route, media_type(content_type), accept)
+
+    def _begin_steps(self, model: Model, body: bytes, head: RequestHead, exchange: Exchange) -> None:
+        holding = ExitStack()
+        holding.enter_context(model)  # here, as a task that is cancelled early never begins
+        task = asyncio.get_running_loop().create_task(self._take_steps(model, body, head, exchange))
+        task.add_done_callback(partial(self._end_steps, model, holding))
+        exchange.withdraw = task.cancel
+
+    async def _take_steps(self, model: Model, body: bytes, head: RequestHead, exchange: Exchange) -> None:
+        try:
+            answer = 200, *await self.answer_in_steps(model, body, head, {})
+            self._metrics.answered(self.route, model)
+        except Exception as error:
+            answer = failure(self._metrics, self.route, model, error, head.headers)
+        exchange.answer(*answer)
+
+    def _end_steps(self, model: Model, holding: ExitStack, task: asyncio.Task[None]) -> None:
+        holding.close()
+        if task.cancelled():
+            self._metrics.failed(self.route, model, ClientGoneError())
