@@ -20,6 +20,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from setuptools import find_namespace_packages
 
 import fold.cli
 from fold.sources.checkpoint.architecture import load_architecture
@@ -29,6 +30,7 @@ from service.settings import Settings, load_settings
 from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = set(find_namespace_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -151,10 +153,9 @@ def test_only_the_environment_and_the_code_are_shipped() -> None:
 
 
 def test_a_change_of_code_installs_nothing() -> None:
-    packages = set(PROJECT["tool"]["setuptools"]["packages"])
     for name in ("tools", "slim-dependencies", "dependencies", "train"):
         sources = {word for stage in lineage(name) for text in stage.all("COPY") for word in text.split()[:-1]}
-        assert not sources & {*packages, "pyproject.toml", "."}, name
+        assert not sources & {*PACKAGES, "pyproject.toml", "."}, name
         assert "-c constraints.txt" in last(name, "RUN")
     assert "--no-index --no-deps" in last("code", "RUN")
 
@@ -199,8 +200,7 @@ def test_the_context_holds_what_is_copied_and_every_package() -> None:
         if not text.startswith("--from")
         for source in text.split()[:-1]
     }
-    packages = set(PROJECT["tool"]["setuptools"]["packages"])
-    assert {package.split(".")[0] for package in packages} <= sources
+    assert {package.split(".")[0] for package in PACKAGES} <= sources
     assert PROJECT["project"]["readme"] in sources
     for source in sources:
         assert (ROOT / source).exists(), source
@@ -210,10 +210,9 @@ def test_the_context_holds_what_is_copied_and_every_package() -> None:
 
 
 def test_every_folder_of_code_is_a_package() -> None:
-    """What is not listed would be missing from the wheel, and so from the image."""
-    packages = set(PROJECT["tool"]["setuptools"]["packages"])
-    files = [path for package in packages for path in (ROOT / package.split(".")[0]).rglob("*.py")]
-    assert {".".join(path.relative_to(ROOT).parts[:-1]) for path in files} == packages
+    """A folder that setuptools does not find would be missing from the wheel, and so from the image."""
+    folders = {path.parent for top in ("fold", "service", "models") for path in (ROOT / top).rglob("*.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} <= PACKAGES
 
 
 def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:
