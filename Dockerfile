@@ -1,14 +1,14 @@
 # Three images from one file: `service` (the default) serves a model repository, `slim` does so without PyTorch, and
-# `example` also trains and folds the digits into one. docs/deployment.md says how to build and run them, and what each
-# argument is for.
+# `example` also trains a model on the digits and folds it into a repository. docs/deployment.md says how to build and run
+# them, and explains each argument.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
 ENV PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 
-# What to install, read from pyproject.toml: later stages depend on these lists and not on the file, so that a change
-# of its other tables installs nothing anew.
+# The lists of packages, read from pyproject.toml. Later stages depend on these lists and not on the file, so that a change
+# of its other tables does not install everything again.
 FROM base AS requirements
 ARG EXTRA=gpu
 COPY pyproject.toml ./
@@ -25,8 +25,8 @@ RUN python -c "import pathlib, re, tomllib; \
     folder = pathlib.Path('/requirements'); folder.mkdir(); \
     [(folder / f'{name}.txt').write_text('\n'.join(lines) + '\n') for name, lines in lists.items()]"
 
-# The environment that is shipped has no pip: one beside it installs into it. The three PIP_ arguments are pip's own
-# variables; each may stay empty.
+# The environment of the image has no pip: the pip of this stage installs into it. The three PIP_ arguments are pip's own
+# variables; each may be empty.
 FROM base AS tools
 ARG PIP_INDEX_URL=""
 ARG PIP_EXTRA_INDEX_URL=""
@@ -46,8 +46,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/bnfold \
     && /opt/tools/bin/pip --python /opt/bnfold/bin/python install -c constraints.txt -r slim.txt
 
-# PyTorch is for proofs, which run on the CPU, so its CPU build is taken: a local version (2.13.0+cpu) comes before the
-# same one without. All requirements are named again, so that pip may change what is there already if PyTorch wants it.
+# PyTorch is only for proofs, which run on the CPU, so its CPU build is installed: pip prefers a local version (2.13.0+cpu)
+# to the same version without. All requirements are named again, so that pip can change an installed one for PyTorch.
 FROM slim-dependencies AS dependencies
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_INDEX_URL=""
@@ -58,7 +58,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip --python /opt/bnfold/bin/python install ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
     -c constraints.txt -r dependencies.txt
 
-# With --root, what is new lies apart from what is there already, and becomes a layer of its own.
+# --root puts new files apart from those that are installed already, so that they become a layer of their own.
 FROM dependencies AS train
 ARG PIP_INDEX_URL=""
 ARG PIP_EXTRA_INDEX_URL=""
@@ -78,8 +78,8 @@ RUN /opt/tools/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-d
 FROM ${BASE} AS runtime
 LABEL org.opencontainers.image.title="bnfold" \
       org.opencontainers.image.description="Serves networks with folded BatchNorm, and proves on request that they compute the same"
-# HOME is the one place that a read-only container can write to. /models exists and belongs to the user because a fresh
-# named volume takes over the owner of the folder that it is mounted on.
+# HOME is the only place that a read-only container can write to. /models exists and belongs to the user, because a new named
+# volume gets the owner of the folder on which it is mounted.
 RUN groupadd --gid 10001 bnfold \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bnfold \
     && install -d -o 10001 -g 10001 /models
@@ -111,7 +111,7 @@ COPY --from=code /new/opt/bnfold /opt/bnfold
 FROM complete AS example
 HEALTHCHECK NONE
 COPY --from=train /new/opt/bnfold /opt/bnfold
-# A model that is there already is kept, so the job can run at every start.
+# An existing model is kept, so the job can run at every start.
 ENTRYPOINT ["/bin/sh", "-euc"]
 CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository already'; exit 0; fi; \
     python -m models.digits train --arch models.resnet:resnet --out /tmp/digits.pt; \
