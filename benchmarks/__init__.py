@@ -1,1 +1,1 @@
-"""Speed, measured side by side with what a user would pick instead, in one run, with the answers checked."""
+"""Measures speed beside the alternatives that users have, in the same run, with the answers checked."""

@@ -1,10 +1,10 @@
-"""What a certificate costs: seconds and peak memory for the digits CNN and for a network of ResNet-50's size.
+"""Measures a certificate: seconds and peak memory, for the digits CNN and for a network of ResNet-50's size.
 
     python -m benchmarks.certifying [--samples 8]
 
-Each model is folded into a model directory first; what is measured is `certify` from that directory alone, as
-`bnfold verify` does it, the export of the unfolded graph included, in a process of its own. Memory is all that is
-resident above the process with its imports, a small model having been certified before.
+Each model is first folded into a model directory. Then `certify` is measured in a process of its own, from that
+directory alone, as in `bnfold verify`; this includes the export of the unfolded graph. Memory is the resident memory
+above that of the process after its imports and the certificate of a small model.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fold.sources import Source
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes and seconds of one certificate; `megabytes` are of model.onnx, `memory` how many times that was needed."""
+    """Size and time of one certificate: `megabytes` of model.onnx, `memory` as a multiple of that size."""
 
     model: str
     samples: int
@@ -63,7 +63,7 @@ def published(model: str, folder: Path) -> Path:
 
 
 def cost(model: str, path: Path, warm: Path, samples: int) -> Cost:
-    """Certify in this process, which must be fresh, since a peak is never forgotten."""
+    """Certify in this process. It must be new, because the peak of memory only grows."""
     certify(read_version(warm), samples=2, provider="cpu")
     before = resident("VmRSS")
     started = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Load on the service by processes of our own, for machines that have no wrk: every answer is read and checked.
+"""Loads the service from processes of our own, for machines without wrk. Every answer is read and checked.
 
-A process has as many threads as connections, each on a raw socket that is kept alive, and sends the next prepared
-request when it has its answer. Requests and answers are binary tensors of the Open Inference Protocol. A process
-imports little more than numpy, so that many can start.
+A process has one thread for each connection. Each thread has a raw socket that is kept alive, and sends the next
+prepared request when it has its answer. Requests and answers are binary tensors of the Open Inference Protocol. A
+process imports little more than numpy, so that many can start.
 
     python -m benchmarks.clients QUESTIONS PORT PATH CONNECTIONS START SECONDS     one process; `load` starts several
 """
@@ -22,13 +22,13 @@ import numpy as np
 
 TIMEOUT_SECONDS = 60.0
 START_SECONDS = 1.5
-"""For the processes to start, so that all begin at once."""
+"""Time for the processes to start, so that all begin at once."""
 KEPT_LATENCIES = 100_000
 
 
 @dataclass(frozen=True)
 class Question:
-    """A request as it goes over the wire, and the numbers of a right answer: float32, within `tolerance` of each."""
+    """A request as bytes, and the numbers of a right answer: float32, within `tolerance` of each."""
 
     request: bytes
     rows: int
@@ -36,7 +36,7 @@ class Question:
     tolerance: float
 
     def right(self, body: bytes) -> bool:
-        """Of an answer's body, which ends with its only tensor."""
+        """The numbers of an answer's body, which ends with its only tensor."""
         if len(body) < self.expected.nbytes:
             return False
         found = np.frombuffer(body[-self.expected.nbytes :], np.float32)
@@ -45,8 +45,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Seen:
-    """What all connections saw. `failed` were not answered with 200, `wrong` with other numbers; neither is in
-    `answered`. Milliseconds."""
+    """Results of all connections. `failed` had another status than 200, `wrong` had other numbers; `answered` counts
+    neither. Times are in milliseconds."""
 
     seconds: float
     answered: int
@@ -62,7 +62,7 @@ class Seen:
 
 
 def write_questions(path: Path, tensor: str, questions: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> None:
-    """Write what is asked: float32 inputs of the tensor of that name with right answers, each to `error` of its
+    """Write the questions: float32 inputs for the tensor of that name, with right answers, each to `error` of its
     largest number."""
     arrays = {f"x{i}": x.astype(np.float32) for i, (x, _) in enumerate(questions)}
     arrays |= {f"y{i}": y.astype(np.float32) for i, (_, y) in enumerate(questions)}
@@ -89,7 +89,7 @@ def question(tensor: str, route: str, x: np.ndarray, expected: np.ndarray, error
 
 
 def load(questions: Path, port: int, route: str, *, connections: int, seconds: float) -> Seen:
-    """What so many connections see for so long, over at most half of the machine's cores."""
+    """Load by this many connections for this long, from at most half of the machine's cores."""
     processes = max(1, min(connections, (os.cpu_count() or 1) // 2, 8))
     shares = [connections // processes + (i < connections % processes) for i in range(processes)]
     start = time.monotonic() + START_SECONDS
@@ -112,7 +112,7 @@ def load(questions: Path, port: int, route: str, *, connections: int, seconds: f
 
 
 def total(told: Sequence[dict[str, list[float]]]) -> Seen:
-    """What the processes saw, together. Raises `SystemExit` where none could tell."""
+    """The results of the processes together. Raises `SystemExit` if no process has any."""
     if not told:
         raise SystemExit("the clients ended without a word")
     counts = {name: sum(int(one[name][0]) for one in told) for name in ("answered", "rows", "wrong", "failed")}
@@ -122,14 +122,14 @@ def total(told: Sequence[dict[str, list[float]]]) -> Seen:
 
 
 class Connection:
-    """One connection, which is opened anew after it failed."""
+    """One connection. It is opened again after it failed."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._socket: socket.socket | None = None
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body. Raises `OSError` where the connection breaks."""
+        """Status and body. Raises `OSError` if the connection breaks."""
         try:
             if self._socket is None:
                 self._socket = socket.create_connection(("127.0.0.1", self._port), TIMEOUT_SECONDS)
@@ -166,7 +166,7 @@ def _receive(connection: socket.socket, into: bytearray) -> None:
 
 
 class Client:
-    """One process's connections. Each begins at another question."""
+    """The connections of one process. Each begins with another question."""
 
     def __init__(self, questions: Sequence[Question], port: int) -> None:
         self._questions = questions
@@ -208,7 +208,7 @@ class Client:
                 self.counts["rows"] += asked.rows
                 self.latencies.append(taken)
         if status == 0:
-            time.sleep(0.01)  # nobody listens: asking faster helps nobody
+            time.sleep(0.01)  # Nothing listens yet: trying faster does not help.
 
 
 def main() -> None:

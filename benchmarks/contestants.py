@@ -1,7 +1,7 @@
-"""What answers a batch that lies in main memory: a graph in ONNX Runtime as the service runs it, and PyTorch.
+"""The contestants: a graph in ONNX Runtime as the service runs it, and PyTorch. Each answers a batch in main memory.
 
-All of them are host to host: the batch is copied into buffers that stay (page-locked where there is a GPU), from there
-to the device, and the answer back, before a call returns.
+All calls are host to host: before a call returns, the batch is copied into buffers that stay (page-locked if there is a
+GPU), from there to the device, and the answer is copied back.
 """
 
 import time
@@ -20,7 +20,7 @@ from service.runtime.pinned import pageable, pinned
 from service.runtime.staging import Staging
 
 Answer = Callable[[np.ndarray], np.ndarray]
-"""Takes a batch and gives the only output, both float32."""
+"""Takes a batch and returns the only output, both float32."""
 
 
 def in_onnxruntime(
@@ -70,14 +70,14 @@ def halved(module: nn.Module) -> nn.Module:
 
 
 def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
-    """Of the largest number of the truth; infinite where a number is none."""
+    """The error relative to the largest number of the truth; infinite if a number is not finite."""
     if found.shape != truth.shape or not np.isfinite(found).all():
         return float("inf")
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
 def seconds_of(answer: Answer, x: np.ndarray, seconds: float) -> list[float]:
-    """Of each of the calls that begin within so many seconds, one after another; at least three."""
+    """The time of each call, one after another, that begins within this many seconds; at least three."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
     while len(taken) < 3 or time.perf_counter() < until:
@@ -88,7 +88,7 @@ def seconds_of(answer: Answer, x: np.ndarray, seconds: float) -> list[float]:
 
 
 def rate(answer: Answer, x: np.ndarray, threads: int, seconds: float) -> float:
-    """Rows a second of so many threads that call one after another."""
+    """Rows per second, with this many threads, each of which makes one call after another."""
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         calls = sum(len(taken) for taken in pool.map(lambda _: seconds_of(answer, x, seconds), range(threads)))

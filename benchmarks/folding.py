@@ -1,16 +1,16 @@
-"""Folding beside the tools that people use: BatchNorms and operators left, latency, distance from float64.
+"""Compares folding with the tools that people use: BatchNorms and operators left, latency, distance from float64.
 
     python -m benchmarks.folding [--rounds 30] [--only repvgg resnet]
 
-Each architecture of models/ gets a size that a CPU serves in milliseconds and random statistics (γ > 0, so that every
-tool may fold all it knows). The unfolded graph is given to ONNX Runtime alone, to onnxsim and to onnxslim (as processes
-of their own, since one that crashes is to be shown too), and to `fold_model`, closed and opened; the exporter optimises
-the module itself. All graphs have a dynamic batch and run in ONNX Runtime on the CPU with all its own optimisations on.
-Sessions take turns, in a new order each round; medians are compared. They run in the calling thread alone, and its CPU
-time is taken: on an idle machine that is the latency, and beside other work it leaves out the waiting for a core.
+Each architecture of models/ has a size that a CPU serves in milliseconds, and random statistics (γ > 0, so that every
+tool can fold all it knows). ONNX Runtime alone, onnxsim, onnxslim and `fold_model` (closed and opened) get the unfolded
+graph; the exporter optimises the module itself. onnxsim and onnxslim run as processes, so that a crash is reported like
+any other result. All graphs have a dynamic batch and run in ONNX Runtime on the CPU with all its own optimisations.
+Sessions take turns, in a new order each round, and medians are compared. They run in the calling thread alone, and its
+CPU time is measured: on an idle machine this is the latency; beside other work it leaves out the waiting for a core.
 
-An answer further than `WRONG` from float64 is shown as wrong, and no time is taken for it. Ours must be right: if it
-is not, the command exits with 1 behind its tables.
+An answer further than `WRONG` from float64 is reported as wrong, and is not timed. If an answer of ours is wrong, the
+command exits with 1 after its tables.
 """
 
 import argparse
@@ -52,9 +52,9 @@ from models.frozen_resnet import FrozenBatchNorm2d
 
 @dataclass(frozen=True)
 class Architecture:
-    """`arguments` of the factory in models/, the shape of one input, and how many of them are run at once.
+    """`arguments` of the factory in models/, the shape of one input, and how many inputs are run at once.
 
-    `branched` ones are trained with parallel branches that one convolution can stand for.
+    `branched` architectures are trained with parallel branches that one convolution can replace.
     """
 
     arguments: dict[str, object]
@@ -109,19 +109,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 RUNTIME, CLOSED, OPENED = "ONNX Runtime", "bnfold", "bnfold, opened"
 OURS = (CLOSED, OPENED)
 AGAIN = "bnfold, once more"
-"""A second session of the same graph: how far the two are apart is what the measurement cannot see."""
+"""A second session of the same graph. The difference between the two is the noise of the measurement."""
 WRONG = 1e-4
-"""Largest error, relative to the largest output, that float32 is believed to have made."""
+"""The largest error, relative to the largest output, that float32 rounding can explain."""
 PACKAGES = ("torch", "onnxscript", "onnx", "onnxruntime", "onnxsim", "onnxslim")
 TOOL_SECONDS = 600
 
 
 @dataclass
 class Outcome:
-    """What one tool made of one architecture. Counts are of its file, then of what ONNX Runtime (basic) makes of it.
+    """The result of one tool for one architecture. Counts are of its file, then of the file after ONNX Runtime (basic).
 
-    `seconds` is the time that the tool took, `error` the distance from float64 relative to the largest output. A
-    `failure` is why there is no right answer, and then there is no latency.
+    `seconds` is the time that the tool took, `error` the distance from float64 relative to the largest output.
+    `failure` says why there is no right answer; then there is no latency.
     """
 
     seconds: float = 0.0
@@ -146,11 +146,11 @@ class Row:
     noise: float = 1.0
 
     def best_other(self) -> float:
-        """Milliseconds of the fastest right answer that is not ours."""
+        """Milliseconds of the fastest right answer of another tool."""
         return min(o.milliseconds for tool, o in self.outcomes.items() if tool not in OURS and o.milliseconds)
 
     def ratio(self, tool: str) -> float | None:
-        """How many times as fast as the best other one: above 1 `tool` is faster."""
+        """Latency of the best other tool over that of `tool`: above 1 `tool` is faster."""
         own = self.outcomes[tool].milliseconds
         return None if own is None else self.best_other() / own
 
@@ -174,7 +174,7 @@ def build(name: str) -> nn.Module:
 
 
 def exporter(module: nn.Module, example: torch.Tensor) -> bytes:
-    """What `torch.onnx.export` writes by default, with the batch left free."""
+    """The graph of `torch.onnx.export` with its defaults and a free batch."""
     with silenced():
         program = torch.onnx.export(
             module, (example,), dynamo=True, optimize=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
@@ -184,7 +184,7 @@ def exporter(module: nn.Module, example: torch.Tensor) -> bytes:
 
 
 def command(tool: str, unfolded: bytes) -> bytes:
-    """What `python -m tool unfolded.onnx out.onnx` writes. Raises `RuntimeError` with its last words."""
+    """The graph of `python -m tool unfolded.onnx out.onnx`. Raises `RuntimeError` with the tool's last line."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "unfolded.onnx", Path(folder) / "out.onnx"
         source.write_bytes(unfolded)
@@ -205,7 +205,7 @@ def serialised(model: ir.Model) -> bytes:
 
 
 def counts(model: bytes) -> tuple[int, int]:
-    """BatchNorms and operators of a graph, those of its subgraphs too; constants are no operators."""
+    """BatchNorms and operators of a graph and its subgraphs. Constants are not counted."""
     graph = ir.from_proto(onnx.load_from_string(model)).graph
     types = [node.op_type for node in ir.traversal.RecursiveGraphIterator(graph) if node.op_type != "Constant"]
     return types.count("BatchNormalization"), len(types)
@@ -225,7 +225,7 @@ def basic(model: bytes) -> bytes:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of CPU time for each call; they take turns, so that what disturbs one disturbs all."""
+    """Median milliseconds of CPU time for each call. Calls take turns, so that a disturbance affects all."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0)
     for turn in range(rounds + 3):
@@ -241,7 +241,7 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
 def attempt(
     tool: str, make: Callable[[], bytes], inputs: Arrays, truth: np.ndarray
 ) -> tuple[Outcome, onnxruntime.InferenceSession | None]:
-    """Let a tool work and check its answer. What fails is noted, whatever the tool raised."""
+    """Run a tool and check its answer. Any error of the tool is recorded as its failure."""
     outcome = Outcome()
     session = None
     started = time.perf_counter()
@@ -256,7 +256,7 @@ def attempt(
     except Exception as error:
         outcome.failure = f"failed: {type(error).__name__}: {first_line(error)}"
         return outcome, None
-    if not outcome.error <= WRONG:  # NaN is wrong, too
+    if not outcome.error <= WRONG:  # NaN is wrong too
         outcome.failure = f"wrong: {outcome.error:.1e} from float64"
         return outcome, None
     return outcome, session
@@ -314,7 +314,7 @@ def machine(packages: Sequence[str]) -> str:
 
 
 def _cells(row: Row, show: Callable[[Outcome], str]) -> list[str]:
-    """A cell for each tool; one that gave no right answer says so in its place."""
+    """A cell for each tool. A tool without a right answer has its failure there."""
     return [o.failure.split(":")[0] if o.failure else show(o) for o in row.outcomes.values()]
 
 

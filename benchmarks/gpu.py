@@ -1,18 +1,18 @@
-"""Times on a GPU: folded graphs beside the unfolded one and PyTorch, and the service beside its own session.
+"""Measures a GPU: folded graphs beside the unfolded one and PyTorch, and the service beside its own session.
 
     python -m benchmarks.gpu [--seconds 240] [--only resnet50 …] [--batches 1,8,64,256] [--device cuda] [--dry-run]
 
-Latency: the unfolded graph, the folded one (closed, and with activations opened) in ONNX Runtime, through the buffers
-of the service; PyTorch eager in float32 with TF32 off, in float16 with the channels last, and, for one network,
-compiled; for that network also the options that the service offers. All are host to host (benchmarks/contestants.py).
-Before a time is taken answers are held against PyTorch's in float32. Contestants take turns, every other round in the
-opposite order; medians are compared.
+Latency: the unfolded graph and the folded one (closed, and with activations opened) in ONNX Runtime, through the
+buffers of the service; PyTorch eager in float32 with TF32 off, and in float16 with the channels last. One network is
+also measured in compiled PyTorch, and with the options that the service offers. All times are host to host
+(benchmarks/contestants.py). Answers are first compared with PyTorch's in float32. Contestants take turns, every other
+round in the opposite order, and medians are compared.
 
-Serving: `bnfold serve` as a process, asked by several others (benchmarks/clients.py), beside R*, the best rate of the
-session alone over batch sizes and one or two threads, before and after.
+Serving: `bnfold serve` as a process, loaded by several others (benchmarks/clients.py), compared with R*, the best rate
+of the session alone over batch sizes and one or two threads, before and after.
 
-Every part gets a share of `--seconds`, and what was measured when they are over, or when SIGTERM comes, is written and
-shown. The exit code is 1 if an answer was wrong. `--dry-run` takes the same steps on the CPU with little to do.
+Every part gets a share of `--seconds`. At their end, or on SIGTERM, the results so far are written and printed. The
+exit code is 1 if an answer was wrong. `--dry-run` takes the same steps on the CPU, with little work.
 """
 
 import argparse
@@ -47,18 +47,18 @@ from fold.runtime import CudaOptions, loaded_cudnn, this_machine, tool_versions
 OPTIONS_OF = "resnet50"
 """The network on which options and `torch.compile` are tried."""
 COMPILED_ROWS, COMPILE_SECONDS = 64, 30
-"""`torch.compile` gets one batch size, comes last, and is not begun with less time left."""
+"""`torch.compile` gets one batch size, comes last, and does not begin with less time left."""
 LATENCY_SHARE, SERVED_SHARE = 0.65, 0.5
-"""Of what is left when each begins."""
+"""Shares of the time that is left when each part begins."""
 WRONG = 2e-4
-"""Relative to the largest number: what float32 rounds lies below by a factor of ten, what a wrong fold gives above."""
+"""Relative to the largest number. Rounding of float32 is ten times smaller; a wrong fold is larger."""
 REDUCED_WRONG = 0.1
 ROUNDS = (5, 100)
 
 
 @dataclass
 class Results:
-    """What was measured so far. `told` is what could not be, `wrong` which answers were not right."""
+    """Results so far. `told` lists what could not be measured, `wrong` the wrong answers."""
 
     device: str
     machine: dict[str, Any]
@@ -80,7 +80,7 @@ class Clock:
 
 
 class Stopped(BaseException):
-    """SIGTERM came: no error, and nobody who handles errors is to handle it."""
+    """SIGTERM arrived. This is no `Exception`, so that no handler of errors catches it."""
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -88,8 +88,8 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 class Makers:
-    """Processes that make graphs, as many at a time as half of the cores. Those that are left when the block ends are
-    ended, too."""
+    """Processes that make graphs, at most half as many at a time as there are cores. Processes that still run when the
+    block ends are ended."""
 
     def __init__(self, arguments: dict[str, list[str]]) -> None:
         cores = os.cpu_count() or 1
@@ -109,7 +109,7 @@ class Makers:
         self._pool.shutdown(cancel_futures=True)
 
     def ready(self, name: str, seconds: float, results: Results) -> bool:
-        """Wait for so long at most; what is not there then is told."""
+        """Wait for at most this long; missing graphs are reported."""
         try:
             self._made[name].result(timeout=seconds)
         except (RuntimeError, TimeoutError) as error:
@@ -130,15 +130,15 @@ class Makers:
 
 
 def contestants(name: str, folder: Path, device: str, batches: tuple[int, ...], results: Results) -> dict[str, Answer]:
-    """By name; those that cannot be opened are told. The first is PyTorch in float32, which the others are held
-    against."""
+    """Contestants by name; those that cannot be opened are reported. The first is PyTorch in float32, with which the
+    others are compared."""
     module = build(name).to(device)
     found = {"PyTorch": in_torch(module, device)}
 
     def add(contestant: str, opened: Callable[[], Answer]) -> None:
         try:
             found[contestant] = opened()
-        except Exception as error:  # whatever the device, the driver or the compiler say
+        except Exception as error:  # any error of the device, the driver or the compiler
             results.told.append(f"{name}, {contestant}: {first_line(error)}")
 
     def graph(of: str, cuda: CudaOptions) -> Callable[[], Answer]:
@@ -161,26 +161,26 @@ def reduced(contestant: str) -> bool:
 
 
 def check(name: str, batch: int, found: dict[str, Answer], x: np.ndarray, results: Results) -> dict[str, float]:
-    """Errors of those whose answers are right, relative to the largest; the others are told and not measured."""
+    """Errors of the right answers, relative to the largest number. The others are reported and not measured."""
     truth = found["PyTorch"](x)
     errors = {}
     for contestant, answer in found.items():
         try:
             error = relative_error(answer(x), truth)
-        except Exception as failure:  # out of memory, a kernel that is not there
+        except Exception as failure:  # out of memory, or a missing kernel
             results.told.append(f"{name} at {batch}, {contestant}: {first_line(failure)}")
             continue
         if error <= (REDUCED_WRONG if reduced(contestant) else WRONG):
             errors[contestant] = error
             continue
         said = f"{name} at {batch}, {contestant}: {error:.2g} of the largest number from PyTorch in float32"
-        # That float16 overflows on random weights is no mistake of anybody's; its time would mean nothing.
+        # float16 may overflow on random weights. This is no error, but its time would mean nothing.
         (results.told if reduced(contestant) else results.wrong).append(said)
     return errors
 
 
 def rounds_within(seconds: float, once: float) -> int:
-    """How often a round of `once` seconds fits in, within limits."""
+    """How many rounds of `once` seconds fit, within limits."""
     least, most = ROUNDS
     return min(max(int(seconds / once), least), most)
 
@@ -213,17 +213,17 @@ def latency(name: str, found: dict[str, Answer], batches: tuple[int, ...], clock
 
 
 def compiled(name: str, batch: int, found: dict[str, Answer], results: Results) -> None:
-    """`torch.compile` beside the closed graph, in a measurement of its own, since it may fail or take too long."""
+    """`torch.compile` beside the closed graph, in a measurement of its own: it may fail or take too long."""
     try:
         answer = in_torch(torch.compile(build(name).to(results.device)), results.device)
         chosen: dict[str, Answer] = {key: found[key] for key in ("PyTorch", "closed") if key in found}
         measure(name, batch, chosen | {"torch.compile": answer}, 5.0, results)
-    except Exception as error:  # whatever the compiler says
+    except Exception as error:  # any error of the compiler
         results.told.append(f"{name}, torch.compile: {first_line(error)}")
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """How many times as long as the closed graph each of the others took: above 1 it is faster than they are."""
+    """The time of each other contestant over that of the closed graph: above 1 the closed graph is faster."""
     medians = row["median_ms"]
     base = medians.get("closed")
     return {} if base is None else {name: took / base for name, took in medians.items() if name != "closed"}

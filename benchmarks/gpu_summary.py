@@ -1,8 +1,8 @@
-"""The short table that scripts/gpu-check ends with, of the tests' report (JUnit's XML) and the benchmark's JSON.
+"""Prints the short table of scripts/gpu-check, from the tests' report (JUnit's XML) and the benchmark's JSON.
 
     python -m benchmarks.gpu_summary TESTS.xml BENCHMARK.json
 
-The exit code is 1 where an answer was wrong, a test failed, or either file is missing.
+The exit code is 1 if an answer was wrong, a test failed, or a file is missing.
 """
 
 import json
@@ -22,8 +22,8 @@ WIDTH = 34
 
 @dataclass(frozen=True)
 class Case:
-    """A test by its function's name, what it was given, and `passed`, `failed`, `skipped` or `not run`, for want of
-    time."""
+    """A test: the name of its function, its parameters, and `passed`, `failed`, `skipped` or `not run` (no time
+    left)."""
 
     name: str
     given: str
@@ -45,7 +45,7 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def of_tests(cases: list[Case]) -> list[str]:
-    """A line for each precision, one for all other tests, and one for each that failed."""
+    """A line for each precision, one for all other tests, and one for each failed test."""
     lines = []
     certified = [case for case in cases if case.name == CERTIFICATE]
     for precision in dict.fromkeys(case.given.rpartition("-")[2] for case in certified):

@@ -1,4 +1,4 @@
-"""The graphs that are measured on a GPU, made by a process for each network, since exporting is what takes the time.
+"""Makes the graphs for a GPU, with one process for each network, because the export takes most of the time.
 
 python -m benchmarks.graphs NETWORK FOLDER             unfolded, closed and opened .onnx, and closed in float16
 python -m benchmarks.graphs NETWORK FOLDER DEVICE      a model repository, certified on that device
@@ -23,7 +23,7 @@ from fold.sources.export import export_program, save_program
 
 GRAPHS = ("unfolded", "closed", "opened", "closed fp16")
 MODEL = "net"
-"""By which the repository's model is asked for."""
+"""The name of the model in the repository."""
 
 
 def network(name: str) -> Network:
@@ -31,7 +31,7 @@ def network(name: str) -> Network:
 
 
 def build(name: str) -> nn.Module:
-    """In eval mode, with random weights and statistics: the same in every process."""
+    """The network in eval mode, with random weights and statistics that are the same in every process."""
     torch.manual_seed(0)
     return randomise(network(name).build())
 
@@ -52,7 +52,7 @@ def write_graphs(name: str, folder: Path) -> None:
 
 
 def write_repository(name: str, folder: Path, device: str) -> None:
-    """Raises `SystemExit` where the folded graph is not certified."""
+    """Publish a model repository. Raises `SystemExit` if the folded graph is not certified."""
     program = export_program(build(name), torch.zeros(2, *network(name).shape))
     save_program(program, folder / f"{MODEL}.pt2")
     published = convert(

@@ -1,4 +1,4 @@
-"""Networks of the sizes that people serve, which need no download: ResNet-18 and ResNet-50 (He et al., 2015)."""
+"""Networks of sizes that people serve, without a download: ResNet-18 and ResNet-50 (He et al., 2015)."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ Layers = list[tuple[int, int, int, int]]
 
 
 class Block(nn.Module):
-    """Convolutions with BatchNorm and ReLU, around which a shortcut leads."""
+    """Convolutions with BatchNorm and ReLU, and a shortcut around them."""
 
     def __init__(self, layers: Layers, stride: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 class ResNet(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        """As Sequential's, but for the input's name."""
+        """As in Sequential, except for the name of the input."""
         return super().forward(x)
 
 

@@ -1,7 +1,7 @@
-"""Networks of the widths and depths that were published, for times on a GPU: built here or from the blocks of models/.
+"""Networks of published widths and depths, for measurements on a GPU, built here or from the blocks of models/.
 
 Weights are random, so nothing is downloaded. MobileNet-V2, RepVGG-A0, DenseNet-121 and ResNet-50 are the networks of
-the papers, for 3×224×224. PreActResNet-18 has no stem of its own in models/: what comes behind one is run, at 3×56×56.
+the papers, for 3×224×224. PreActResNet-18 has no stem in models/: the part behind the stem is run, at 3×56×56.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 @dataclass(frozen=True)
 class Network:
-    """How it is built, the shape of one row, and the millions of parameters that its authors or torchvision name.
-    `name` tells where it is not the whole network."""
+    """How a network is built, the shape of one row, and its published number of parameters in millions.
+    `name` says if this is not the whole network."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -90,6 +90,6 @@ NETWORKS = {
     "mobilenetv2": Network("MobileNet-V2", mobilenetv2, PICTURE, 3.50),
     "preact18": Network("PreActResNet-18 behind its stem", PREACT, (3, 56, 56), 11.7),
 }
-"""By the name that `--only` takes."""
+"""The networks by their name in `--only`."""
 SMALL = Network("digits CNN", cnn, (1, 8, 8), 0.05)
-"""What a dry run serves."""
+"""The network that a dry run serves."""

@@ -1,12 +1,12 @@
-"""Right folds must be certified: random models, folded and held against parts A to D of the certificate.
+"""Right folds must be certified: folds random models and checks parts A to D of the certificate.
 
     python -m benchmarks.random_models [--models 1000] [--seed 0] [--only densenet dpn]
     python -m benchmarks.random_models --again densenet/pruned/opened/113
 
-A model is an architecture of models/ (small, as the tests have it), a seed for its weights and statistics, a kind of γ,
-and whether activations may be opened. The statistics have nothing to do with the weights, so tensors are often much
-smaller than they say: that is harder on float32 than a trained network is. The folds are taken to be right, so
-whatever is refused is an error of folding, or of the certificate. It is named, and the command exits with 1.
+A model is an architecture of models/ (small, as in the tests), a seed for its weights and statistics, a kind of γ, and
+whether activations may be opened. Statistics and weights are independent, so tensors are often much smaller than their
+statistics say; float32 has more difficulty with this than with a trained network. The folds are assumed to be right, so
+a refusal is an error of folding or of the certificate. It is named, and the command exits with 1.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from tests.support.folding import ARCHITECTURES, architecture, randomise, unfold
 
 SAMPLES = 16
 GAMMAS = ("ordinary", "hostile", "scattered", "pruned")
-"""Positive; of both signs with a 0 first and a 1e-7 last; of both signs, with these anywhere; down to 1e-4 anywhere, as
-training with weight decay leaves them."""
+"""Kinds of γ: positive; both signs, with 0 first and 1e-7 last; both signs, with these anywhere; down to 1e-4 anywhere,
+as after training with weight decay."""
 SHARE = 0.2
-"""Of the channels that get such a γ."""
+"""The share of channels with such a γ."""
 
 
 class Drawn(NamedTuple):
@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> "Drawn":
-        """Raises `ValueError` for what is no name of a model."""
+        """The model of a name. Raises `ValueError` for an invalid name."""
         found, gamma, opened, seed = name.split("/")
         if found not in ARCHITECTURES or gamma not in GAMMAS or opened not in ("opened", "closed"):
             raise ValueError(name)
@@ -65,9 +65,9 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """What each part of the certificate found of one model, and why it is refused, if it is.
+    """The result of each part of the certificate for one model, and the reason if it is refused.
 
-    `algebra` and `bound` are relative to their limits, `run_time` is the worst output's error over what is allowed.
+    `algebra` and `bound` are relative to their limits; `run_time` is the error of the worst output over its limit.
     """
 
     drawn: Drawn
@@ -80,7 +80,7 @@ class Examined:
 
 
 def draw(models: int, seed: int, architectures: Sequence[str]) -> list[Drawn]:
-    """The same for the same arguments."""
+    """Draw models. The same arguments give the same models."""
     chance = random.Random(seed)
     return [
         Drawn(chance.choice(architectures), chance.choice(GAMMAS), chance.random() < 1 / 2, chance.randrange(10**6))
@@ -108,7 +108,7 @@ def _gamma(kind: str, gamma: torch.Tensor, generator: torch.Generator) -> torch.
 
 
 def examine(drawn: Drawn) -> Examined:
-    """Fold a model and hold it against every part of the certificate."""
+    """Fold a model and check every part of the certificate."""
     module = build(drawn)
     unfolded = unfolded_graph(drawn.architecture, module)
     specs = tensor_specs(unfolded.graph.inputs)
@@ -138,7 +138,7 @@ def examine(drawn: Drawn) -> Examined:
 def attempt(drawn: Drawn) -> Examined:
     try:
         return examine(drawn)
-    except Exception as error:  # of a thousand models each has its turn
+    except Exception as error:  # all models of a run are computed, also after one is refused
         return Examined(drawn, refused=f"{type(error).__name__}: {first_line(error)}")
 
 

@@ -1,10 +1,10 @@
-"""What folding costs: seconds by number of BatchNorms and channels, seconds beside the export's, peak memory.
+"""Measures the cost of folding: seconds by BatchNorms and by channels, seconds beside the export, peak memory.
 
     python -m benchmarks.scaling [--repeats 3]
 
-The curves fold residual chains (Conv, BatchNorm, ReLU; an Add behind every second one) that are built as graphs, with
-random weights and statistics. Beside the export stand architectures of models/ with about 200 BatchNorms. Memory is
-taken in a process of its own: see `peak_memory`.
+The curves are of residual chains (Conv, BatchNorm, ReLU; an Add behind every second one) that are built as graphs, with
+random weights and statistics. The comparison with the export uses architectures of models/ with about 200 BatchNorms.
+Memory is measured in a process of its own: see `peak_memory`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TWO_HUNDRED: dict[str, dict[str, object]] = {
 }
 """Arguments of each architecture that give it about 200 BatchNorms."""
 HEAVY = (53, 512)
-"""BatchNorms and channels of the chain whose memory is taken: 0.5 GB of weights."""
+"""BatchNorms and channels of the chain for the memory: 0.5 GB of weights."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of the weights, of the process before they were made, and the most it ever had (all resident)."""
+    """Bytes: the weights, the process before they were made, and the largest process (all resident)."""
 
     weights: int
     before: int
@@ -72,12 +72,12 @@ class Memory:
 
     @property
     def ratio(self) -> float:
-        """How many times the weights the process needed: the source's own count as the first."""
+        """The memory of the process as a multiple of the weights; the source's own weights count as 1."""
         return (self.peak - self.before) / self.weights
 
 
 def chain(batchnorms: int, channels: int) -> ir.Model:
-    """Conv 3x3, BatchNorm, ReLU, as often as asked for; the second of each pair adds what the pair was given."""
+    """Conv 3x3, BatchNorm, ReLU, repeated; the second of each pair adds the input of the pair."""
     random = np.random.default_rng(0)
     initializers: list[ir.Value] = []
     nodes: list[ir.Node] = []
@@ -138,7 +138,7 @@ def point(batchnorms: int, channels: int, repeats: int) -> Point:
 def fit(x: Sequence[float], y: Sequence[float]) -> str:
     """Least squares of seconds y = slope·x + offset, and the exponent p of y ~ x^p between the last two points.
 
-    R² hardly sees a curve that bends upwards; the exponent does: 1 is linear, 2 is quadratic.
+    R² hardly shows a curve that bends upwards; the exponent does: 1 is linear, 2 is quadratic.
     """
     measured = np.asarray(y)
     slope, offset = np.polyfit(x, measured, 1)
@@ -152,7 +152,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> str:
 
 
 def beside_export(name: str) -> Export:
-    """Export and fold once each, as a user does: nothing is warm but Python's imports and the exporter's tables."""
+    """Export and fold once each, as a user does. Only Python's imports and the exporter's tables are warm."""
     torch.manual_seed(0)
     module: nn.Module = randomise(getattr(importlib.import_module(f"models.{name}"), name)(**TWO_HUNDRED[name]))
     started = time.perf_counter()
@@ -164,18 +164,18 @@ def beside_export(name: str) -> Export:
 
 
 def resident(field: str, pid: int | str = "self") -> int:
-    """Bytes that Linux counts as resident for a process: `VmRSS` now, `VmHWM` at most since it started."""
+    """Resident bytes of a process as Linux counts them: `VmRSS` now, `VmHWM` the largest since its start."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return 1024 * int(found.group(1))
 
 
 def peak_memory(batchnorms: int, channels: int) -> Memory:
-    """Fold a heavy chain in this process, which must be fresh, since a peak is never forgotten.
+    """Fold a large chain in this process. It must be new, because the peak of memory only grows.
 
-    Counted is all resident memory above the interpreter with its imports: the source's weights in memory, the folded
-    model, and whatever folding needs in between. The source lives on, as `fold_model` promises not to touch it. A small
-    chain is folded first, so that what is imported or cached only once is in `before`.
+    The result is all resident memory above the interpreter with its imports: the source's weights, the folded model,
+    and what folding needs meanwhile. The source stays in memory, because `fold_model` does not change it. A small chain
+    is folded first, so that memory for imports and caches is in `before`.
     """
     fold.fold_model(chain(4, 8))
     before = resident("VmRSS")
@@ -225,7 +225,7 @@ def main() -> None:
         memory = fresh.submit(peak_memory, *HEAVY).result()
     by_count = [point(count, CURVE_CHANNELS, arguments.repeats) for count in BATCHNORMS]
     by_width = [point(CURVE_BATCHNORMS, width, arguments.repeats) for width in CHANNELS]
-    fold.export_module(nn.Linear(2, 2), torch.zeros(3, 2))  # the first export builds tables that others find ready
+    fold.export_module(nn.Linear(2, 2), torch.zeros(3, 2))  # the first export builds tables for all later ones
     exports = [beside_export(name) for name in TWO_HUNDRED]
     print(described, tables(by_count, by_width, exports, memory), sep="\n\n")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

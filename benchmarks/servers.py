@@ -1,7 +1,7 @@
-"""The servers that are measured beside each other: ours, uvicorn alone, and what a user would pick instead.
+"""Starts the servers that are compared: ours, uvicorn alone, and the alternatives that users have.
 
-Each peer gets a virtual environment of its own, made once. While one is measured the others are stopped by a signal, so
-that what they do when idle takes nothing from it.
+Each peer gets a virtual environment of its own, made once. While one server is measured, the others are stopped by a
+signal, so that their idle work takes no time from it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 @dataclass(frozen=True)
 class Server:
-    """How a server is started, and what it is asked."""
+    """How a server is started, and the request that it gets."""
 
     name: str
     command: Sequence[str]
@@ -37,7 +37,7 @@ class Server:
 
 
 class Running:
-    """A process with all that it starts. Only one of them runs at a time."""
+    """A process with its children. Only one server runs at a time."""
 
     def __init__(self, server: Server, log: Path) -> None:
         self.server = server
@@ -66,7 +66,7 @@ class Running:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While this lasts it runs; at other times it waits, stopped."""
+        """The server runs inside this block. Outside of it, it is stopped."""
         self._signal(signal.SIGCONT)
         try:
             yield
@@ -78,10 +78,10 @@ class Running:
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        self._signal(signal.SIGKILL)  # to whoever is left
+        self._signal(signal.SIGKILL)  # to processes that are still alive
 
     def cpu_seconds(self) -> float:
-        """Of all its processes that are alive."""
+        """CPU seconds of all its processes that are alive."""
         return sum(sum(map(int, fields[11:13])) for fields in self._processes().values()) / TICK
 
     def megabytes(self) -> float:
@@ -93,8 +93,8 @@ class Running:
                 os.kill(pid, number)
 
     def _processes(self) -> dict[int, list[str]]:
-        """What Linux tells of each process of the session, which groups of their own do not leave, and of their
-        children, which may be in sessions of their own."""
+        """The /proc status of each process of the session (process groups stay in it), and of their children, which may
+        be in sessions of their own."""
         seen: dict[int, list[str]] = {}
         for file in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ class Running:
 
 
 def environment(folder: Path, name: str, requirements: Sequence[str]) -> Path | None:
-    """The `bin` of an environment with `requirements`, made where it is not there; None if they cannot be had."""
+    """The `bin` of an environment with `requirements`, made if it does not exist; None if they cannot be installed."""
     home = folder / name
     done = home / "installed"
     if not done.exists():

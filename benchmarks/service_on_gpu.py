@@ -1,4 +1,4 @@
-"""`bnfold serve` on a device beside the session alone: rows a second as a share of R*, and latency of lone requests."""
+"""Compares `bnfold serve` on a device with the session alone: its share of R*, and the latency of lone requests."""
 
 import json
 import sys
@@ -19,10 +19,10 @@ from benchmarks.serving import free_port, infer_body
 from benchmarks.wrk import Request
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""The buckets of a service with the settings that it has by itself."""
+"""The buckets of a service with default settings."""
 CONNECTIONS = (1, 64)
 ROWS = 16
-"""Different rows that are asked about."""
+"""The number of different rows in the requests."""
 WRONG = 2e-4
 INPUT = "x"
 ROUTE = f"/v2/models/{MODEL}/infer"
@@ -31,9 +31,9 @@ SHORTEST = 0.05
 
 @dataclass(frozen=True)
 class Serving:
-    """`best` is R* in rows a second and `how` with what it was reached; milliseconds of one row in the session alone;
-    what each number of connections saw; runs of shapes that were new to the device; where the service says that it
-    runs."""
+    """`best` is R* in rows per second, `how` the batch size and threads that reached it. Then: milliseconds of one row
+    in the session alone; results for each number of connections; runs of cold shapes; the device and options that the
+    service reports."""
 
     network: str
     best: float
@@ -45,7 +45,7 @@ class Serving:
     parameters: dict[str, str]
 
     def share(self, connections: int) -> float:
-        """Of R*."""
+        """The share of R*."""
         return self.seen[connections].rows_per_second / self.best
 
     def tell(self, console: Console) -> None:
@@ -61,7 +61,7 @@ class Serving:
 
 
 def serve(name: str, folder: Path, device: str, seconds: float, wrong: list[str]) -> Serving:
-    """Measure the repository below `folder`; about half of `seconds` goes to the session. What is wrong is added to
+    """Measure the repository below `folder`. About half of `seconds` is for the session. Wrong answers are added to
     `wrong`."""
     repository = folder / "repository"
     [graph] = repository.glob(f"{MODEL}/*/model.onnx")
@@ -92,7 +92,7 @@ def serve(name: str, folder: Path, device: str, seconds: float, wrong: list[str]
 
 
 def best_rate(answer: Answer, x: np.ndarray, seconds: float) -> dict[str, float]:
-    """Rows a second by batch size and threads, so many seconds each."""
+    """Rows per second by batch size and threads, each measured for this many seconds."""
     return {
         f"{size} rows, {threads} {'thread' if threads == 1 else 'threads'}": rate(
             answer, np.resize(x, (size, *x.shape[1:])), threads, seconds
@@ -110,14 +110,14 @@ def server(repository: Path, device: str, port: int, x: np.ndarray, right: Quest
 
 
 def metric(port: int, name: str) -> float:
-    """The sum over the labels of a metric."""
+    """The sum of a metric over its labels."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         lines = page.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
 def placed(port: int) -> dict[str, str]:
-    """Where the model's nodes are and with which options, as its configuration says."""
+    """The devices of the model's nodes and the provider's options, from its configuration."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/{MODEL}/config", timeout=30) as answer:
         parameters = json.load(answer)["parameters"]
     return {name: value["string_value"] for name, value in parameters.items()}

@@ -1,12 +1,13 @@
-"""Requests a second: the service beside what a user would pick instead, under the same load, in one run.
+"""Measures requests per second: the service beside its alternatives, under the same load, in one run.
 
     python -m benchmarks.serving [--model digits|resnet18] [--seconds 4] [--rounds 3] [--without mlserver ...]
-    python -m benchmarks.serving --shadow 0.01      what watching costs: the service with that share, and without
+    python -m benchmarks.serving --shadow 0.01      the cost of comparing live answers: with that share, and without
 
 All serve the same folded graph with ONNX Runtime on the CPU. `bare` is a uvicorn application that only reads the body
-and answers as many bytes; R* is the best rate of the session alone, over batch sizes and threads, and `run` the session
-alone with one row at a time. The load comes from wrk, on the same machine, while a second client checks numbers. The
-servers and the session alone take turns, whoever is not measured is stopped, and medians over the rounds are reported.
+and answers with the same number of bytes. R* is the best rate of the session alone, over batch sizes and threads; `run`
+is the session alone with one row at a time. wrk makes the load on the same machine, while a second client checks
+numbers. The servers and the session alone are measured in turn while all others are stopped, and medians over the
+rounds are reported.
 
 Each peer runs in an environment of its own, which is made once under build/peers.
 """
@@ -48,7 +49,7 @@ ENVIRONMENTS = {
 }
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CANDIDATES = 3
-"""Ways to run the session alone that are measured in each round, the best of a first look at all."""
+"""How many ways to run the session alone are measured in each round: the best ones of a first measurement of all."""
 TOLERANCE = 1e-4
 RAW = """
 import sys, time, numpy as np, onnxruntime
@@ -75,7 +76,7 @@ print(done / (time.perf_counter() - began))
 
 @dataclass(frozen=True)
 class Published:
-    """A folded model, one row for it, and what it answers."""
+    """A folded model, one row for it, and the right answer."""
 
     repository: Path
     graph: Path
@@ -92,7 +93,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Measured:
-    """One turn of one server. CPU is in seconds for a thousand requests."""
+    """One measurement of one server. `CPU` is seconds for a thousand requests."""
 
     server: str
     connections: int
@@ -124,7 +125,7 @@ def free_port() -> int:
 
 
 def infer_body(x: np.ndarray) -> tuple[bytes, int]:
-    """A request for a float32 input `x` in binary, and the length of its JSON; the answer comes in binary, too."""
+    """A request with a binary float32 input `x` that wants a binary answer, and the length of its JSON."""
     tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return header + x.tobytes(), len(header)
@@ -146,7 +147,7 @@ def ours(p: Published, name: str, *options: str, as_json: bool = False) -> Serve
 
 def bare(p: Published, like: Server) -> Server:
     port = free_port()
-    size = 200 + p.expected.nbytes  # as our answer: its JSON header and the tensor
+    size = 200 + p.expected.nbytes  # the size of our answer: its JSON header and the tensor
     request = Request(port, "/", like.request.body, {}, lambda answer: len(answer) == size)
     return Server("bare uvicorn", [sys.executable, str(PEERS / "bare.py"), str(size), str(port)], request)
 
@@ -219,17 +220,17 @@ def _base64_right(p: Published, answer: bytes) -> bool:
 
 
 def raw_rate(p: Published, batch: int, threads: int, parallel: int, seconds: float) -> float:
-    """Rows a second of the session alone."""
+    """Rows per second of the session alone."""
     shape = ",".join(map(str, (batch, *p.x.shape[1:])))
     command = [sys.executable, "-c", RAW, str(p.graph), str(threads), str(parallel), str(seconds), shape]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 class Alone:
-    """The session without a server, measured in turns with the servers: this machine is not as fast at all times."""
+    """The session without a server, measured in turn with the servers, because the speed of the machine varies."""
 
     def __init__(self, p: Published) -> None:
-        """Finds out what the best rate may be reached with: one run on all cores, or as many runs on one each."""
+        """Find how the best rate is reached: one run on all cores, or one run on each core."""
         self._p = p
         cores = os.cpu_count() or 1
         ways = [(batch, *how) for batch in BATCHES for how in dict.fromkeys([(cores, 1), (1, cores)])]
@@ -242,12 +243,12 @@ class Alone:
 
     @property
     def run(self) -> float:
-        """One row at a time; runs a second."""
+        """Runs per second with one row at a time."""
         return statistics.median(next(iter(self._rates.values())))
 
     @property
     def best(self) -> tuple[float, str]:
-        """R*, and with what it was reached."""
+        """R*, and how it was reached."""
         rate, (batch, threads, parallel) = max((statistics.median(r), way) for way, r in self._rates.items())
         return rate, f"{batch} rows, {parallel} x {threads} threads"
 
@@ -255,7 +256,7 @@ class Alone:
 def measure(
     servers: list[Server], arguments: argparse.Namespace, console: Console, log: Path, alone: Alone
 ) -> list[Measured]:
-    """All servers in turns, and the session alone."""
+    """Measure all servers and the session alone, in turn."""
     found = []
     with ExitStack() as stack:
         running = []
@@ -264,7 +265,7 @@ def measure(
             one = Running(server, log)
             stack.callback(one.stop)
             with one.alone():
-                load(server.request, 8, 1)  # what is slow only at first is not what is asked here
+                load(server.request, 8, 1)  # warm-up: the first requests are not measured
             running.append(one)
         for turn in range(arguments.rounds):
             for connections in arguments.connections:
@@ -283,7 +284,7 @@ def measure(
 
 
 def tell(found: list[Measured], references: dict[int, tuple[str, float]]) -> None:
-    """A table for each number of connections; the ratio is to its reference."""
+    """A table for each number of connections, with the ratio to its reference."""
     for connections, (reference, rate) in references.items():
         table = Table("server", "requests/s", f"of {reference}", "p50 ms", "p99 ms", "CPU s/1000", "MB", "ready s")
         table.title = f"{connections} connections"
@@ -337,7 +338,7 @@ def beside_peers(arguments: argparse.Namespace, console: Console, scratch: Path)
 
 
 def watching(arguments: argparse.Namespace, console: Console, scratch: Path) -> list[Measured]:
-    """The same requests to a service that watches and to one that does not."""
+    """The same requests to a service that compares its answers and to one that does not."""
     p = publish(arguments.model, scratch)
     without = ours(p, "bnfold")
     with_share = ours(p, f"bnfold, shadow {arguments.shadow:g}", "--shadow", str(arguments.shadow))
@@ -374,8 +375,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, as mlserver")
-    parser.add_argument("--shadow", type=float, default=0, help="measure what watching this share of the answers costs")
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, such as mlserver")
+    parser.add_argument(
+        "--shadow", type=float, default=0, help="measure the cost of comparing this share of the answers"
+    )
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/serving.json"))
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""A long run at 80 % of what the service can do, with a new version every few seconds: no request may fail, no answer
-be wrong, and memory stays flat.
+"""A long run at 80 % of the service's capacity, with a new version every few seconds: no request may fail, no answer
+may be wrong, and memory must not grow.
 
     python -m benchmarks.soak [--seconds 1800] [--every 3]
 
-The load is open: on each connection requests are due at random times (Poisson), whether or not the one before is
-answered, and latency counts from when a request was due. The capacity is measured first, by the same client. Two
-versions of one network take turns under one name, each put in its place by a rename and loaded by the admin call, as a
-deployment does it; every answer is held against the version that it says it is from.
+The load is open: on each connection requests are due at random times (Poisson), even if the previous one is not yet
+answered. Latency counts from the time when a request was due. The capacity is measured first, by the same client. Two
+versions of one network take turns under one name. Each is put in its place by a rename and loaded by the admin call, as
+in a deployment. Every answer is compared with that of the version that it names.
 """
 
 import argparse
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHARE = 0.8
-"""Of the capacity."""
+"""The share of the capacity."""
 CONNECTIONS = 32
 CAPACITY_SECONDS = 4
 SETTLED = 0.2
-"""Share of the run after which memory may grow no more but by `GROWTH` bytes: until then arenas and caches fill."""
+"""The share of the run in which arenas and caches may fill. After it, memory may grow only by `GROWTH` bytes."""
 GROWTH = 24 << 20
 TOKEN = "soak"
 
 
 @dataclass
 class Seen:
-    """What the client has seen. Seconds from when a request was due."""
+    """Results of the client. Seconds count from the time when a request was due."""
 
     latencies: list[float] = field(default_factory=list)
     by_version: dict[str, int] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Client:
         self.seen.by_version[name] = self.seen.by_version.get(name, 0) + 1
 
     async def flood(self, seconds: float) -> float:
-        """Requests a second where each connection sends the next one when it has its answer."""
+        """Requests per second if each connection sends the next request when it has its answer."""
         end = time.perf_counter() + seconds
         before = len(self.seen.latencies)
 
@@ -115,7 +115,7 @@ class Client:
         return (len(self.seen.latencies) - before) / seconds
 
     async def poisson(self, rate: float, seconds: float) -> None:
-        """Requests that are due at random, `rate` a second over all connections."""
+        """Requests that are due at random, `rate` per second over all connections."""
         end = time.perf_counter() + seconds
 
         async def one() -> None:
@@ -129,7 +129,7 @@ class Client:
 
 
 def publish(folder: Path, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Versions 1 and 2 of `net`, other networks; what each answers."""
+    """Make versions 1 and 2 of `net`, two different networks, and their answers."""
     found = {}
     for version in (1, 2):
         torch.manual_seed(version)
@@ -161,7 +161,7 @@ def service(repository: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
 
 
 async def reload(repository: Path, port: int, every: float, done: asyncio.Event) -> int:
-    """Version 2 comes and goes, and 1 serves while it is away; how often that was."""
+    """Publish and remove version 2 in turn; version 1 serves while it is removed. Returns the number of reloads."""
     place, aside = repository / "net" / "2", repository.parent / "aside"
     count = 0
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
@@ -177,7 +177,7 @@ async def reload(repository: Path, port: int, every: float, done: asyncio.Event)
 
 
 async def soak(repository: Path, port: int, pid: int, client: Client, seconds: float, every: float) -> list[int]:
-    """The run itself. Returns the memory at each of its seconds."""
+    """The run itself. Returns the memory at each second."""
     await client.connect(CONNECTIONS)
     await client.flood(1)
     capacity = await client.flood(CAPACITY_SECONDS)

@@ -1,7 +1,7 @@
-"""Load on an HTTP server by wrk, which is light enough not to be what is measured, with the answers checked meanwhile.
+"""Loads an HTTP server by wrk, which takes little CPU time itself, while the answers are checked.
 
-wrk counts what is not 2xx, and what was cut off. That the numbers are right is seen by a second client, which asks now
-and then while the load runs.
+wrk counts answers that are not 2xx, and broken connections. A second client sends a request from time to time while the
+load runs, and checks its numbers.
 """
 
 import http.client
@@ -15,8 +15,7 @@ from pathlib import Path
 
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 PAUSE_SECONDS = 0.9
-"""Between two requests that are checked: each is a connection of its own, and costs the machine as much as a hundred of
-wrk's."""
+"""Seconds between two checked requests. Each has a connection of its own, and costs as much as a hundred of wrk's."""
 
 SCRIPT = """
 local file = io.open("{body}", "rb")
@@ -29,7 +28,7 @@ file:close()
 
 @dataclass(frozen=True)
 class Request:
-    """One prepared request, and how its answer is told to be right: `check` raises or returns false."""
+    """One prepared request, and the check of its answer: `check` raises or returns false for a wrong one."""
 
     port: int
     path: str
@@ -40,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw. Milliseconds."""
+    """Results of wrk. Times are in milliseconds."""
 
     requests_per_second: float
     p50: float
@@ -49,7 +48,7 @@ class Load:
 
 
 def ask(request: Request, timeout: float = 60) -> bytes:
-    """The body of one answer. Raises `SystemExit` for one that is not 200."""
+    """The body of one answer. Raises `SystemExit` if it is not 200."""
     connection = http.client.HTTPConnection("127.0.0.1", request.port, timeout=timeout)
     try:
         connection.request("POST", request.path, request.body, request.headers)
@@ -63,7 +62,8 @@ def ask(request: Request, timeout: float = 60) -> bytes:
 
 
 def load(request: Request, connections: int, seconds: int) -> Load:
-    """Keep-alive connections, each of which sends the next request when it has its answer. What was checked counts."""
+    """Load by keep-alive connections, each of which sends the next request when it has its answer. Checked requests
+    count too."""
     wrong: list[str] = []
     checked = 0
     over = threading.Event()
@@ -97,7 +97,7 @@ def load(request: Request, connections: int, seconds: int) -> Load:
 
 
 def read(text: str) -> Load:
-    """The numbers of wrk's report."""
+    """Read the numbers of wrk's report."""
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
     if rate is None:
         raise SystemExit(f"wrk: {text}")

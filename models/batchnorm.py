@@ -1,4 +1,4 @@
-"""How the networks of this package make their BatchNorms: with one momentum and one eps, on one side of the ReLU."""
+"""Makes the BatchNorms of this package: one momentum and one eps for a network, before or after the ReLU."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ PLACEMENTS = ("before", "after")
 
 @dataclass(frozen=True)
 class Norm:
-    """`momentum` and `eps` as PyTorch's BatchNorm takes them; `placement` says on which side of the ReLU it stands.
+    """`momentum` and `eps` as PyTorch's BatchNorm takes them; `placement` is "before" or "after" the ReLU.
 
     Raises `ValueError` for a placement that is neither "before" nor "after".
     """

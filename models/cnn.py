@@ -43,7 +43,7 @@ def cnn(
     eps: float = 1e-5,
     placement: str = "before",
 ) -> CNN:
-    """One stage for each entry of `channels`, with `depth` convolutions in each, which have a `bias` if asked to.
+    """One stage for each entry of `channels`, with `depth` convolutions in each; `bias` gives them a bias.
 
     `placement` puts BatchNorm "before" or "after" the activation.
     """

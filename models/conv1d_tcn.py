@@ -1,6 +1,6 @@
 """A temporal convolutional network (Bai et al., 2018): dilated Conv1d in residual blocks, BatchNorm1d behind each.
 
-It reads an image as a sequence: the columns are the time steps, and the rows of a column are its channels.
+The network reads an image as a sequence: columns are time steps, and the rows of a column are its channels.
 """
 
 import torch

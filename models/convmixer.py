@@ -1,7 +1,7 @@
 """ConvMixer (Trockman and Kolter, 2023): every convolution is followed by an activation, and that by a BatchNorm.
 
-A BatchNorm behind the activation meets the depthwise convolution of the next block, which pads with zeros, and the
-residual sum around it. The paper has GELU, through which nothing passes; with ReLU, scales do.
+A BatchNorm after the activation feeds the depthwise convolution of the next block, which pads with zeros, and the
+residual sum around it. The paper has GELU, through which no scale passes; through ReLU, scales do.
 """
 
 import torch
@@ -13,7 +13,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class Residual(nn.Module):
-    """What the layers make of the input, plus the input."""
+    """The output of the layers, plus the input."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()

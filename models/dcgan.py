@@ -1,6 +1,6 @@
 """The generator of DCGAN (Radford et al., 2016): from a latent vector to an image, by ConvTranspose and BatchNorm.
 
-The first ConvTranspose spreads a single position over 4×4; behind the last, which has no BatchNorm, stands Tanh.
+The first ConvTranspose spreads a single position over 4×4. The last has no BatchNorm; Tanh follows it.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""`make demo`: a network goes the whole way, from real images through training, folding and proof to served answers.
+"""`make demo`: the whole way of a network, from real images through training, folding and proof to served answers.
 
     python -m models.demo --out build/demo
 
-Each step runs the command that a user would type. What can be kept from an earlier run is kept; the first step that
-fails ends the demo with one line, and the service is stopped whatever happens.
+Each step runs the command that a user would type. A trained checkpoint of an earlier run is reused. The first step that
+fails ends the demo with one line. The service is always stopped.
 """
 
 import io
@@ -47,7 +47,7 @@ console = Console(highlight=False)
 
 
 class DemoError(Exception):
-    """A step failed. The text is the one line that the user reads, `code` what the demo exits with."""
+    """A step failed. The text is the line that the user reads, `code` the exit code of the demo."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """The checkpoint, the network that it holds, and the share of held-out images that it gets right."""
+    """The checkpoint, its network, and the network's accuracy on the held-out images."""
 
     file: Path
     module: nn.Module
@@ -65,7 +65,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the service said: a class for each held-out image, and label and probability for one image sent as PNG."""
+    """The service's answers: a class for each held-out image, and label and probability for one image as PNG."""
 
     classes: NDArray[np.int64]
     label: str
@@ -106,7 +106,7 @@ def train(file: Path, data: digits.Digits) -> Trained:
 
 
 def fold(checkpoint: Path, repository: Path) -> dict[str, Any]:
-    """Fold the checkpoint into a fresh repository, by the command line. Returns the manifest that was published."""
+    """Fold the checkpoint into a new repository, by the command line. Returns the published manifest."""
     step("Fold", "each BatchNorm goes into the weights around it; the result is proven before it is published")
     shutil.rmtree(repository, ignore_errors=True)
     _command("fold", str(checkpoint), "--arch", ARCH, "--out", str(repository), "--name", NAME)
@@ -119,17 +119,17 @@ def fold(checkpoint: Path, repository: Path) -> dict[str, Any]:
 
 
 def verify(version: Path) -> None:
-    """Prove once more, now from what lies on disk."""
+    """Prove again, from the published directory."""
     step("Verify", f"digests of {version}, and the folded graph against the PyTorch reference that lies beside it")
     _command("verify", str(version))
 
 
 @contextmanager
 def served(command: list[str], *, log: Path) -> Iterator[str]:
-    """Run `command --port PORT`, on a free port, and give the URL of the service as soon as that is ready.
+    """Run `command --port PORT` on a free port. Yields the URL of the service when it is ready.
 
-    Stopping it well is part of the demo; that it stops is certain. Raises `DemoError` if it dies, is not ready in time,
-    or does not exit with 0 after SIGTERM.
+    The service is stopped by SIGTERM, and killed if that fails. Raises `DemoError` if it dies, is not ready in time, or
+    does not exit with 0 after SIGTERM.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -155,7 +155,7 @@ def served(command: list[str], *, log: Path) -> Iterator[str]:
 
 
 def predict(url: str, data: digits.Digits, trained: Trained, *, picture: Path) -> Answers:
-    """Send every held-out image as numbers, and one as a PNG. Raises `DemoError` where PyTorch says another class."""
+    """Send every held-out image as numbers, and one as a PNG. Raises `DemoError` if a class differs from PyTorch's."""
     address = f"{url}/v1/models/{NAME}:predict"
     step("Predict", f"all {len(data.test_labels)} held-out images over HTTP: POST {address}")
     rows: list[list[float]] = []
@@ -180,7 +180,7 @@ def predict(url: str, data: digits.Digits, trained: Trained, *, picture: Path) -
 
 
 def prove(url: str) -> dict[str, Any]:
-    """Ask the service for the proof of what it serves. Returns the verdict; raises `DemoError` if it is negative."""
+    """Let the service prove its model. Returns the verdict; raises `DemoError` if it is negative."""
     address = f"{url}/v2/models/{NAME}/equivalence"
     step("Prove", f"the very session that answers is compared with PyTorch in float64: POST {address}")
     verdict: dict[str, Any] = _post(address, json.dumps({"samples": 64, "seed": 0}).encode(), "application/json")
@@ -191,7 +191,7 @@ def prove(url: str) -> dict[str, Any]:
 
 
 def summary(trained: Trained, manifest: dict[str, Any], answers: Answers, verdict: dict[str, Any], out: Path) -> None:
-    """What was seen, and how to go on."""
+    """Print the results, and the next commands."""
     fold = manifest["fold"]
     version = out / "repository" / NAME / "1"
     picture = f"curl -H 'Content-Type: image/png' --data-binary @{out / 'digit.png'}"
@@ -214,20 +214,20 @@ def summary(trained: Trained, manifest: dict[str, Any], answers: Answers, verdic
 
 
 def step(title: str, text: str) -> None:
-    """Announce what happens next."""
+    """Print the name of the next step."""
     console.print()
     console.rule(f"[bold]{title}", align="left")
     console.print(escape(text), soft_wrap=True)
 
 
 def _trained_before(file: Path, record: dict[str, object]) -> dict[str, torch.Tensor] | None:
-    """The weights in `file`, or None if there are none that were trained as `record` says."""
+    """The weights in `file`, or None if it has none that were trained as `record` says."""
     try:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["training"] == record:
             state: dict[str, torch.Tensor] = checkpoint["state_dict"]
             return state
-    except Exception:  # whatever cannot be read back is trained anew, and torch.load fails in many ways
+    except Exception:  # torch.load fails in many ways; after any of them the network is trained again
         return None
     return None
 
@@ -237,7 +237,7 @@ def _bnfold(*arguments: str) -> list[str]:
 
 
 def _command(*arguments: str) -> None:
-    """Run `bnfold` with its output on this terminal. Raises `DemoError` with the exit status that it had."""
+    """Run `bnfold` with its output on this terminal. Raises `DemoError` with its exit status."""
     console.print(f"[bold]$ bnfold {escape(' '.join(arguments))}", soft_wrap=True)
     code = subprocess.run(_bnfold(*arguments), check=False).returncode
     if code != 0:
@@ -267,7 +267,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop what still runs after a step has failed: politely, then not."""
+    """Stop a process that still runs after a step failed: SIGTERM, then SIGKILL."""
     process.terminate()
     try:
         process.wait(5)
@@ -276,7 +276,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-# The service is on this machine, so a proxy from the environment must not stand between.
+# The service is on this machine, so a proxy of the environment must not be used.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -311,9 +311,9 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def _main(
-    out: Annotated[Path, typer.Option(help="The folder for all that the demo makes.")] = Path("build/demo"),
+    out: Annotated[Path, typer.Option(help="The folder for the files of the demo.")] = Path("build/demo"),
 ) -> None:
-    """Train, fold, prove, serve, predict and prove again, once through."""
+    """Train, fold, prove, serve, predict and prove again."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         out.mkdir(parents=True, exist_ok=True)

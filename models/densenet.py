@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al., 2017) in small: each layer reads the Concat of all before it, through a BN of its own."""
+"""A small DenseNet (Huang et al., 2017): each layer reads the Concat of all before it, through its own BatchNorm."""
 
 import torch
 from torch import Tensor, nn

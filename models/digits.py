@@ -1,9 +1,9 @@
-"""The example that everything is shown on: scikit-learn's handwritten digits, and classifiers trained on them.
+"""The example data set, scikit-learn's handwritten digits, and the training of classifiers on it.
 
     python -m models.digits train --arch models.resnet:resnet --out resnet.pt
 
-1,797 images of 8x8 pixels are few enough to train on in seconds, and real: BatchNorm's running statistics are learnt
-here, not drawn. The file that is written says how it was made, and how an image becomes the network's input.
+1,797 images of 8x8 pixels are few enough for a training in seconds, and real: BatchNorm's running statistics are
+learnt, not random. The checkpoint says how it was made, and how an image becomes the network's input.
 """
 
 import inspect
@@ -38,7 +38,7 @@ LEARNING_RATE = 0.01
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1
 SHIFT = 1
-"""How far, in pixels, an image is moved at most in training."""
+"""The largest shift of an image in training, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load() -> Digits:
     """The data set, split into 1,442 images to train on and 355 held out.
 
     Every fifth image of each digit is held out, in the order of the data set: the same ones on every machine and with
-    every version of every library. Raises `BnfoldError` where scikit-learn is not installed.
+    every version of every library. Raises `BnfoldError` if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # only who trains needs scikit-learn
@@ -71,7 +71,7 @@ def load() -> Digits:
 
 
 def held_out() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images and labels that no training has seen."""
+    """The held-out images and labels, which no training uses."""
     digits = load()
     return digits.test_images, digits.test_labels
 
@@ -138,7 +138,7 @@ def train(
 def training_record(
     arch: str, arch_args: Mapping[str, object], digits: Digits, *, epochs: int = EPOCHS, seed: int = 0
 ) -> dict[str, object]:
-    """What decides the outcome of a training: two equal records stand for the same weights on one machine."""
+    """Everything that decides the result of a training. Equal records give equal weights on one machine."""
     return {
         "arch": arch,
         "arch_args": dict(arch_args),
@@ -158,9 +158,9 @@ def training_record(
 def save(file: Path, module: nn.Module, *, reached: float, record: Mapping[str, object]) -> None:
     """Write the checkpoint, whole or not at all; `torch.load` reads it back with `weights_only=True`.
 
-    `reached` is the accuracy on the held-out images and `record` a `training_record`. The entry `bnfold` tells
-    `bnfold fold` the arguments of the architecture, the shape of an input, the labels and the preprocessing, so that
-    nobody has to repeat them. Raises `BnfoldError` if the file cannot be written.
+    `reached` is the accuracy on the held-out images and `record` a `training_record`. The entry `bnfold` has defaults
+    for `bnfold fold`: the arguments of the architecture, the shape of an input, the labels and the preprocessing.
+    Raises `BnfoldError` if the file cannot be written.
     """
     checkpoint = {
         "state_dict": module.state_dict(),
@@ -222,8 +222,8 @@ def _build(factory: Callable[..., nn.Module], arch_args: Mapping[str, object]) -
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Networks this small gain little from a second thread; waiting for one that other work holds up costs minutes,
-    and sums that are split differently would make the result depend on the number of cores."""
+    """Use one thread. Networks this small gain little from a second one. On a busy machine, waiting for it costs
+    minutes, and the result would depend on the number of cores, because sums are split differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -233,7 +233,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `SHIFT` pixels in both directions, zeros moving in."""
+    """Move each image by up to `SHIFT` pixels in both directions; zeros fill the gap."""
     count = len(images)
     padded = functional.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT))
     offsets = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
@@ -268,8 +268,8 @@ def _train(
     arch_arg: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the callable; may be repeated.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="How often every image is seen.")] = EPOCHS,
-    seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, order and shifts.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, order and shifts.")] = 0,
 ) -> None:
     """Train one classifier and write its checkpoint.
 
@@ -279,7 +279,7 @@ def _train(
         factory = load_architecture(arch)
         arch_args = parse_arch_args(arch_arg or [])
         digits = load()
-        _make_folder(out)  # before time is spent on what could not be kept
+        _make_folder(out)  # before the training, so that no time is lost if the file cannot be written
         started = time.perf_counter()
         module = train(factory, arch_args, digits, epochs=epochs, seed=seed, console=Console(stderr=True))
         seconds = time.perf_counter() - started

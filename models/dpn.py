@@ -1,7 +1,7 @@
 """Dual path network (Chen et al., 2017) in small: one part of the channels is added to, the other is appended to.
 
-Each BatchNorm stands before its activation and reads the Concat of both parts, which the next block reads again
-through another BatchNorm; the convolution behind is sliced into a part for either path.
+Each BatchNorm is before its activation and reads the Concat of both parts. The next block reads the same Concat through
+another BatchNorm. The output of a block is sliced into one part for each path.
 """
 
 from collections.abc import Sequence

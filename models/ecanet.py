@@ -1,7 +1,7 @@
-"""ECA-Net (Wang et al., 2020) in small: as in SENet, but the gate is one short convolution along the channels.
+"""A small ECA-Net (Wang et al., 2020): as in SENet, but the gate is one short convolution along the channels.
 
-That Conv1d takes the channels for positions of a sequence, and its weights are the same for all of them: what differs
-from channel to channel cannot be folded into it.
+For this Conv1d the channels are positions of a sequence, and all have the same weights. A scale or shift that differs
+between channels cannot be folded into it.
 """
 
 from collections.abc import Sequence

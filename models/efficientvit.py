@@ -1,8 +1,8 @@
-"""EfficientViT (Liu et al., 2023) in small: attention whose heads are a cascade, all of it with BatchNorm.
+"""A small EfficientViT (Liu et al., 2023): attention with cascaded heads, and BatchNorm everywhere.
 
-Each head reads its part of the channels plus what the head before it wrote; a convolution with BatchNorm is split into
-query, key and value. The head of the network is a BatchNorm1d before a Linear. Attention sees the whole image rather
-than windows, and the biases of the original, which are added to the logits and touch no BatchNorm, are left out.
+Each head reads its part of the channels plus the output of the head before it; a convolution with BatchNorm is split
+into query, key and value. The head of the network is a BatchNorm1d before a Linear. Attention is over the whole image,
+not over windows. The attention biases of the original are left out: no BatchNorm meets them.
 """
 
 from collections.abc import Sequence

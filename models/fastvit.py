@@ -1,7 +1,8 @@
 """FastViT (Vasu et al., 2023) as it is trained: token mixing by a depthwise convolution that is overparametrised.
 
 RepMixer is `x + layer_scale · (mixer(x) - norm(x))`, where `norm` is a BatchNorm alone and `mixer` is a sum of
-convolutions and a BatchNorm: all of it is one depthwise convolution, once scales pass the subtraction and the product.
+convolutions and a BatchNorm. All of it is one depthwise convolution, if scales pass through the subtraction and
+product.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class ConvFFN(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Halves H and W: overlapping windows, seen by a large and a small depthwise kernel at once, then 1×1.
+    """Halves H and W: a large and a small depthwise kernel in parallel, over overlapping windows, then 1×1.
 
     `channels` is a multiple of `in_channels`.
     """
@@ -118,7 +119,7 @@ def fastvit(
 
     `expansion` is how much wider the feed-forward parts are inside, `scale` what layer scales start from (the paper has
     1e-5, which is for deep networks). FastViT-T8 is channels (48, 96, 192, 384) and depths (2, 2, 4, 2). Raises
-    `ValueError` where `channels` and `depths` differ in length.
+    `ValueError` if `channels` and `depths` differ in length.
     """
     return FastViT(
         in_channels=in_channels,

@@ -1,6 +1,6 @@
-"""A residual network with frozen BatchNorm, as detectors have it: in the graph stand a product and a sum instead.
+"""A residual network with frozen BatchNorm, as in detectors: in the graph it is a product and a sum.
 
-What a BatchNorm would compute is computed from four buffers of the same names, `x · scale + bias`, and folds likewise.
+The frozen layer computes `x · scale + bias` from four buffers with the names of BatchNorm, and folds in the same way.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def frozen_resnet(
     classes: int = 10,
     eps: float = 1e-5,
 ) -> ResNet:
-    """`models.resnet:resnet` of that size with every BatchNorm frozen; its state_dict fits, less the batch counters."""
+    """`models.resnet:resnet` of that size with every BatchNorm frozen; its state_dict fits, except for the batch
+    counters."""
     module = resnet(in_channels=in_channels, channels=channels, depth=depth, classes=classes, eps=eps)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -1,8 +1,8 @@
-"""LeViT (Graham et al., 2021) in small: a transformer whose every Linear is followed by a BatchNorm, over all tokens.
+"""A small LeViT (Graham et al., 2021): a transformer whose every Linear is followed by a BatchNorm, over all tokens.
 
 The BatchNorm1d reads [N · tokens, C], the Linear writes [N, tokens, C]: the channel is the last axis on one side and
-the second on the other. The two heads have the BatchNorm before the Linear. The attention biases of the original, which
-are added to the logits and touch no BatchNorm, are left out.
+the second on the other. The two heads have the BatchNorm before the Linear. The attention biases of the original are
+left out: no BatchNorm meets them.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward; each is added to its input, but for an attention that changes the shape."""
+    """Attention and feed-forward; each is added to its input, except an attention that changes the shape."""
 
     def __init__(self, in_features: int, features: int, heads: int, key: int, stride: int, norm: Norm) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""MixNet (Tan and Le, 2019) in small: depthwise convolutions of several kernel sizes, each on its part of the channels.
+"""A small MixNet (Tan and Le, 2019): depthwise convolutions of several kernel sizes, each on its part of the channels.
 
-The BatchNorm reads the Concat of their outputs, so each convolution takes up a part of its scale and shift.
+The BatchNorm reads the Concat of their outputs, so each convolution absorbs a part of its scale and shift.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class MixConv(nn.Module):
 
     def __init__(self, channels: int, kernels: Sequence[int], stride: int) -> None:
         super().__init__()
-        # The first part takes what an even division leaves, as in the original.
+        # The first part gets the remainder of an even division, as in the original.
         part = channels // len(kernels)
         self.sizes = [channels - part * (len(kernels) - 1), *[part] * (len(kernels) - 1)]
         self.convs = nn.ModuleList(

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., 2018) in small: depthwise convolutions, inverted residuals, ReLU6."""
+"""A small MobileNetV2 (Sandler et al., 2018): depthwise convolutions, inverted residuals, ReLU6."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """MobileOne (Vasu et al., 2023) as it is trained: parallel branches, each with a BatchNorm, add up to one convolution.
 
 Once the BatchNorms are folded, the k×k branches, the 1×1 branch and the identity are one convolution, and the network
-is a plain chain: that merge is what the architecture was made for.
+is a plain chain. The architecture was made for this merge.
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def mobileone(
     """One stage for each entry of `channels` (times `scale`) and `depths`, each block a depthwise and a 1×1 part.
 
     With `se`, the last stage has squeeze-and-excite. MobileOne-S0 is channels (48, 128, 256, 1024), depths
-    (2, 8, 10, 1) and 4 branches. Raises `ValueError` where `channels` and `depths` differ in length.
+    (2, 8, 10, 1) and 4 branches. Raises `ValueError` if `channels` and `depths` differ in length.
     """
     return MobileOne(
         in_channels=in_channels,

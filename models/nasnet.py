@@ -1,7 +1,7 @@
-"""NASNet (Zoph et al., 2018) in small: cells of separable branches that are added in pairs and concatenated.
+"""A small NASNet (Zoph et al., 2018): cells of separable branches that are added in pairs and concatenated.
 
 The Concat is read by the next two cells, each time through ReLU, Conv and BatchNorm. Inside a cell the same normalised
-tensor goes through convolutions behind a ReLU, through pools, and straight into sums; where the resolution of the older
+tensor goes through convolutions behind a ReLU, through pools, and directly into sums. If the resolution of the older
 input is halved, one BatchNorm reads the Concat of two convolutions.
 """
 
@@ -30,7 +30,7 @@ def separable(channels: int, kernel: int, norm: Norm, *, stride: int = 1) -> nn.
 
 
 def average(stride: int = 1) -> nn.AvgPool2d:
-    """The mean over 3×3, borders counted as they are."""
+    """The mean over 3×3; padding is not counted."""
     return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 

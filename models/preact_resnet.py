@@ -1,7 +1,7 @@
 """A pre-activation residual network (He et al., 2016): BatchNorm and ReLU come before each convolution.
 
-What the blocks add to is never normalised itself: several BatchNorms read one and the same sum, each with its own
-scale and shift, which is what makes this network hard to fold.
+The sum to which the blocks add is never normalised itself. Several BatchNorms read the same sum, each with its own
+scale and shift. This makes the network hard to fold.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""PyramidNet (Han et al., 2017) in small: each block is a little wider, and its shortcut is filled up with zeros.
+"""A small PyramidNet (Han et al., 2017): each block is a little wider, and its shortcut is filled up with zeros.
 
-Zeros that Pad appends along the channels have a gauge of their own: no scale to speak of, and no shift. A block begins
+Zeros that Pad appends along the channels have a gauge of their own: any scale, and no shift. A block begins
 and ends with a BatchNorm, so the sums that blocks write are normalised on one side only.
 """
 

@@ -1,4 +1,4 @@
-"""R3D (Tran et al., 2018) in small: a residual network over time, height and width, with Conv3d and BatchNorm3d."""
+"""A small R3D (Tran et al., 2018): a residual network over time, height and width, with Conv3d and BatchNorm3d."""
 
 from collections.abc import Sequence
 

@@ -9,7 +9,7 @@ from models.batchnorm import Norm
 
 
 class RepVGGBlock(nn.Module):
-    """The sum of the branches, then ReLU; the identity branch is there only where it keeps the shape."""
+    """The sum of the branches, then ReLU; the identity branch exists only if the shape stays."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def repvgg(
     """One stage for each entry of `channels`, with `depth` blocks in each, or as many as `depth` has for it.
 
     `stride` is that of the first stage. RepVGG-A0 is channels (48, 48, 96, 192, 1280), depth (1, 2, 4, 14, 1) and
-    stride 2. Raises `ValueError` where `channels` and a sequence `depth` differ in length.
+    stride 2. Raises `ValueError` if `channels` and a sequence `depth` differ in length.
     """
     return RepVGG(
         in_channels=in_channels,

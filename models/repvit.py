@@ -1,7 +1,7 @@
 """RepViT (Wang et al., 2024) as it is trained: a BatchNorm over the sum of a 3×3, a 1×1 and an identity branch.
 
-The outer BatchNorm reads a sum in which the input itself takes part, so its scale and shift must go into all three
-branches at once, which is possible where they are merged first. Two heads, each a BatchNorm1d before a Linear, read the
+The outer BatchNorm reads a sum that includes the input itself, so its scale and shift must go into all three branches
+at once. This is possible if the branches are merged first. Two heads, each a BatchNorm1d before a Linear, read the
 pooled features.
 """
 
@@ -90,7 +90,7 @@ def repvit(
 ) -> RepViT:
     """One stage for each entry of `channels`, the first of them even, and of `depths`; SE in every other block.
 
-    RepViT-M0.9 is channels (48, 96, 192, 384) and depths (3, 3, 15, 2). Raises `ValueError` where `channels` and
+    RepViT-M0.9 is channels (48, 96, 192, 384) and depths (3, 3, 15, 2). Raises `ValueError` if `channels` and
     `depths` differ in length.
     """
     return RepViT(in_channels=in_channels, channels=channels, depths=depths, classes=classes, norm=Norm(momentum, eps))

@@ -1,7 +1,7 @@
 """ResNetV2 (He et al., 2016) with bottlenecks: BatchNorm and ReLU before a 1×1, a 3×3 and a 1×1 convolution.
 
-The first BatchNorm of a block reads the sum that all later blocks add to. Behind its ReLU stand convolutions without
-padding, the 1×1 of the branch and, at the start of a stage, that of the shortcut: weights that can take up a shift.
+The first BatchNorm of a block reads the sum that all later blocks add to. Its ReLU is followed by convolutions
+without padding, which can absorb a shift: the 1×1 of the branch and, at the start of a stage, that of the shortcut.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""SENet (Hu et al., 2018) in small: a residual network whose branches are gated, channel by channel.
+"""A small SENet (Hu et al., 2018): a residual network whose branches are gated, channel by channel.
 
-The gate multiplies what a BatchNorm wrote by a number that is computed from it: scales pass through the product, a
-shift does not, unless the convolution before the BatchNorm takes it.
+The gate multiplies the output of a BatchNorm by a number that is computed from this output. Scales pass through the
+product. A shift does not, so the convolution before the BatchNorm must absorb it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from models.batchnorm import Norm
 
 
 class SqueezeExcite(nn.Module):
-    """[N, channels, H, W], each channel times a number in (0, 1) that all channels' means decide together."""
+    """[N, channels, H, W], each channel times a number in (0, 1) that depends on the means of all channels."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""ShuffleNetV2 (Ma et al., 2018) in small: half of the channels pass by, and a shuffle mixes them with the other half.
+"""A small ShuffleNetV2 (Ma et al., 2018): half of the channels bypass the branch, and a shuffle mixes both halves.
 
-The shuffle is a reshape, a transposition and a reshape, through which every channel has to be followed.
+The shuffle is a reshape, a transposition and a reshape. Folding has to track every channel through them.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ def branch(in_channels: int, channels: int, stride: int, norm: Norm) -> nn.Seque
 
 
 class Unit(nn.Module):
-    """One half of the channels goes through the branch, the other passes; then they are shuffled. The shape stays."""
+    """One half of the channels goes through the branch, the other bypasses it; then they are shuffled. The shape
+    stays."""
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """All channels go both ways, H and W are halved, rounding up."""
+    """All channels go through both branches; H and W are halved, rounding up."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al., 2015) in small: image to image, upsampled by ConvTranspose with BatchNorm behind it."""
+"""A small U-Net (Ronneberger et al., 2015): image to image, upsampled by ConvTranspose with BatchNorm behind it."""
 
 from collections.abc import Sequence
 

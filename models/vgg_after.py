@@ -1,7 +1,7 @@
 """VGG with BatchNorm after the activation: Conv, ReLU, BatchNorm.
 
-The BatchNorm's neighbour on the way forward is the next convolution. Where that one pads with zeros, a shift cannot
-pass into it; the last BatchNorm, before pooling and the classifier, always can. `padding=0` frees the others too.
+A BatchNorm is followed by the next convolution. If this pads with zeros, it cannot absorb a shift. The last BatchNorm,
+before pooling and the classifier, always folds; with `padding=0` the others fold too.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What a user would pick instead, each as its own documents say, run in an environment of its own."""
+"""The alternatives that users have, each as its own documents recommend, in an environment of its own."""

@@ -1,4 +1,4 @@
-"""What uvicorn alone can do: reads the body and answers as many bytes as it was told: `python bare.py BYTES PORT`."""
+"""uvicorn alone: it reads the body and answers with BYTES bytes: `python bare.py BYTES PORT`."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""BentoML with its own batching; a tensor travels as base64 in JSON.
+"""BentoML with its own batching; tensors are base64 in JSON.
 
 GRAPH=… SHAPE=C,H,W bentoml serve bento:Net --port PORT
 """

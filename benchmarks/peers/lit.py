@@ -1,4 +1,4 @@
-"""LitServe with its own batching; a tensor travels as base64 in JSON: `python lit.py GRAPH PORT C,H,W`."""
+"""LitServe with its own batching; tensors are base64 in JSON: `python lit.py GRAPH PORT C,H,W`."""
 
 import base64
 import sys

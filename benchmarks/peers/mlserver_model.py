@@ -1,4 +1,4 @@
-"""MLServer with its own batching; tensors travel as JSON, since its HTTP knows no other form."""
+"""MLServer with its own batching; tensors are JSON, because its HTTP has no other form."""
 
 import os
 

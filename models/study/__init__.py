@@ -1,5 +1,5 @@
 """What BatchNorm does, computed from fixed seeds and drawn: `python -m models.study --out DIR`.
 
 One file for each study. Each has a pure function that computes a frozen dataclass of numbers from a seed, and one that
-draws these numbers and says in words what was seen.
+draws these numbers and describes the result.
 """

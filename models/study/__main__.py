@@ -39,15 +39,15 @@ NAMES = tuple(study.name for study in STUDIES)
 
 
 def study(out: Path, only: Sequence[str], seed: int) -> Path:
-    """Run the studies named in `only`, or all, and write them to `out`; gives the path of the page.
+    """Run the studies named in `only`, or all, and write them to `out`. Returns the path of the page.
 
-    Raises `BnfoldError` for a name that there is not, and for a place that cannot be written.
+    Raises `BnfoldError` for an unknown name, and for a folder that cannot be written.
     """
     for name in only:
         if name not in NAMES:
             raise BnfoldError(f"--only {name}: there is no such study; expected one of {', '.join(NAMES)}")
     page.prepare(out)
-    torch.set_num_threads(1)  # the networks are too small for two, and sums split otherwise change the numbers
+    torch.set_num_threads(1)  # the networks are too small for two, and another split of sums changes the numbers
     entries = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -70,9 +70,9 @@ def _main(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help=f"One of {', '.join(NAMES)}; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides every number that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ) -> None:
-    """Show what BatchNorm does, in pictures computed here."""
+    """Compute and draw what BatchNorm does."""
     try:
         print(f"written to {study(out, only or [], seed)}")
     except BnfoldError as error:

@@ -35,10 +35,10 @@ SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What batches of `size` values say of a normal distribution of variance σ², over many batches.
+    """Statistics of batches of `size` values from a normal distribution of variance σ², over many batches.
 
     Noise is a standard deviation, in σ for means and σ² for variances; the three variances are averages in σ².
-    `output_training` is the standard deviation of what `torch.nn.BatchNorm1d` gives in training mode,
+    `output_training` is the standard deviation of the output of `torch.nn.BatchNorm1d` in training mode,
     `output_unbiased` and `output_biased` in eval mode with the average of the unbiased (as PyTorch keeps it) or of the
     biased variances. `gain` is the average of σ/√(variance + ε) in training mode: what σ is stretched to.
     """
@@ -96,7 +96,7 @@ def _batch_size(seed: int, size: int, batches: int) -> BatchSize:
 
 
 def show(found: BatchStatistics) -> Section:
-    """Noise over the batch size, and below it the bias with what becomes of it in eval mode."""
+    """Noise over the batch size; below it the bias and its effect in eval mode."""
     figure = tall(6.4)
     grid = figure.add_gridspec(2, 1)
     sizes = np.array([one.size for one in found.sizes])

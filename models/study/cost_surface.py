@@ -17,7 +17,7 @@ from models.study.section import WITH, WITHOUT, Section, Study, Table, Track, le
 WEIGHTS = (2.0, 3.0)
 RANGES = ((1.0, 10.0), (1.0, 200.0))
 CLOSE = 1e-6
-"""Share of the first loss at which a descent is over. The minimum itself is 0, for y is free of noise."""
+"""The share of the first loss at which a descent ends. The minimum itself is 0, because y has no noise."""
 LIMIT = 100_000
 LEVELS = (0.003, 0.03, 0.1, 0.25, 0.5, 1.0, 1.7)
 """Level lines, as shares of the loss at the start."""
@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Visit:
-    """Where a descent was after `step` steps."""
+    """The position of a descent after `step` steps."""
 
     step: int
     weights: tuple[float, float]
@@ -53,7 +53,7 @@ class Descent:
 
 @dataclass(frozen=True)
 class CostSurface:
-    """`raw_after_bowl` is where the raw descent stands after as many steps as the standardised one needed."""
+    """`raw_after_bowl` is the raw descent after as many steps as the standardised one needed."""
 
     samples: int
     raw: Descent
@@ -83,7 +83,7 @@ def compute(seed: int = 0, track: Track = untracked, *, samples: int = 500) -> C
 def _walk(X: Array, y: Array) -> list[Visit]:
     """Plain gradient descent on the mean squared error from (0, 0), with the learning rate 1/λmax.
 
-    From 2/λmax on it would diverge. Every step is kept, the start included.
+    From 2/λmax on it would diverge. Returns every step, including the start.
     """
     hessian = 2 * X.T @ X / len(X)
     rate = 1 / np.linalg.eigvalsh(hessian)[-1]
@@ -160,7 +160,7 @@ def _standing(axes: Any, descent: Descent) -> None:
 
 
 def _level_lines(axes: Axes, descent: Descent, colour: str) -> None:
-    """Level lines around the minimum and the way there, one unit of weight being as long in both directions."""
+    """Level lines around the minimum, and the way there, with equal units on both axes."""
     axes.contour(*_surface(descent, 81), LEVELS, colors=INK, linewidths=0.6, alpha=0.55)
     way = np.array([visit.weights for visit in descent.visits])
     axes.plot(way[:, 0], way[:, 1], "o-", color=colour, markersize=2.5, linewidth=1)

@@ -114,7 +114,7 @@ def show(found: Depth) -> Section:
         axes = figure.add_subplot(grid[row])
         chains = [chain for chain in found.chains if chain.batchnorm == batchnorm]
         for offset, (chain, marker) in enumerate(zip(chains, "os^", strict=True)):
-            every = (3 * offset, 9)  # where lines lie on one another, each is still seen
+            every = (3 * offset, 9)  # lines on top of each other stay visible
             name = f"σ = {chain.weights}"
             axes.plot(layers, chain.spread, f"{marker}-", color=colour, markevery=every, lw=1, label=name)
         if batchnorm:

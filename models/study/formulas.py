@@ -1,7 +1,7 @@
-"""BatchNorm's forward pass from its formulas against PyTorch's, and which normalisations can be folded.
+"""Compares BatchNorm's forward pass from its formulas with PyTorch's, and finds which normalisations can be folded.
 
-A normalisation folds where it is an affine map with constants in eval mode. Whether it is shows in this: the affine
-map that fits one batch best is tried on another batch.
+A normalisation folds if it is an affine map with constants in eval mode. To test this, the affine map that fits one
+batch best is tried on another batch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from models.study.section import WITH, WITHOUT, Section, Study, Table, Track, ta
 
 MOMENTUM, EPS = 0.1, 1e-5
 BATCHES = 3
-"""Batches that pass before running statistics are compared."""
+"""The number of batches before running statistics are compared."""
 LAYOUTS = {
     "BatchNorm1d [N, C]": (7, 5),
     "BatchNorm1d [N, C, L]": (7, 5, 6),
@@ -28,14 +28,14 @@ FITTED = (400, 3, 4, 5)
 """[N, C, H, W] of each of the two batches that a map is fitted and tried on: more rows than C·H·W + 1 unknowns."""
 DRAWN = 150
 STRAIGHT = 1e-9
-"""An affine map misses by less, by rounding; what is none by a good part of the outputs."""
+"""An affine map misses by less than this, by rounding. Another map misses by a large part of the outputs."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One BatchNorm against PyTorch's: largest differences, and the shape of every array by its name."""
+    """One BatchNorm compared with PyTorch's: the largest differences, and the shape of every array by its name."""
 
     layout: str
     shapes: dict[str, tuple[int, ...]]
@@ -73,7 +73,7 @@ class Formulas:
 
 
 def compute(seed: int = 0, track: Track = untracked) -> Formulas:
-    """Every layout against PyTorch in float64, the norms beside it, and which of them an affine map can stand for."""
+    """Every layout compared with PyTorch in float64, the other norms, and which of them an affine map can replace."""
     agreements = tuple(_agreement(seed, layout) for layout in track(list(LAYOUTS), "layouts"))
     norms = _norms(seed)
     x = np.random.default_rng(seed).standard_normal(FITTED)
@@ -164,7 +164,7 @@ def _torch(module: nn.Module, x: Array) -> Array:
 
 
 def show(found: Formulas) -> Section:
-    """One number of the output over the same number of the input: a line where the map is affine, else a cloud."""
+    """One number of the output over the same number of the input: a line for an affine map, otherwise a cloud."""
     figure = tall(4.9)
     for place, fit in enumerate(found.fits, start=1):
         axes = figure.add_subplot(2, 2, place)

@@ -1,8 +1,8 @@
-"""The moving average that follows the statistics of batches, for several momenta, and what taking them anew repairs.
+"""The moving average of batch statistics, for several momenta, and the effect of recomputing the statistics.
 
 PyTorch's rule: the average keeps 1 − momentum of itself and takes momentum of the batch's statistic. A small momentum
-is slow, a large one passes the noise of single batches on; what eval mode, and so the folded network, computes with is
-whatever the average was when training stopped.
+is slow; a large one keeps the noise of single batches. Eval mode, and so the folded network, computes with the average
+at the end of training.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ TRAINED_STEPS, TRAINED_RATE = 100, 0.1
 
 @dataclass(frozen=True)
 class Following:
-    """The moving average of the mean, [steps], and its distance from the true one (root of the mean square): while
-    that moves, and at the end, when it has stood still for long."""
+    """The moving average of the mean, [steps], and its distance from the true one (root of the mean square): while the
+    true mean moves, and at the end, long after it stopped."""
 
     momentum: float
     average: tuple[float, ...]
@@ -112,7 +112,7 @@ def _recalibrated(data: Digits, seed: int, batch: int, momentum: float) -> Recal
 def take_anew(module: nn.Sequential, images: Tensor) -> None:
     """Put mean and variance over all of `images` [N, features] into each BatchNorm, from the first layer to the last.
 
-    Each is taken with the BatchNorms in front of it already mended, as they will be in eval mode.
+    When a layer is computed, the BatchNorms before it already have their new statistics, as in eval mode.
     """
     module.eval()
     x = images
@@ -127,7 +127,7 @@ def take_anew(module: nn.Sequential, images: Tensor) -> None:
 
 
 def show(found: MovingAverage) -> Section:
-    """The averages beside the mean that they follow, and the accuracy before and after taking statistics anew."""
+    """The averages beside the mean that they follow, and the accuracy before and after recomputing the statistics."""
     figure = tall(6.2)
     grid = figure.add_gridspec(2, 1)
     axes = figure.add_subplot(grid[0])

@@ -1,4 +1,4 @@
-"""Writes what the studies found: a picture and a JSON for each, and one page that needs no network."""
+"""Writes the results of the studies: a picture and a JSON for each, and one page that needs no network."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Entry:
 
 
 def entry(study: Study[Any], found: Numbers) -> Entry:
-    """Draw what a study found. The same for the same numbers, byte for byte."""
+    """Draw the result of a study. The same numbers give the same bytes."""
     with styled():
         section = study.show(found)
         svg = inline(section.figure, f"picture-{study.name}", study.heading, section.seen)
@@ -36,7 +36,7 @@ def entry(study: Study[Any], found: Numbers) -> Entry:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder, before time is spent on what could not be kept. Raises `BnfoldError` where it cannot be."""
+    """Make the folder before anything is computed. Raises `BnfoldError` if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         incoming = _incoming(out)
@@ -47,7 +47,7 @@ def prepare(out: Path) -> None:
 
 
 def write(out: Path, entries: list[Entry], *, seed: int) -> Path:
-    """Write all files into `out` and give the page's path. They are put there once all are written, the page last."""
+    """Write all files into `out` and give the page's path. The files appear once all are written, the page last."""
     incoming = _incoming(out)
     try:
         incoming.mkdir()
@@ -80,7 +80,7 @@ def _write_entry(folder: Path, one: Entry, seed: int) -> tuple[str, str]:
 
 
 def _standalone(svg: str) -> str:
-    """A file of its own: black on white, for nobody says there what the page's colours are."""
+    """A picture as a separate file: black on white, because it cannot know the page's colours."""
     ground = '<rect width="100%" height="100%" fill="#fff"/>'
     opened = svg.replace("<svg ", f'<svg xmlns="{SVG}" stroke-linejoin="round" ', 1)
     return opened.replace("</desc>", f"</desc>{ground}", 1) + "\n"

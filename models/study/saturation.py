@@ -1,7 +1,7 @@
-"""How tanh and sigmoid saturate for broad inputs, and how many gradients die of it, with and without normalisation.
+"""How tanh and sigmoid saturate for broad inputs, and how many gradients vanish, with and without normalisation.
 
 500×500 weights of spread 1 turn 500×16 inputs of spread 1 into sums of spread √500, about 22, where both functions are
-flat. Normalised over the batch, each feature has mean 0 and variance 1, where they are steep.
+flat. Normalised over the batch, each feature has mean 0 and variance 1, and there both functions are steep.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Saturated:
 
 @dataclass(frozen=True)
 class Saturation:
-    """`spread_without` and `spread_normalised` are standard deviations of what goes into the functions."""
+    """`spread_without` and `spread_normalised` are standard deviations of the inputs of the functions."""
 
     features: int
     batch: int

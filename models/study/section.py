@@ -1,4 +1,4 @@
-"""What a study hands to the page: a figure, what was seen in it, tables; and the conventions that all figures share.
+"""The part of a study on the page: a figure, its description, tables; and the conventions of all figures.
 
 Blue is without BatchNorm and orange with it, in every picture; the two differ in more than colour.
 """
@@ -22,23 +22,23 @@ T = TypeVar("T")
 
 
 class Numbers(Protocol):
-    """What a study found."""
+    """The result of a study."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """All numbers, as JSON."""
 
 
 F = TypeVar("F", bound=Numbers)
 
 
 class Track(Protocol):
-    """Goes through items one by one and shows how far it is."""
+    """Iterates over items and shows the progress."""
 
     def __call__(self, items: Sequence[T], what: str) -> Iterable[T]: ...
 
 
 def untracked(items: Sequence[T], what: str) -> Iterable[T]:
-    """Goes through the items and shows nothing."""
+    """Iterates over the items and shows nothing."""
     return items
 
 
@@ -53,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """`seen` says in two or three sentences what the figure shows, with the run's own numbers."""
+    """`seen` describes the figure in two or three sentences, with the numbers of this run."""
 
     figure: Figure
     seen: str
@@ -77,7 +77,7 @@ def tall(height: float) -> Figure:
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y", "both"]) -> None:
-    """Plain numbers at whole decades: text in a picture stays text, so there are no raised exponents."""
+    """Plain numbers at whole decades. Text in a picture stays text, so exponents cannot be raised."""
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if which in (name, "both"):
             axes.set(**{f"{name}scale": "log"})

@@ -1,7 +1,7 @@
-"""Digits learnt with and without BatchNorm, before and after the activation, for several learning rates.
+"""Training on the digits with and without BatchNorm, before and after the activation, for several learning rates.
 
-The networks differ in nothing else: the same initial weights, the same batches in the same order, plain gradient
-descent without momentum or a schedule.
+Everything else is equal: the initial weights, the batches and their order, plain gradient descent without momentum or a
+schedule.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ LOOKS = {"none": ("-", WITHOUT, "o"), "before": ("-", WITH, "s"), "after": ("--"
 class Run:
     """One training. `losses` are those of the batches, [steps]; None where a loss is no finite number.
 
-    `reached` is the first step after which `GOAL` of the held-out images were right, None if that never was so;
+    `reached` is the first step after which `GOAL` of the held-out images were right, or None;
     `accuracy` is the share at the end.
     """
 
@@ -70,7 +70,7 @@ class Training:
         return [run for run in self.runs if (run.placement, run.rate) == (placement, rate)]
 
     def median_reached(self, placement: str, rate: float) -> float:
-        """The median of the steps to the goal over the seeds; infinite where most never got there."""
+        """The median of the steps to the goal over the seeds; infinite if most never reached it."""
         return median(float("inf") if run.reached is None else run.reached for run in self.of(placement, rate))
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def network(placement: str, seed: int, *, momentum: float = 0.1) -> nn.Sequentia
 def descend(
     module: nn.Module, data: Digits, *, rate: float, steps: int, seed: int, batch: int = BATCH
 ) -> Iterator[float]:
-    """Gradient descent on batches of `batch` images; gives the loss of each step's batch once the step is made."""
+    """Gradient descent on batches of `batch` images; yields the loss of each batch after its step."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = torch.from_numpy(data.train_images).flatten(1), torch.from_numpy(data.train_labels)
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
@@ -130,7 +130,7 @@ def descend(
 
 
 def accuracy(module: nn.Module, data: Digits) -> float:
-    """The share of held-out images that is right in eval mode."""
+    """The accuracy on the held-out images in eval mode."""
     return digits.accuracy(module, data.test_images.reshape(len(data.test_images), -1), data.test_labels)
 
 
@@ -165,7 +165,7 @@ def show(found: Training) -> Section:
 
 
 def _draw_steps(axes: Axes, found: Training, rates: list[float]) -> None:
-    """A mark for each seed; those that never got there stand above the line."""
+    """A mark for each seed; runs that never reached the goal are above the line."""
     never = 2 * found.steps
     for column, rate in enumerate(rates):
         for offset, placement in zip((-0.2, 0, 0.2), PLACEMENTS, strict=True):
