@@ -3,6 +3,8 @@
 Every default serves: nothing but the repository has to be said.
 """
 
+import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,9 +15,18 @@ from fold.errors import BnfoldError
 
 LogFormat = Literal["text", "json"]
 
+PREFIX = "BNFOLD_"
+READ_ELSEWHERE = frozenset(
+    {
+        "publish", "grpc_publish", "target",  # docker-compose.yml
+        "gpu_test_provider", "gpu_test_until",  # the tests on a GPU
+    }
+)  # fmt: skip
+"""Variables with our prefix that are no settings of the service, without the prefix."""
+
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="BNFOLD_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     repository: Path
     """Folder of NAME/VERSION model directories."""
@@ -113,7 +124,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**choices: Any) -> Settings:
-    """Settings of the environment under `choices`, of which None is no choice. Raises `BnfoldError` in one line."""
+    """Settings from `choices` (None is no choice), else from the environment, else the defaults.
+
+    Raises `BnfoldError` for a value that does not fit, and for a name that no setting has: with a misspelt
+    `BNFOLD_TOKENS` the service would be open to everybody.
+    """
+    _refuse_unknown({f"{PREFIX}{name.upper()}": name for name in _names_in_environment()})
+    _refuse_unknown({name: name for name in choices})
     try:
         return Settings(**{name: value for name, value in choices.items() if value is not None})
     except ValidationError as error:
@@ -123,3 +140,26 @@ def load_settings(**choices: Any) -> Settings:
             came = "" if problem["type"] == "missing" else f", {problem['input']!r} came"
             problems.append(f"{name} (or BNFOLD_{name.upper()}): {problem['msg']}{came}")
         raise BnfoldError("settings: " + "; ".join(problems)) from None
+
+
+def _names_in_environment() -> list[str]:
+    """Names of variables with our prefix, in lower case and without it, but for those that others set or read."""
+    given = {name.lower() for name in os.environ}
+    # Kubernetes sets BNFOLD_X_SERVICE_HOST, BNFOLD_X_PORT and more in every pod for a Service named bnfold-x.
+    services = [name.removesuffix("_service_host") for name in given if name.endswith("_service_host")]
+    links = tuple(f"{service}_{part}" for service in services for part in ("service_", "port"))
+    own = {name.removeprefix(PREFIX.lower()) for name in given if name.startswith(PREFIX.lower())}
+    of_services = {name.removeprefix(PREFIX.lower()) for name in given if name.startswith(links)}
+    return sorted(own - of_services - READ_ELSEWHERE)
+
+
+def _refuse_unknown(names: dict[str, str]) -> None:
+    """`names` are names of settings by how the user wrote them."""
+    problems = []
+    for written, name in names.items():
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0)[0]
+            nearest = f"{PREFIX}{near.upper()}" if written != name else near
+            problems.append(f"there is no {written}; the nearest name is {nearest}")
+    if problems:
+        raise BnfoldError("settings: " + "; ".join(problems))

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from fold.artifact.directory import read_version, write_manifest
+from fold.cli import main
 from fold.errors import BnfoldError
 from service.settings import Settings, load_settings
 
@@ -217,6 +218,27 @@ def test_settings_come_from_the_environment_and_the_caller_wins(
     assert isinstance(settings, Settings)
     with pytest.raises(BnfoldError, match=r"settings: repository \(or BNFOLD_REPOSITORY\): Field required"):
         load_settings()
+
+
+def test_unknown_settings_are_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BNFOLD_TOKEN", "secret")  # with this ignored, the service would be open
+    with pytest.raises(SystemExit) as left:
+        main(["serve", str(tmp_path)])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "bnfold: settings: there is no BNFOLD_TOKEN; the nearest name is BNFOLD_TOKENS\n"
+    )
+    monkeypatch.delenv("BNFOLD_TOKEN")
+    with pytest.raises(BnfoldError, match="settings: there is no max_batch; the nearest name is max_batch_size"):
+        load_settings(repository=tmp_path, max_batch=3)
+    for name in ("BNFOLD_PUBLISH", "BNFOLD_GPU_TEST_UNTIL"):  # docker-compose.yml and our own tests read these
+        monkeypatch.setenv(name, "8")
+    for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):  # and these Kubernetes sets
+        monkeypatch.setenv(f"BNFOLD_{name}", "10.0.0.1")
+        monkeypatch.setenv(f"BNFOLD_WEB_{name}", "10.0.0.1")
+    assert load_settings(repository=tmp_path).port == 8000
 
 
 def test_a_version_that_cannot_be_loaded_is_explained(
