@@ -104,9 +104,21 @@ def refuse_version(repository: Path, name: str, version: int) -> None:
         )
     if version < 1:
         raise BnfoldError(f"version {version}: expected a whole number from 1")
+    _refuse_inside(repository)
     final = repository / name / str(version)
     if final.exists():
         raise BnfoldError(f"{final}: exists, and a published version is never overwritten; choose another --version")
+
+
+def _refuse_inside(repository: Path) -> None:
+    """Raise `BnfoldError` for a folder of one model, or a folder inside a version: its digests would not hold."""
+    above = [repository.absolute(), *repository.absolute().parents]
+    version = next((p for p in above if (p / "manifest.json").is_file() and (p / "model.onnx").is_file()), None)
+    if version is not None:
+        raise BnfoldError(f"{repository}: lies in the published version {version}; choose another --out")
+    published = (repository / str(number) / "manifest.json" for number in version_numbers(repository))
+    if any(file.is_file() for file in published):
+        raise BnfoldError(f"{repository}: is the folder of a model; give its repository, --out {repository.parent}")
 
 
 @contextmanager
