@@ -59,6 +59,7 @@ class Conversion:
     certificate: Certificate
     changes: tuple[str, ...] = ()
     precision: Precision = field(default_factory=Precision)
+    arch_file: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `bnfold fold --json`."""
@@ -68,6 +69,7 @@ class Conversion:
             "version": str(self.version),
             "model_dir": None if self.path is None else str(self.path),
             "changes": list(self.changes),
+            "arch_file": None if self.arch_file is None else str(self.arch_file),
             "precision": self.precision.to_dict(),
             "verdict": self.certificate.to_dict(),
         }
@@ -98,7 +100,7 @@ def convert(
     refuse_tf32(precision, provider, "precision tf32")
     announce(f"reading {source.path}")
     unfolded = read_source(source, announce)
-    changes = tuple(unfolded.described.get("changes", ()))
+    changes, arch_file = tuple(unfolded.described.get("changes", ())), unfolded.arch_file
     announce("folding")
     folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
     model, report, carried = folding.model, folding.report, folding.carried
@@ -160,8 +162,9 @@ def convert(
             write_triton_config(target.repository / name, manifest)
     except _ProofFailedError:
         assert certificate is not None
-        return Conversion(None, name, version, report, certificate, changes, stored_in)
-    return Conversion(target.repository / name / str(version), name, version, report, certificate, changes, stored_in)
+        return Conversion(None, name, version, report, certificate, changes, stored_in, arch_file)
+    path = target.repository / name / str(version)
+    return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file)
 
 
 def _write_canary(folder: Path, verdict: Verdict) -> None:

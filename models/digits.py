@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fold.errors import BnfoldError
-from fold.sources.checkpoint.architecture import load_architecture, parse_arch_args
+from fold.sources.checkpoint.architecture import parse_arch_args
+from fold.sources.checkpoint.factory import load_architecture
 
 CLASSES = 10
 SIZE = 8
@@ -276,7 +277,7 @@ def _train(
     Exit 1 if fewer than 97 % of the held-out images are recognised (nothing is written then), 2 for bad input.
     """
     try:
-        factory = load_architecture(arch)
+        factory = load_architecture(arch).make
         arch_args = parse_arch_args(arch_arg or [])
         digits = load()
         _make_folder(out)  # before the training, so that no time is lost if the file cannot be written

@@ -1,7 +1,7 @@
 """`bnfold fold`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -11,6 +11,7 @@ from fold.cli.options import (
     Arch,
     ArchArg,
     AsJson,
+    Batch,
     Device,
     Ema,
     Inputs,
@@ -20,10 +21,14 @@ from fold.cli.options import (
     SourceFile,
     Trust,
     console,
+    print_changes,
     print_json,
 )
 from fold.errors import BnfoldError
 from fold.sources import Source
+
+if TYPE_CHECKING:
+    from fold.convert import Conversion
 
 Normalize = Annotated[
     str | None,
@@ -60,6 +65,7 @@ def fold(
     arch: Arch = None,
     arch_arg: ArchArg = None,
     inputs: Inputs = None,
+    batch: Batch = None,
     key: Key = None,
     ema: Ema = False,
     labels: Annotated[Path | None, typer.Option(help="A text file with one class label on each line.")] = None,
@@ -79,18 +85,17 @@ def fold(
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
     from fold.convert import Target, convert  # noqa: PLC0415
     from fold.inputs import parse_scaling  # noqa: PLC0415
-    from fold.reports import certificate_table, fold_table  # noqa: PLC0415
 
     # 1. Check the options.
     if layout is not None and normalize is None:
         raise BnfoldError(
             f"--layout {layout}: only bytes of --normalize have a layout; add --normalize, or leave out --layout"
         )
-    standardised = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
+    scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
     # 2. Read, fold, prove and publish.
     with console.status("starting") as status:
         conversion = convert(
-            Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, standardised),
+            Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch),
             Target(out, name, version, labels, preprocessing),
             open_activations=open_activations,
             precision=precision,
@@ -99,28 +104,33 @@ def fold(
             provider=device,
             announce=lambda step: status.update(escape(step)),
         )
-    # 3. Print what was converted while the source was read, and where each BatchNorm went.
-    for change in conversion.changes:
-        console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
+    # 3. Print what was decided while the source was read, and where each BatchNorm went.
+    print_changes(source, conversion.changes, arch, conversion.arch_file)
     if as_json:
         print_json(conversion.to_dict())
     else:
-        report = conversion.report
-        console.print(fold_table(report))
-        console.print(
-            f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
-            f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
-            highlight=False,
-        )
-        if report.normalization is not None:
-            console.print(escape(report.normalization.message), soft_wrap=True, highlight=False)
-        for stayed in conversion.precision.kept_float32:
-            text = f"{stayed.layer} stays in float32: {stayed.reason}"
-            console.print(escape(text), soft_wrap=True, highlight=False)
-        console.print(certificate_table(conversion.certificate))
+        _print_tables(conversion)
     # 4. Print the verdict. The exit code says whether the model was published.
     if conversion.path is None:
         console.print(f"[red]{escape(conversion.certificate.message)}; nothing was published[/]", soft_wrap=True)
         raise typer.Exit(PROOF_FAILED)
     console.print(f"[green]{escape(conversion.certificate.message)}[/]", soft_wrap=True, highlight=False)
     console.print(f"published {escape(str(conversion.path))}", soft_wrap=True, highlight=False)
+
+
+def _print_tables(conversion: "Conversion") -> None:
+    from fold.reports import certificate_table, fold_table  # noqa: PLC0415
+
+    report = conversion.report
+    console.print(fold_table(report))
+    console.print(
+        f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
+        f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
+        highlight=False,
+    )
+    if report.normalization is not None:
+        console.print(escape(report.normalization.message), soft_wrap=True, highlight=False)
+    for stayed in conversion.precision.kept_float32:
+        text = f"{stayed.layer} stays in float32: {stayed.reason}"
+        console.print(escape(text), soft_wrap=True, highlight=False)
+    console.print(certificate_table(conversion.certificate))

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fold.cli.options import Arch, ArchArg, AsJson, Ema, Inputs, Key, Trust, console, print_json, version_folder
+from fold.cli.options import (
+    Arch,
+    ArchArg,
+    AsJson,
+    Batch,
+    Ema,
+    Inputs,
+    Key,
+    Trust,
+    console,
+    print_changes,
+    print_json,
+    version_folder,
+)
+from fold.errors import BnfoldError
 from fold.sources import Source, read_source
 
 
@@ -18,6 +32,7 @@ def inspect(
     arch: Arch = None,
     arch_arg: ArchArg = None,
     inputs: Inputs = None,
+    batch: Batch = None,
     key: Key = None,
     ema: Ema = False,
     open_activations: Annotated[
@@ -47,9 +62,13 @@ def inspect(
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
         if source.is_dir():
+            if arch or arch_arg or inputs or batch or key or ema or trust:
+                raise BnfoldError(
+                    f"{source}: is a published model; --arch, --input and such are for files, leave them out"
+                )
             given = Source(read_version(version_folder(source)).reference_file)
         else:
-            given = Source(source, arch, arch_arg or (), inputs or (), trust, key, ema)
+            given = Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, batch=batch)
         unfolded = read_source(given, lambda step: status.update(escape(step)))
         status.update("folding")
         inspection = inspect_graph(
@@ -60,8 +79,7 @@ def inspect(
         )
     # 3. Print what was converted while the source was read, then the findings.
     changes = tuple(unfolded.described.get("changes", ()))
-    for change in changes:
-        console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
+    print_changes(source, changes, arch, unfolded.arch_file)
     if as_json:
         print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
     else:

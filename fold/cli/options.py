@@ -5,11 +5,13 @@ Tables and progress go to stderr. `--json` prints one object on stdout, so that 
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -39,6 +41,10 @@ Inputs = Annotated[
         help="Shape of an input without the batch: 3,224,224; 3,H,W with free sizes; or name:3,224,224:float32.",
     ),
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Fix the batch at N rows, for a network whose code does not take others."),
+]
 Key = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The key in the file that has the weights, such as ema.state_dict."),
@@ -54,6 +60,16 @@ def complain(message: str, code: int = BAD_INPUT) -> int:
     """Print one line on stderr and return the exit code."""
     sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
     return code
+
+
+def print_changes(source: Path, changes: Sequence[str], arch: str | None, arch_file: Path | None) -> None:
+    """What was decided while SOURCE was read, a line each, and which file `--arch` was found in."""
+    if arch_file is not None:
+        folder = Path.cwd()
+        shown = arch_file.relative_to(folder) if arch_file.is_relative_to(folder) else arch_file
+        changes = [f"--arch {arch} was found in {shown}", *changes]
+    for change in changes:
+        console.print(f"{escape(str(source))}: {escape(change)}", soft_wrap=True, highlight=False)
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_json
+from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_changes, print_json
 from fold.sources import Source
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def recalibrate(
             ),
         )
     # 2. Print what was inferred while the source was read, and how far each layer moved.
-    for note in done.notes:
-        console.print(f"{escape(str(source))}: {escape(note)}", soft_wrap=True, highlight=False)
+    print_changes(source, done.notes, arch, done.arch_file)
     if as_json:
         print_json(done.to_dict())
     else:

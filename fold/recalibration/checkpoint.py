@@ -70,9 +70,11 @@ class Recalibration:
     outputs_moved: float | None
     notes: tuple[str, ...]
     seconds: float
+    arch_file: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "checkpoint": str(self.checkpoint)}
+        arch_file = None if self.arch_file is None else str(self.arch_file)
+        return {**asdict(self), "checkpoint": str(self.checkpoint), "arch_file": arch_file}
 
 
 def recalibrate(
@@ -120,6 +122,7 @@ def recalibrate(
         moved,
         checkpoint.notes,
         time.perf_counter() - started,
+        loaded.arch_file,
     )
 
 

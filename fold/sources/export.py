@@ -42,25 +42,29 @@ def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tens
 
 
 def export_program(
-    module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor, sizes: Sequence[Sizes] | None = None
+    module: nn.Module,
+    inputs: Sequence[torch.Tensor] | torch.Tensor,
+    sizes: Sequence[Sizes] | None = None,
+    *,
+    batch: int | None = None,
 ) -> ExportedProgram:
     """The reference: `module` in eval mode as an exported program, from which the graph and the `.pt2` are made.
 
     `sizes` are the shapes of the inputs without the batch. A free size is a name; without `sizes` all are as in the
-    examples.
+    examples. The batch is free, or `batch` rows and nothing else.
     """
     examples = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    # torch.export takes a size of 1 for a constant, so the examples have a batch of 3.
-    examples = tuple(example.repeat(3, *[1] * (example.ndim - 1))[:3] for example in examples)
+    # torch.export takes a size of 1 for a constant, so the examples for a free batch have 3 rows.
+    rows = batch or 3
+    examples = tuple(example.repeat(rows, *[1] * (example.ndim - 1))[:rows] for example in examples)
     sizes = sizes or [tuple(example.shape[1:]) for example in examples]
     if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
         raise BnfoldError(
             f"{type(module).__name__}: has lazy layers without weights; run it once, or load a checkpoint"
         )
-    batch = Dim(BATCH)
+    first = {0: Dim(BATCH)} if batch is None else {}
     dynamic_shapes = tuple(
-        {0: batch} | {axis: Dim.DYNAMIC for axis, size in enumerate(shape, 1) if isinstance(size, str)}
-        for shape in sizes
+        first | {axis: Dim.DYNAMIC for axis, size in enumerate(shape, 1) if isinstance(size, str)} for shape in sizes
     )
     try:
         with silenced(), torch.no_grad():

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fold.sources.shapes import DTYPES, InputShape, Size, arrange
+from fold.sources.shapes import InputShape, arrange
+from fold.sources.sizes import DTYPES, Size
 
 CONFIGS = ("default_cfg", "pretrained_cfg")
 EXAMPLE = "example_input_array"
@@ -50,7 +51,7 @@ def _from_example(module: nn.Module) -> tuple[list[InputShape], str] | None:
     )
     if not tensors or not all(isinstance(one, torch.Tensor) and one.ndim for one in tensors.values()):
         return None
-    if any(one.dtype not in DTYPES.values() for one in tensors.values()):
+    if any(str(one.dtype).removeprefix("torch.") not in DTYPES for one in tensors.values()):
         return None
     return [
         InputShape(name if isinstance(name, str) else None, tuple(one.shape[1:]), one.dtype)

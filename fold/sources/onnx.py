@@ -1,5 +1,6 @@
 """The unfolded graph of an `.onnx`: a file of a user, or `unfolded.onnx` of a model directory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fold.errors import BnfoldError
 from fold.graph import GraphFile, Lifted, lift, read_graph
 from fold.inputs import InputScaling, ResolvedScaling
 from fold.sources.scale_graph import scale_graph
+from fold.sources.sizes import fix_sizes
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Exporters put these between parameters and their consumers. They are folded at any size: none enlarges a tensor."""
@@ -28,12 +30,19 @@ class OnnxSource:
     input_scaling: ResolvedScaling | None = None
 
 
-def read_onnx(path: Path, input_scaling: InputScaling | None = None) -> OnnxSource:
-    """Read an `.onnx` of any opset. Raises `BnfoldError` that names the file if it cannot be folded."""
+def read_onnx(
+    path: Path, input_scaling: InputScaling | None = None, inputs: Sequence[str] = (), batch: int | None = None
+) -> OnnxSource:
+    """Read an `.onnx` of any opset. `inputs` and `batch` fix sizes that the file leaves free.
+
+    Raises `BnfoldError` that names the file if it cannot be folded.
+    """
     from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second to import
 
     given, resolved = read_graph(path), None
     try:
+        if inputs or batch is not None:
+            given = replace(given, model=fix_sizes(given.model, inputs, batch), as_read=False)
         if input_scaling is not None:
             changed, resolved = scale_graph(given.model, input_scaling)
             given = replace(given, model=changed, as_read=False)

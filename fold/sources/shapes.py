@@ -9,22 +9,10 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
+from fold.sources.sizes import Size, parse_shape
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
 FREE_EXAMPLE, FREE_STEP = 64, 32
 """Example sizes of free dimensions: 64, 96, 128, …, all different, and even enough for networks that halve them."""
-
-Size = int | str
 
 
 @dataclass(frozen=True)
@@ -40,24 +28,9 @@ class InputShape:
 
 
 def parse_input(text: str) -> InputShape:
-    """`3,224,224`, `3,H,W` with free sizes, or `name:3,224,224:float32`."""
-    parts = text.split(":")
-    named = len(parts) == 3 or (len(parts) == 2 and parts[1] not in DTYPES)
-    name = parts.pop(0) if named else None
-    shape, dtype = parts[0], parts[1] if len(parts) > 1 else "float32"
-    sizes = [_size(size.strip()) for size in shape.split(",")] if shape else []
-    if None in sizes or dtype not in DTYPES or len(parts) > 2 or name == "":
-        raise BnfoldError(
-            f"--input {text}: expected a shape without the batch, 3,224,224, 3,H,W with free sizes, or "
-            f"name:3,224,224:float32 (types: {', '.join(DTYPES)})"
-        )
-    return InputShape(name, tuple(size for size in sizes if size is not None), DTYPES[dtype])
-
-
-def _size(text: str) -> Size | None:
-    if text.isdigit():
-        return int(text) or None
-    return text if text.isidentifier() and text != "batch" else None
+    """One `--input`, float32 by default (fold.sources.sizes)."""
+    given = parse_shape(text)
+    return InputShape(given.name, given.shape, getattr(torch, given.dtype or "float32"))
 
 
 def arrange(module: nn.Module, shapes: Iterable[InputShape]) -> list[InputShape]:
@@ -115,17 +88,17 @@ def bind(module: nn.Module, shapes: Sequence[InputShape]) -> nn.Module:
     return module
 
 
-def example_inputs(module: nn.Module, shapes: Iterable[InputShape]) -> tuple[torch.Tensor, ...]:
-    """Example tensors with a batch of 2, in the order of `forward`'s arguments; free sizes are 64, 96, 128, … ."""
+def example_inputs(module: nn.Module, shapes: Iterable[InputShape], batch: int = 2) -> tuple[torch.Tensor, ...]:
+    """Example tensors with `batch` rows, in the order of `forward`'s arguments; free sizes are 64, 96, 128, … ."""
     shapes = arrange(module, shapes)
     free = list(dict.fromkeys(size for shape in shapes for size in shape.shape if isinstance(size, str)))
     sizes = {name: FREE_EXAMPLE + FREE_STEP * position for position, name in enumerate(free)}
     generator = torch.Generator().manual_seed(0)
-    return tuple(_example(shape, sizes, generator) for shape in shapes)
+    return tuple(_example(shape, batch, sizes, generator) for shape in shapes)
 
 
-def _example(shape: InputShape, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
-    extents = (2, *(sizes[size] if isinstance(size, str) else size for size in shape.shape))
+def _example(shape: InputShape, batch: int, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
+    extents = (batch, *(sizes[size] if isinstance(size, str) else size for size in shape.shape))
     if shape.dtype.is_floating_point:
         return torch.randn(extents, generator=generator).to(shape.dtype)
     return torch.zeros(extents, dtype=shape.dtype)

@@ -1,10 +1,12 @@
 """Reads SOURCE: the unfolded graph, its reference, and the defaults that the file brings."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fold.artifact import sha256
 from fold.errors import BnfoldError
 
 if TYPE_CHECKING:
@@ -28,15 +30,20 @@ class Source:
     key: str | None = None
     ema: bool = False
     input_scaling: "InputScaling | None" = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint loaded into its module, in eval mode. `described` is its entry in a manifest."""
+    """A checkpoint loaded into its module, in eval mode.
+
+    `described` is its entry in a manifest, and `arch_file` the file with the code of its architecture.
+    """
 
     checkpoint: "Checkpoint"
     module: "nn.Module"
     described: dict[str, Any]
+    arch_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Unfolded:
     """The unfolded graph of a source, how to write its reference, and defaults that the file brought.
 
     `batches_seen` are the batches that training counted, by the name of a BatchNorm in the checkpoint. A BatchNorm
-    without a count, such as any in an `.onnx`, has no entry.
+    without a count, such as any in an `.onnx`, has no entry. `arch_file` is the file with the code of the architecture.
     """
 
     model: "ir.Model"
@@ -54,6 +61,7 @@ class Unfolded:
     metadata: dict[str, Any] = field(default_factory=dict)
     batches_seen: dict[str, int] = field(default_factory=dict)
     input_scaling: "ResolvedScaling | None" = None
+    arch_file: Path | None = None
 
 
 def read_source(source: Source, announce: Callable[[str], None] = lambda step: None) -> Unfolded:
@@ -63,19 +71,19 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
     """
     if not source.path.is_file():
         raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
-    if source.path.suffix in (".onnx", ".pt2") and (source.key is not None or source.ema):
-        raise BnfoldError(f"{source.path}: holds one network; --key and --ema are for checkpoints, leave them out")
+    _refuse_unread(source)
     if source.path.suffix == ".onnx":
         return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold.sources import export  # noqa: PLC0415
+    from fold.sources.sizes import fix_sizes  # noqa: PLC0415
 
-    program, sizes, described, metadata = _read_program(source, announce)
-    resolved = None
+    read = _read_program(source, announce)
+    program, sizes, resolved = read.program, read.sizes, None
     if source.input_scaling is not None:
         from fold.sources.scale_program import scale_program, sizes_as_sent  # noqa: PLC0415
 
-        program, resolved = scale_program(program, source.input_scaling, metadata)
+        program, resolved = scale_program(program, source.input_scaling, read.metadata)
         sizes = sizes_as_sent(program, sizes, resolved)
     counts = {
         name.removesuffix(".num_batches_tracked"): int(buffer)
@@ -83,9 +91,39 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
         if name.endswith("num_batches_tracked")
     }
     model = export.export_graph(program, sizes)
+    if source.path.suffix == ".pt2":
+        model = fix_sizes(model, source.inputs, source.batch)
     return Unfolded(
-        model, "reference.pt2", lambda path: export.save_program(program, path), described, metadata, counts, resolved
+        model,
+        "reference.pt2",
+        lambda path: export.save_program(program, path),
+        read.described,
+        read.metadata,
+        counts,
+        resolved,
+        read.arch_file,
     )
+
+
+def _refuse_unread(source: Source) -> None:
+    """Raise `BnfoldError` for options that a source of this kind does not read: none is ignored."""
+    suffix = source.path.suffix
+    chosen = {
+        "--arch": source.arch is not None,
+        "--arch-arg": bool(source.arch_args),
+        "--key": source.key is not None,
+        "--ema": source.ema,
+    }
+    unread = [option for option, given in chosen.items() if given]
+    if suffix in (".onnx", ".pt2") and unread:
+        verb, them = ("are", "them") if len(unread) > 1 else ("is", "it")
+        raise BnfoldError(
+            f"{source.path}: {' and '.join(unread)} {verb} for checkpoints, not for {suffix}; leave {them} out"
+        )
+    if suffix in (".onnx", ".safetensors") and source.trust:
+        raise BnfoldError(f"{source.path}: --trust is for files that can run code, not for {suffix}; leave it out")
+    if source.arch_args and source.arch is None:
+        raise BnfoldError(f"{source.path}: --arch-arg is an argument of --arch; give --arch, or leave it out")
 
 
 def load_module(source: Source) -> Loaded:
@@ -96,6 +134,7 @@ def load_module(source: Source) -> Loaded:
     """
     from fold.sources.checkpoint import architecture, checkpoint  # noqa: PLC0415
 
+    _refuse_unread(source)
     loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
     chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
     if source.arch is None:
@@ -103,41 +142,63 @@ def load_module(source: Source) -> Loaded:
         return Loaded(loaded, module, {"kind": "module", **chosen, "changes": loaded.notes})
     given = loaded.metadata.get("arch_args")
     arguments = {**(given if isinstance(given, dict) else {}), **architecture.parse_arch_args(source.arch_args)}
-    module, loaded = architecture.build_module(loaded, source.arch, arguments)
+    module, loaded, file = architecture.build_module(loaded, source.arch, arguments)
     described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments, **chosen, "changes": loaded.notes}
-    return Loaded(loaded, module, described)
+    if file is not None:
+        described |= {"arch_file": _where_found(file), "arch_sha256": sha256(file)}
+    return Loaded(loaded, module, described, file)
 
 
-def _read_program(
-    source: Source, announce: Callable[[str], None]
-) -> "tuple[ExportedProgram, list[Sequence[int | str]], dict[str, Any], dict[str, Any]]":
-    """The exported program, the shapes of its inputs without the batch, its entry in the manifest, and its metadata."""
+def _where_found(file: Path) -> str:
+    """The path of a module's file below the entry of `sys.path` that it was found in, which names no user."""
+    above = [Path(entry).absolute() for entry in sys.path if file.is_relative_to(Path(entry).absolute())]
+    return file.relative_to(max(above, key=lambda entry: len(entry.parts))).as_posix() if above else file.name
+
+
+@dataclass(frozen=True)
+class _Program:
+    """An exported program, the shapes of its inputs without the batch, its entry in a manifest, and its metadata."""
+
+    program: "ExportedProgram"
+    sizes: "list[Sequence[int | str]]"
+    described: dict[str, Any]
+    metadata: dict[str, Any]
+    arch_file: Path | None = None
+
+
+def _read_program(source: Source, announce: Callable[[str], None]) -> _Program:
     from fold.sources import outputs as trees  # noqa: PLC0415
     from fold.sources import tracing  # noqa: PLC0415
     from fold.sources.archive import load as archive  # noqa: PLC0415
 
     if source.path.suffix == ".pt2":
         program = trees.with_plain_outputs(archive.load_program(source.path, trust=source.trust))
-        return program, [], {"kind": "pt2"}, {}
+        return _Program(program, [], {"kind": "pt2", **_sizes_given(source)}, {})
     loaded = load_module(source)
     metadata = loaded.checkpoint.metadata
     own = metadata.get("inputs")
     given = source.inputs or ([str(text) for text in own] if isinstance(own, list | tuple) else [])
     announce("exporting")
-    program, shapes, note = tracing.trace(loaded.module, source.path, given)
-    described = {**loaded.described, "inputs": [str(shape) for shape in shapes]}
+    program, shapes, note = tracing.trace(loaded.module, source.path, given, source.batch)
+    described = {**loaded.described, **_sizes_given(source), "inputs": [str(shape) for shape in shapes]}
     if note:
         described["changes"] = (*described["changes"], note)
-    return program, [shape.shape for shape in shapes], described, metadata
+    return _Program(program, [shape.shape for shape in shapes], described, metadata, loaded.arch_file)
+
+
+def _sizes_given(source: Source) -> dict[str, Any]:
+    """What `--input` and `--batch` fixed, for a manifest."""
+    return {name: value for name, value in (("inputs", list(source.inputs)), ("batch", source.batch)) if value}
 
 
 def _read_onnx(source: Source) -> Unfolded:
-    from fold.artifact import sha256  # noqa: PLC0415
     from fold.sources.onnx import read_onnx  # noqa: PLC0415
 
-    read, folder = read_onnx(source.path, source.input_scaling), source.path.absolute().parent
+    read = read_onnx(source.path, source.input_scaling, source.inputs, source.batch)
+    folder = source.path.absolute().parent
     described = {
         "kind": "onnx",
+        **_sizes_given(source),
         "opset": read.lifted.opset,
         "ir_version": read.given.model.ir_version,
         "changes": read.lifted.notes,

@@ -23,7 +23,7 @@ import yaml
 from setuptools import find_namespace_packages
 
 import fold.cli
-from fold.sources.checkpoint.architecture import load_architecture
+from fold.sources.checkpoint.factory import load_architecture
 from models import digits
 from service.app import create_app
 from service.settings import Settings, load_settings
@@ -226,7 +226,7 @@ def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:
     assert train[1:3] == ["-m", "models.digits"]
     trained = parse(digits.app, train[3:])
     folded = parse(fold.cli.app, folding[1:])
-    assert callable(load_architecture(trained["arch"]))
+    assert callable(load_architecture(trained["arch"]).make)
     assert folded["arch"] == trained["arch"]
     assert folded["source"] == trained["out"]
     repository = Path(last("example", "WORKDIR"))

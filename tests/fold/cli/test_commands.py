@@ -6,26 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fold.cli import main
 from fold.sources.quiet import silenced
 from support import loadable
+from support.commands import refused, run
 from support.folding import randomise
-
-
-def run(capsys, *arguments: object) -> tuple[dict, str]:
-    with pytest.raises(SystemExit) as left:
-        raise SystemExit(main([str(argument) for argument in (*arguments, "--samples", 2, "--json")]))
-    out, err = capsys.readouterr()
-    assert not left.value.code, err
-    return json.loads(out), err
-
-
-def refused(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as left:
-        raise SystemExit(main([str(argument) for argument in arguments]))
-    out, err = capsys.readouterr()
-    assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
-    return err
 
 
 @pytest.fixture
@@ -75,7 +59,9 @@ def test_a_program_and_a_whole_module(capsys, tmp_path) -> None:
         )
         torch.export.save(program, tmp_path / "m.pt2")
     assert "program.example_inputs = None" in refused(capsys, "fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
-    assert "are for checkpoints" in refused(capsys, "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r")
+    assert "--ema is for checkpoints, not for .pt2" in refused(
+        capsys, "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r"
+    )
     torch.save(module, tmp_path / "w.pt")
     fold = ("fold", tmp_path / "w.pt", "--input", "3,7,9", "--out", tmp_path / "r")
     assert "torch.save(model.state_dict(), FILE)" in refused(capsys, *fold)

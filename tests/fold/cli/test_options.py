@@ -1,0 +1,149 @@
+"""Options that a source does not read are refused, and sizes that it leaves free are fixed by `--input` and `--batch`:
+from the command line to the published directory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch import nn
+
+from fold.sources import silenced
+from support import loadable
+from support.commands import refused, run
+from support.folding import randomise
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """One small network in every kind of file."""
+    folder = tmp_path_factory.mktemp("files")
+    module = randomise(loadable.plain(), seed=1).eval()
+    torch.save(module.state_dict(), folder / "m.pt")
+    torch.save(module, folder / "w.pt")
+    save_file(module.state_dict(), folder / "m.safetensors")
+    with silenced():
+        free = torch.export.Dim.DYNAMIC
+        program = torch.export.export(
+            module, (torch.randn(3, 3, 7, 9),), dynamic_shapes=({0: torch.export.Dim("batch"), 2: free, 3: free},)
+        )
+        program.example_inputs = None
+        torch.export.save(program, folder / "m.pt2")
+    onnx.save(convolution(["N", 3, "H", "W"]), folder / "m.onnx")
+    return folder
+
+
+def convolution(shape: list) -> onnx.ModelProto:
+    """Conv and BatchNorm, whose output sizes are written as expressions of those of the input."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((4, 3, 3, 3)), "s": [1, -2, 0.5, 3], "b": [0, 1, 2, 3], "m": [1, 0, -1, 2]}
+    arrays["v"] = [1, 2, 0.5, 4]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"], name="bn"),
+    ]
+    sizes = [shape[0], 4, *(size if isinstance(size, int) else f"{size} - 2" for size in shape[2:])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, sizes)],
+        [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+ARCH = ("--arch", "support.loadable:plain")
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("m.onnx", ARCH, "m.onnx: --arch is for checkpoints, not for .onnx; leave it out"),
+        (
+            "m.onnx",
+            ("--arch-arg", "a=1", "--ema"),
+            "--arch-arg and --ema are for checkpoints, not for .onnx",
+        ),
+        ("m.onnx", ("--key", "a"), "--key is for checkpoints"),
+        ("m.onnx", ("--trust",), "--trust is for files that can run code, not for .onnx; leave it out"),
+        ("m.pt2", ARCH, "m.pt2: --arch is for checkpoints, not for .pt2"),
+        ("m.pt2", ("--arch-arg", "a=1"), "--arch-arg is for checkpoints"),
+        ("m.pt2", ("--key", "a", "--trust"), "--key is for checkpoints"),
+        ("m.safetensors", (*ARCH, "--trust"), "--trust is for files that can run code, not for .safetensors"),
+        ("w.pt", ("--arch-arg", "a=1", "--trust"), "--arch-arg is an argument of --arch; give --arch, or leave it out"),
+        ("m.onnx", ("--input", "y:3,8,8"), "--input y: the graph has no input 'y'; it takes x"),
+        ("m.onnx", ("--input", "3,8,8", "--input", "3"), "--input 3: is one too many"),
+        ("m.onnx", ("--input", "1,3,8,8"), "--input x: has 4 sizes, expected 3, those of ['N', '3', 'H', 'W'] without"),
+        ("m.onnx", ("--input", "4,8,8"), "--input x: axis 1 of input 'x' is 3 in the file, not 4"),
+        ("m.onnx", ("--input", "x:3,8,8:uint8"), "--input x: is float32 in the file, not uint8"),
+        ("m.pt2", ("--input", "4,8,8"), "axis 1 of input 'input' is 3 in the file, not 4"),
+    ],
+)
+def test_an_option_that_a_source_does_not_read_is_refused(capsys, tmp_path, files, file, options, message) -> None:
+    for command in (("inspect",), ("fold", "--out", tmp_path / "r")):
+        assert message in refused(capsys, command[0], files / file, *options, *command[1:])
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("file", ["m.onnx", "m.pt2", "m.pt"])
+def test_free_sizes_are_fixed_by_options(capsys, tmp_path, files, file) -> None:
+    arch = ARCH if file == "m.pt" else ()
+    sizes = ("--input", "3,8,10", "--batch", "2")
+    answer, _ = run(capsys, "fold", files / file, *arch, *sizes, "--out", tmp_path / "r", "--name", "m")
+    assert answer["verdict"]["equivalent"] is True
+    manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
+    assert manifest["inputs"][0]["shape"] == [2, 3, 8, 10]
+    assert -1 not in manifest["outputs"][0]["shape"]
+    assert (manifest["source"]["batch"], manifest["source"]["inputs"]) == (2, ["3,8,10"])
+    assert "max_batch_size: 0" in (tmp_path / "r/m/config.pbtxt").read_text()
+    session = onnxruntime.InferenceSession(tmp_path / "r/m/1/model.onnx")
+    (served,) = session.run(None, {session.get_inputs()[0].name: np.zeros((2, 3, 8, 10), np.float32)})
+    assert list(served.shape) == manifest["outputs"][0]["shape"]
+
+
+def test_a_size_may_be_fixed_without_the_batch(capsys, tmp_path, files) -> None:
+    run(capsys, "fold", files / "m.onnx", "--input", "x:3,8,W:float32", "--out", tmp_path / "r")
+    manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
+    assert (manifest["inputs"][0]["shape"], manifest["outputs"][0]["shape"]) == ([-1, 3, 8, -1], [-1, 4, 6, -1])
+
+
+class Regrouped(nn.Module):
+    """Its code takes a batch of 2 and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(36, 36), nn.BatchNorm1d(36))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x).reshape(2, 6, 6))
+
+
+def test_a_batch_that_the_code_fixes(capsys, tmp_path) -> None:
+    module = randomise(Regrouped(), seed=1).eval()
+    torch.save(module, tmp_path / "m.pt")
+    fold = ("fold", tmp_path / "m.pt", "--trust", "--input", "x:36", "--out", tmp_path / "r")
+    assert "Regrouped: its code fixes the batch; give it, --batch 2" in refused(capsys, *fold)
+    assert run(capsys, *fold, "--batch", "2")[0]["kept"] == []
+    manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
+    assert [spec["shape"] for spec in manifest["inputs"] + manifest["outputs"]] == [[2, 36], [2, 6, 3]]
+    x = np.random.default_rng(0).standard_normal((2, 36)).astype(np.float32)
+    (served,) = onnxruntime.InferenceSession(tmp_path / "r/m/1/model.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(served, module(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
+
+
+def test_a_published_model_reads_no_options_of_files_and_holds_no_other_model(capsys, tmp_path, files) -> None:
+    run(capsys, "fold", files / "m.onnx", "--out", tmp_path / "r")
+    assert "m: is a published model; --arch" in refused(capsys, "inspect", tmp_path / "r/m", *ARCH)
+    for out in ("r/m/1", "r/m/1/x"):
+        err = refused(capsys, "fold", files / "m.onnx", "--out", tmp_path / out)
+        assert f"lies in the published version {tmp_path}/r/m/1; choose another --out" in err
+    err = refused(capsys, "fold", files / "m.onnx", "--out", tmp_path / "r/m")
+    assert f"is the folder of a model; give its repository, --out {tmp_path}/r\n" in err
+    assert sorted(path.name for path in (tmp_path / "r/m").iterdir()) == ["1", "config.pbtxt"]
