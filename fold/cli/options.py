@@ -28,7 +28,8 @@ SourceFile = Annotated[
     Path, typer.Argument(metavar="SOURCE", help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors), .pt2 or .onnx.")
 ]
 Arch = Annotated[
-    str | None, typer.Option(metavar="MODULE:CALLABLE", help="Factory for the architecture of a state_dict.")
+    str | None,
+    typer.Option(metavar="MODULE|FILE.py:CALLABLE", help="Factory for the architecture of a state_dict."),
 ]
 ArchArg = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the factory; may be repeated.")
