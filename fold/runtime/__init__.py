@@ -1,5 +1,6 @@
 """ONNX Runtime and the machine that it runs on: sessions, devices, memory."""
 
+import os
 from typing import TYPE_CHECKING
 
 from fold.lazy import lazy_names
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         provider_of,
         run,
     )
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is first imported
 
 __all__ = [
     "PROVIDERS",

@@ -1,24 +1,22 @@
-"""Devices: which there are, and what the process has loaded for them. All of ctypes on CUDA is here."""
+"""Devices: how they are named, which there are, and what this process has loaded for them. All of ctypes on CUDA is
+here, but for the memory that a GPU reads by itself (service.runtime.pinned)."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from fold.errors import BnfoldError
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 import ctypes
 import re
+from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
 
+from fold.errors import BnfoldError
+
 Provider = str
 """`auto`, `cpu`, `cuda`, or `cuda:1` for the second device."""
 
-
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's names for them."""
+
+DRIVER = "libcuda.so.1"
 
 
 class ProviderUnavailableError(BnfoldError):
@@ -36,7 +34,7 @@ def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
 
 
 def device_number(provider: Provider) -> int:
-    """Which GPU: 1 for `cuda:1`, 0 where none is named. Raises `BnfoldError` for what names no device."""
+    """The number of the GPU: 1 for `cuda:1`, 0 where none is named. Raises `BnfoldError` for a name of no device."""
     match re.fullmatch(r"(?:auto|cpu|cuda(?::([0-9]{1,3}))?)", provider):
         case None:
             raise BnfoldError(f"device {provider}: expected auto, cpu, cuda, or cuda:1 for the second GPU")
@@ -45,9 +43,9 @@ def device_number(provider: Provider) -> int:
 
 
 def cuda_devices() -> int:
-    """How many CUDA devices the driver sees; 0 where there is no driver."""
+    """The number of CUDA devices that the driver sees; 0 where there is no driver."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER)
     except OSError:
         return 0
     count = ctypes.c_int(0)
@@ -56,9 +54,21 @@ def cuda_devices() -> int:
     return count.value
 
 
+def gpu_name() -> str | None:
+    """The driver's name of the first CUDA device, which ONNX Runtime takes by default; None if there is none."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+        return None
+    return name.value.decode(errors="replace")
+
+
 def pci_bus_id(number: int) -> str:
-    """Where a CUDA device sits, such as 0000:41:00.0: the name under which other libraries know it, too."""
-    driver = ctypes.CDLL("libcuda.so.1")
+    """The address of a CUDA device on the bus, such as 0000:41:00.0, by which other libraries name it, too."""
+    driver = ctypes.CDLL(DRIVER)
     text, device = ctypes.create_string_buffer(32), ctypes.c_int(0)
     if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetPCIBusId(text, len(text), device):
         raise ProviderUnavailableError(f"device cuda:{number}: the driver does not tell where it is")
@@ -76,7 +86,7 @@ def loaded_library(name: str) -> ctypes.CDLL | None:
 
 
 def loaded_cudnn() -> str | None:
-    """The version of cuDNN that this process has really loaded, such as 9.12.0; None if it has none.
+    """The version of cuDNN that this process has loaded, such as 9.12.0; None if it has none.
 
     ONNX Runtime's CUDA provider loads it when a convolution asks for it, and does without where it is not found.
     """

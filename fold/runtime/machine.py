@@ -1,22 +1,23 @@
 """Where something was made or measured: the processor, the graphics card, and the versions of the tools."""
 
 import contextlib
-import ctypes
 import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fold.runtime.devices import gpu_name
+
 TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time in each period, and that; in a container its own."""
+"""Microseconds of processor time in each period, and the period; a container has its own."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`cores` are those that this process may use; `gpu` is None where none took part or none has a name."""
+    """`cores` are those that this process may use; `gpu` is None where none took part or the driver gives no name."""
 
     cpu: str
     cores: int
@@ -26,7 +27,7 @@ class Machine:
 
 def this_machine(*, gpu: bool) -> Machine:
     """The machine that this process runs on, with its first GPU if one took part."""
-    return Machine(_cpu_name(), cores(), _gpu_name() if gpu else None, platform.platform())
+    return Machine(_cpu_name(), cores(), gpu_name() if gpu else None, platform.platform())
 
 
 def tool_versions() -> dict[str, str]:
@@ -51,21 +52,9 @@ def _cpu_name() -> str:
 
 
 def cores() -> int:
-    """Those that this process may use all the time, at least 1: of its affinity, and within a container's limit."""
+    """Processors that this process may use all the time, at least 1: of its affinity, within a container's limit."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit
         quota, period = LIMIT.read_text().split()
         found = min(found, int(quota) // int(period))
     return max(found, 1)
-
-
-def _gpu_name() -> str | None:
-    """What the CUDA driver calls its first device, the one that ONNX Runtime takes."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
-        return None
-    return name.value.decode(errors="replace")

@@ -4,31 +4,17 @@ Every session of ours has the same options: telemetry off, the faulty MatMul+Bat
 numbers when sizes coincide), TF32 off unless asked for, and no silent fall back from a GPU to the CPU.
 """
 
+import contextlib
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-
-from fold.errors import BnfoldError
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    import onnxruntime as ort
-
-
-import contextlib
-import os
-import sys
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is first imported
-
-from typing import Literal
-
 import onnxruntime as ort
 
-from fold.errors import first_line
+from fold.errors import BnfoldError, first_line
 from fold.runtime.devices import (
     PROVIDERS,
     Provider,
@@ -38,12 +24,15 @@ from fold.runtime.devices import (
     resolve_provider,
 )
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
 
 SPIN_MICROSECONDS = 1000
-"""Longer than most operators take, and than it takes until the next request of a client that sends one after another.
-ONNX Runtime's own default is a million turns of a loop, many milliseconds of whole cores after each run."""
+"""Longer than most operators take, and than the pause between two requests of a client that sends one after another.
+ONNX Runtime's default is a million iterations of a loop, many milliseconds of whole cores after each run."""
 
 SHAPE_OPERATORS = frozenset(
     {
@@ -54,12 +43,12 @@ SHAPE_OPERATORS = frozenset(
         *("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"),
     }
 )
-"""What computes with the dimensions of a tensor: ONNX Runtime leaves these few integers on the CPU by design."""
+"""Operators that compute the dimensions of tensors: ONNX Runtime leaves these few integers on the CPU by design."""
 
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """What ONNX Runtime's CUDA provider may be told.
+    """Options of ONNX Runtime's CUDA provider.
 
     `tf32` rounds the factors of matrix products and convolutions to 11 bits. cuDNN's algorithm for a new shape is
     taken from its `heuristic`, or found by trying all (`exhaustive`, 0.3 to 1.3 s a shape). `graphs` records the
@@ -104,12 +93,13 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
-    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime; without work they spin for
-    `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores; `cuda` is read on a
-    GPU alone; `record_placement` lets `placement` tell where each node runs; without `optimised` the graph runs node by
-    node as it is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
-    `BnfoldError` if the model cannot be loaded.
+    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime. Without work they spin for
+    `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores. `cuda` is used on a
+    GPU only; `record_placement` is needed for `placement`; without `optimised` the graph runs node by node as it is
+    written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there, `BnfoldError`
+    if the model cannot be loaded.
     """
+    wanted = resolve_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
     if threads:
@@ -118,32 +108,18 @@ def open_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    wanted = resolve_provider(provider)
     # Between two operators threads take longer to wake than many an operator does; where a GPU computes they only wait.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning or wanted == "cpu" else "0")
     if wanted == "cpu" and not spinning:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds))
-    providers: list[Any]
+    providers: list[Any] = [PROVIDERS["cpu"]]
     if wanted == "cuda":
-        if PROVIDERS["cuda"] not in ort.get_available_providers():
-            raise ProviderUnavailableError(
-                "device cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --device cpu"
-            )
-        number, present = device_number(provider), cuda_devices()
-        if not present:
-            raise ProviderUnavailableError(
-                "device cuda: no NVIDIA driver or device is visible here; check nvidia-smi, or use --device cpu"
-            )
-        if number >= present:
-            raise ProviderUnavailableError(f"device {provider}: {present} GPUs are visible here, counted from 0")
+        number = _present_device(provider)
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find, and JSON may go to stdout
             ort.preload_dlls()
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         providers = [(PROVIDERS["cuda"], cuda.entries(number))]
-    else:
-        providers = [PROVIDERS["cpu"]]
     source = model if isinstance(model, bytes) else str(model)
-    name = "the model" if isinstance(model, bytes) else str(model)
     try:
         session = ort.InferenceSession(
             source, options, providers=providers, disabled_optimizers=FAULTY_OPTIMIZERS, enable_fallback=0
@@ -152,12 +128,29 @@ def open_session(
         text = first_line(error)
         if wanted == "cuda":
             raise ProviderUnavailableError(f"device cuda: {text}; check the driver, or use --device cpu") from error
+        name = "the model" if isinstance(model, bytes) else str(model)
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
     if provider_of(session) != wanted:
         raise ProviderUnavailableError(
             "device cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --device cpu"
         )
     return session
+
+
+def _present_device(provider: Provider) -> int:
+    """The number of a GPU that is here. Raises `ProviderUnavailableError` if it is not."""
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise ProviderUnavailableError(
+            "device cuda: this ONNX Runtime has no CUDA provider; install bnfold[gpu], or use --device cpu"
+        )
+    number, present = device_number(provider), cuda_devices()
+    if not present:
+        raise ProviderUnavailableError(
+            "device cuda: no NVIDIA driver or device is visible here; check nvidia-smi, or use --device cpu"
+        )
+    if number >= present:
+        raise ProviderUnavailableError(f"device {provider}: {present} GPUs are visible here, counted from 0")
+    return number
 
 
 def provider_of(session: ort.InferenceSession) -> str:
@@ -177,8 +170,8 @@ def placement(session: ort.InferenceSession) -> dict[str, list[str]]:
 def computed_elsewhere(session: ort.InferenceSession) -> list[str]:
     """Operator types that compute with more than shapes on another provider than the session's, ascending. The session
     was opened with `record_placement`."""
-    own = session.get_providers()[0]
-    elsewhere = (types for provider, types in placement(session).items() if provider != own)
+    first = session.get_providers()[0]
+    elsewhere = (types for provider, types in placement(session).items() if provider != first)
     return sorted({op_type for types in elsewhere for op_type in types} - SHAPE_OPERATORS)
 
 
@@ -197,14 +190,14 @@ def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[st
 def open_graph(
     model: "ir.Model",
     *,
-    provider: "Provider" = "cpu",
+    provider: Provider = "cpu",
     optimised: bool = True,
-    cuda: "CudaOptions | None" = None,
-) -> "ort.InferenceSession":
-    """A graph in memory, opened by way of a file: as bytes it might not fit into protobuf."""
+    cuda: CudaOptions = CudaOptions(),
+) -> ort.InferenceSession:
+    """Open a graph in memory through a file: as bytes it might not fit into protobuf."""
     from fold.graph import save_graph  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_graph(model, path)
-        return open_session(path, provider=provider, optimised=optimised, cuda=cuda or CudaOptions())
+        return open_session(path, provider=provider, optimised=optimised, cuda=cuda)
