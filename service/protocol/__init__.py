@@ -2,7 +2,7 @@
 
 from service.protocol.classification import classify
 from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON
-from service.protocol.infer_body import InferRequest, decode, encode, known_answer
+from service.protocol.infer_body import InferRequest, cached_answer, decode, encode
 from service.protocol.jsontext import json_array, parse_object, render_json, render_verdict
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
@@ -17,6 +17,7 @@ __all__ = [
     "InferRequest",
     "Parameters",
     "Signature",
+    "cached_answer",
     "check_booleans",
     "checked_shape",
     "classify",
@@ -27,7 +28,6 @@ __all__ = [
     "flatten",
     "from_bytes",
     "json_array",
-    "known_answer",
     "numbers",
     "parameters_of",
     "parse_object",

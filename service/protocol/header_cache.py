@@ -1,7 +1,7 @@
-"""What the JSON header of an infer request came to, remembered: a client sends the same one with every tensor.
+"""Cache of parsed JSON headers of infer requests: a client sends the same header with every tensor.
 
-Only headers whose tensors all follow in binary, and that have no id, are worth it. What a header means depends on
-nothing but itself and the model, so a plan holds for as long as the model does.
+Only headers are cached whose tensors all follow in binary, and that have no id. The meaning of a header depends only on
+itself and on the model, so an entry holds as long as the model does.
 """
 
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ from service.headers import Headers
 from service.protocol.datatypes import Selected
 
 LARGEST_HEADER = 4096
-"""Bytes of a header that is remembered."""
-PLANS = 256
-"""Headers of one model, and forms of the answer to one of them. Clients choose them, so there could be any number."""
+"""Bytes of a header that is cached."""
+CAPACITY = 256
+"""Cached headers of one model, and cached answers to one of them. Clients choose them, so there could be any number."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
-class Form:
-    """What stands before the tensors of a plain answer: headers and JSON."""
+class AnswerHead:
+    """What precedes the tensors of an answer: HTTP headers and the JSON header."""
 
     headers: Headers
     json: bytes
     start: bytes = b""
-    """Status line and headers as they travel, where the transport has made them."""
+    """Status line and headers as they travel, once the transport has made them."""
 
 
 @dataclass(slots=True)
@@ -37,26 +37,26 @@ class ParsedHeader:
     timeout: float | None
     size: int
     plain: bool
-    """Whether all outputs are tensors in binary whose bytes their shape tells."""
+    """Whether all outputs are binary tensors whose shape tells their size, so that answers of one shape begin alike."""
     rows: int = -1
-    """Of a request that the model takes; -1 until one was checked."""
-    forms: dict[Shapes, Form] = field(default_factory=dict)
+    """Of the inputs, once the signature has checked a request; -1 before."""
+    answers: dict[Shapes, AnswerHead] = field(default_factory=dict)
     """By the shapes of the outputs."""
 
-    def remember(self, shapes: Shapes, form: Form) -> None:
-        if len(self.forms) >= PLANS:
-            self.forms.clear()
-        self.forms[shapes] = form
+    def add_answer(self, shapes: Shapes, head: AnswerHead) -> None:
+        if len(self.answers) >= CAPACITY:
+            self.answers.clear()
+        self.answers[shapes] = head
 
 
 class HeaderCache:
-    """Of one model, by header."""
+    """Of one model, by the bytes of the header."""
 
     def __init__(self) -> None:
-        self._plans: dict[bytes, ParsedHeader] = {}
-        self.find = self._plans.get
+        self._headers: dict[bytes, ParsedHeader] = {}
+        self.find = self._headers.get
 
-    def add(self, header: bytes, plan: ParsedHeader) -> None:
-        if len(self._plans) >= PLANS:
-            self._plans.clear()
-        self._plans[header] = plan
+    def add(self, header: bytes, parsed: ParsedHeader) -> None:
+        if len(self._headers) >= CAPACITY:
+            self._headers.clear()
+        self._headers[header] = parsed

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's infer bodies: bytes to numpy and back, JSON and binary tensors mixed at will.
+"""The Open Inference Protocol's infer bodies: bytes to numpy and back, JSON and binary tensors in any mix.
 
 A body is a JSON header followed by the raw tensors in the order of the header; `Inference-Header-Content-Length` says
 where the header ends. Binary tensors become views of the body: nothing is copied on the way in. Plain functions over
@@ -19,7 +19,7 @@ from service.errors import BadRequestError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify
 from service.protocol.datatypes import NAMES, WIRE, Selected
-from service.protocol.header_cache import LARGEST_HEADER, Form, ParsedHeader, Shapes
+from service.protocol.header_cache import LARGEST_HEADER, AnswerHead, ParsedHeader, Shapes
 from service.protocol.jsontext import json_array, parse_object, render_json
 from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
@@ -36,20 +36,22 @@ class InferRequest:
     priority: int = 0
     timeout: float | None = None
     """Seconds; None leaves it to the service."""
-    plan: ParsedHeader | None = None
-    """Where the header is one that comes again and again."""
+    header: ParsedHeader | None = None
+    """In the cache; None where the header is not cached."""
     rows: int = -1
     """Of the inputs, once the signature has checked them; -1 before."""
 
 
 def decode(body: bytes, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
-    """Read an infer body. What it says of itself is checked here; whether the model takes it, by the signature."""
+    """Read an infer body. Checks that it is consistent; the signature checks whether the model takes it."""
     start = len(body) if length_header is None else _header_length(length_header, len(body))
     if start == 0 and length_header is not None:
         return _decode_raw(body, signature)
-    if length_header is not None and (plan := signature.plans.find(body[:start])) and len(body) == start + plan.size:
-        known = _planned(plan, body, start)
-        return InferRequest(known, plan.outputs, None, plan.priority, plan.timeout, plan, plan.rows)
+    if length_header is not None:
+        cached = signature.header_cache.find(body[:start])
+        if cached is not None and len(body) == start + cached.size:
+            arrays = _cached_inputs(cached, body, start)
+            return InferRequest(arrays, cached.outputs, None, cached.priority, cached.timeout, cached, cached.rows)
     document = parse_object(body if start == len(body) else body[:start], max_depth, 'an object with "inputs"')
     request_id = document.get("id")
     if request_id is not None and type(request_id) is not str:
@@ -57,7 +59,7 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
     items = document.get("inputs")
     if type(items) is not list:
         raise BadRequestError('"inputs" is missing or no list; expected a list of tensors')
-    arrays: Arrays = {}
+    arrays = {}
     offset = start
     for item in items:
         name, array, offset = _read_input(item, body, offset, length_header, signature)
@@ -78,15 +80,15 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
         for item, array in zip(items, arrays.values(), strict=True)
     )
     plain = all(binary and not k and signature.outputs[name].datatype != "BYTES" for name, binary, k in outputs)
-    plan = ParsedHeader(tensors, outputs, priority, timeout, len(body) - start, plain)
-    signature.plans.add(body[:start], plan)
-    return InferRequest(arrays, outputs, None, priority, timeout, plan)
+    header = ParsedHeader(tensors, outputs, priority, timeout, len(body) - start, plain)
+    signature.header_cache.add(body[:start], header)
+    return InferRequest(arrays, outputs, None, priority, timeout, header)
 
 
-def _planned(plan: ParsedHeader, body: bytes, offset: int) -> Arrays:
-    """The inputs of a request whose header is known, and whose body is as long as that says."""
+def _cached_inputs(header: ParsedHeader, body: bytes, offset: int) -> Arrays:
+    """The inputs of a request with a cached header, whose body is as long as that says."""
     arrays = {}
-    for name, datatype, shape, count, size in plan.tensors:
+    for name, datatype, shape, count, size in header.tensors:
         arrays[name] = from_bytes(name, datatype, shape, count, body, offset, size)
         offset += size
     return arrays
@@ -118,7 +120,7 @@ def _read_input(
 
 
 def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
-    """Names and parameters of the outputs that are asked for; what the names are worth, `select` knows."""
+    """Names and parameters of the outputs that are asked for; `select` checks the names."""
     listed = document.get("outputs")
     if listed is None:
         return []
@@ -131,9 +133,9 @@ def encode(
     model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
 ) -> tuple[Headers, bytes]:
     """The answer to `request` as headers and body. `labels` are those of a classification."""
-    known = known_answer(request, arrays)
-    if known is not None:
-        return known[0].headers, known[1]
+    cached = cached_answer(request, arrays)
+    if cached is not None:
+        return cached[0].headers, cached[1]
     raw: list[Any] = []
     outputs = []
     for name, binary, classes in request.outputs:
@@ -154,18 +156,18 @@ def encode(
         return [JSON, (b"content-length", b"%d" % len(header))], header
     body = b"".join([header, *raw])
     headers = [OCTETS, (b"content-length", b"%d" % len(body)), (LENGTH_HEADER, b"%d" % len(header))]
-    if request.plan is not None and request.plan.plain:
-        request.plan.remember(_shapes(request, arrays), Form(headers, header))
+    if request.header is not None and request.header.plain:
+        request.header.add_answer(_shapes(request, arrays), AnswerHead(headers, header))
     return headers, body
 
 
-def known_answer(request: InferRequest, arrays: Arrays) -> tuple[Form, bytes] | None:
-    """The form of the answer and its body, where an answer of that form was given before."""
-    plan = request.plan
-    form = None if plan is None or not plan.plain else plan.forms.get(_shapes(request, arrays))
-    if form is None:
+def cached_answer(request: InferRequest, arrays: Arrays) -> tuple[AnswerHead, bytes] | None:
+    """The head of the answer and its body, if the head is in the cache."""
+    header = request.header
+    head = None if header is None or not header.plain else header.answers.get(_shapes(request, arrays))
+    if head is None:
         return None
-    return form, b"".join([form.json, *[to_bytes(arrays[name]) for name, _, _ in request.outputs]])
+    return head, b"".join([head.json, *[to_bytes(arrays[name]) for name, _, _ in request.outputs]])
 
 
 def _shapes(request: InferRequest, arrays: Arrays) -> Shapes:
@@ -194,7 +196,7 @@ def _missing(name: str, size: int, left: int, length_header: bytes | None) -> st
 
 
 def _decode_raw(body: bytes, signature: Signature) -> InferRequest:
-    """A body that is nothing but the tensor: one input, one row, and at most one free dimension to find out."""
+    """A body that is only the tensor: one input, one row, and at most one free dimension, which the size tells."""
     if len(signature.inputs) != 1:
         names = ", ".join(repr(name) for name in signature.inputs)
         raise BadRequestError(
@@ -221,7 +223,7 @@ def _tensor_of(body: bytes, spec: TensorSpec, shape: list[int]) -> np.ndarray:
 
 
 def _string_of(body: bytes, name: str, shape: list[int]) -> np.ndarray:
-    """The whole body as the one string that there is: without a length in front, as in Triton."""
+    """The whole body as the only string, without a length in front, as in Triton."""
     shape = [1 if size == -1 else size for size in shape]
     if prod(shape) != 1:
         raise BadRequestError(f"input {name!r}: a row has {prod(shape)} strings and a body is one; send a header")

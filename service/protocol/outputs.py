@@ -10,8 +10,8 @@ from service.protocol.signature import Signature
 
 
 def select(listed: Iterable[tuple[Any, Parameters]], signature: Signature, *, binary: bool) -> Selected:
-    """The outputs that are listed by name with their parameters, all where none is; `binary` is what holds for those
-    that do not say."""
+    """The outputs that are listed by name with their parameters, all if none is listed; `binary` is the default of
+    their parameter `binary_data`."""
     selected: dict[str, Output] = {}
     for name, parameters in listed:
         if type(name) is not str or name not in signature.outputs:
@@ -19,9 +19,9 @@ def select(listed: Iterable[tuple[Any, Parameters]], signature: Signature, *, bi
             raise BadRequestError(f"no output is named {shown(name)}; expected {known}")
         if name in selected:
             raise BadRequestError(f"output {name!r} was asked for twice; expected once")
-        own = flag(parameters, "binary_data", default=binary)
+        in_binary = flag(parameters, "binary_data", default=binary)
         classes = whole(parameters, "classification") if "classification" in parameters else 0
-        selected[name] = _checked((name, own, classes), signature)
+        selected[name] = _checked((name, in_binary, classes), signature)
     return tuple(selected.values()) or every_output(signature, binary=binary)
 
 

@@ -1,6 +1,6 @@
-"""Parameters of a request, of its inputs and of its outputs, whichever way they came. Unknown ones mean nothing here.
+"""Parameters of a request, of its inputs and of its outputs, over HTTP or gRPC. Unknown ones are ignored.
 
-As for a stateless model elsewhere, `sequence_id` and its kin change nothing, and are ignored like all that is unknown.
+So are `sequence_id` and the like, which change nothing for a stateless model.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def flag(parameters: Parameters, key: str, *, default: bool) -> bool:
 
 
 def whole(parameters: Parameters, key: str) -> int:
-    """A number from 0, which is also what is meant where it is left out."""
+    """A whole number from 0; 0 if it is left out."""
     value = parameters.get(key, 0)
     if type(value) is not int or not 0 <= value <= MAX_WHOLE:
         raise BadRequestError(f"parameters.{key} is {shown(value)}; expected a whole number from 0")
@@ -40,7 +40,7 @@ def whole(parameters: Parameters, key: str) -> int:
 
 
 def schedule(parameters: Parameters) -> tuple[int, float | None]:
-    """Priority (1 comes first, 0 is the default) and the seconds until the request must have begun, None if unsaid."""
+    """Priority (1 comes first, 0 is the default), and the seconds until the request must have begun or None."""
     if not parameters:
         return 0, None
     microseconds = whole(parameters, "timeout")

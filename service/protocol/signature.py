@@ -1,7 +1,7 @@
-"""What a model takes and gives. Every request is checked against it at the door, before it is queued.
+"""The inputs and outputs of a model. Every request is checked against them before it is queued.
 
-Behind this check requests share batches, so it is what keeps a bad one away from its neighbours: name, datatype, rank,
-every fixed dimension, and the number of rows.
+After this check requests share batches, so it keeps a bad request away from the others: name, datatype, rank, every
+fixed dimension, and the number of rows.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Signature:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self.batched = batched
-        self.plans = HeaderCache()
+        self.header_cache = HeaderCache()
         self._checks = [(s.name, DTYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
         self._one_lane = batched and not any(free for *_, free in self._checks)
 

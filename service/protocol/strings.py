@@ -1,6 +1,6 @@
 """BYTES tensors as they travel in binary: each string behind its length, four bytes little endian.
 
-Lengths are held against what is there before a string is cut out, so one that lies costs nothing.
+A length is compared with the bytes that are left before a string is cut out, so a false one costs nothing.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """One tensor between the wire and numpy: raw little-endian bytes, and JSON lists, flat or nested.
 
-Sizes are compared as Python integers before anything is allocated, so a shape that lies costs nothing. JSON values must
-be of the datatype's own kind: numpy alone would turn null into NaN, "1" into 1.0 and true into 1 without a word.
+Sizes are compared as Python integers before anything is allocated, so a false shape costs nothing. JSON values must be
+of the datatype's kind: numpy by itself would turn null into NaN, "1" into 1.0 and true into 1 without a warning.
 """
 
 import struct
@@ -31,8 +31,8 @@ _PACKED = {
     **{"BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
     **{"INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d", "BF16": "d"},
 }
-"""What `struct` calls them. For a list it takes a third of numpy's time, and it refuses what is out of range; BF16 it
-does not know."""
+"""The format characters of `struct`. For a list it takes a third of numpy's time, and it refuses numbers out of range.
+It has none for BF16."""
 _EXPECTED = {
     "b": "true or false",
     "i": "whole numbers",
@@ -69,7 +69,7 @@ def checked_shape(name: str, shape: Any, itemsize: int) -> tuple[tuple[int, ...]
 
 
 def check_size(name: str, datatype: str, shape: tuple[int, ...], count: int, size: Any) -> int:
-    """The bytes that the tensor is said to have, if it can have so many."""
+    """`size` itself, the bytes that the request says the tensor has. Raises if the tensor cannot have so many."""
     if datatype == "BYTES":
         if type(size) is not int or size < 0:
             raise BadRequestError(f"input {name!r}: binary_data_size is {shown(size)}; expected a whole number")
@@ -98,7 +98,7 @@ def from_bytes(
 
 
 def check_booleans(name: str, array: np.ndarray) -> None:
-    """Raise `BadRequestError` for a byte that is no boolean, with which anything might be computed."""
+    """Raise `BadRequestError` for a byte that is no boolean: kernels may compute anything with it."""
     largest = array.view(np.uint8).max(initial=0)
     if largest > 1:
         raise BadRequestError(f"input {name!r}: a BOOL is one byte, 0 or 1; {largest} came")

@@ -5,7 +5,7 @@ from service.headers import Headers
 from service.http.exchange import OK, header_lines
 from service.http.head_cache import RequestHead
 from service.http.routes.endpoint import Endpoint
-from service.protocol import InferRequest, decode, encode, known_answer
+from service.protocol import InferRequest, cached_answer, decode, encode
 from service.repository import Model
 
 
@@ -17,8 +17,8 @@ class Infer(Endpoint[InferRequest]):
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:
             request.rows = signature.check(request.inputs, self._settings.max_request_rows)
-            if request.plan is not None:
-                request.plan.rows = request.rows
+            if request.header is not None:
+                request.header.rows = request.rows
         return request
 
     def write(self, model: Model, request: InferRequest, outputs: Arrays) -> tuple[Headers, bytes]:
@@ -26,9 +26,9 @@ class Infer(Endpoint[InferRequest]):
         return encode(model.name, model.version, request, outputs, batched=batched, labels=labels)
 
     def write_raw(self, model: Model, request: InferRequest, outputs: Arrays) -> tuple[bytes, bytes]:
-        known = known_answer(request, outputs)
-        if known is None:
+        cached = cached_answer(request, outputs)
+        if cached is None:
             return super().write_raw(model, request, outputs)
-        form, body = known
-        form.start = form.start or OK + header_lines(form.headers)
-        return form.start, body
+        answer, body = cached
+        answer.start = answer.start or OK + header_lines(answer.headers)
+        return answer.start, body
