@@ -1,6 +1,7 @@
-"""What a proof took goes back to the system, nobody looks for cycles where there is little to find, and a service has
-huge pages where they are to be had."""
+"""What a proof took goes back to the system, cycles are not looked for where there is little to find, a service has
+huge pages where Linux gives them, and tunables that the user has set stay."""
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fold.runtime.memory import GROWN, release_memory
+from fold.runtime.memory import GROWN, release_large_blocks, release_memory, return_freed
 
 
 class Holder:
@@ -39,10 +40,37 @@ def test_memory_is_given_back_where_there_is_some() -> None:
         gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("tunables", "called"),
+    [
+        (None, ["mallopt", "malloc_trim"]),
+        ("glibc.malloc.mmap_threshold=33554432", ["malloc_trim"]),
+        ("glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=131072", ["mallopt"]),
+    ],
+)
+def test_a_tunable_that_the_user_has_set_stays(
+    tunables: str | None, called: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Glibc:
+        def __init__(self, name: str) -> None:
+            self.mallopt = lambda *arguments: heard.append("mallopt")
+            self.malloc_trim = lambda *arguments: heard.append("malloc_trim")
+
+    monkeypatch.setattr(ctypes, "CDLL", Glibc)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    release_large_blocks()
+    return_freed()
+    assert heard == called
+
+
 START = """
 import os, sys
 from pathlib import Path
-from fold import memory
+from fold.runtime import memory
 memory.HUGE_PAGES = Path(sys.argv[1])
 memory.start_with_huge_pages()
 print(os.getpid(), sys.argv[2:], os.environ.get("GLIBC_TUNABLES"))
