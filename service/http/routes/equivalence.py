@@ -16,6 +16,7 @@ from service.batching import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, ComputeError, OverdueError, ServiceError, shown
 from service.headers import LENGTH_HEADER
 from service.http.body import read_body, request_headers
+from service.http.routes.versioned import VersionedRoute, add_versioned
 from service.operations import WITHDRAW
 from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, References, not_installed, prove
 from service.protocol import decode, parse_object, render_verdict
@@ -122,17 +123,8 @@ def equivalence_routes(
 ) -> APIRouter:
     router = APIRouter(tags=["equivalence"])
 
-    @router.post("/v2/models/{name}/equivalence", openapi_extra=_BODY)
-    async def latest(name: str, request: Request) -> Response:
+    async def latest(request: Request, name: str, version: str | None) -> Response:
         """Whether the served graph computes what the unfolded model computes, and how far they are apart."""
-        return await answer(name, None, request)
-
-    @router.post("/v2/models/{name}/versions/{version}/equivalence", openapi_extra=_BODY)
-    async def of_version(name: str, version: str, request: Request) -> Response:
-        """As above, for one version."""
-        return await answer(name, version, request)
-
-    async def answer(name: str, version: str | None, request: Request) -> Response:
         with metrics.counting("equivalence") as counted:
             counted.model = model = repository.find(name, version)
             headers = request_headers(request.scope)
@@ -141,6 +133,8 @@ def equivalence_routes(
             verdict = await equivalence.check(model, asked, request)
             return Response(render_verdict(verdict), media_type="application/json")
 
+    route = VersionedRoute("POST", "/equivalence", latest, "of_version", response_model=None, openapi_extra=_BODY)
+    add_versioned(router, [route])
     return router
 
 
