@@ -1,7 +1,7 @@
-"""Who may do what: bearer tokens for inference, and tokens for those who may change what serves.
+"""Access control: bearer tokens for requests, and admin tokens for loading and unloading models.
 
-A token is looked up by its SHA-256 and compared in constant time, so that neither the lookup nor the comparison tells
-how much of a guess is right. Tokens are in no log, no error and no repr.
+A token is looked up by its SHA-256 and compared in constant time, so that timing does not reveal how much of a guess is
+right. Tokens never appear in a log, an error or a repr.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from service.headers import Headers
 from service.settings import Settings
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Asked by load balancers and container engines, which have no token."""
+"""Load balancers and container engines ask these paths, and have no token."""
 
 Kind = Literal["user", "admin"]
 
 
 class Access:
     def __init__(self, settings: Settings) -> None:
-        """Reads the token files. Raises `BnfoldError` for one that cannot be read or holds no token: a service that was
-        to be closed must not start open."""
+        """Reads the token files. Raises `BnfoldError` for a file that cannot be read or holds no token: a service that
+        should be guarded must not start open."""
         users = _tokens("tokens", settings.tokens, settings.tokens_file)
         admins = _tokens("admin_token", settings.admin_token, settings.admin_token_file)
         self._known: dict[bytes, tuple[bytes, Kind]] = {}
         self._known |= {_digest(token): (token, "user") for token in users}
         self._known |= {_digest(token): (token, "admin") for token in admins}
         self.guarded = bool(users)
-        """Whether all but the open paths ask for a token."""
+        """Whether all paths but the open ones need a token."""
         self._has_admin = bool(admins)
         self._open = OPEN_PATHS if settings.metrics_need_token else OPEN_PATHS | {"/metrics"}
 
@@ -48,8 +48,8 @@ class Access:
             self._kind(headers)
 
     def check_admin(self, headers: Headers) -> None:
-        """Raises `UnauthorizedError` without a known token, `ForbiddenError` with one that is no admin's, and where no
-        admin has any."""
+        """Raises `UnauthorizedError` without a known token; `ForbiddenError` if the token is not an admin's, or if no
+        admin token is configured."""
         if not self._has_admin:
             raise ForbiddenError("load and unload are off: no admin token is set; set BNFOLD_ADMIN_TOKEN")
         if self._kind(headers) != "admin":

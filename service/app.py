@@ -1,7 +1,7 @@
-"""The application: one process that speaks the Open Inference Protocol, and the v1 convention beside it.
+"""The application: one process that serves the Open Inference Protocol and the v1 convention.
 
-`create_app` builds it from explicit data and touches nothing; models are loaded when the server starts it. The
-paths that compute are answered before the framework's middleware and routing, which would take longer than the rest.
+`create_app` builds it from the settings and loads nothing; models are loaded when the server starts it. Infer and
+predict are answered before FastAPI's middleware and routing, which would take longer than the rest of the request.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from service.errors import NotFoundError, ServiceError, error_body
 from service.http import (
     FastPath,
     HeadCache,
+    add_middleware,
     bind,
     error_answer,
     failure,
-    front,
     infer_target,
     predict_target,
     respond,
@@ -52,13 +52,13 @@ from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
 
 if TYPE_CHECKING:
-    from service.grpc import Rpc
+    from service.grpc import GrpcServer
 
 log = logging.getLogger("bnfold")
 
 
 class Application(FastAPI):
-    """FastAPI with the paths that compute in front of it, and the one question that a load balancer asks."""
+    """FastAPI, with infer and predict answered before it, and the state that all routes share."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -66,54 +66,54 @@ class Application(FastAPI):
             version=package_version(),
             description="Serves networks with folded BatchNorm, and proves on request that they compute the same.",
             lifespan=_lifespan,
-            redirect_slashes=False,  # a redirect would be an answer without {"error": …}
+            redirect_slashes=False,  # a redirect would not be {"error": …}
             docs_url=None,  # the framework's pages load scripts from elsewhere
             redoc_url=None,
         )
         self.settings = settings
         self.access = Access(settings)
         self.repository = Repository(settings)
-        self.watching: Poller | None = None
+        self.poller: Poller | None = None
         self.metrics = Metrics(self.repository, self.takes_requests)
         references = References()
         self.equivalence = Equivalence(settings, references)
-        self.watcher = ShadowChecker(settings.shadow, references)
+        self.shadow_checker = ShadowChecker(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access)
         self.predict = Predict(settings, self.repository, self.metrics, self.access)
         self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
-        self.rpc: Rpc | None = None
+        self.grpc: GrpcServer | None = None
         self.started = False
         self.stopping = False
 
     def takes_requests(self) -> bool:
-        """Readiness: false before the models are loaded, from the first signal to stop, and without its device."""
+        """Readiness: false until the models are loaded, after the first signal to stop, and if the device is lost."""
         return self.started and not self.stopping and self.repository.lost() is None
 
     def stop_being_ready(self) -> None:
         self.stopping = True
         self.repository.stop_loading()
-        if self.rpc is not None:
-            self.rpc.stop_being_ready()
+        if self.grpc is not None:
+            self.grpc.stop_being_ready()
 
     def load(self) -> None:
         """Load the models. Raises `BnfoldError` if nothing can be served."""
         if self.settings.repository_control == "watch":
-            self.watching = Poller(self.repository)
+            self.poller = Poller(self.repository)
         self.repository.load()
 
-    def add_rpc(self, listener: socket) -> None:
-        """Prepare the same protocol over gRPC, on the port that `listener` holds."""
-        from service.grpc import Rpc  # noqa: PLC0415  # who does not ask for gRPC does not pay for it
+    def add_grpc(self, listener: socket) -> None:
+        """Prepare the protocol over gRPC, on the port that `listener` holds."""
+        from service.grpc import GrpcServer  # noqa: PLC0415  # a service without gRPC does not pay for it
 
-        self.rpc = Rpc(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
+        self.grpc = GrpcServer(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
 
-    def watch(self, model: Model) -> None:
-        self.metrics.watch(model)
-        self.watcher.watch(model)
+    def model_ready(self, model: Model) -> None:
+        self.metrics.track(model)
+        self.shadow_checker.watch(model)
 
-    def forget(self, model: Model) -> None:
+    def model_retired(self, model: Model) -> None:
         self.metrics.forget(model)
-        self.watcher.forget(model)
+        self.shadow_checker.forget(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -141,7 +141,7 @@ class Application(FastAPI):
 
 
 def create_app(settings: Settings) -> Application:
-    """The application. Its models may be loaded already when it is started; else they are loaded then."""
+    """The application. Its models are loaded when it starts, unless `load` was called before."""
     app = Application(settings)
     app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests))
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access))
@@ -153,7 +153,7 @@ def create_app(settings: Settings) -> Application:
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT, then 0. Raises `BnfoldError` if the port is taken or nothing can be served."""
+    """Serve until SIGTERM or SIGINT, then return 0. Raises `BnfoldError` if the port is taken or no model can serve."""
     configure_logging(settings.log_format)
     with ExitStack() as held:
         listener = held.enter_context(bind(settings.host, settings.port))
@@ -163,14 +163,14 @@ def serve(settings: Settings) -> int:
         app = create_app(settings)
         app.load()
         if grpc_listener is not None:
-            app.add_rpc(grpc_listener)
-        fronted = front(app, settings)
+            app.add_grpc(grpc_listener)
+        served = add_middleware(app, settings)
         return run_server(
-            fronted,
+            served,
             listener,
             settings,
-            fast_path=app.fast_path if fronted is app else None,
-            beside=app.rpc,
+            fast_path=app.fast_path if served is app else None,
+            grpc=app.grpc,
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,
         )
@@ -189,23 +189,24 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     if not app.repository.loaded:
         app.load()
     for model in app.repository.ready():
-        app.watch(model)
-    app.repository.on_ready, app.repository.on_retired = app.watch, app.forget
-    watching = None if app.watching is None else asyncio.create_task(app.watching.run())
+        app.model_ready(model)
+    app.repository.on_ready, app.repository.on_retired = app.model_ready, app.model_retired
+    polling = None if app.poller is None else asyncio.create_task(app.poller.run())
     gc.collect()
-    gc.freeze()  # what is there now stays: no later collection needs to look through it, torch's modules least of all
+    gc.freeze()  # these objects stay, so later collections need not look through them
     app.started = True
     yield
     app.stop_being_ready()
-    if watching is not None:
-        watching.cancel()
+    if polling is not None:
+        polling.cancel()
     await app.repository.drain()
     app.equivalence.stop()
-    app.watcher.stop()
+    app.shadow_checker.stop()
 
 
 def _without_doubled_prefix(scope: Scope) -> Scope:
-    """uvicorn puts the URL prefix in front of every path, as most proxies take it away; here for one that does not."""
+    """The scope with the URL prefix once in its path. uvicorn adds the prefix to every path, because most proxies
+    remove it; behind a proxy that does not, it is there twice."""
     prefix: str = scope["root_path"]
     inner = scope["path"].removeprefix(prefix)
     return {**scope, "path": inner} if inner.startswith(f"{prefix}/") else scope
@@ -223,7 +224,7 @@ def _add_pages(app: Application) -> None:
 
     @app.get("/models/{name}/versions/{version}/report", include_in_schema=False)
     async def report(name: str, version: str) -> Page:
-        """The report that was written when the model was folded: one page that loads nothing."""
+        """The report that `bnfold fold` wrote for this version."""
         file = app.repository.find(name, version).session.version.path / "report.html"
         try:
             return Page(await asyncio.to_thread(file.read_text, "utf-8"))

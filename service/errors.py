@@ -1,7 +1,7 @@
-"""What the service refuses or cannot do: each error carries its HTTP status, and one function turns it into an answer.
+"""The errors that clients are told. Each class has its HTTP status, and `kind`, the label under which /metrics counts
+it.
 
-The text goes to the client as `{"error": …}`, so it says what came, what was expected and what to do. `kind` is the
-label under which /metrics counts it.
+The text goes to the client as `{"error": …}`, so it says what was received, what was expected and what to do.
 """
 
 from typing import Any
@@ -11,16 +11,17 @@ import orjson
 from service.headers import Headers
 
 SHOWN = 80
+"""Characters of a value that an error repeats."""
 
 
 class ServiceError(Exception):
-    """Something the client is told. Subclasses set the status and the kind."""
+    """An error whose text the client is told. Subclasses set the status and the kind."""
 
     status = 500
     kind = "internal"
 
     def headers(self) -> Headers:
-        """Headers that the status asks for beside the usual ones."""
+        """Headers that the status needs in addition."""
         return []
 
 
@@ -30,7 +31,7 @@ class BadRequestError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """The request brought no token, or none that is known."""
+    """The request brought no known token."""
 
     status = 401
     kind = "unauthorized"
@@ -62,7 +63,7 @@ class MethodError(ServiceError):
 
 
 class NotAcceptableError(ServiceError):
-    """The answer has no form that the request's Accept asks for."""
+    """The answer cannot be given in a form that the request accepts."""
 
     status = 406
     kind = "not_acceptable"
@@ -79,13 +80,13 @@ class UnsupportedError(ServiceError):
 
 
 class BusyError(ServiceError):
-    """The queue is full: better told now than by a time-out later."""
+    """The queue is full. An answer now is better than a time-out later."""
 
     status = 429
     kind = "queue_full"
 
     def __init__(self, text: str, retry_after: int = 1) -> None:
-        """`retry_after` in whole seconds."""
+        """`retry_after` is in whole seconds."""
         super().__init__(text)
         self.retry_after = retry_after
 
@@ -94,7 +95,7 @@ class BusyError(ServiceError):
 
 
 class ClientGoneError(ServiceError):
-    """Nobody is left to answer. The status is nginx's and is only counted, never sent."""
+    """The client has left. The status is nginx's; it is counted and never sent."""
 
     status = 499
     kind = "client_gone"
@@ -121,7 +122,7 @@ class DeadlineError(ServiceError):
 
 
 class OverdueError(ServiceError):
-    """What was begun took longer than it may."""
+    """A check that was begun took longer than allowed."""
 
     status = 504
     kind = "overdue"
@@ -132,6 +133,6 @@ def error_body(text: str) -> bytes:
 
 
 def shown(value: Any) -> str:
-    """A value from a request as an error may repeat it: quoted, printable, and never longer than a line."""
+    """A value from a request as an error repeats it: quoted, printable and short."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,4 +1,4 @@
-"""HTTP headers as ASGI has them, those that infer requests and their answers use, and their form on the wire."""
+"""HTTP headers in the form of ASGI, and those that infer requests and their answers use."""
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case."""

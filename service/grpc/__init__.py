@@ -1,5 +1,5 @@
-"""The protocol over gRPC."""
+"""The Open Inference Protocol over gRPC."""
 
-from service.grpc.server import Rpc
+from service.grpc.server import GrpcServer
 
-__all__ = ["Rpc"]
+__all__ = ["GrpcServer"]

@@ -1,7 +1,7 @@
-"""What GRPCInferenceService answers, from the same sources as HTTP: repository, queue, statistics, control.
+"""The methods of GRPCInferenceService, which use the same repository, queue, statistics and control as HTTP.
 
-A method takes the bytes of its message, so that one which cannot be read is refused in our words, and gives a message.
-What it raises, `service.grpc.handlers` tells the client.
+A method takes the bytes of its request, so that bytes which cannot be parsed get an error of this service, and returns
+a message. `service.grpc.handlers` turns what it raises into the error for the client.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Calls:
         self._takes_requests = takes_requests
 
     def unary(self) -> dict[str, Method]:
-        """All methods but the stream, by name."""
+        """All methods but ModelStreamInfer, by name."""
         return {
             "ServerLive": _describing("ServerLive", lambda request: {"live": self._repository.lost() is None}),
             "ServerReady": _describing("ServerReady", lambda request: {"ready": self._takes_requests()}),
@@ -72,7 +72,7 @@ class Calls:
                 return await self._infer(model, request, context.time_remaining())
 
     async def _infer(self, model: Model, request: Any, seconds_left: float | None) -> Any:
-        """`seconds_left` to the client's own deadline, None where it has none."""
+        """`seconds_left` until the client's deadline; None if it has none."""
         signature = model.session.signature
         asked = decode(request, signature)
         rows = signature.check(asked.inputs, self._settings.max_request_rows)
@@ -83,7 +83,7 @@ class Calls:
         state: dict[str, Any] = {}
         try:
             outputs = await compute(model, asked.inputs, rows, {"state": state}, asked.priority, asked.timeout)
-        except asyncio.CancelledError:  # the client cancelled, left, or waits no longer
+        except asyncio.CancelledError:  # the client cancelled or left, or its deadline passed
             if WITHDRAW in state:
                 state[WITHDRAW]()
             self._metrics.failed("grpc", model, ClientGoneError(GONE))
@@ -92,7 +92,7 @@ class Calls:
         return encode(model.name, model.version, asked, outputs, batched=signature.batched, labels=labels)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
-        """As Triton, no error for a model that is not there: clients ask until it is."""
+        """As in Triton, an unknown model is not ready, and no error: clients ask until it is ready."""
         name, version = request.name, request.version
         ready = self._repository.ready()
         return {"ready": any(model.name == name and version in ("", model.version) for model in ready)}
@@ -141,12 +141,12 @@ class Calls:
 
 
 def headers_of(metadata: Any) -> list[tuple[bytes, bytes]]:
-    """A call's metadata in the form of HTTP's headers."""
+    """A call's metadata in the form of HTTP headers."""
     return [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata or ()]
 
 
 def _describing(name: str, answer: Callable[[Any], dict[str, Any]]) -> Method:
-    """A method whose answer is what HTTP would give as JSON."""
+    """A method whose answer has the same content as HTTP's JSON."""
     request, response = message_class(f"{name}Request"), message_class(f"{name}Response")
 
     async def method(content: bytes, context: Any) -> Any:

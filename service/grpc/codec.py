@@ -1,6 +1,6 @@
-"""ModelInferRequest to numpy, and numpy to ModelInferResponse: the same checks and the same words as over HTTP.
+"""ModelInferRequest to numpy, and numpy to ModelInferResponse, with the same checks and messages as over HTTP.
 
-Inputs come as raw bytes, of which arrays are views, or as typed contents. Outputs always go as raw bytes, which is what
+Inputs are raw bytes, of which the arrays are views, or typed contents. Outputs are always raw bytes, which is what
 clients read.
 """
 
@@ -40,11 +40,11 @@ _CONTENTS: dict[str, tuple[str, np.dtype[Any]]] = {
     "FP64": ("fp64_contents", DTYPES["FP64"]),
     "BYTES": ("bytes_contents", DTYPES["BYTES"]),
 }
-"""The field that holds a datatype's elements, and as what."""
+"""The field that holds a datatype's elements, and the dtype that they have there."""
 
 
 def decode(request: Any, signature: Signature) -> InferRequest:
-    """Read a ModelInferRequest. Whether the model takes what it holds, the signature knows."""
+    """Read a ModelInferRequest. Raises `BadRequestError` if it is malformed; the signature then checks the inputs."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise BadRequestError(
@@ -68,7 +68,7 @@ def decode(request: Any, signature: Signature) -> InferRequest:
 def encode(
     model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
 ) -> Any:
-    """The ModelInferResponse. `labels` are those of a classification."""
+    """The ModelInferResponse. `labels` are the model's class labels, for outputs with `classification`."""
     answer = ModelInferResponse(model_name=model, model_version=version, id=request.id or "")
     for name, _, classes in request.outputs:
         array = classify(arrays[name], classes, labels, batched=batched) if classes else arrays[name]
@@ -83,7 +83,7 @@ def _checked(held: Any) -> Parameters:
 
 
 def _of_output(output: Any) -> Parameters:
-    """`binary_data` means nothing here: there is one form."""
+    """The output's parameters without `binary_data`, which has no meaning here: outputs have one form."""
     found = _checked(output.parameters)
     return {key: value for key, value in found.items() if key != "binary_data"}
 
@@ -120,8 +120,8 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], count: int,
     array = np.fromiter(values, carried, count)
     dtype = DTYPES[datatype]
     if dtype != carried:
-        narrow = array.astype(dtype)
-        if (narrow != array).any():
+        converted = array.astype(dtype)
+        if (converted != array).any():
             raise BadRequestError(f"input {name!r}: a number is beyond the range of {datatype}")
-        array = narrow
+        array = converted
     return array.reshape(shape)

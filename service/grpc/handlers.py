@@ -1,4 +1,4 @@
-"""Calls as gRPC's handlers: who may call, what a failure is to the client, the log's line, and which are under way."""
+"""gRPC handlers around the methods: tokens, errors, the access log, and the number of calls that are not answered."""
 
 import asyncio
 import logging
@@ -24,11 +24,11 @@ OPEN = frozenset(
         "/grpc.health.v1.Health/Watch",
     }
 )
-"""Asked by load balancers, which have no token."""
+"""Load balancers call these methods, and have no token."""
 
 TICK_SECONDS = 0.01
 QUIET_SECONDS = 0.1
-"""More than a round trip, so that who called without knowing better has been told."""
+"""More than a round trip: by then, every client that called has been refused once."""
 
 log = logging.getLogger("bnfold")
 
@@ -41,20 +41,20 @@ class Handlers:
         self._under_way = 0
         self._closing = False
         self._called = False
-        """Since `quiet` looked last."""
+        """Whether a client has called since `quiet` looked last."""
 
     def close(self) -> None:
-        """Refuse calls from now on. Those under way are answered, and of a stream what was read of it."""
+        """Refuse new calls. Calls that were accepted are answered, and so are requests that were read from a stream."""
         self._closing = True
         self._streams.close()
 
     async def answered(self) -> None:
-        """Until the answers of all calls that were taken have left."""
+        """Wait until all accepted calls are answered."""
         while self._under_way:
             await asyncio.sleep(TICK_SECONDS)
 
     async def quiet(self) -> None:
-        """Until for a moment no client has called."""
+        """Wait until no client has called for `QUIET_SECONDS`."""
         self._called = True
         while self._called:
             self._called = False
@@ -92,13 +92,13 @@ class Handlers:
         call.status = StatusCode.OK
 
     def _begin(self, context: Any, name: str) -> "_Call":
-        """Count a call, if it is one that is taken, until its answer has left."""
-        call, taken = _Call(context, name), not self._closing
+        """Count a call until it has ended, unless it is refused because the service stops."""
+        call, accepted = _Call(context, name), not self._closing
         self._called = True
-        self._under_way += taken
+        self._under_way += accepted
 
         def end(ended: Any) -> None:
-            self._under_way -= taken
+            self._under_way -= accepted
             if self._access_log:
                 call.log()
 
@@ -111,17 +111,17 @@ class Handlers:
 
 
 class _Call:
-    """How one call ends, and what the log tells of it."""
+    """One call: its status, and its line in the access log."""
 
     def __init__(self, context: Any, name: str) -> None:
-        self.status = StatusCode.CANCELLED  # unless it comes otherwise
+        self.status = StatusCode.CANCELLED  # stays if the client leaves before the answer
         self._context = context
         self._name = name
         self._began = time.perf_counter()
-        self._client = context.peer()  # later it is forgotten
+        self._client = context.peer()  # not available after the call
 
     async def refuse(self, error: Exception) -> NoReturn:
-        """End it with `error`, as the client shall read it. Raises, as `abort` does."""
+        """End the call with `error`. Always raises, as `abort` does."""
         if not isinstance(error, ServiceError):
             log.error("%s failed", self._name, exc_info=error, extra={"identity": self._identity})
             error = ServiceError(INTERNAL)
@@ -141,7 +141,7 @@ class _Call:
 
 
 class Guard(aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Lets nobody in without a token, before anything of a request is read."""
+    """Refuses calls without a known token, before the request is read."""
 
     def __init__(self, access: Access, metrics: Metrics) -> None:
         self._access = access

@@ -1,7 +1,7 @@
-"""The messages of inference.proto, made from the descriptors that lie beside it.
+"""The messages of inference.proto, made from the descriptors in inference.binpb.
 
-They live in a pool of their own: a program may have another client or server of the protocol loaded, whose messages
-have the same names, and one pool takes each name once.
+They are in a descriptor pool of their own: another client or server of the protocol in the same process has messages
+with the same names, and a pool takes each name once.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def parse(kind: Any, content: bytes) -> Any:
 
 
 def parameters(held: Any) -> dict[str, Any]:
-    """A map of InferParameter or ModelRepositoryParameter as Python values, None where one holds nothing."""
+    """A map of InferParameter or ModelRepositoryParameter as Python values; None for an empty parameter."""
     found = {}
     for key, parameter in held.items():
         choice = parameter.WhichOneof("parameter_choice")

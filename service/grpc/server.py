@@ -1,4 +1,4 @@
-"""The gRPC server: in the event loop that serves HTTP, on a port of its own, with the same limits and the same end."""
+"""The gRPC server: in HTTP's event loop, on a port of its own, with the same limits and the same way to stop."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,9 @@ from typing import Any
 
 from fold.errors import BnfoldError
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # in front of its import: what its core says on stderr has another form
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # before the import; gRPC's core would write lines of its own form to stderr
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
@@ -25,17 +27,17 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-WATCHED = ("", SERVICE)
-"""Whose health may be asked for: the whole server's, and the protocol's."""
+HEALTH_SERVICES = ("", SERVICE)
+"""The services whose health can be asked for: the whole server, and the protocol."""
 PING_MS = 30_000
-"""How long a connection may be silent before the peer is asked whether it is there, and how long that may take."""
+"""How long a connection may be silent before it is pinged, and how long the reply may take."""
 MIN_PING_MS = 5_000
-"""How often clients may ask the same."""
+"""The shortest time between two pings of a client."""
 PATIENCE_SECONDS = 1.0
-"""For clients that call again and again while they are refused."""
+"""How long to wait for clients that go on calling although they are refused."""
 
 
-class Rpc:
+class GrpcServer:
     def __init__(
         self,
         settings: Settings,
@@ -45,7 +47,7 @@ class Rpc:
         takes_requests: Callable[[], bool],
         listener: socket.socket,
     ) -> None:
-        """`listener` holds the port, and is closed once the server has it."""
+        """`listener` holds the port, and is closed once the server has taken it."""
         self._settings = settings
         self._metrics = metrics
         self._access = access
@@ -54,7 +56,7 @@ class Rpc:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
-        """Take the port, in front of everything that costs time. Raises `BnfoldError` if it cannot be had."""
+        """Take the port, before anything that takes time. Raises `BnfoldError` if it is taken."""
         self._loop = asyncio.get_running_loop()
         self._handlers = Handlers(self._calls, access_log=self._settings.access_log)
         self._health = health.aio.HealthServicer()
@@ -79,21 +81,21 @@ class Rpc:
 
     async def start(self) -> str:
         """Serve. Returns the URL."""
-        for name in WATCHED:
+        for name in HEALTH_SERVICES:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         return f"{'grpcs' if self._settings.tls_certificate else 'grpc'}://{self._address}"
 
     def stop_being_ready(self) -> None:
-        """Tell those who watch. May be called by a signal."""
+        """Tell clients that watch the health service. May be called by a signal handler."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._health.enter_graceful_shutdown()))
 
     async def drain(self) -> None:
-        """Take nothing new, and return when all that was taken is answered.
+        """Refuse new calls, and return when all accepted ones are answered.
 
-        The server's own end would come too soon for this: calls that come in while it tells its clients are cancelled,
-        which says nothing. Here they are refused in words, and the server ends when nobody calls any more.
+        gRPC's own stop would cancel calls that arrive meanwhile, which does not tell clients why. Here they are refused
+        with a message, and the server stops when no client calls any more.
         """
         self._handlers.close()
         await self._handlers.answered()
@@ -101,7 +103,7 @@ class Rpc:
             await asyncio.wait_for(self._handlers.quiet(), PATIENCE_SECONDS)
 
     async def stop(self) -> None:
-        """Now."""
+        """Stop at once."""
         await self._server.stop(None)
 
     def _add_port(self) -> None:
@@ -117,7 +119,7 @@ class Rpc:
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # or two services would share a port without a word
+        ("grpc.so_reuseport", 0),  # otherwise two services could share a port unnoticed
         ("grpc.max_receive_message_length", settings.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", settings.max_header_bytes),
@@ -131,7 +133,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _add_reflection(server: Any) -> None:
-    """Of what is served here; the descriptors of the two others are put to ours, where reflection looks."""
+    """Serve reflection for the protocol, health and itself; their descriptors go into the pool of the protocol."""
     for module in (health_pb2, reflection_pb2):
         POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     names = (SERVICE, HEALTH, reflection.SERVICE_NAME)

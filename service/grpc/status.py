@@ -1,4 +1,4 @@
-"""Errors as gRPC tells them: a code, our words, and what HTTP would say in headers as trailing metadata."""
+"""Errors in gRPC: a status code, the message, and HTTP's headers as trailing metadata."""
 
 from typing import Any, NoReturn
 
@@ -6,9 +6,9 @@ from grpc import StatusCode
 from service.errors import DeadlineError, ServiceError
 
 INTERNAL = "internal error; the service's log has the details"
-"""Of what is no `ServiceError`."""
+"""The message for every exception that is not a `ServiceError`."""
 TEXT = 1000
-"""Characters of an error that are told: they travel in a header, and clients take heads of 8 KiB."""
+"""Characters of an error that are sent: they go into a header, and clients accept 8 KiB of headers."""
 
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,

@@ -1,6 +1,6 @@
-"""ModelStreamInfer: requests of one stream are computed as they come, and answered in their order, as in Triton.
+"""ModelStreamInfer: requests of one stream are computed as they arrive, and answered in their order, as in Triton.
 
-An error belongs to its request and not to the stream, and goes with the request's id.
+An error is the answer to its request, with the request's id, and does not end the stream.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from service.errors import BadRequestError, NotReadyError, ServiceError
 from service.grpc.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, parse
 from service.grpc.status import INTERNAL
 
-AHEAD = 256
-"""Requests of one stream that may be under way; more are read when answers have left."""
+MAX_PENDING = 256
+"""Requests of one stream that may be unanswered; more are read when answers have been sent."""
 
 Answers = asyncio.Queue[asyncio.Task[bytes] | None]
 """In the order of the requests; None behind the last."""
@@ -28,14 +28,14 @@ class Streams:
         self._readers: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Read no more. What was read is answered, then clients are told to go elsewhere."""
+        """Read no more. Requests that were read are answered, then clients are told to go elsewhere."""
         self._closing = True
         for reader in self._readers:
             reader.cancel()
 
     async def answers(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         answers: Answers = asyncio.Queue()
-        room = asyncio.Semaphore(AHEAD)
+        room = asyncio.Semaphore(MAX_PENDING)
         reader = asyncio.create_task(self._read(requests, context, answers, room))
         reader.add_done_callback(lambda done: answers.put_nowait(None))
         self._readers.add(reader)
@@ -57,7 +57,7 @@ class Streams:
     ) -> None:
         async for content in requests:
             answers.put_nowait(asyncio.create_task(self._answer(content, context)))
-            await room.acquire()  # behind it, so that nothing is held here that was read and not begun
+            await room.acquire()  # after the task is made, so that no request is read and not begun
 
     async def _answer(self, content: bytes, context: Any) -> bytes:
         try:

@@ -1,19 +1,19 @@
-"""The protocol over HTTP: the server, its connections, and what stands before the routes."""
+"""The protocol over HTTP: the server, its connections, the fast path, and what the routes share."""
 
 from service.http.answers import error_answer, failure, respond
 from service.http.exchange import FastPath
 from service.http.head_cache import HeadCache, infer_target, predict_target
-from service.http.middleware import front
+from service.http.middleware import add_middleware
 from service.http.server import run_server
 from service.http.sockets import bind
 
 __all__ = [
     "FastPath",
     "HeadCache",
+    "add_middleware",
     "bind",
     "error_answer",
     "failure",
-    "front",
     "infer_target",
     "predict_target",
     "respond",

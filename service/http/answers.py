@@ -1,4 +1,4 @@
-"""Answers as ASGI messages."""
+"""Answers by ASGI, and the answer to a request that failed."""
 
 import logging
 

@@ -1,6 +1,6 @@
-"""A request's body, whole, within its limits, and no longer compressed.
+"""Reads a request's body: complete, within the size limit, and decompressed.
 
-The limit holds for what arrives and for what it unpacks to: a few kilobytes of gzip can stand for gigabytes.
+The limit holds before and after decompression: a few kilobytes of gzip can unpack to gigabytes.
 """
 
 import asyncio
@@ -12,18 +12,19 @@ from starlette.types import Receive, Scope
 from service.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
 
 INLINE = 1 << 16
-"""Compressed bodies up to this size are unpacked on the event loop: a thread would cost more."""
+"""Bytes. Compressed bodies up to this size are unpacked on the event loop, because a thread would cost more."""
 
 _WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
 def request_headers(scope: Scope) -> dict[bytes, bytes]:
-    """Headers by lower-case name, as ASGI gives them; of a repeated one the last."""
+    """The value of each header by its lower-case name; the last one if a header is repeated."""
     return dict(scope["headers"])
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The body, unpacked. Raises `TooLargeError` as soon as the limit is known to be passed."""
+    """The body, unpacked. Raises `TooLargeError` as soon as it is known to exceed `limit` bytes, `ClientGoneError` if
+    the client leaves, `UnsupportedError` for another Content-Encoding, `BadRequestError` if it cannot be unpacked."""
     declared = headers.get(b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise TooLargeError(f"the body has {int(declared)} bytes, at most {limit} are taken")

@@ -1,6 +1,6 @@
-"""A PNG, JPEG or WebP body as the tensor that the model's manifest describes. Pillow is imported with the first image.
+"""Decodes a PNG, JPEG or WebP body to the tensor that the model's manifest describes.
 
-The header says how many pixels an image has before any is decoded, so one that would fill the memory is refused early.
+The image's header says how many pixels it has, so an image that would fill the memory is refused before it is decoded.
 """
 
 from io import BytesIO
@@ -16,8 +16,9 @@ FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 
 def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype: str, max_pixels: int) -> np.ndarray:
-    """One row, N, C, H, W. Raises `BadRequestError` if `body` is not the image that it claims to be, or too large."""
-    from PIL import Image  # noqa: PLC0415  # a service without images never pays for Pillow
+    """One image as N, C, H, W, with N = 1. Raises `BadRequestError` if `body` is not of `content_type`, or has more
+    than `max_pixels`."""
+    from PIL import Image  # noqa: PLC0415  # a service without images does not pay for Pillow
 
     kind = FORMATS[content_type]
     try:
@@ -27,7 +28,7 @@ def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype
                 pixels = decode_image(image, how)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRequestError(f"the image has more than the {max_pixels} pixels that are taken") from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them into
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise BadRequestError(f"the body cannot be read as {kind}: {first_line(error)}") from error
     if width * height > max_pixels:
         raise BadRequestError(f"the image has {width}x{height} pixels, at most {max_pixels} are taken")

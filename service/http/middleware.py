@@ -1,5 +1,5 @@
-"""What stands in front of the application by choice: CORS, traces, the access log. Nothing of it by default, for each
-costs a part of every request."""
+"""Optional middleware: CORS, traces, the access log. All are off by default, because each slows every request and turns
+off the fast path."""
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -9,8 +9,10 @@ from service.settings import Settings
 from service.telemetry import AccessLog
 
 
-def front(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """`app` behind what the settings ask for. Raises `BnfoldError` where that is not installed."""
+def add_middleware(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """`app` wrapped in the middleware that the settings ask for; `app` itself if they ask for none.
+
+    Raises `BnfoldError` if a package is missing."""
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
         app = CORSMiddleware(

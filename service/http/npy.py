@@ -1,6 +1,8 @@
-"""`.npy` bodies: numpy's own format, one array, never an object in it and nothing unpickled.
+"""Reads and writes `.npy` bodies: numpy's file format for one array. Arrays of objects are refused, so nothing is
+unpickled.
 
-The header says what follows, and is held against the length of the body before an array is made; that array is a view.
+The shape and type in the header are checked against the body's length before an array is made; the array is a view of
+the body.
 """
 
 from io import BytesIO
@@ -15,19 +17,19 @@ from service.protocol import NAMES, check_booleans, checked_shape
 
 CONTENT_TYPE = "application/x-npy"
 MAX_HEADER = 10_000
-"""Characters of the header, a Python literal that has to be evaluated."""
+"""Characters of the header, which is a Python literal that numpy evaluates."""
 
 _READERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def is_npy(content_type: str, body: bytes) -> bool:
-    """Whether the body is said to be an array, or begins like one without being said to be anything."""
+    """Whether the body is declared as an array, or has no declared type and begins like one."""
     octets = content_type in ("", "application/octet-stream")
     return content_type == CONTENT_TYPE or (octets and body.startswith(npy.MAGIC_PREFIX))
 
 
 def read_npy(name: str, body: bytes) -> np.ndarray:
-    """The array for the input `name`, in this machine's byte order and in C order."""
+    """The array for the input `name`, in this machine's byte order and in C order. Raises `BadRequestError`."""
     file = BytesIO(body)
     try:
         version = npy.read_magic(file)
@@ -37,7 +39,7 @@ def read_npy(name: str, body: bytes) -> np.ndarray:
         raise BadRequestError(f"the body is a .npy of version {version[0]}.{version[1]}; expected 1.0 or 2.0")
     try:
         shape, fortran, dtype = _READERS[version](file, max_header_size=MAX_HEADER)
-    except Exception as error:  # a literal may be whatever Python's parser makes of it
+    except Exception as error:  # evaluating the literal may raise many kinds of errors
         raise BadRequestError(f"the header of the .npy cannot be read: {first_line(error)}") from error
     native = dtype.newbyteorder("=")
     if native.hasobject or native not in NAMES:
@@ -64,13 +66,14 @@ def write_npy(array: np.ndarray) -> bytes:
 
 
 def check_npy(dtype: np.dtype[Any]) -> None:
-    """Raise `NotAcceptableError` for what the format has no name for."""
+    """Raise `NotAcceptableError` for a type that the format cannot name."""
     if dtype.kind in "OV":
         raise NotAcceptableError(f"{NAMES[dtype]} has no form in .npy; ask for JSON, or for binary tensors by infer")
 
 
 def wants_npy(accept: str, outputs: int) -> bool:
-    """Whether the answer is to be a .npy. Raises `NotAcceptableError` if it is to be nothing else and cannot."""
+    """Whether the client wants a .npy. Raises `NotAcceptableError` if it accepts nothing else and the model has several
+    outputs."""
     if "npy" not in accept.lower():
         return False
     kinds = [kind.split(";")[0].strip().lower() for kind in accept.split(",")]

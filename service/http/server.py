@@ -1,7 +1,8 @@
-"""uvicorn as this service runs it: a port that is ours before anything is loaded, and an end that loses no request.
+"""Runs uvicorn, and stops it without losing a request.
 
-On SIGTERM or SIGINT the service stops being ready and goes on serving for the grace time, closing each connection with
-its answer; then it lets nobody new in, answers those who are in, and leaves. A second signal means now.
+On SIGTERM or SIGINT the service stops being ready and goes on serving for the grace time, and closes each connection
+after its answer. Then it refuses new connections, answers the requests that it has, and exits with 0. A second signal
+ends it at once.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Protocol as Interface
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -27,18 +28,18 @@ from service.settings import Settings
 
 BACKLOG = 2048
 SETTLE_SECONDS = 0.2
-"""For connections that were being made when the door closed: a round trip, and the time to accept them."""
+"""For connections that were being made when the port began to refuse: a round trip, and the time to accept them."""
 NEW_SECONDS = 1.0
-"""How long a client that came in last may take to send its request."""
+"""How long a client that connected last may take to send its request."""
 FILES = 256
-"""Open beside the connections: models, libraries, a collector's own."""
+"""Files that are open beside the connections: models, libraries, sockets of a trace exporter."""
 TICK_SECONDS = 0.02
 TICKS_OF_SWEEP = 5
-"""uvicorn ticks ten times a second."""
+"""Connections are checked once in so many ticks; uvicorn ticks ten times a second."""
 
 
-class Beside(Interface):
-    """Another server in the same event loop."""
+class GrpcServer(Protocol):
+    """The gRPC server, which runs in the same event loop."""
 
     async def open(self) -> None:
         """Take the port."""
@@ -47,10 +48,10 @@ class Beside(Interface):
         """Serve. Returns the URL."""
 
     async def drain(self) -> None:
-        """Take nothing new, and return when all that was taken is answered."""
+        """Refuse new calls, and return when all accepted ones are answered."""
 
     async def stop(self) -> None:
-        """Now."""
+        """End at once."""
 
 
 def run_server(
@@ -59,11 +60,11 @@ def run_server(
     settings: Settings,
     *,
     fast_path: FastPath | None,
-    beside: Beside | None,
+    grpc: GrpcServer | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
 ) -> int:
-    """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `beside` runs as long.
+    """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `grpc` serves as long.
 
     `on_start` gets the URLs once they answer; `on_stop` is called at the signal.
     """
@@ -87,11 +88,11 @@ def run_server(
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
     )
-    server = Server(config, settings.grace_seconds, beside, on_start, on_stop)
+    server = Server(config, settings.grace_seconds, grpc, on_start, on_stop)
     try:
         _load(config, settings)
         server.run(sockets=[listener])
-    except OSError as error:  # two processes may bind an address, but only one of them may listen
+    except OSError as error:  # two processes can bind an address, but only one can listen
         raise cannot_bind(settings.host, settings.port, "--port", error) from error
     finally:
         listener.close()
@@ -99,7 +100,7 @@ def run_server(
 
 
 def _allow_files(wanted: int) -> None:
-    """Each connection is a file, and many systems start a process with room for a thousand."""
+    """Raise the limit of open files: each connection is one, and many systems allow a process a thousand."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -122,34 +123,34 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         grace: float,
-        beside: Beside | None,
+        grpc: GrpcServer | None,
         on_start: Callable[[str], None],
         on_stop: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._grace = grace
-        self._patience = config.timeout_graceful_shutdown or 0
-        self._beside = beside
+        self._stop_seconds = config.timeout_graceful_shutdown or 0
+        self._grpc = grpc
         self._on_start = on_start
         self._on_stop = on_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn's own would raise the signal again at the end, and the process would not exit with 0
+        # uvicorn's handler would raise the signal again at the end, and the process would not exit with 0
         self.force_exit = self.should_exit
         self.should_exit = True
         self._on_stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._beside is not None:
-            await self._beside.open()
+        if self._grpc is not None:
+            await self._grpc.open()
         await super().startup(sockets)
         urls = []
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             urls.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
-        if self._beside is not None:
-            urls.append(await self._beside.start())
+        if self._grpc is not None:
+            urls.append(await self._grpc.start())
         self._on_start(" and ".join(urls))
 
     async def on_tick(self, counter: int) -> bool:
@@ -164,20 +165,20 @@ class Server(uvicorn.Server):
         await self._wait(self._grace, lambda: True)
         for listener in sockets or ():
             refuse_new_connections(listener)
-        draining = None if self._beside is None else asyncio.create_task(self._beside.drain())
+        draining = None if self._grpc is None else asyncio.create_task(self._grpc.drain())
         await self._wait(SETTLE_SECONDS, self._hear)
-        # uvicorn closes connections without a request under way, and a new one has none only because it is new
+        # uvicorn closes idle connections, and would take one that has not sent its first request for idle
         await self._wait(NEW_SECONDS, lambda: self._hear() and any(c.cycle is None for c in self._connections()))
-        if self._beside is not None and draining is not None:
-            await self._wait(self._patience, lambda: not draining.done())
-            await self._beside.stop()
+        if self._grpc is not None and draining is not None:
+            await self._wait(self._stop_seconds, lambda: not draining.done())
+            await self._grpc.stop()
         await super().shutdown(sockets)
-        if self.force_exit:  # the interpreter's own end would abort over a run that goes on
+        if self.force_exit:  # a normal exit would abort the process if a run is not done
             logging.shutdown()
             os._exit(0)
 
     async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:
-        """Serve on for `seconds`, while it is needed and nobody says now."""
+        """Go on serving for `seconds`, or until `needed` is false or a second signal comes."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self.force_exit and needed():
             await asyncio.sleep(min(TICK_SECONDS, left))

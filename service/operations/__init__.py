@@ -1,4 +1,4 @@
-"""What both transports answer, without either: inference, metadata, load and unload."""
+"""What HTTP and gRPC have in common: inference through the queue, metadata, load and unload."""
 
 from service.operations.control import authorize, refuse_files
 from service.operations.describe import EXTENSIONS, model_metadata, package_version

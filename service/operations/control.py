@@ -1,4 +1,4 @@
-"""Loading and unloading of models, as both transports offer it: who may, and what is refused."""
+"""Loading and unloading models, for HTTP and gRPC: who may do it, and which parameters are refused."""
 
 from service.access import Access
 from service.errors import BadRequestError, ForbiddenError
@@ -8,7 +8,7 @@ from service.settings import Settings
 
 
 def authorize(settings: Settings, access: Access, headers: Headers) -> None:
-    """Raises what `Access.check_admin` does, and `ForbiddenError` where nothing is changed by calls."""
+    """Raises what `Access.check_admin` raises, and `ForbiddenError` unless `repository_control` is `explicit`."""
     if settings.repository_control != "explicit":
         raise ForbiddenError(
             f"load and unload are off: repository_control is {settings.repository_control}; "
@@ -18,6 +18,7 @@ def authorize(settings: Settings, access: Access, headers: Headers) -> None:
 
 
 def refuse_files(parameters: Parameters) -> None:
+    """Raises `BadRequestError` for the parameters by which Triton takes a model's files and configuration."""
     if any(name.startswith("file:") for name in parameters):
         raise BadRequestError("files are not taken here; publish the version into the repository, then load the model")
     if "config" in parameters:

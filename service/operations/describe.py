@@ -1,4 +1,4 @@
-"""What the protocol tells of the server and its models: metadata and configuration, for both transports."""
+"""The protocol's metadata of the server and its models, for HTTP and gRPC."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,7 +15,7 @@ EXTENSIONS = [
     "schedule_policy",
     "statistics",
 ]
-"""Of the protocol's extensions those that work here in full."""
+"""The protocol's extensions that are supported in full."""
 
 
 def package_version() -> str:

@@ -1,4 +1,4 @@
-"""The way of a checked request through the model's queue, for both transports."""
+"""Takes a checked request through the model's queue, for HTTP and gRPC."""
 
 import asyncio
 import logging
@@ -17,14 +17,14 @@ from service.repository import Model
 GONE = "the client left while its request was queued"
 Finish = Callable[[Outcome], None]
 WITHDRAW = "bnfold.withdraw"
-"""Under this key of `scope["state"]` a queued request leaves what to call when its client goes; the server calls it."""
+"""Key of `scope["state"]`. A queued request stores here what the server calls if the client leaves."""
 
 
 log = logging.getLogger("bnfold")
 
 
 class Waiting(Protocol):
-    """Who waits for an answer, as far as the queue has to know it."""
+    """A request on the fast path that waits for its outcome."""
 
     withdraw: Callable[[], object] | None
     """Takes the request out of the queue, where it is in one."""
@@ -35,13 +35,13 @@ class Waiting(Protocol):
 
 
 class Reply:
-    """The result of an exchange's request: `finish` sends what comes here."""
+    """Where the batcher puts the outcome of a request on the fast path: it goes to `finish` at once."""
 
     __slots__ = ("_done", "_finish", "_model", "ticket")
 
     def __init__(self, model: Model, finish: Finish) -> None:
         self.ticket: Ticket | None = None
-        """While it waits."""
+        """The request in the queue; None once it has its outcome."""
         self._done = False
         self._model = model
         self._finish = finish
@@ -53,7 +53,7 @@ class Reply:
         self._done, self.ticket = True, None
         try:
             self._finish(outputs)
-        except Exception as error:  # a batch has others to answer
+        except Exception as error:  # the other requests of the batch still get their answers
             log.error("an answer could not be sent", exc_info=error)
 
     set_exception = set_result
@@ -72,7 +72,11 @@ def hand_in(
     priority: int = 0,
     timeout: float | None = None,
 ) -> None:
-    """Give a checked request to the model's queue; `finish` gets its outcome, perhaps at once."""
+    """Give a checked request to the model's queue. `finish` gets the outcome, possibly before this returns.
+
+    Priority 1 is the highest and 0 is the default; `timeout` (seconds) can only shorten the configured wait. Raises
+    `BusyError` if the queue is full, `DeadlineError` if the wait would be too long.
+    """
     reply = Reply(model, finish)
     lane = model.session.signature.lane(inputs)
     ticket = model.batcher.submit(
@@ -84,7 +88,7 @@ def hand_in(
 
 
 def outputs_of(model: Model, inputs: Arrays, rows: int, outcome: Outcome) -> Arrays:
-    """The outputs, of which watching may take a look. Raises `ServiceError` where the run failed."""
+    """The outputs of a run, which are also offered to the shadow check. Raises `ServiceError` if the run failed."""
     if isinstance(outcome, Exception):
         raise _failed_run(model, outcome)
     if model.observer is not None:
@@ -95,9 +99,9 @@ def outputs_of(model: Model, inputs: Arrays, rows: int, outcome: Outcome) -> Arr
 async def compute(
     model: Model, inputs: Arrays, rows: int, scope: Scope, priority: int = 0, timeout: float | None = None
 ) -> Arrays:
-    """Outputs of a checked request, through the model's queue. Leaves the queue when the client goes.
+    """The outputs of a checked request, by ASGI or gRPC. The request leaves the queue if the client leaves.
 
-    Of priorities 1 comes first and 0 is the default; `timeout` (seconds) may only shorten the configured wait.
+    Raises `ServiceError` where `hand_in` does, and if the run failed.
     """
     lane = model.session.signature.lane(inputs)
     result: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
@@ -113,7 +117,7 @@ async def compute(
 
 
 def _failed_run(model: Model, error: Exception) -> ServiceError:
-    """What a client is told; ONNX Runtime's exceptions share no base class but Exception."""
+    """The error for the client. ONNX Runtime's exceptions have no common base class but Exception."""
     if isinstance(error, ServiceError):
         return error
     return ComputeError(f"model {model}: the run failed: {first_line(error)}")

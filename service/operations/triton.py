@@ -1,7 +1,7 @@
-"""Triton's ModelConfig of a version as it serves here, with the numbers of this service's settings.
+"""Triton's ModelConfig of a version, as it serves here with this service's settings.
 
-What `config.pbtxt` says of the tensors comes from the same function. Field names are those of the protobuf message, so
-that protobuf's parser reads the JSON as well.
+The tensors are described by the function that also writes `config.pbtxt`. Field names are those of the protobuf
+message, so that protobuf's parser can read the JSON.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def _policy(policy: VersionPolicy) -> dict[str, Any]:
 
 
 def _batching(settings: Settings, sizes: Sequence[int]) -> dict[str, Any]:
-    """Without `sizes` none is preferred: whatever has queued meanwhile is the next batch."""
+    """Without `sizes` no size is preferred: the next batch is whatever is in the queue."""
     return {
         "preferred_batch_size": list(sizes),
         "max_queue_delay_microseconds": round(settings.max_queue_delay_seconds * 1e6),

@@ -1,4 +1,4 @@
-"""What the service tells of itself: metrics, logs, traces."""
+"""Metrics, logs and traces of the service."""
 
 from service.telemetry.logs import AccessLog, Identity, access_log, configure_logging, identity
 from service.telemetry.metrics import Metrics

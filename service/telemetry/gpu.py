@@ -1,4 +1,4 @@
-"""Memory and utilisation of the GPUs that serve, as the driver's own library tells (NVML, by nvidia-ml-py)."""
+"""Memory and utilisation of the GPUs that serve, read from the driver's library (NVML, by nvidia-ml-py)."""
 
 import logging
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ log = logging.getLogger("bnfold")
 
 
 class GpuCollector:
-    """Asked for every scrape. Gives nothing where no model is on a GPU, or where NVML cannot be had: that is no reason
-    not to serve."""
+    """Collects for every scrape. Without a model on a GPU, or without NVML, there are no such metrics, and the service
+    serves all the same."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
@@ -33,13 +33,13 @@ class GpuCollector:
         try:
             nvml = self._open()
             for number in sorted(numbers):
-                # NVML counts all devices of the machine, CUDA those that are visible: the bus tells which is which
+                # NVML numbers all devices of the machine, CUDA the visible ones, so devices are matched by PCI address
                 handle = nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id(number))
                 memory = nvml.nvmlDeviceGetMemoryInfo(handle)
                 used.add_metric((str(number),), memory.used)
                 total.add_metric((str(number),), memory.total)
                 busy.add_metric((str(number),), nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
-        except Exception as error:  # NVML's own class, or whatever a broken driver leads to
+        except Exception as error:  # NVML's own class, or others if the driver is broken
             self._failed = True
             log.warning("bnfold: no GPU metrics: %s", error)
             return

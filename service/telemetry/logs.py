@@ -1,7 +1,7 @@
-"""Lines for people or for machines, on stderr: what the service says of itself and, if it shall, of each request.
+"""The log on stderr, as text or as JSON, and the access log with a line for each request.
 
-A request is known by its `X-Request-Id`, by the trace of its `traceparent` (W3C Trace Context), or by a number that it
-is given here. What is in tensors, tokens or bodies never stands in a line.
+A request is identified by its `X-Request-Id`, by the trace of its `traceparent` (W3C Trace Context), or by a random
+number that it gets here. The content of tensors, tokens and bodies is never logged.
 """
 
 import logging
@@ -31,7 +31,7 @@ _current: ContextVar[Identity | None] = ContextVar("request", default=None)
 
 
 class _Lines(logging.Formatter):
-    """As a person reads them: the message, and for a failure how it came about."""
+    """Text: the message, and the traceback of a failure."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -61,7 +61,7 @@ def _identity(record: logging.LogRecord) -> Identity:
 
 
 def configure_logging(form: LogFormat) -> None:
-    """Send what the service, uvicorn and gRPC log to stderr, in this form."""
+    """Send the logs of the service, uvicorn and gRPC to stderr in this form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Objects() if form == "json" else _Lines())
     for name in ("bnfold", "uvicorn.error", "grpc"):
@@ -72,7 +72,7 @@ def configure_logging(form: LogFormat) -> None:
 
 
 def identity(headers: Iterable[tuple[bytes, bytes]]) -> Identity:
-    """By what a request is known. Of its headers only what is well formed is repeated."""
+    """What identifies a request with these headers. A header is used only if it is well formed."""
     found: Identity = {}
     for name, value in headers:
         if name == REQUEST_ID and ID.fullmatch(text := value.decode("latin-1")):
@@ -84,7 +84,7 @@ def identity(headers: Iterable[tuple[bytes, bytes]]) -> Identity:
 
 
 class AccessLog:
-    """A line for each answered request, which carries its `X-Request-Id` back to the client."""
+    """Middleware that logs a line for each answered request, and returns its `X-Request-Id` to the client."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -95,7 +95,7 @@ class AccessLog:
             return
         known = identity(scope["headers"])
         token = _current.set(known)
-        began, status, size = time.perf_counter(), 499, 0  # nobody was left to be answered, unless it comes otherwise
+        began, status, size = time.perf_counter(), 499, 0  # 499 stays if the client leaves before the answer
 
         async def answer(message: Message) -> None:
             nonlocal status, size

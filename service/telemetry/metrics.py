@@ -1,7 +1,7 @@
-"""What Prometheus is told: plain numbers that only the event loop changes, turned into metric families when scraped.
+"""Metrics for Prometheus: plain numbers that only the event loop changes, turned into metric families at each scrape.
 
-A request then pays a few additions, not a dozen locks. Model names come from the repository, never from a request's
-path, so nobody can grow the list of labels from outside.
+A request then costs a few additions instead of a dozen locks. Model names are taken from the repository, never from a
+request's path, so clients cannot add labels.
 """
 
 import time
@@ -26,10 +26,10 @@ from service.telemetry.statistics import ModelStatistics
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 TOGETHER = 64
-"""Batches that are counted at once, unless somebody asks before."""
+"""Batches that are counted together, unless a scrape comes before."""
 
 Labels = tuple[str, str]
-"""Model and version; empty where a request named none that exists."""
+"""Model and version; both empty if a request named none that exists."""
 NO_MODEL: Labels = ("", "")
 CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
@@ -57,7 +57,7 @@ class _OfModel:
     compute_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     _uncounted: list[tuple[float, BatchStats]] = field(default_factory=list)
-    """Batches, and when they ended: counting many at once costs each of them less."""
+    """Batches, and when they ended. Counting many together costs less for each."""
 
     def add(self, stats: BatchStats) -> None:
         self._uncounted.append((time.time(), stats))
@@ -65,7 +65,7 @@ class _OfModel:
             self.count()
 
     def count(self) -> "_OfModel":
-        """Itself, with all that it was told."""
+        """Count the batches that were added. Returns itself."""
         for ended, stats in self._uncounted:
             self.statistics.add(stats, ended)
             self.rows += stats.rows
@@ -79,7 +79,7 @@ class _OfModel:
 
 @dataclass
 class Counted:
-    """One request of which it is not yet known how it ends."""
+    """A request that is being counted."""
 
     model: Model | None = None
 
@@ -98,13 +98,13 @@ class Metrics:
         self._registry.register(GpuCollector(repository))
         ProcessCollector(registry=self._registry)
 
-    def watch(self, model: Model) -> None:
+    def track(self, model: Model) -> None:
         """Count the batches of `model` from now on."""
         counts = self._models.setdefault(_labels(model), _OfModel())
         model.batcher.on_batch = counts.add
 
     def forget(self, model: Model) -> None:
-        """Leave out from now on what a version counted that has left, unless it has come again."""
+        """Drop the counters of a version that was retired, unless it has been loaded again."""
         key = (model.name, model.version)
         if self._repository.serves(*key):
             return
@@ -114,7 +114,7 @@ class Metrics:
                 del counts[labels]
 
     def statistics(self, model: Model) -> dict[str, Any]:
-        """What the statistics extension tells of a version."""
+        """The statistics of a version, in the form of the statistics extension."""
         counts = self._models.setdefault(_labels(model), _OfModel()).count()
         return counts.statistics.to_dict(model.name, model.version)
 
@@ -128,7 +128,7 @@ class Metrics:
 
     @contextmanager
     def counting(self, route: str) -> Iterator[Counted]:
-        """Count what the block does as one request of `route`; the block names the model once it knows it."""
+        """Count the block as one request of `route`. The block sets `Counted.model` once it knows the model."""
         counted = Counted()
         try:
             yield counted
@@ -185,10 +185,10 @@ class Metrics:
         )
         yield self._histogram("bnfold_compute_seconds", "Time to run one batch", lambda counts: counts.compute_seconds)
         yield from self._of_verdicts()
-        yield from self._of_watching()
+        yield from self._of_shadow_checks()
 
     def _of_repository(self) -> Iterator[Metric]:
-        """Without names, for a counter of what has left must stay."""
+        """Without model names, because these counters must outlive the models."""
         repository = self._repository
         states = Counter({"READY": 0, "LOADING": 0, "UNLOADING": 0, "UNAVAILABLE": 0})
         states.update(entry.state for entry in repository.entries())
@@ -230,7 +230,7 @@ class Metrics:
         return family
 
     def _of_verdicts(self) -> Iterator[Metric]:
-        """Nothing before the first check: a model that was never checked here is neither equivalent nor not."""
+        """No value before the first check: a model that was never checked here is neither equivalent nor not."""
         proofs = [(_labels(model), model.proof) for model in self._repository.ready() if model.proof is not None]
         labels = ["model", "version"]
         equivalent = [(key, float(bool(proof.verdict["equivalent"]))) for key, proof in proofs]
@@ -248,13 +248,13 @@ class Metrics:
             ]
             yield _gauge(name, text, [*labels, "output"], values)
 
-    def _of_watching(self) -> Iterator[Metric]:
-        """The share of every model, 0 where none is watched; the rest for those that are."""
+    def _of_shadow_checks(self) -> Iterator[Metric]:
+        """The share of every model, which is 0 without a shadow check; the rest for models that have one."""
         models = self._repository.ready()
         labels = ["model", "version"]
         shares = [(_labels(model), model.observer.share if model.observer else 0.0) for model in models]
         yield _gauge("bnfold_shadow_share", "Share of the answers that is held against the reference", labels, shares)
-        watched = [(_labels(model), model.observer) for model in models if model.observer is not None]
+        observers = [(_labels(model), model.observer) for model in models if model.observer is not None]
         rows = CounterMetricFamily("bnfold_shadow_rows", "Rows held against the reference", labels=labels)
         wrong = CounterMetricFamily(
             "bnfold_shadow_disagreements",
@@ -264,14 +264,14 @@ class Metrics:
         drops = CounterMetricFamily(
             "bnfold_shadow_drops", "Answers that were drawn and not compared", labels=[*labels, "reason"]
         )
-        for key, found in watched:
-            rows.add_metric(key, found.rows)
-            for kind, count in found.disagreements.items():
+        for key, observer in observers:
+            rows.add_metric(key, observer.rows)
+            for kind, count in observer.disagreements.items():
                 wrong.add_metric((*key, kind), count)
-            for reason, count in found.drops.items():
+            for reason, count in observer.drops.items():
                 drops.add_metric((*key, reason), count)
         yield from (rows, wrong, drops)
-        ratios = [(key, found.error_ratio) for key, found in watched]
+        ratios = [(key, observer.error_ratio) for key, observer in observers]
         yield _gauge("bnfold_shadow_error_ratio", "Largest error of an answer over its limit", labels, ratios)
 
 

@@ -1,7 +1,7 @@
-"""The statistics extension: what has been inferred since the start, counted for each version of a model.
+"""The statistics extension: requests, rows, batches and their times since the start, for each version of a model.
 
-Plain numbers that only the event loop changes, once for each batch. As in Triton, a request is charged the whole time
-of the batch that it was in.
+Plain numbers that only the event loop changes, once for each batch. As in Triton, each request counts the whole time of
+its batch.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ NOTHING = {"count": 0, "ns": 0}
 
 
 class Steps:
-    """Seconds of the steps of runs: merging inputs, the run itself, splitting outputs; and how often they count."""
+    """Seconds that merging inputs, running and splitting outputs took, and how often they count."""
 
     __slots__ = ("count", "inference", "merging", "splitting")
 
@@ -47,13 +47,13 @@ class ModelStatistics:
         self._batches: dict[int, Steps] = {}
 
     def add(self, stats: BatchStats, ended: float) -> None:
-        """Count one batch, which ended then (seconds since 1970).
+        """Count one batch, which ended at `ended` (seconds since 1970).
 
-        A request that was cut into parts counts with the first of them, and fails at most once; the rows of those that
-        fail are not told apart from the others', so they count by their share of the requests.
+        A request that was cut into parts counts with its first part, and fails at most once. Which rows belong to
+        failed requests is not known, so rows count by the share of requests that succeeded.
         """
         requests, failed = len(stats.queued), stats.failures
-        charged = requests or 1  # parts after the first are charged to nobody else
+        charged = requests or 1  # a batch of later parts still counts once
         waited = sum(stats.queued)
         whole = waited + charged * stats.compute
         self._last = ended
@@ -80,8 +80,7 @@ class ModelStatistics:
         steps.add(stats, 1, 1)
 
     def to_dict(self, name: str, version: str) -> dict[str, Any]:
-        """Field names are those of the protocol's ModelStatistics message. Nothing is ever answered from a cache, which
-        perf_analyzer wants to be told."""
+        """The protocol's ModelStatistics message. No answer is cached; perf_analyzer needs the fields of the cache."""
         return {
             "name": name,
             "version": version,

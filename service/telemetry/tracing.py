@@ -1,5 +1,5 @@
-"""Traces by OpenTelemetry, where `bnfold[otel]` is installed and asked for: a span for each request, a child of the
-client's trace, exported as the standard OTEL_… variables say."""
+"""Traces by OpenTelemetry, with `bnfold[otel]` and the setting `tracing`: a span for each request, in the client's
+trace, exported as the standard OTEL_… variables say."""
 
 import os
 
@@ -9,7 +9,7 @@ from fold.errors import BnfoldError
 
 
 def traced(app: ASGIApp) -> ASGIApp:
-    """`app` with a span around each request. Raises `BnfoldError` where OpenTelemetry is not installed."""
+    """`app` with a span around each request. Raises `BnfoldError` if OpenTelemetry is not installed."""
     try:
         from opentelemetry import trace  # noqa: PLC0415  # an extra
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What answers which path."""
+"""The endpoints and routes: what answers each path."""
 
 from service.http.routes.control import control_routes
 from service.http.routes.docs import render_docs

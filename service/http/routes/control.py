@@ -1,7 +1,7 @@
-"""`POST /v2/repository/models/{name}/load` and `/unload`: the protocol's way to change what serves.
+"""`POST /v2/repository/models/{name}/load` and `/unload`: the protocol's model repository extension.
 
-Off unless the setting `repository_control` is `explicit`, and only with an admin's token. A load that fails is answered
-with 400 and the reason, as Triton does; what served before serves on.
+Off unless the setting `repository_control` is `explicit`; needs an admin's token. A load that fails is answered with
+400 and the reason, as in Triton, and what served before goes on serving.
 """
 
 from typing import Any
@@ -46,7 +46,9 @@ def control_routes(settings: Settings, repository: Repository, metrics: Metrics,
     async def unload(name: str, request: Request) -> Response:
         """Answer what was accepted, then let all versions go; needs an admin's token."""
         with metrics.counting("unload"):
-            flag(await parameters(request), "unload_dependents", default=False)  # no model here depends on another
+            flag(
+                await parameters(request), "unload_dependents", default=False
+            )  # checked only: no model depends on another
             await repository.unload_model(name)
             return Response()
 

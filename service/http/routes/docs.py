@@ -1,6 +1,6 @@
-"""The page for people at `/docs`: every path of the OpenAPI document, each with a command to try.
+"""The page at `/docs`: every path of the OpenAPI document, each with a command to try.
 
-Rendered here, as the framework's own page loads its scripts from elsewhere, and a service has no way there.
+Rendered here because FastAPI's own page loads its scripts from the internet, which a service may not reach.
 """
 
 import json
@@ -20,7 +20,7 @@ GROUPS = {
 
 
 def render_docs(document: dict[str, Any], repository: Repository, base_url: str) -> str:
-    """`document` is the application's OpenAPI document."""
+    """The page as HTML. `document` is the application's OpenAPI document."""
     models = repository.ready()
     model = next((model for model in models if _infer_body(model)), next(iter(models), None))
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in GROUPS}
@@ -52,7 +52,7 @@ def _operation(method: str, path: str, operation: dict[str, Any], model: Model |
 
 
 def _example(path: str, model: Model | None) -> Any:
-    """A body that the path takes; None where none is needed, or where a row cannot be written in a line."""
+    """A body that the path takes; None where none is needed, or where no example can be given."""
     match path.rpartition("/")[2]:
         case "infer" if model is not None:
             return _infer_body(model)

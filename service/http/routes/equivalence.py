@@ -1,7 +1,8 @@
-"""The proof over HTTP: is the graph that serves, on this device and in this session, still the model that was trained?
+"""The proof over HTTP: whether the served graph, on this device and in this session, computes what the unfolded model
+computes.
 
-Checks run on a thread of their own beside the batches, one at a time; a few may wait, more are told to come back. One
-whose client left or whose time is up ends before its next batch of rows.
+Checks run one at a time on a thread of their own, beside the batches; a few may wait, and more are refused with 429. A
+check whose client has left, or whose time is up, ends before its next batch of rows.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 MAX_WAITING = 4
-"""Checks that may be under way or wait at one time."""
+"""Checks that may run or wait at one time."""
 MAX_SEED = (1 << 32) - 1
 EXPECTED = '{"samples": n, "seed": s, "parts": [...]}, tensors as in infer, or an empty body'
 
@@ -55,7 +56,7 @@ Result = asyncio.Future[dict[str, Any]]
 
 
 class Equivalence:
-    """The thread that proves."""
+    """The thread that checks, and the checks that wait for it."""
 
     def __init__(self, settings: Settings, references: References) -> None:
         self._settings = settings
@@ -64,7 +65,10 @@ class Equivalence:
         self._under_way = 0
 
     async def check(self, model: Model, asked: Asked, request: Request) -> dict[str, Any]:
-        """The verdict as JSON; remembered as the model's last proof."""
+        """The verdict as JSON, which is also kept as the model's last proof.
+
+        Raises `BusyError` if too many checks wait, `OverdueError` after `equivalence_seconds`, `ClientGoneError` if the
+        client leaves, `ComputeError` if the check fails."""
         if self._under_way >= MAX_WAITING:
             raise BusyError(
                 f"{self._under_way} equivalence checks are under way and one runs at a time; try again later"
@@ -82,7 +86,7 @@ class Equivalence:
             verdict = await result
         finally:
             timer.cancel()
-            result.cancel()  # where the task was cancelled, and nobody waits any more
+            result.cancel()  # ends the check if this task was cancelled
         model.proof = Proof(verdict, time.time())
         return verdict
 
@@ -101,7 +105,7 @@ class Equivalence:
             result.set_result(outcome)
 
     def _prove(self, model: Model, asked: Asked, result: Result) -> dict[str, Any]:
-        """On the worker's thread. Raises what `_finish` turns into the answer."""
+        """Runs on the worker's thread. `_finish` turns what it raises into the answer."""
 
         def halt() -> None:
             if result.done():
@@ -139,7 +143,7 @@ def equivalence_routes(
 
 
 def _read(body: bytes, length_header: bytes | None, model: Model, settings: Settings) -> Asked:
-    """Tensors come as in infer, with `parts` and `search_seconds` beside `inputs` in the JSON."""
+    """What the body asks for. Tensors are sent as in infer, with `parts` and `search_seconds` beside `inputs`."""
     samples = min(DEFAULT_SAMPLES, settings.max_samples)
     if not body:
         return Asked(samples=samples)

@@ -1,4 +1,4 @@
-"""The part of the OpenAPI document that the framework cannot write: of the paths that run in front of it."""
+"""The OpenAPI document of infer and predict, which FastAPI does not see."""
 
 from typing import Any
 

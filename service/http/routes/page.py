@@ -1,7 +1,6 @@
-"""The page for people at `/`: which models serve, what they take, what was folded, and how they were proven.
+"""The page at `/`: which models serve, what they take, what was folded, and what was proven.
 
-Self-contained on purpose: no script, no font and no style comes from anywhere else. Jinja is imported with the first
-visit.
+It is self-contained: no script, font or style is loaded from elsewhere. Jinja is imported at the first visit.
 """
 
 import json
@@ -31,7 +30,7 @@ HEADERS = {
 
 
 class Page(HTMLResponse):
-    """A page that loads nothing from anywhere, runs nothing, and stands in no other page's frame."""
+    """A page that loads nothing, runs no script, and is shown in no other page's frame."""
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
         super().init_headers({**HEADERS, **(headers or {})})
@@ -49,7 +48,7 @@ def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
 
 @cache
 def template(name: str) -> "Template":
-    import jinja2  # noqa: PLC0415  # most processes are never visited
+    import jinja2  # noqa: PLC0415  # most services show no page
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
@@ -72,14 +71,14 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "verdict": model.proof.verdict if model.proof else manifest.verdict,
         "checked": when + tried,
         "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
-        "watched": model.observer,
+        "shadow": model.observer,
         "images": manifest.preprocessing is not None,
         "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
     }
 
 
 def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
-    """The certificate's parts that were made, and whether each holds."""
+    """Name of each part of the certificate that was computed, and whether it holds."""
     parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
     if "outputs" in verdict:
         parts.append(("run time", all(output["equivalent"] for output in verdict["outputs"])))
@@ -94,13 +93,13 @@ def _tensor(spec: TensorSpec) -> dict[str, str]:
 
 
 def example_row(manifest: Manifest) -> Any:
-    """An instance that the model takes, as far as the manifest tells."""
+    """An instance for `:predict`, made from the manifest."""
     values = {spec.name: example_value(spec, batched=manifest.batched) for spec in manifest.inputs}
     return values if len(values) > 1 else next(iter(values.values()), None)
 
 
 def example_value(spec: TensorSpec, *, batched: bool) -> Any:
-    """A row of one input; no more than a sign of it where it would be too long to read."""
+    """A row of one input; an ellipsis if the row is too long to read."""
     value: Any = {"b": False, "O": "text"}.get(DTYPES[spec.datatype].kind, 0)
     for size in reversed(spec.shape[1:] if batched else spec.shape):
         value = [value] * max(size, 1)

@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 from support import ROOT
 from support.serving import Service, start
 
-PROTO = ROOT / "service" / "rpc" / "inference.proto"
+PROTO = ROOT / "service" / "grpc" / "inference.proto"
 SERVICE = "inference.GRPCInferenceService"
 LONG = 1500.0
 """What `slow` computes for about a second."""
