@@ -174,7 +174,7 @@ def test_a_taken_port_is_one_clear_line(repository: Path, service: Service) -> N
 
 def test_messages_of_others_in_the_same_process(repository: Path) -> None:
     """The client's module and ours use the same names."""
-    code = "import tritonclient.grpc, service.rpc.server, tritonclient.grpc.aio; print('both')"
+    code = "import tritonclient.grpc, service.grpc.server, tritonclient.grpc.aio; print('both')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "both"
 

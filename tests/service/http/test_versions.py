@@ -19,6 +19,6 @@ def test_the_installed_version_is_one_that_the_connection_class_was_tested_with(
     allowed = REQUIREMENTS[name].specifier
     assert {each.operator for each in allowed} == {">=", "<"}
     assert version(name) in allowed, (
-        f"{name} {version(name)} is installed, {name}{allowed} is expected: run tests/service/http and test_lifecycle.py "
-        "with it, then move the bound in pyproject.toml"
+        f"{name} {version(name)} is installed, {name}{allowed} is expected: run tests/service/http "
+        "and test_lifecycle.py with it, then move the bound in pyproject.toml"
     )
