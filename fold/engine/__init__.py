@@ -1,4 +1,4 @@
-"""Folding: which BatchNorms vanish, into which weights, and why the others stay. Arithmetic and graphs only."""
+"""Folding: which BatchNorms are removed, into which weights, and why the others stay. Only arithmetic and graphs."""
 
 from fold.engine.affine import Array, Gauge
 from fold.engine.fold import batchnorm_nodes, fold_graph, fold_model

@@ -1,9 +1,10 @@
 """The arithmetic of folding, in float64 and numpy only; nothing here knows a graph.
 
-A BatchNorm in eval mode is `v = s*u + t` for each channel (`batchnorm`). A tensor `x` is carried as `p*x + q`, its
-gauge. A node that reads a gauged tensor `h` sees `x = a*h + b` with `a = 1/p` and `b = -q/p` (`Reading`), and a node
-that writes must deliver `p*y + q` (`Gauge`). The functions below give the parameters with which a linear node computes,
-from a gauged input, the gauged output. They hold for every sign of `p` and for `p = 0` on the writing side.
+A BatchNorm in eval mode is `v = s*u + t` for each channel (`batchnorm`). The folded graph carries a tensor `x` as
+`h = p*x + q`; the pair (p, q) is the tensor's gauge. A node that reads `h` recovers `x = a*h + b` with `a = 1/p` and
+`b = -q/p` (`Reading`). A node that writes `y` must write `p*y + q` (`Gauge`). The functions below compute the
+parameters of a linear node whose input and output have given gauges. They hold for every sign of `p`, and for `p = 0`
+on the output.
 
 Shapes: I input channels, O output channels, g groups, k the kernel's spatial sizes.
 """
@@ -19,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 class Gauge(NamedTuple):
-    """What a tensor is carried as: `p*x + q` for each channel; `p` and `q` have shape [channels]."""
+    """The folded graph carries a tensor `x` as `p*x + q` for each channel; `p` and `q` have shape [channels]."""
 
     p: Array
     q: Array
@@ -29,15 +30,15 @@ class Gauge(NamedTuple):
         return bool((self.p == 1).all() and (self.q == 0).all())
 
     def reading(self) -> "Reading":
-        """How a node sees a tensor of this gauge; `p` must not be 0.
+        """How a node recovers a tensor of this gauge; `p` must not be 0.
 
-        An infinite `p` tells that the tensor is the constant `-q` there, and that what is carried means nothing.
+        Where `p` is infinite, the tensor is the constant `-q`, and the carried numbers have no meaning.
         """
         return Reading(1 / self.p, np.where(np.isinf(self.p), -self.q, -self.q / self.p))
 
 
 class Reading(NamedTuple):
-    """What a node that reads the gauged tensor `h` takes for the tensor itself: `a*h + b`, each of shape [channels]."""
+    """A node that reads the carried tensor `h` recovers the tensor as `a*h + b`; `a` and `b` have shape [channels]."""
 
     a: Array
     b: Array
@@ -59,15 +60,15 @@ def batchnorm(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: 
 def batchnorm_parameters(
     s: Array, t: Array, mean: Array, variance: Array, epsilon: float, reading: Reading, gauge: Gauge
 ) -> tuple[Array, Array, Array]:
-    """Gamma, beta and mean, [C] each, of a BatchNorm that stays between two gauged tensors, with its variance.
+    """New gamma, beta and mean, [C] each, of a BatchNorm that is kept between two gauged tensors. Its variance stays.
 
-    The mean is carried as the tensor is: left where it was, it would be many times what a tensor of small scale holds,
-    and beta would have to cancel it. A void reading (`a = 0`) has no mean of its own.
+    The mean moves with the input's gauge. An unchanged mean could be much larger than the carried tensor, and beta
+    would have to cancel it. Where the reading is constant (`a = 0`), the mean stays.
     """
-    void = reading.a == 0
-    carried = np.where(void, mean, np.divide(mean - reading.b, reading.a, where=~void, out=np.zeros_like(mean)))
+    constant = reading.a == 0
+    carried = np.where(constant, mean, np.divide(mean - reading.b, reading.a, where=~constant, out=np.zeros_like(mean)))
     scale = gauge.p * s * reading.a
-    shift = gauge.p * (s * np.where(void, reading.b, mean) + t) + gauge.q
+    shift = gauge.p * (s * np.where(constant, reading.b, mean) + t) + gauge.q
     return scale * np.sqrt(variance + epsilon), shift, carried
 
 
@@ -80,7 +81,7 @@ def conv(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge)
     """
     per_group = W.shape[0] // groups
 
-    def spread(x: Array) -> Array:  # [I] -> [O, I/g]: what output channel o reads
+    def spread(x: Array) -> Array:  # [I] -> [O, I/g]: the input channels that output channel o reads
         return np.repeat(x.reshape(groups, -1), per_group, axis=0)
 
     spatial = (1,) * (W.ndim - 2)
@@ -92,7 +93,7 @@ def conv(W: Array, B: Array | None, groups: int, reading: Reading, gauge: Gauge)
 
 
 def shift_per_tap(W: Array, groups: int, b: Array, p: Array) -> Array:
-    """What each tap of a convolution's kernel adds to its output of scale `p`, [O], for a shift `b`, [I], of its input.
+    """How much each tap of a kernel adds to the output, of scale `p`, [O], if the input is shifted by `b`, [I].
 
     `W` is [O, I/g, *k], the result is [O, *k]: `V[o, tap] = p[o] sum_i W[o, i, tap] b[i]`.
     """
@@ -103,16 +104,16 @@ def shift_per_tap(W: Array, groups: int, b: Array, p: Array) -> Array:
 
 
 def shift_per_tap_transposed(W: Array, groups: int, b: Array, p: Array) -> Array:
-    """The same of a transposed convolution, whose `W` is [I, O/g, *k]: [O, *k]."""
+    """As `shift_per_tap`, for a transposed convolution: `W` is [I, O/g, *k], the result [O, *k]."""
     products = (W * b.reshape(-1, *(1,) * (W.ndim - 1))).reshape(groups, -1, *W.shape[1:])
     V: Array = products.sum(axis=1).reshape(-1, *W.shape[2:])
     return V * p.reshape(-1, *(1,) * (W.ndim - 2))
 
 
 def border_map(V: Array, reached: Sequence[NDArray[np.bool_]]) -> Array:
-    """What a shifted input adds at each output position, [1, O, *out]: taps that fall on padding add nothing.
+    """How much a shifted input adds at each output position, [1, O, *out]. Taps that fall on padding add nothing.
 
-    `V` is [O, *k]; `reached[axis]`, [out, k], tells which taps of an axis read the input at which output position.
+    `V` is [O, *k]. `reached[axis]`, [out, k], is true where a tap reads the input, not padding, at an output position.
     """
     M = V
     for taps in reached:
@@ -124,8 +125,8 @@ def conv_transpose(W: Array, B: Array | None, groups: int, reading: Reading, gau
     """Weights and bias of a transposed convolution of any rank.
 
     `W` is [I, O/g, *k]: input channel i of group h writes the output channels `h*O/g … (h+1)*O/g - 1`.
-    The reading is [I] with `b = 0` (each output position sums another part of the kernel, so no constant bias could
-    stand for a shift), the gauge is [O].
+    The reading is [I] with `b = 0`, the gauge is [O]. Each output position sums other taps of the kernel, so a constant
+    bias cannot replace a shift of the input.
     """
     per_group = W.shape[0] // groups
     bias = np.zeros(W.shape[1] * groups) if B is None else B
@@ -145,12 +146,13 @@ def linear(W: Array, B: Array | None, reading: Reading, gauge: Gauge) -> tuple[A
 Ids = NDArray[np.int64]
 
 
-NOBODY = -1
+NO_CAUSE = -1
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A group of relations that cannot hold: the position that failed first, and the cause (an index) it ran into."""
+    """A group of relations that contradicts the others: the first position that failed, and the cause (an index into
+    `Gauges.causes`) of the relation that it contradicts. `dead` where a channel of scale 0 failed."""
 
     position: int
     cause: int

@@ -1,10 +1,10 @@
 """Parallel branches: an Add of linear maps of one same tensor is one convolution.
 
-Each branch (a convolution of any kernel, an average pool, several of them in a row, the tensor itself; each with the
-BatchNorms and constants behind it) is written as a convolution in float64: kernels are laid over each other by where
-their taps fall, groups widened to what the branches have in common, and added. Found in the graph, with no knowledge
-of the model: RepVGG, MobileOne, FastViT, RepViT and diverse branch blocks come out in the form in which they are
-deployed. This module plans and changes nothing.
+Each branch is a convolution of any kernel, an average pool, several of these in a row, or the tensor itself, each with
+the BatchNorms and constants behind it. It is expressed as a convolution in float64; kernels are aligned by the
+positions that their taps read, groups are widened to those that the branches have in common, and the weights are added.
+This needs no knowledge of the model: RepVGG, MobileOne, FastViT, RepViT and diverse branch blocks get the form in which
+they are deployed. This module only plans; `rewrite.merge` changes the graph.
 """
 
 import math
@@ -22,11 +22,12 @@ from fold.engine.reasons import Reason
 from fold.graph import constant, dims, explicit_pads, first_input, float64, integer, integers, is_float, is_standard
 
 LARGEST = 100
-"""Nodes that one convolution may stand for; its weights are computed through all of them in a row."""
+"""Nodes that one convolution may replace; its weights are computed through all of them in a row."""
 
 
 def find_branches(graph: ir.Graph) -> list[tuple[ir.Node, Branches]]:
-    """Every node whose output is a sum of two branches or more, the largest sums first taken."""
+    """Every node whose output is a sum of two branches or more; the last sum of a chain is taken before those
+    inside."""
     maps = _Maps(graph)
     found: list[tuple[ir.Node, Branches]] = []
     taken: set[ir.Node] = set()
@@ -34,17 +35,17 @@ def find_branches(graph: ir.Graph) -> list[tuple[ir.Node, Branches]]:
         if node in taken or node.op_type not in ("Add", "Sub", "Mul", "Div", "BatchNormalization"):
             continue
         merged = maps.known[node.outputs[0], False] or _partly(node, maps)
-        if merged is not None and merged.count > 1 and merged.pays:
+        if merged is not None and merged.count > 1 and merged.cheaper:
             found.append((node, merged))
             taken |= merged.nodes
     return found
 
 
 class _Maps:
-    """What each tensor is of some base, in graph order, so that each is asked for once and nothing recurses.
+    """Each tensor as a convolution of some base tensor, computed once, in graph order, without recursion.
 
-    None where it is of several bases, or of one whose channels are not known. Convolutions in a row are only multiplied
-    out where they are `summed`.
+    None where it has several bases, or one whose channels are not known. Convolutions in a row are multiplied out only
+    where they are `summed`.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -54,7 +55,7 @@ class _Maps:
                 self.known[node.outputs[0], summed] = self._of_output(node, summed)
 
     def of(self, value: ir.Value, summed: bool = True) -> Branches | None:
-        """Of itself where others read it too."""
+        """The convolution that a tensor is; where several nodes read the tensor, it is a base of its own."""
         if (value, summed) not in self.known or not _private(value):
             return _identity(value)
         known = self.known[value, summed]
@@ -86,9 +87,10 @@ class _Maps:
 
 
 def _partly(root: ir.Node, maps: _Maps) -> Branches | None:
-    """A sum of maps of several tensors: those of one of them together, and the `rest`; None where no two are of one."""
+    """A sum of convolutions of several bases: those of the most frequent base merged, and the `rest`. None where no two
+    have the same base."""
     if not _adds(root) or (_private(root.outputs[0]) and any(_adds(node) for node, _ in root.outputs[0].uses())):
-        return None  # only the whole sum is asked
+        return None  # only the last Add of a sum is considered
     sums, terms, waiting = list[ir.Node](), list[tuple[ir.Value, float]](), [(root, 1.0)]
     while waiting:
         node, sign = waiting.pop()
@@ -142,24 +144,24 @@ def _convolution(node: ir.Node) -> Branches | None:
         return None
     shape = tuple(int(size) for size in weights.shape.numpy())
     b = np.zeros(shape[0]) if bias is None else float64(bias)
-    return _placed(node, shape, lambda: float64(weights), b, integer(node, "group", 1))
+    return _of_windows(node, shape, lambda: float64(weights), b, integer(node, "group", 1))
 
 
 def _average(node: ir.Node) -> Branches | None:
-    """A mean over windows that count what they pad with is a convolution by a constant kernel."""
+    """An average pool whose windows count the padding is a convolution by a constant kernel."""
     known, kernel = dims(first_input(node)), integers(node, "kernel_shape")
     if known is None or not isinstance(C := known[1], int) or integer(node, "ceil_mode", 0):
         return None
     shape = (C, 1, *kernel)
-    mean = _placed(node, shape, lambda: np.full(shape, 1 / math.prod(kernel)), np.zeros(C), C)
+    mean = _of_windows(node, shape, lambda: np.full(shape, 1 / math.prod(kernel)), np.zeros(C), C)
     counted = mean is None or not any(mean.pads) or integer(node, "count_include_pad", 0)
     return mean if counted else None
 
 
-def _placed(
-    node: ir.Node, shape: tuple[int, ...], weigh: Callable[[], Array], b: Array, groups: int
+def _of_windows(
+    node: ir.Node, shape: tuple[int, ...], make_weights: Callable[[], Array], b: Array, groups: int
 ) -> Branches | None:
-    """A convolution or pool by where its windows lie; None if that depends on sizes which are not known."""
+    """A convolution or pool by the positions of its windows; None if these depend on sizes that are not known."""
     base, kernel = first_input(node), shape[2:]
     pads = explicit_pads(node, kernel)
     if pads is None:
@@ -167,13 +169,13 @@ def _placed(
     strides, dilations = (tuple(integers(node, name, [1] * len(kernel))) for name in ("strides", "dilations"))
     begins = tuple(-pad for pad in pads[: len(kernel)])
     name = node.inputs[1].name if node.op_type == "Conv" and node.inputs[1] is not None else None
-    placed = Branches(base, shape, weigh, b, groups, strides, dilations, begins, begins, name=name)
-    slack = tuple(pad - last for pad, last in zip(pads[len(kernel) :], placed.lasts, strict=True))
-    return replace(placed, slack=slack, work=math.prod(shape)).through(node)
+    convolution = Branches(base, shape, make_weights, b, groups, strides, dilations, begins, begins, name=name)
+    slack = tuple(pad - last for pad, last in zip(pads[len(kernel) :], convolution.lasts, strict=True))
+    return replace(convolution, slack=slack, work=math.prod(shape)).through(node)
 
 
 def _by_channel(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:
-    """What a BatchNorm, or a product or sum with a constant for each channel, reads, and its scale and shift, [C]."""
+    """The input, scale [C] and shift [C] of a BatchNorm, or of a product or sum with a constant for each channel."""
     if node.op_type == "BatchNormalization":
         found = scale_and_shift(node)
         return None if isinstance(found, Reason) else (first_input(node), *found)

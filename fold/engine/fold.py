@@ -9,24 +9,24 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.engine.affine import Gauge
-from fold.engine.attribution import find_absorbers, find_normalised
+from fold.engine.attribution import find_absorbers, find_input_scaling
 from fold.engine.branches import find_branches
 from fold.engine.gauge import Candidate, Gauges
-from fold.engine.laws import LAWS, normalises_input, written_out
+from fold.engine.laws import LAWS, scales_input, written_out
 from fold.engine.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
-from fold.engine.solver import Solution, guilty, loud, solve
+from fold.engine.solver import Solution, sharing_scales, solve, with_large_shifts
 from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float, is_standard
 
 
 @dataclass(frozen=True)
 class Folding:
-    """A folded graph, what became of each BatchNorm, and what its tensors carry of those of the source.
+    """A folded graph, its report, and the gauge of each of its tensors.
 
-    `carried` has p and q by the name of a float tensor, spread over it by numpy's rules: where the folded graph has a
-    tensor of that name, it holds `p*x + q` for the source's x. An infinite p tells that it may hold anything.
+    `carried` has (p, q) by the name of a float tensor, broadcastable to it: the folded graph's tensor of that name
+    holds `p*x + q` for the source's x. Where p is infinite, it may hold anything.
     """
 
     model: ir.Model
@@ -37,12 +37,12 @@ class Folding:
 def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.Model, FoldReport]:
     """Fold every BatchNorm of `model` that exact algebra can remove.
 
-    With `open_activations`, a ReLU or clip beside a BatchNorm that would stay may become a clip by channel (Max, Min),
-    and a padded convolution behind one may be followed by a constant map, or read a channel of ones: fewer
-    BatchNorms, and not always faster. Without it this is done only where no pass over a tensor is added.
+    With `open_activations`, a ReLU or clip beside a BatchNorm that would stay may be rewritten as a clip by channel
+    (Max, Min), and a padded convolution behind one may be followed by a constant map, or read a channel of ones. This
+    leaves fewer BatchNorms, and is not always faster. Without it, it is done only where no pass over a tensor is added.
 
-    Returns a new model and what became of each BatchNorm; `model` is not touched. A model without a BatchNorm comes
-    back equal. Arithmetic is in float64, and every weight is rounded once, to the type it was stored in.
+    Returns a new model and a report on each BatchNorm; `model` is not changed. A model without BatchNorm is returned
+    equal. All arithmetic is in float64, and every weight is rounded once, to the type in which it was stored.
     """
     folding = fold_graph(model, open_activations=open_activations)
     return folding.model, folding.report
@@ -51,8 +51,9 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
 def fold_graph(
     model: ir.Model, *, open_activations: bool = False, exact: bool = False, leave: frozenset[str] = frozenset()
 ) -> Folding:
-    """As `fold_model`, for a proof. With `exact` the same is decided, but new weights are left in float64 behind values
-    of the type that would store them. The BatchNorms named in `leave` are not folded."""
+    """As `fold_model`, for a proof. With `exact` the decisions are the same, but new weights stay in float64, although
+    their values declare the type that would store them. The BatchNorms named in `leave` are not folded."""
+    # 1. Copy the model and find its BatchNorms.
     started = time.perf_counter()
     source, model = model, model.clone()
     if any(is_batchnorm(node) for function in model.functions.values() for node in function):
@@ -60,47 +61,52 @@ def fold_graph(
     graph = model.graph
     declared = [value.shape for value in graph.outputs]
     batchnorms = _find_batchnorms(model)
-    if not batchnorms and not any(normalises_input(node) for node in graph):
+    if not batchnorms and not any(scales_input(node) for node in graph):
         return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
-    left = {found.node for found in batchnorms if found.name in leave}
-    merged, branches_merged = _merge(graph, left)
-    gauges, solution, changes = _solve(model, open_activations, left, exact=exact)
+    # 2. Merge parallel branches, then solve the gauges and compute the new weights.
+    excluded = {found.node for found in batchnorms if found.name in leave}
+    merged, branches_merged = _merge(graph, excluded)
+    gauges, solution, changes = _solve(model, open_activations, excluded, exact=exact)
+    # 3. Note which weights absorb what, while the graph is still the source's.
     into = find_absorbers(gauges, solution, changes)
-    normalised = find_normalised(gauges, solution, changes)
+    scaling = find_input_scaling(gauges, solution, changes)
     carried = {value.name: solution.gauge(layout) for value, layout in gauges.layouts.items() if value.name}
-    names = apply(graph, changes, solution.vanished)
+    # 4. Store the new weights and remove BatchNorms.
+    names = apply(graph, changes, solution.removed)
+    flushed = sum(change.flushed for change in changes) + round_weights(graph, exact=exact)
     for value, shape in zip(graph.outputs, declared, strict=True):  # inference may know more than the source declares
         value.shape = value.shape if shape is None else shape
-    vanished = {candidate.node for candidate in solution.vanished}
+    # 5. Report on each BatchNorm.
+    removed = {candidate.node for candidate in solution.removed}
     steps = {change.absorber.node: len(change.steps) for change in changes if change.steps is not None}
     folded, kept = [], []
     for found in batchnorms:
         if found.node in merged:
             folded.append(Folded(found.name, found.node_name, found.channels, merged[found.node], found.warning))
-        elif found.node in vanished:
+        elif found.node in removed:
             targets = tuple(dict.fromkeys(name for absorber in into[found.node] for name in names[absorber.node]))
             folded.append(Folded(found.name, found.node_name, found.channels, targets, found.warning))
         else:
             why = solution.kept.get(found.node) or Reason(Code.IN_SUBGRAPH, found.name)
             passes = steps.get(found.node, found.operators)
             kept.append(Kept(found.name, found.node_name, found.channels, why, found.tensor, passes))
-    flushed = sum(change.flushed for change in changes) + round_weights(graph, exact=exact)
-    normalization = None if normalised is None else normalised.report(solution, names)
+    normalization = None if scaling is None else scaling.report(solution, names)
     seconds = time.perf_counter() - started
     report = FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds, normalization)
     return Folding(model, report, carried)
 
 
-def _merge(graph: ir.Graph, left: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
-    """Merge parallel branches that hold none of `left`; for each node that went, the initializers that took it up, and
-    how many branches did.
+def _merge(graph: ir.Graph, excluded: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
+    """Merge parallel branches that contain no excluded node. Returns for each removed node the initializers that
+    absorbed it, and the number of branches merged.
 
-    Before anything is solved: a scale that had to pass an identity branch would otherwise grow from block to block.
+    This is done before the gauges are solved: a scale that has to pass an identity branch would otherwise grow from
+    block to block.
     """
     merged: dict[ir.Node, tuple[str, ...]] = {}
     count = 0
     for root, branches in find_branches(graph):
-        if not left & branches.nodes and can_store(branches, root.outputs[0]):
+        if not excluded & branches.nodes and can_store(branches, root.outputs[0]):
             names = merge(graph, root, branches)
             merged |= dict.fromkeys(branches.nodes, names)
             count += branches.count
@@ -109,7 +115,7 @@ def _merge(graph: ir.Graph, left: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str
 
 @dataclass(frozen=True)
 class _BatchNorm:
-    """One to report, described before anything changes. `node` is its only or last node."""
+    """A BatchNorm to report on, as it was before the fold. `node` is its only or last node."""
 
     node: ir.Node
     name: str
@@ -121,14 +127,14 @@ class _BatchNorm:
 
 
 def batchnorm_nodes(model: ir.Model) -> Iterator[tuple[tuple[ir.Node, ...], int]]:
-    """The nodes and channels of every BatchNormalization, also in subgraphs, and of every one that is written out with
-    constants, in graph order. Shapes were inferred."""
-    spoken_for = set[ir.Node]()
+    """In graph order the nodes and channels of every BatchNormalization, also in subgraphs, and of every BatchNorm that
+    is written out as products and sums. Shapes must have been inferred."""
+    covered = set[ir.Node]()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if is_batchnorm(node):
             yield (node,), _channels(node)
-        elif node not in spoken_for and node.graph is model.graph and (run := written_out(node)) is not None:
-            spoken_for.update(run[0])
+        elif node not in covered and node.graph is model.graph and (run := written_out(node)) is not None:
+            covered.update(run[0])
             yield run
 
 
@@ -146,7 +152,7 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
 
 
 def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
-    """Let every node's law write down what it demands; `opened` nodes may become other operators."""
+    """Apply the law of every node; `opened` nodes may be rewritten as other operators."""
     gauges = Gauges(opened)
     for value in graph.inputs:
         if is_float(value):
@@ -173,26 +179,26 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
 Solved = tuple[Gauges, Solution, list[Change]]
 
 
-def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact: bool) -> Solved:
-    """Solve with everything closed, then open nodes step by step where it helps: near the BatchNorms that stay, and,
-    if activations may be opened, near those whose shift is louder than the signal that others read."""
+def _solve(model: ir.Model, open_activations: bool, excluded: set[ir.Node], *, exact: bool) -> Solved:
+    """Solve with nothing opened, then open nodes step by step and keep what helps: near BatchNorms that are kept, and,
+    if activations may be opened, near those whose shift is larger than the signal that other nodes read."""
 
     def solved(gauges: Gauges) -> Solved:
-        return gauges, *_solve_and_express(gauges, left, exact=exact)
+        return gauges, *_solve_and_express(gauges, excluded, exact=exact)
 
-    def too_loud(solution: Solution) -> list[Candidate]:
-        return loud(solution) if open_activations else []
+    def too_large(solution: Solution) -> list[Candidate]:
+        return with_large_shifts(solution) if open_activations else []
 
     def merit(solution: Solution) -> tuple[int, int]:
-        return sum(candidate.reported for candidate in solution.vanished), -len(too_loud(solution))
+        return sum(candidate.reported for candidate in solution.removed), -len(too_large(solution))
 
     best = solved(trace(model.graph))
     searches = (activations_beside, activations_around, borders_behind) if open_activations else (cheap_borders_behind,)
     opened = frozenset[ir.Node]()
     for search in searches:
         gauges, solution, _ = best
-        staying = [c for c in gauges.candidates if c.reported and c.node in solution.kept.keys() - left]
-        more = search([*staying, *too_loud(solution)]) - opened
+        kept = [c for c in gauges.candidates if c.reported and c.node in solution.kept.keys() - excluded]
+        more = search([*kept, *too_large(solution)]) - opened
         if not more:
             continue
         opened |= more
@@ -202,20 +208,20 @@ def _solve(model: ir.Model, open_activations: bool, left: set[ir.Node], *, exact
     return best
 
 
-def _solve_and_express(gauges: Gauges, left: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:
-    """Solve, and solve again without the BatchNorms whose folded weights would overflow the type they are stored in."""
-    refused = {node: Reason(Code.LEFT, display_name(node)) for node in left}
+def _solve_and_express(gauges: Gauges, excluded: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:
+    """Solve, and solve again without the BatchNorms whose folded weights would overflow the type that stores them."""
+    refused = {node: Reason(Code.LEFT, display_name(node)) for node in excluded}
     while True:
         solution = solve(gauges, refused)
-        vanished = {candidate.node for candidate in solution.vanished}
-        kept = [candidate.absorber for candidate in gauges.candidates if candidate.node not in vanished]
+        removed = {candidate.node for candidate in solution.removed}
+        kept = [candidate.absorber for candidate in gauges.candidates if candidate.node not in removed]
         expressed = [express(absorber, solution, exact=exact) for absorber in (*gauges.absorbers, *kept)]
         changes = [change for change in expressed if change is not None]
         overflowing = [change.absorber for change in changes if change.overflows]
         new = {
             candidate.node: Reason(Code.OVERFLOW, display_name(absorber.node))
             for absorber in overflowing
-            for candidate in guilty(solution, absorber)
+            for candidate in sharing_scales(solution, absorber)
         }
         if not new:
             return solution, changes

@@ -1,11 +1,11 @@
-"""The gauge of every tensor: what the laws write down, and what the solver reads.
+"""The gauge of every tensor: the variables and constraints that the laws write and the solver reads.
 
-The folded graph carries, in place of each float tensor x, the tensor `p*x + q`, with one pair for each channel. Laws
-(laws) say for each node what these gauges must satisfy so that the graph computes what it did. They say it in
-variables: a scale variable stands for a p, a shift variable for a q.
+The folded graph carries each float tensor x as `p*x + q`, with one pair (p, q) for each channel. The laws say for each
+node which constraints these gauges must satisfy so that the graph computes the same function. Constraints are between
+variables: a scale variable is a p, a shift variable is a q.
 
-Where a tensor's channels lie is tracked, never guessed: a `Layout` has a variable for each place, along whichever axes
-it varies, and moves with the data through transpositions and reshapes.
+A `Layout` records where the channels of a tensor are: it has a variable for each position along the axes on which the
+gauge varies. It is permuted and reshaped as the tensor is, so channels are never guessed from equal sizes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,9 @@ from fold.engine.reasons import Code, Reason
 from fold.graph import VALUELESS, constant, display_name, is_float, is_standard
 
 BEHIND_SHARED, FROM_WEIGHTS, FROM_BATCHNORM, FROM_OTHERS, FROM_SCALE = 4, 3, 2, 1, 0
-"""Which shift moves first: behind a BatchNorm whose input others read as well, then one that a bias absorbs; last one
-that a product would have to add."""
+"""The order in which shift variables become unknowns to solve for, highest first: the output of a BatchNorm whose input
+other nodes read too, the output of weights (a bias absorbs it), of other BatchNorms, of other nodes, and of a product
+(which would need an additional sum)."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,24 @@ class Layout:
 
 
 BEHIND = -1
-"""In place of an input's index: a constant that is added to what the node writes."""
+"""In place of an input's index: a constant that is added to the node's output."""
 
 IN_FRONT = -2
-"""In place of an input's index: what one more channel, behind those that the node reads, holds everywhere."""
+"""In place of an input's index: the value of one more input channel, behind the others, the same at all positions."""
 
 Parameters = dict[tuple[ir.Node, int], Array]
 """New parameters in float64, by the node and which input of it they are (or BEHIND, IN_FRONT)."""
 
 Steps = list[tuple[str, Array]]
-"""Element-wise operators, each with one constant in float64, that stand in the place of a node, in order."""
+"""Element-wise operators in order, each with one constant in float64, that replace a node."""
 
 
 @dataclass(frozen=True)
 class Absorber:
-    """A node with parameters that can take up gauges.
+    """A node with parameters that can absorb gauges.
 
-    `parameters(read, write)` says what becomes of it under the gauge of what it reads and of what it writes: new
-    parameters, or steps in the place of all of `nodes`, or None where it stays as it is. `attributes` are to be set
-    along with new parameters.
+    `parameters(read, write)` takes the gauges of its input and of its output. It returns new parameters, or steps that
+    replace all of `nodes`, or None where the node stays as it is. `attributes` are set together with new parameters.
     """
 
     node: ir.Node
@@ -64,15 +64,15 @@ class Absorber:
     parameters: Callable[[Gauge, Gauge], Parameters | Steps | None]
     attributes: dict[str, float] = field(default_factory=dict)
     divides: bool = True
-    """Whether it must undo the scale of what it reads, which cannot be done to a scale of 0."""
+    """Whether its parameters divide by the scale of its input, which must then not be 0."""
     nodes: tuple[ir.Node, ...] = ()
-    """Where it is more than one node in a row: all of them, in order."""
+    """All nodes, in order, where the absorber is a chain of several."""
     always: bool = False
-    """Whether it may have to change although all that it touches is carried as it is."""
+    """Whether it may change although the gauges of its input and output are (1, 0)."""
 
     @property
     def source(self) -> ir.Value:
-        """What it reads, its constants aside."""
+        """Its input that is not constant."""
         first = self.nodes[0] if self.nodes else self.node
         return next(value for value in first.inputs if value is not None and constant(value) is None)
 
@@ -83,11 +83,11 @@ class Absorber:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map `v = s*u + t` that could vanish; `absorber` re-expresses it where it stays.
+    """A map `v = s*u + t` that could be removed. Where it is kept, `absorber` gives its new parameters.
 
-    A BatchNorm, as one node or written out, is `reported`; a lone product or sum with a constant is not. `size` is how
-    large u is by the BatchNorm's own statistics, `|mean| + 3*sqrt(variance)`, where there are any. `private` tells that
-    nothing else takes anything from u. `dead` are the channels of scale 0 that need no equation, because the opened
+    A BatchNorm, as one node or written out, is `reported`; a single product or sum with a constant is not. `size` is
+    the size of u by the BatchNorm's statistics, `|mean| + 3*sqrt(variance)`, or None without statistics. `private` is
+    true where no other node reads u. `dead` marks channels of scale 0 that need no equation, because the opened
     activations behind them write their constant. Arrays and layouts have shape [channels].
     """
 
@@ -123,43 +123,43 @@ class Constraint:
 
 
 class Gauges:
-    """A layout for every float tensor, the constraints between the variables, and who can absorb or vanish.
+    """A layout for every float tensor, the constraints between the variables, the absorbers, and the candidates.
 
-    `opened` are the nodes that may become another operator where that lets a BatchNorm go.
+    `opened` are the nodes that may be rewritten as other operators so that a BatchNorm can be removed.
     """
 
     def __init__(self, opened: frozenset[ir.Node] = frozenset()) -> None:
         self.opened = opened
         self.dead: dict[ir.Value, tuple[NDArray[np.bool_], Array]] = {}
-        """Where the tensor that an opened activation reads is constant, and which constants: the layout's shape."""
+        """By the input of an opened activation: where it is constant, and the constants; both of the layout's shape."""
         self.absorbers: list[Absorber] = []
         self.candidates: list[Candidate] = []
         self.kept: dict[ir.Node, Reason] = {}
-        """BatchNorms that are no scale and shift at all, and why."""
+        """BatchNorms that have no constant scale and shift, with the reason."""
         self.causes: list[Reason] = []
-        """Why constraints and candidates are what they are; a `cause` elsewhere is an index into it."""
+        """The reasons of constraints and candidates. A `cause` is an index into this list."""
         self.constraints: list[Constraint] = []
         self.scale_count = 0
         self.layouts: dict[ir.Value, Layout] = {}
-        """Of every float tensor that a law has spoken of."""
+        """By float tensor, for the nodes whose laws were applied."""
         self._absorbing: set[ir.Node] = set()
         self._shift_preferences: list[tuple[int, int]] = []  # (how many, their preference)
         self._shift_count = 0
 
     @property
     def shift_preferences(self) -> Ids:
-        """The preference as a pivot of each shift variable."""
+        """For each shift variable its preference as the unknown to solve for."""
         counts = [count for count, _ in self._shift_preferences]
         return np.repeat([preference for _, preference in self._shift_preferences], counts).astype(np.int64)
 
     # What a law reads.
 
     def known(self, node: ir.Node) -> bool:
-        """Whether the law of another node has spoken for this one as well."""
+        """Whether the law of another node has covered this one too."""
         return any(value in self.layouts for value in node.outputs)
 
     def private(self, value: ir.Value) -> bool:
-        """Whether a tensor is made by weights for one reader alone, so that nobody minds what is added to it."""
+        """Whether a tensor comes from weights and has a single reader, so that a shift of it affects no other node."""
         waiting = [value]
         while waiting:
             value = waiting.pop()
@@ -172,13 +172,13 @@ class Gauges:
         return True
 
     def of(self, value: ir.Value) -> Layout:
-        """The layout of a tensor. One that no law has written, a constant or a graph input, is carried as it is."""
+        """The layout of a tensor. One that no law has written (a constant) is carried as it is."""
         if value not in self.layouts:
             self.pin(value, Reason(Code.CONSTANT_TENSOR, value.name or "?"))
         return self.layouts[value]
 
     def uniform(self, value: ir.Value, axes: Sequence[int], cause: int) -> Layout:
-        """The layout of a tensor whose gauge must be the same all along `axes`: extent 1 there."""
+        """Demand one gauge along `axes`; the layout has extent 1 there."""
 
         def flatten(ids: Ids, kind: Literal["equal", "sum"]) -> Ids:
             for axis in axes:
@@ -192,14 +192,14 @@ class Gauges:
         return Layout(flatten(layout.scale, "equal"), flatten(layout.shift, "sum"))
 
     def along(self, value: ir.Value, axis: int, size: int, cause: int) -> Layout:
-        """The layout along one axis, of shape [size], of a tensor whose gauge must be the same along all others."""
+        """Demand one gauge along all axes but one; the layout along that one has shape [size]."""
         rank = self.of(value).scale.ndim
         others = [other for other in range(rank) if other != axis % rank]
         return self.uniform(value, others, cause).map(lambda ids: np.broadcast_to(ids.reshape(-1), (size,)))
 
     @staticmethod
     def nothing() -> Layout:
-        """The layout of what a node without a float input to absorb reads."""
+        """The empty layout: for an absorber that has no gauged input."""
         return Layout(np.empty(0, np.int64), np.empty(0, np.int64))
 
     # What a law writes.
@@ -212,7 +212,7 @@ class Gauges:
         self.layouts[value] = layout
 
     def fresh(self, shape: tuple[int, ...], preference: int = FROM_OTHERS) -> Layout:
-        """New variables for a tensor that can take any gauge."""
+        """New variables for a tensor that can have any gauge."""
         size = int(np.prod(shape))
         scale = np.arange(self.scale_count, self.scale_count + size).reshape(shape)
         self.scale_count += size
@@ -250,7 +250,7 @@ class Gauges:
         self._constrain("sum", cause, *terms)
 
     def pin(self, value: ir.Value, reason: Reason) -> None:
-        """Carry a tensor as it is: `p = 1` and `q = 0`. For one without a layout, that is its layout from now on."""
+        """Carry a tensor as it is: `p = 1` and `q = 0`. A tensor without a layout gets one."""
         if value not in self.layouts:
             self.set(value, self.fresh((1,) * _rank(value)))
         self.fixed(self.layouts[value], self._note(reason))
@@ -265,16 +265,16 @@ class Gauges:
                 self.pin(value, reason)
 
     def absorb(self, absorber: Absorber, writer: ir.Node | None = None) -> None:
-        """Enter a node with weights; `writer` is the one that delivers its output, where that is another."""
+        """Add a node with weights. `writer` is the node that writes its output, where that is another one."""
         self.absorbers.append(absorber)
         self._absorbing.add(writer or absorber.node)
 
-    def delivers(self, node: ir.Node) -> None:
-        """Note that a node takes up whatever is added to what it writes, as weights do."""
+    def absorbs_shifts(self, node: ir.Node) -> None:
+        """Note that a node absorbs any shift of its output, as weights do."""
         self._absorbing.add(node)
 
-    def open(self, absorber: Absorber) -> None:
-        """Enter a node that becomes others where the gauge asks for it."""
+    def rewritable(self, absorber: Absorber) -> None:
+        """Add a node that is rewritten as others where its gauge needs that."""
         self.absorbers.append(absorber)
 
     def fixed(self, layout: Layout, cause: int) -> None:

@@ -1,6 +1,6 @@
-"""Convolutions of a tensor as arithmetic, in float64: what their sums and products are, and what these cost.
+"""Sums and products of convolutions of one tensor, as one convolution in float64, and their cost.
 
-Weights are laid over each other by where their taps fall, in the groups that they have in common.
+Kernels are aligned by the positions that their taps read, in the groups that they have in common.
 """
 
 import math
@@ -15,23 +15,23 @@ import onnx_ir as ir
 from fold.engine.affine import Array
 
 PASS = 32
-"""Multiplications for each output number that one element-wise pass over a tensor is worth, at the least."""
+"""The cost of one element-wise pass over a tensor, in multiplications for each output number; a low estimate."""
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What a tensor is of `base`: a convolution `W`, [O, I/groups, *k], and a bias `b`, [O], in float64.
+    """A tensor as one convolution of `base`: weights `W`, [O, I/groups, *k], and bias `b`, [O], in float64.
 
     Along each axis tap i reads at `stride*position + begin + i*dilation`, and zeros outside of the tensor; `slack` is
-    how far beyond the last tap the padding reaches. `nodes` are those that it stands for, `count` the branches among
-    them, and `work` what they cost for each output position, in multiplications. `name` is a weight to take the name
-    from. `weigh` computes W of the shape `shape`, once it is known that it is wanted. `rest` are other tensors that a
-    sum holds, with the operators that put them behind the convolution.
+    how far the padding reaches beyond the last tap. The convolution replaces `nodes`, among them `count` branches that
+    cost `work` multiplications for each output position. `name` is the name of a weight to reuse. `make_weights`
+    computes W, of shape `shape`, when it is needed. `rest` are further terms of a sum, with the operator (Add or Sub)
+    that puts each behind the convolution.
     """
 
     base: ir.Value
     shape: tuple[int, ...]
-    weigh: Callable[[], Array]
+    make_weights: Callable[[], Array]
     b: Array
     groups: int
     strides: tuple[int, ...]
@@ -47,30 +47,30 @@ class Branches:
     @cached_property
     def W(self) -> Array:  # noqa: N802
         with np.errstate(invalid="ignore"):  # of weights that are not finite
-            return self.weigh()
+            return self.make_weights()
 
     @property
     def lasts(self) -> tuple[int, ...]:
-        """Where the last tap reads at position 0."""
+        """The position that the last tap reads for output position 0."""
         return tuple(b + (k - 1) * d for b, k, d in zip(self.begins, self.shape[2:], self.dilations, strict=True))
 
     @property
     def pads(self) -> list[int]:
-        """As ONNX has them: before each axis, then behind each."""
+        """ONNX's `pads`: those before each axis, then those behind each."""
         return [*(-begin for begin in self.begins), *(at + s for at, s in zip(self.lasts, self.slack, strict=True))]
 
     @property
-    def pays(self) -> bool:
+    def cheaper(self) -> bool:
         """Whether one convolution costs no more than the branches and the passes over them."""
         return math.prod(self.shape) + PASS * self.shape[0] <= self.work
 
     def through(self, node: ir.Node) -> "Branches":
-        """With one more node among those that it stands for, which passes over what it writes."""
+        """The same, replacing one more node, which is an element-wise pass over the output."""
         return replace(self, nodes=self.nodes | {node}, work=self.work + PASS * self.shape[0])
 
     @property
-    def silent(self) -> bool:
-        """Whether it would write zeros at all positions outside of the tensor that it writes."""
+    def zero_outside(self) -> bool:
+        """Whether it would write zeros at every position outside of its output."""
         return not self.b.any() and all(
             last < stride and begin + slack >= 0
             for last, stride, begin, slack in zip(self.lasts, self.strides, self.begins, self.slack, strict=True)
@@ -79,11 +79,11 @@ class Branches:
 
 def scaled(f: Branches, s: Array, t: Array) -> Branches:
     spread = s.reshape(-1, *(1,) * (len(f.shape) - 1))
-    return replace(f, weigh=lambda: f.W * spread, b=s * f.b + t)
+    return replace(f, make_weights=lambda: f.W * spread, b=s * f.b + t)
 
 
 def total(a: Branches, b: Branches, sign: float) -> Branches | None:
-    """Two convolutions of one tensor as one, if they move over it alike and write tensors of one shape."""
+    """The sum of two convolutions of one tensor, or None if their strides or output shapes differ."""
     if a.base is not b.base or a.strides != b.strides or a.shape[0] != b.shape[0]:
         return None
     groups = math.gcd(a.groups, b.groups)
@@ -100,7 +100,7 @@ def total(a: Branches, b: Branches, sign: float) -> Branches | None:
     merged = replace(
         a,
         shape=shape,
-        weigh=lambda: _laid(a, merged) + sign * _laid(b, merged),
+        make_weights=lambda: _aligned(a, merged) + sign * _aligned(b, merged),
         b=a.b + sign * b.b,
         groups=groups,
         dilations=tuple(dilations),
@@ -115,8 +115,9 @@ def total(a: Branches, b: Branches, sign: float) -> Branches | None:
 
 
 def product(outer: Branches, inner: Branches) -> Branches | None:
-    """A convolution of what another one writes as one; None if the outer one pads with zeros what would not be zero."""
-    if any(outer.pads) and not inner.silent:
+    """Two convolutions in a row as one; None if the outer one pads with zeros where the inner one would not write
+    zeros."""
+    if any(outer.pads) and not inner.zero_outside:
         return None
     (outputs, _, *second), (_, per_group, *first) = outer.shape, inner.shape
     groups = math.gcd(outer.groups, inner.groups)
@@ -129,7 +130,7 @@ def product(outer: Branches, inner: Branches) -> Branches | None:
         kernel.append((own * (few - 1) + step * (many - 1)) // dilation + 1)
     shape = (outputs, per_group * inner.groups // groups, *kernel)
 
-    def weigh() -> Array:
+    def make_weights() -> Array:
         outers, inners = (W.reshape(groups, -1, *W.shape[1:]) for W in (_widened(f, groups) for f in (outer, inner)))
         W = np.zeros((groups, outputs // groups, *shape[1:]))
         for tap in np.ndindex(*second):
@@ -144,13 +145,15 @@ def product(outer: Branches, inner: Branches) -> Branches | None:
     b = outer.b
     if inner.b.any():
         summed = (
-            outer.weigh().sum(axis=tuple(range(2, len(outer.shape)))).reshape(outer.groups, outputs // outer.groups, -1)
+            outer.make_weights()
+            .sum(axis=tuple(range(2, len(outer.shape))))
+            .reshape(outer.groups, outputs // outer.groups, -1)
         )
         b = b + np.einsum("gom,gm->go", summed, inner.b.reshape(outer.groups, -1)).reshape(-1)
     return Branches(
         inner.base,
         shape,
-        weigh,
+        make_weights,
         b,
         groups,
         tuple(i * o for i, o in zip(inner.strides, outer.strides, strict=True)),
@@ -176,9 +179,9 @@ def _widened(f: Branches, groups: int) -> Array:
     return wide
 
 
-def _laid(f: Branches, into: Branches) -> Array:
-    """The weights of `f` in the groups, and on the larger, finer grid of taps, of another."""
-    laid = np.zeros(into.shape)
+def _aligned(f: Branches, into: Branches) -> Array:
+    """The weights of `f` in the groups and on the grid of taps, larger and finer, of another."""
+    aligned = np.zeros(into.shape)
     taps = [
         (old - new) // step + np.arange(size) * own // step
         for old, new, step, own, size in zip(
@@ -186,5 +189,5 @@ def _laid(f: Branches, into: Branches) -> Array:
         )
     ]
     everything: Any = (slice(None), slice(None), *np.ix_(*taps))
-    laid[everything] = _widened(f, into.groups)
-    return laid
+    aligned[everything] = _widened(f, into.groups)
+    return aligned

@@ -1,8 +1,8 @@
-"""Which nodes to open: activations and padded convolutions near the BatchNorms that would stay otherwise.
+"""Which nodes to open: activations and padded convolutions near BatchNorms that would be kept otherwise.
 
-What is open may become another operator: a ReLU or clip one that clips each channel at bounds of its own, a padded
-convolution one that is followed by a constant map, or one that reads a channel of ones. All of it costs something where
-it is used, so only what may help is opened, and what is open and not needed stays as it is.
+An opened ReLU or clip may be rewritten as a clip with bounds for each channel. An opened convolution with padding may
+be followed by a constant map, or read an additional channel of ones. Each rewrite has a cost, so only nodes that may
+help are opened; an opened node that needs no other gauge stays unchanged.
 """
 
 import math
@@ -16,33 +16,31 @@ from fold.graph import constant, dims, is_float, is_standard
 
 ABSORBERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 FUSED_BEHIND_CONVOLUTIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"})
-"""Runtimes run these in one pass with a convolution, unless something stands between."""
+"""Runtimes run these in one pass with a convolution that they follow directly."""
 
 
-def activations_beside(staying: list[Candidate]) -> frozenset[ir.Node]:
-    """Those between a BatchNorm and the nearest weights, before it and behind it."""
+def activations_beside(kept: list[Candidate]) -> frozenset[ir.Node]:
+    """Activations between a BatchNorm and the nearest weights, before it and behind it."""
     return _activations(
         node
-        for candidate in staying
+        for candidate in kept
         for node in (*_behind(candidate.absorber.result), *_before(candidate.absorber.source))
     )
 
 
-def activations_around(staying: list[Candidate]) -> frozenset[ir.Node]:
-    """Those of every tensor that shares a gauge with what a BatchNorm reads or writes."""
-    return _activations(_around([value for c in staying for value in (c.absorber.source, c.absorber.result)]))
+def activations_around(kept: list[Candidate]) -> frozenset[ir.Node]:
+    """Activations of every tensor that shares a gauge with a BatchNorm's input or output."""
+    return _activations(_around([value for c in kept for value in (c.absorber.source, c.absorber.result)]))
 
 
-def borders_behind(staying: list[Candidate]) -> frozenset[ir.Node]:
-    """Convolutions behind a BatchNorm whose padding or stride leaves its shift nowhere to go."""
-    return frozenset(
-        node for candidate in staying for node in _behind(candidate.absorber.result) if can_read_shifts(node)
-    )
+def borders_behind(kept: list[Candidate]) -> frozenset[ir.Node]:
+    """Convolutions behind a BatchNorm whose padding or stride does not let them absorb its shift."""
+    return frozenset(node for candidate in kept for node in _behind(candidate.absorber.result) if can_read_shifts(node))
 
 
-def cheap_borders_behind(staying: list[Candidate]) -> frozenset[ir.Node]:
-    """Those where adding a map to the output costs no more than the BatchNorm, a pass over the input."""
-    return frozenset(node for node in borders_behind(staying) if knows_its_sizes(node) and _cheap(node))
+def cheap_borders_behind(kept: list[Candidate]) -> frozenset[ir.Node]:
+    """Those of `borders_behind` where adding a map to the output costs no more than the BatchNorm costs now."""
+    return frozenset(node for node in borders_behind(kept) if knows_its_sizes(node) and _cheap(node))
 
 
 def _cheap(node: ir.Node) -> bool:
@@ -57,7 +55,7 @@ def _activations(nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
 
 
 def _behind(value: ir.Value) -> Iterable[ir.Node]:
-    """The readers of a tensor, and of what is made of it without weights, up to weights and with these."""
+    """All nodes behind a tensor, up to and including the nearest weights on each way."""
     return _walk([value], lambda node: node.outputs, lambda value: [reader for reader, _ in value.uses()])
 
 

@@ -111,7 +111,7 @@ class Code(Enum):
 
 
 @unique
-class Part(Enum):
+class BlockedPart(Enum):
     """What of a BatchNorm could not move into other weights, as the start of a sentence."""
 
     SCALE = "the scale of channel {channel} ({value:.3g}) cannot move"
@@ -126,7 +126,7 @@ class Part(Enum):
 class Blocked:
     """The first channel that could not move, and its scale or shift."""
 
-    part: Part
+    part: BlockedPart
     channel: int
     value: float
 

@@ -1,4 +1,4 @@
-"""What became of every BatchNorm: folded into what, or kept and why, for programs and a terminal."""
+"""The report of a fold: each BatchNorm is folded into some weights, or kept for a reason."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Folded:
-    """A BatchNorm that is gone. `into` names the initializers that took it up."""
+    """A BatchNorm that was removed. `into` names the initializers that absorbed it."""
 
     name: str
     node: str
@@ -24,7 +24,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class TensorSize:
-    """The dimensions of a tensor, where they are not known their names or None, and the bytes of one element."""
+    """The dimensions of a tensor and the bytes of one element. A free dimension is its name, or None."""
 
     dims: tuple[int | str | None, ...] | None
     itemsize: int
@@ -35,8 +35,8 @@ class TensorSize:
         return cls(None if sizes is None else tuple(sizes), 4 if value.dtype is None else int(value.dtype.itemsize))
 
     def bytes(self, **sizes: int) -> int | None:
-        """Bytes of the tensor with these sizes for its named dimensions; a first dimension without a size is 1. None
-        where others are not known."""
+        """Bytes of the tensor with these sizes of its named dimensions. A first dimension without a size is 1; None
+        where another size is not known."""
         known = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.dims or (None, None)]
         if not isinstance(known[0], int):
             known[0] = 1
@@ -48,8 +48,8 @@ class TensorSize:
 class Kept:
     """A BatchNorm that stays, and why.
 
-    It still costs `passes` over its tensor, each of which reads and writes it: one, or where it is written out with
-    constants, one for each operator.
+    It costs `passes` over its tensor, each of which reads and writes all of it: one, or one for each operator where the
+    BatchNorm is written out as products and sums.
     """
 
     name: str
@@ -75,8 +75,8 @@ class Kept:
         return self.why.culprit
 
     def bytes_moved(self, **sizes: int) -> int | None:
-        """Bytes read and written in these passes, for given sizes of the graph's named dimensions (`batch=8`); one row
-        of the batch by default. None where the tensor's sizes are not known."""
+        """Bytes that these passes read and write, for given sizes of the graph's named dimensions (`batch=8`), or for
+        one row of the batch. None where the tensor's sizes are not known."""
         size = self.tensor.bytes(**sizes)
         return None if size is None else 2 * size * self.passes
 
@@ -138,8 +138,8 @@ class FoldReport:
     """Every BatchNorm of a model is in `folded` or in `kept`, in the order of the graph.
 
     `flushed` counts folded weights below the smallest normal number of their type, which were set to zero;
-    `branches_merged` counts parallel branches that became one convolution; `seconds` is the time that folding took.
-    `normalization` is None where no input is normalised in the graph.
+    `branches_merged` counts parallel branches that were merged; `seconds` is the time that folding took.
+    `normalization` is None where the graph scales no input.
     """
 
     folded: tuple[Folded, ...]

@@ -1,8 +1,8 @@
-"""Re-expresses weights under the gauges and drops the BatchNorms that vanish: of folding the only file that changes a
+"""Computes new weights from the gauges, stores them, and removes BatchNorms. No other file of the engine changes a
 graph.
 
-A folded node always gets initializers of its own, so a weight that others share is never overwritten; what nothing
-uses any more is removed. Names, types and shapes of the graph's inputs and outputs stay as they are.
+A folded node always gets its own initializers, so a shared weight is never overwritten; initializers without a reader
+are removed. Names, types and shapes of the graph's inputs and outputs do not change.
 """
 
 from dataclasses import dataclass, field
@@ -19,11 +19,12 @@ from fold.engine.solver import Solution
 from fold.graph import constant
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
-"""Types whose numbers below the smallest normal one are worth nothing and cost a CPU time; float16 needs its own."""
+"""Types whose subnormal numbers are set to zero: they slow a CPU down and are too small to matter. float16 keeps
+them."""
 
 
 class Constant(NamedTuple):
-    """A new constant, and the type in which it is stored: the tensor's own, unless it is kept exact."""
+    """A new constant, and the type that stores it: the tensor's own type, unless the tensor is kept exact."""
 
     tensor: ir.TensorProtocol
     dtype: ir.DataType
@@ -31,8 +32,8 @@ class Constant(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one absorber, its constants rounded once to the type in which they are stored: new parameters,
-    or steps in its place."""
+    """The change of one absorber: new parameters, or steps that replace it. Constants are rounded once, to the type
+    that stores them."""
 
     absorber: Absorber
     constants: dict[tuple[ir.Node, int], Constant] = field(default_factory=dict)
@@ -42,8 +43,8 @@ class Change:
 
 
 def express(absorber: Absorber, solution: Solution, *, exact: bool = False) -> Change | None:
-    """The parameters of a node under the solution's gauges; None if it stays as it is. With `exact` they are left in
-    float64, and what rounding would do to them is only counted."""
+    """The change of a node under the solution's gauges; None if it stays as it is. With `exact` constants stay in
+    float64, and the effects of rounding are only counted."""
     read, write = solution.gauge(absorber.read), solution.gauge(absorber.write)
     if read.trivial and write.trivial and not absorber.always:
         return None
@@ -58,16 +59,16 @@ def express(absorber: Absorber, solution: Solution, *, exact: bool = False) -> C
     for (node, index), array in parameters.items():
         existing = node.inputs[index] if 0 <= index < len(node.inputs) else None
         if existing is None and not array.any():
-            continue  # a bias that is not there and is not needed
+            continue  # there is no bias, and none is needed
         weights = next(value for value in absorber.node.inputs if value is not None and constant(value) is not None)
         constants[node, index] = rounded.constant(array, existing or weights)
     return Change(absorber, constants, None, rounded.flushed, rounded.overflows)
 
 
 def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]:
-    """Put one convolution in the place of parallel branches; returns the names of its weights and bias.
+    """Replace parallel branches by one convolution; returns the names of its weights and bias.
 
-    Both stay in float64 until `round_weights`, so that a BatchNorm that folds into them later is no second rounding.
+    Both stay in float64 until `round_weights`, so that a BatchNorm that folds into them later does not round twice.
     """
     y = root.outputs[0]
     kernel = branches.W.shape[2:]
@@ -93,7 +94,7 @@ def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]
     for operator, value in branches.rest:
         result = _step(graph, last, operator, result, value)
         last = result.producer() or last
-    _take_over(graph, y, result)
+    _replace_readers(graph, y, result)
     read = [value for node in branches.nodes for value in node.inputs if value is not None]
     left_over = [value for value in read if constant(value) is not None]
     graph.remove(branches.nodes, safe=True)
@@ -109,7 +110,7 @@ def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]
 
 
 def can_store(branches: Branches, value: ir.Value) -> bool:
-    """Whether the merged weights are finite and fit into the type that stores them."""
+    """Whether the merged weights are finite in the type that stores them."""
     rounded = _Rounded()
     for array in (branches.W, branches.b):
         rounded.constant(array, value)
@@ -117,7 +118,7 @@ def can_store(branches: Branches, value: ir.Value) -> bool:
 
 
 def round_weights(graph: ir.Graph, *, exact: bool = False) -> int:
-    """Round what is still kept more exactly than its type says; returns how many numbers were set to zero. With
+    """Round weights that are still more exact than their declared type; returns how many numbers were set to zero. With
     `exact` they are only counted."""
     rounded = _Rounded(keep=exact)
     for value in graph.initializers.values():
@@ -128,7 +129,8 @@ def round_weights(graph: ir.Graph, *, exact: bool = False) -> int:
 
 
 def rounded_when_read(model: ir.Model) -> ir.Model:
-    """A copy of an exact model with the weights that it is to be stored with, each made anew whenever it is read."""
+    """A copy of an exact model with rounded weights. Each is rounded whenever it is read, so memory holds no second
+    copy."""
     model = model.clone()
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -143,8 +145,8 @@ def _rounded(exact: ir.TensorProtocol, stored_as: ir.Value) -> ir.TensorProtocol
     return _Rounded().constant(exact.numpy(), stored_as).tensor
 
 
-def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> dict[ir.Node, tuple[str, ...]]:
-    """Store the changed parameters and remove the BatchNorms; returns the new initializers of each changed absorber."""
+def apply(graph: ir.Graph, changes: list[Change], removed: list[Candidate]) -> dict[ir.Node, tuple[str, ...]]:
+    """Store the changed parameters and remove BatchNorms; returns the new initializers of each changed absorber."""
     names: dict[ir.Node, tuple[str, ...]] = {}
     left_over: list[ir.Value] = []
     for change in changes:
@@ -158,26 +160,26 @@ def apply(graph: ir.Graph, changes: list[Change], vanished: list[Candidate]) -> 
         for name, number in change.absorber.attributes.items():
             change.absorber.node.attributes[name] = ir.AttrFloat32(name, number)
         names[change.absorber.node] = tuple(new)
-    for candidate in vanished:
+    for candidate in removed:
         _bypass(graph, candidate.absorber, left_over)
     _discard_unused(graph, left_over)
     return names
 
 
 def nearest(exact: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-    """The nearest numbers of a type, of two the even one; those too large become infinite."""
+    """Round to the nearest number of a type, ties to even; numbers that are too large become infinite."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if dtype == ir.DataType.BFLOAT16 and exact.dtype == np.float64:  # which is rounded by way of float32
+        if dtype == ir.DataType.BFLOAT16 and exact.dtype == np.float64:  # the conversion goes through float32
             single = exact.astype(np.float32)
             inexact = np.isfinite(exact) & (single != exact)
             bits = single.view(np.uint32) - (inexact & (np.abs(single.astype(np.float64)) > np.abs(exact)))
-            # towards zero, and odd where something was lost: then no tie comes about that is none
+            # round to odd: towards zero, with the last bit set where bits were lost, so that no false tie arises
             exact = (bits | inexact).astype(np.uint32).view(np.float32)
         return np.asarray(exact.astype(dtype.numpy()))
 
 
 class _Rounded:
-    """Rounds each exact number once, and counts what that does to it."""
+    """Rounds each exact number once, and counts numbers that become zero or infinite."""
 
     def __init__(self, *, keep: bool = False) -> None:
         self.flushed = 0
@@ -185,7 +187,7 @@ class _Rounded:
         self._keep = keep
 
     def constant(self, exact: Array, stored_as: ir.Value) -> Constant:
-        """Rounded to the nearest number of the value's type; where subnormals are slow, they become zero."""
+        """Round to the nearest number of the value's type; subnormals become zero where they are slow."""
         dtype = stored_as.dtype
         assert dtype is not None
         array = nearest(exact, dtype)
@@ -201,12 +203,12 @@ class _Rounded:
 
 
 def _store(graph: ir.Graph, node: ir.Node, index: int, stored: Constant, left_over: list[ir.Value]) -> ir.Value:
-    """Give a node an initializer of its own for one of its inputs. A MatMul takes a bias through an Add behind it."""
+    """Give a node its own initializer for one of its inputs. A MatMul gets its bias by an Add behind it."""
     old = node.inputs[index] if 0 <= index < len(node.inputs) else None
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         name = old.name or "folded"
         graph.initializers.pop(name, None)
-        old.const_value, old.name = None, None  # the source holds the same tensor, which a value renames with itself
+        old.const_value, old.name = None, None  # renaming a value renames its tensor, which the source model shares
     else:
         name = _free_name(graph, _name_for(node, index, old))
     value = _initializer(graph, name, stored)
@@ -249,11 +251,11 @@ def _free_name(graph: ir.Graph, wanted: str) -> str:
 def _add_behind(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
     product = node.outputs[0]
     total = _step(graph, node, "Add", product, bias)
-    _take_over(graph, product, total, keep=total.producer())
+    _replace_readers(graph, product, total, keep=total.producer())
 
 
 def _append_in_front(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let a node read one more channel, which holds one value everywhere."""
+    """Append one more input channel, with one value at all positions, to what a node reads."""
     x = node.inputs[0]
     assert x is not None
     assert x.shape is not None
@@ -271,7 +273,7 @@ def _append_in_front(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 
 
 def _step(graph: ir.Graph, after: ir.Node, operator: str, x: ir.Value, constant: ir.Value) -> ir.Value:
-    """An element-wise node with a constant, put behind another; returns what it writes."""
+    """Insert an element-wise node with a constant behind another node; returns its output."""
     name = f"{after.name}_{operator.lower()}"
     node = ir.node(operator, [x, constant], name=name, metadata_props=dict(after.metadata_props))
     node.outputs[0].shape, node.outputs[0].type = x.shape, x.type
@@ -282,7 +284,7 @@ def _step(graph: ir.Graph, after: ir.Node, operator: str, x: ir.Value, constant:
 def _write_steps(
     graph: ir.Graph, absorber: Absorber, steps: list[tuple[str, Constant]], left_over: list[ir.Value]
 ) -> tuple[str, ...]:
-    """Put element-wise nodes in the place of others; returns the names of their constants."""
+    """Replace an absorber by element-wise nodes; returns the names of their constants."""
     nodes = absorber.nodes or (absorber.node,)
     value, names, last = absorber.source, [], nodes[-1]
     for operator, stored in steps:
@@ -302,9 +304,9 @@ def _initializer(graph: ir.Graph, name: str, stored: Constant) -> ir.Value:
     return value
 
 
-def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
-    """Let `new` stand wherever `old` stood, under its name if that is a graph output; `keep` goes on reading `old`,
-    and then the name goes with what the name's readers read."""
+def _replace_readers(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
+    """Make every reader of `old` read `new`, but for `keep`. `new` gets the name of `old` where that is a graph output,
+    or where `keep` still reads `old`."""
     for consumer, index in list(old.uses()):
         if consumer is not keep:
             consumer.replace_input_with(index, new)
@@ -320,23 +322,23 @@ def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: ir.Node | No
 
 
 def _bypass(graph: ir.Graph, absorber: Absorber, left_over: list[ir.Value], instead: ir.Value | None = None) -> None:
-    """Remove nodes in a row, whose input is carried as their output (or that another value stands for)."""
+    """Remove a chain of nodes. Its readers read its input, or the value `instead`."""
     u, v = instead or absorber.source, absorber.result
     nodes = absorber.nodes or (absorber.node,)
     if v.is_graph_output() and (u.is_graph_output() or u.is_graph_input() or u.is_initializer()):
-        # The name of v must be delivered, and u cannot take it: an Identity hands it over.
-        handing = ir.node("Identity", [u], name=absorber.node.name)
-        graph.insert_before(nodes[-1], handing)
-        handing.outputs[0].shape, handing.outputs[0].type = v.shape, v.type
-        u = handing.outputs[0]
-    _take_over(graph, v, u)
+        # The graph output keeps its name, and u has another that cannot change: an Identity copies u.
+        copy = ir.node("Identity", [u], name=absorber.node.name)
+        graph.insert_before(nodes[-1], copy)
+        copy.outputs[0].shape, copy.outputs[0].type = v.shape, v.type
+        u = copy.outputs[0]
+    _replace_readers(graph, v, u)
     for node in reversed(nodes):
         left_over += [value for value in node.inputs if value is not None and constant(value) is not None]
         graph.remove(node, safe=True)
 
 
 def _discard_unused(graph: ir.Graph, values: list[ir.Value]) -> None:
-    for value in dict.fromkeys(values):  # two nodes may have read the same
+    for value in dict.fromkeys(values):  # two nodes may share one
         if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
             _discard(graph, value)
 

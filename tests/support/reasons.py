@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fold.engine.reasons import Code, Part
+from fold.engine.reasons import BlockedPart, Code
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Case:
     inferred: str = ""
     dtype: str = "double"
     unchanged: bool = False
-    blocked: Part | None = None
+    blocked: BlockedPart | None = None
 
     def model(self) -> ir.Model:
         random = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def itself(code: Code, nodes: str, culprit: str = "y", **rest: object) -> Case:
 def shifted(code: Code, culprit: str, nodes: str, **rest: object) -> Case:
     """Behind a ReLU, which lets the scale of v move but no shift: who asks something of v's shift is named."""
     nodes = f"c = Conv(x, W) r = Relu(c) v = BN(r) {nodes}"
-    return Case(code, culprit, nodes, gamma=(0.5, 2.0, 0.3, 1.0), blocked=Part.SHIFT, **rest)  # type: ignore[arg-type]
+    return Case(code, culprit, nodes, gamma=(0.5, 2.0, 0.3, 1.0), blocked=BlockedPart.SHIFT, **rest)  # type: ignore[arg-type]
 
 
 def uniform(code: Code, culprit: str, nodes: str, **rest: object) -> Case:

@@ -1,32 +1,27 @@
-"""One law an operator: which gauges around a node are allowed without changing what the graph computes.
+"""One law for each operator: the gauges around a node that leave what the graph computes unchanged.
 
-To teach the engine an operator, write its law and enter it in `LAWS`; nothing else needs a change. A law reads the
-layouts of a node's inputs, writes those of its outputs, and demands what must hold between them. A node with parameters
-also says how these are re-expressed (`Absorber`). What has no law is a boundary: everything around it is carried as it
-is. The table stands in docs/folding.md.
+To support an operator, write its law in one of these files and add it to `LAWS`; nothing else changes. A law reads the
+layouts of a node's inputs, writes those of its outputs, and adds the constraints between them. For a node with
+parameters it also adds an `Absorber`, which computes the new parameters. A node without a law is a boundary: the
+tensors around it are carried as they are. docs/folding.md has the full table.
 
-    operator                               law
-    Conv, Gemm, MatMul with constant W     any gauge on either side; padding with zeros needs q = 0 on what is read
-    ConvTranspose with constant W          any gauge; q = 0 on what is read
-    BatchNormalization                     any gauge; vanishes if p_u = s*p_v and q_u = t*p_v + q_v
-    Add of a constant                      p_out = p_in, any q
-    Add of two tensors                     all p equal, q_out = q_a + q_b
-    Relu                                   p_out = p_in > 0, both q = 0
-    MaxPool, GlobalMaxPool,                p_out = p_in > 0, q_out = q_in
-    ReduceMax, ReduceMin
-    AveragePool, GlobalAveragePool,        p_out = p_in, q_out = q_in; counted padding needs q = 0
-    ReduceMean
-    ReduceSum of n elements                p_out = p_in, q_out = n*q_in; q = 0 if n is not known
-    Concat, Split, Slice, Gather           gauges are put together, cut and picked as the data is
-    Flatten, Reshape, Squeeze, Unsqueeze,  gauges move as the data does
-    Transpose, Expand, Tile, Identity,
-    Dropout, Cast to the same type,
-    DepthToSpace, SpaceToDepth
-    Resize, Upsample                       p_out = p_in, q_out = q_in, the same along what is resized
-    Pad with zeros                         p_out = p_in, q = 0 in the new places
-    Pad with infinities                    p_out = p_in > 0, q_out = q_in
-    Pad by reflect, edge or wrap           p_out = p_in, q_out = q_in, the same along what is padded
-    Shape, Size                            read no value
+    operator                                   file         law
+    Conv, Gemm, MatMul with constant W         weights      any gauges; zero padding needs q_in = 0
+    ConvTranspose with constant W              weights      any gauges, but q_in = 0
+    BatchNormalization                         batchnorm    any gauges; removed if p_u = s*p_v and q_u = t*p_v + q_v
+    Add, Sub, Mul, Div with constants          batchnorm    any gauges; a chain is one map v = s*u + t
+    Relu, Clip, LeakyRelu, PRelu, Abs          activations  p_out = p_in > 0, both q = 0; opened Relu, Clip: any gauge
+    Add, Sub, Sum, Mean of tensors             arithmetic   all p equal, q_out = q_a + q_b
+    Max, Min of tensors                        arithmetic   all p equal and positive, all q equal
+    Mul by a computed gate                     arithmetic   p_out = p_in, both q = 0
+    MaxPool, GlobalMaxPool, ReduceMax, -Min    pools        p_out = p_in > 0, q_out = q_in
+    AveragePool, GlobalAveragePool, ReduceMean pools        p_out = p_in, q_out = q_in; counted padding needs q = 0
+    ReduceSum of n elements                    pools        p_out = p_in, q_out = n*q_in; q = 0 if n is not known
+    Concat, Split, Slice, Gather               movement     gauges are joined, cut and picked as the data is
+    Reshape, Transpose, Expand, Tile, ...      movement     gauges move as the data does
+    Resize, Upsample                           movement     p_out = p_in, q_out = q_in, equal along resized axes
+    Pad                                        movement     zeros: q = 0 in new places; infinities: p > 0
+    Shape, Size                                movement     none: they read no values
 """
 
 from collections.abc import Callable
@@ -41,8 +36,8 @@ from fold.engine.laws.batchnorm import (
     affine_step,
     batch_normalization,
     instance_normalization,
-    normalises_input,
     scale_and_shift,
+    scales_input,
     written_out,
 )
 from fold.engine.laws.movement import (
@@ -80,8 +75,8 @@ __all__ = [
     "affine_step",
     "can_read_shifts",
     "knows_its_sizes",
-    "normalises_input",
     "scale_and_shift",
+    "scales_input",
     "written_out",
 ]
 

@@ -17,7 +17,7 @@ def negate(node: ir.Node, gauges: Gauges) -> None:
 
 
 def total(node: ir.Node, gauges: Gauges) -> None:
-    """Add, Sub, Sum and Mean of tensors: all scales equal, shifts add up alike."""
+    """Add, Sub, Sum and Mean of tensors: all scales are equal, and the shifts are added as the tensors are."""
     inputs = [value for value in node.inputs if value is not None]
     factors = {"Sub": [1.0, -1.0], "Mean": [1 / len(inputs)] * len(inputs)}.get(node.op_type, [1.0] * len(inputs))
     layouts = [gauges.of(value) for value in inputs]
@@ -33,7 +33,7 @@ def total(node: ir.Node, gauges: Gauges) -> None:
 
 
 def extremum(node: ir.Node, gauges: Gauges) -> None:
-    """Max and Min of tensors: all under one gauge of positive scale."""
+    """Max and Min of tensors: all have one gauge, with a positive scale."""
     layouts = [gauges.of(value) for value in node.inputs if value is not None]
     cause = gauges.cause(node, Code.TENSOR_EXTREMUM)
     scale, shift = layouts[0].scale, layouts[0].shift
@@ -47,7 +47,7 @@ def extremum(node: ir.Node, gauges: Gauges) -> None:
 
 
 def gate(node: ir.Node, gauges: Gauges) -> None:
-    """A product of two tensors: one is the gate, carried as it is; the other's scale passes, and no shift."""
+    """A product of two tensors: one is the gate, carried as it is; the other may have a scale, but no shift."""
     a, b = node.inputs
     assert a is not None
     assert b is not None
@@ -57,13 +57,13 @@ def gate(node: ir.Node, gauges: Gauges) -> None:
     gauges.pin(gating, Reason(Code.GATE, display_name(node)))
     layout = gauges.of(x)
     gauges.zero(layout.shift, gauges.cause(node, Code.GATED))
-    # what a gate of more places spreads keeps one gauge for each place that it came from
+    # where the gate broadcasts x, the copies of an element share its gauge
     gauges.set(node.outputs[0], layout.map(lambda ids: _with_rank(ids, node.outputs[0])))
     return None
 
 
 def _narrower(a: ir.Value, b: ir.Value) -> bool:
-    """Whether a is spread over b: of lower rank, or of size 1 along an axis where b is not."""
+    """Whether a is broadcast over b: it has a lower rank, or size 1 along an axis where b has another size."""
     left, right = dims(a), dims(b)
     if left is None or right is None or len(left) != len(right):
         return left is not None and right is not None and len(left) < len(right)

@@ -1,4 +1,4 @@
-"""What is to vanish: BatchNormalization, and the same map written out with constants (`v = s*u + t`)."""
+"""What can be removed: BatchNormalization, and the same map `v = s*u + t` written out as products and sums."""
 
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _dead_before_opened(y: ir.Value, s: Array, t: Array, gauges: Gauges) -> NDArray[np.bool_] | None:
-    """The dead channels of a BatchNorm that only opened activations read: these clip them to their constant."""
+    """The dead channels of a BatchNorm whose readers are all opened activations: these clip them to their constant."""
     readers = [node for node, _ in y.uses()]
     clipped = all(node in gauges.opened and node.op_type in CLIPS for node in readers)
     if not (s == 0).any() or y.is_graph_output() or not readers or not clipped:
@@ -98,8 +98,8 @@ def _dead_before_opened(y: ir.Value, s: Array, t: Array, gauges: Gauges) -> NDAr
 
 
 def instance_normalization(node: ir.Node, gauges: Gauges) -> None:
-    """It removes whatever scale and shift comes in but for its epsilon, so reads its input as it is; what it writes is
-    scaled and shifted by its own parameters."""
+    """Its input is carried as it is: normalising removes any scale and shift, but for epsilon. Its parameters absorb
+    any gauge of its output."""
     x, y = first_input(node), node.outputs[0]
     scale, bias = constant(node.inputs[1]), constant(node.inputs[2])
     if scale is None or bias is None:
@@ -114,8 +114,8 @@ def instance_normalization(node: ir.Node, gauges: Gauges) -> None:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Products and sums with constants in a row, as one map `s*x + t`; s and t have the rank of x."""
+class _Chain:
+    """A chain of products and sums with constants as one map `s*x + t`; s and t have the rank of x."""
 
     x: ir.Value
     nodes: tuple[ir.Node, ...]
@@ -135,70 +135,70 @@ class _Run:
 
 
 def affine_or_tensors(node: ir.Node, gauges: Gauges) -> None:
-    """Add, Sub, Mul and Div: with constants one map `v = s*u + t`, with all that follow in a row; else of tensors.
+    """Add, Sub, Mul and Div. A chain of those with constants is one map `v = s*u + t`; others combine tensors.
 
-    A run that multiplies and adds by channel is a BatchNorm written out, as other frameworks and frozen layers do.
+    A chain that multiplies and adds by channel is a BatchNorm written out, as other frameworks and frozen layers do it.
     """
-    run = _run(node)
-    if run is not None:
-        return _affine(run, gauges)
+    chain = _chain(node)
+    if chain is not None:
+        return _affine(chain, gauges)
     constants = [value for value in node.inputs if constant(value) is not None]
     if node.op_type == "Div" or (node.op_type == "Mul" and constants):
         return gauges.boundary(node, Code.DIVISION)
     return gate(node, gauges) if node.op_type == "Mul" else total(node, gauges)
 
 
-def _affine(run: _Run, gauges: Gauges) -> None:
-    node, x, y = run.nodes[-1], run.x, run.nodes[-1].outputs[0]
+def _affine(chain: _Chain, gauges: Gauges) -> None:
+    node, x, y = chain.nodes[-1], chain.x, chain.nodes[-1].outputs[0]
     before = gauges.of(x)
-    extents = np.broadcast_shapes(before.scale.shape, before.shift.shape, run.s.shape if run.one_axis else ())
-    s, t = (np.broadcast_to(array, extents) if run.one_axis else array for array in (run.s, run.t))
+    extents = np.broadcast_shapes(before.scale.shape, before.shift.shape, chain.s.shape if chain.one_axis else ())
+    s, t = (np.broadcast_to(array, extents) if chain.one_axis else array for array in (chain.s, chain.t))
     cause = gauges.cause(node, Code.CONSTANT_SCALE)
     private = gauges.private(x)
-    if run.multiplies:
-        lone = FROM_SCALE if normalises_input(node) else FROM_OTHERS
-        after = gauges.fresh(extents, FROM_BATCHNORM if run.adds else lone)
+    if chain.multiplies:
+        lone = FROM_SCALE if scales_input(node) else FROM_OTHERS
+        after = gauges.fresh(extents, FROM_BATCHNORM if chain.adds else lone)
     else:
         shift = gauges.fresh_shift(extents, FROM_WEIGHTS)
         after = Layout(np.broadcast_to(before.scale, extents), shift)
     before = before.map(lambda ids: np.broadcast_to(ids, extents))
     gauges.set(y, after)
-    for inner in run.nodes[:-1]:
-        gauges.set(inner.outputs[0], after)  # the run speaks for them, and nobody else reads them
-    dead = _dead_before_opened(y, s, t, gauges) if run.one_axis else None
+    for inner in chain.nodes[:-1]:
+        gauges.set(inner.outputs[0], after)  # covered by the chain, which alone reads them
+    dead = _dead_before_opened(y, s, t, gauges) if chain.one_axis else None
     flat = [layout.map(lambda ids: ids.reshape(-1)) for layout in (before, after)]
 
     def steps(reads: Gauge, writes: Gauge) -> Steps:
         seen, written = (Gauge(p.reshape(extents), q.reshape(extents)) for p, q in (reads, writes))
         a, b = seen.reading()
-        scale = written.p * run.s * a
-        added = written.p * (run.s * b + run.t) + written.q
-        if not run.multiplies:  # the scale passes
-            added = seen.p * run.t - seen.q + written.q
+        scale = written.p * chain.s * a
+        added = written.p * (chain.s * b + chain.t) + written.q
+        if not chain.multiplies:  # the scale of the input is that of the output
+            added = seen.p * chain.t - seen.q + written.q
             return [("Add", added)] if added.any() else []
         return [*([("Mul", scale)] if (scale != 1).any() else []), *([("Add", added)] if added.any() else [])]
 
-    absorber = Absorber(node, flat[0], flat[1], steps, divides=run.multiplies, nodes=run.nodes)
-    if normalises_input(node):
-        gauges.delivers(node)
-    if run.one_axis and (run.s.size > 1 or normalises_input(node)):
+    absorber = Absorber(node, flat[0], flat[1], steps, divides=chain.multiplies, nodes=chain.nodes)
+    if scales_input(node):
+        gauges.absorbs_shifts(node)
+    if chain.one_axis and (chain.s.size > 1 or scales_input(node)):
         gauges.candidates.append(
             Candidate(
                 absorber,
                 s.reshape(-1),
                 t.reshape(-1),
                 cause,
-                reported=run.batchnorm,
+                reported=chain.batchnorm,
                 private=private,
                 dead=None if dead is None else dead.reshape(-1),
             )
         )
     else:
-        gauges.open(absorber)
+        gauges.rewritable(absorber)
 
 
 def _operand(node: ir.Node) -> tuple[ir.Value | None, ir.TensorProtocol | None, int]:
-    """What a product or sum of two reads, its constant, and which of the two inputs the tensor is."""
+    """The tensor and the constant of a product or sum of two, and the position of the tensor among its inputs."""
     for position in (0, 1):
         tensor = constant(node.inputs[1 - position])
         if tensor is not None and constant(node.inputs[position]) is None:
@@ -206,14 +206,14 @@ def _operand(node: ir.Node) -> tuple[ir.Value | None, ir.TensorProtocol | None, 
     return None, None, 0
 
 
-def _run(node: ir.Node) -> _Run | None:
-    """All products and sums with constants from `node` on, each the only reader of the one before."""
+def _chain(node: ir.Node) -> _Chain | None:
+    """All products and sums with constants from `node` on, each the only reader of the previous one."""
     first, nodes = node, list[ir.Node]()
     s: Array = np.ones(1)
     t: Array = np.zeros(1)
     while (step := affine_step(node)) is not None:
-        if nodes and (normalises_input(node) or normalises_input(nodes[-1])):
-            break  # its scale and its shift go each for itself
+        if nodes and (scales_input(node) or scales_input(nodes[-1])):
+            break  # the scale and the shift of an input are two candidates
         s, t = s * step[1], t * step[1] + step[2]
         nodes.append(node)
         uses = node.outputs[0].uses()
@@ -226,7 +226,7 @@ def _run(node: ir.Node) -> _Run | None:
     assert x is not None
     rank = len(x.shape or ())
     s, t = (array.reshape((1,) * (rank - array.ndim) + array.shape) for array in np.broadcast_arrays(s, t))
-    return _Run(
+    return _Chain(
         x,
         tuple(nodes),
         s,
@@ -237,19 +237,19 @@ def _run(node: ir.Node) -> _Run | None:
 
 
 def written_out(node: ir.Node) -> tuple[tuple[ir.Node, ...], int] | None:
-    """The nodes of a BatchNorm that is written out with constants and begins at `node`, and its number of channels."""
-    run = _run(node)
-    return (run.nodes, run.s.size) if run is not None and run.batchnorm else None
+    """The nodes of a BatchNorm that is written out as products and sums from `node` on, and its number of channels."""
+    chain = _chain(node)
+    return (chain.nodes, chain.s.size) if chain is not None and chain.batchnorm else None
 
 
-def normalises_input(node: ir.Node) -> bool:
-    """Whether a product or sum is half of an input's standardisation (fold.inputs.scaling)."""
+def scales_input(node: ir.Node) -> bool:
+    """Whether a product or sum is one half of an input's scaling (fold.inputs.scaling)."""
     return any(value is not None and value.name in (SCALE, SHIFT) for value in node.inputs)
 
 
 def affine_step(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:
-    """What a product or sum with a constant reads, and its scale and shift as they are spread over it; None if it would
-    change the tensor's shape."""
+    """The input of a product or sum with a constant, and its scale and shift, broadcastable to the input. None for
+    other nodes, and where the constant would change the tensor's shape."""
     if not is_standard(node) or node.op_type not in ("Add", "Sub", "Mul", "Div"):
         return None
     x, tensor, position = _operand(node)
@@ -267,7 +267,7 @@ def affine_step(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:
 
 
 def _fits(tensor: ir.TensorProtocol, x: ir.Value) -> bool:
-    """Whether a constant is spread over a tensor and not the other way round."""
+    """Whether a constant is broadcast to a tensor, and not the tensor to the constant."""
     sizes, shape = dims(x), tensor.shape.numpy()
     if sizes is None or len(shape) > len(sizes):
         return False

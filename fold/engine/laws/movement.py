@@ -1,6 +1,7 @@
-"""What moves data: gauges move as the data does.
+"""Operators that move data without changing it: Concat, Slice, Reshape, Pad, Resize and others. Gauges move as the
+data.
 
-Where the places that an operator takes are known only at run time, the gauge must be the same at all that it may take.
+Where an operator chooses elements at run time, the gauge must be the same for all elements that it may choose.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from fold.engine.reasons import Code
 from fold.graph import computed, constant, dims, first_input, integer, integers, matching_blocks, parameter, text
 
 NEW = -1
-"""In place of a variable that is still to come."""
+"""Stands for a variable that is created later."""
 
 
 def concat(node: ir.Node, gauges: Gauges) -> None:
@@ -52,7 +53,7 @@ def split(node: ir.Node, gauges: Gauges) -> None:
     for position, output in enumerate(node.outputs):
 
         def piece(ids: Ids, position: int = position) -> Ids:
-            chunk = -(-ids.shape[axis] // count)  # the last chunk takes what is left
+            chunk = -(-ids.shape[axis] // count)  # the last chunk takes the rest
             ends = np.arange(1, count + 1) * chunk if sizes is None else np.cumsum(sizes)
             start = 0 if position == 0 else ends[position - 1]
             return _taken(ids, axis, np.arange(ids.shape[axis])[start : ends[position]])
@@ -100,7 +101,7 @@ def gather(node: ir.Node, gauges: Gauges) -> None:
 
 
 def expand(node: ir.Node, gauges: Gauges) -> None:
-    """Repeats along axes of size 1, where a layout has extent 1 as well, and puts new axes in front."""
+    """Expand repeats along axes of size 1, where a layout has extent 1 too, and adds axes in front."""
     new = len(node.outputs[0].shape or ()) - gauges.of(first_input(node)).scale.ndim
     gauges.set(node.outputs[0], gauges.of(first_input(node)).map(lambda ids: ids.reshape((1,) * new + ids.shape)))
 
@@ -121,11 +122,11 @@ def tile(node: ir.Node, gauges: Gauges) -> None:
 
 
 def depth_to_space(node: ir.Node, gauges: Gauges) -> None:
-    """The channels that become one block of places must share one gauge, which is then that of the new channel."""
+    """The channels that become one block of positions must share a gauge, which is then that of the new channel."""
     x, block = first_input(node), integer(node, "blocksize", 1) ** 2
     cause = gauges.cause(node, Code.DEPTH_TO_SPACE)
     layout = gauges.uniform(x, [2, 3], cause)
-    within = 2 if text(node, "mode", "DCR") == "CRD" else 1  # where the block's places are counted
+    within = 2 if text(node, "mode", "DCR") == "CRD" else 1  # the axis of the position within a block
 
     def blocks(ids: Ids) -> tuple[Ids, Ids]:
         n, channels = ids.shape[:2]
@@ -155,7 +156,7 @@ def transpose(node: ir.Node, gauges: Gauges) -> None:
 
 
 def reshape(node: ir.Node, gauges: Gauges) -> None:
-    """Reshape, Flatten, Squeeze and Unsqueeze: the element order stays, so dimensions split and merge in blocks."""
+    """Reshape, Flatten, Squeeze and Unsqueeze keep the order of elements, so dimensions split and merge in blocks."""
     x, y = first_input(node), node.outputs[0]
     before, after = dims(x), dims(y)
     blocks = None if before is None or after is None else matching_blocks(before, after)
@@ -185,7 +186,7 @@ def identity(node: ir.Node, gauges: Gauges) -> None:
 
 
 def cast(node: ir.Node, gauges: Gauges) -> None:
-    """Cast and CastLike: to the type that it has already, nothing happens; another one rounds by the magnitude."""
+    """Cast and CastLike. A cast to the same type does nothing; any other rounds depending on magnitude: a boundary."""
     like = node.inputs[1] if len(node.inputs) > 1 else None
     to = ir.DataType(integer(node, "to", 0)) if like is None else like.dtype
     if to == first_input(node).dtype:
@@ -201,9 +202,9 @@ def dropout(node: ir.Node, gauges: Gauges) -> None:
 
 
 def pad(node: ir.Node, gauges: Gauges) -> None:
-    """A constant must be carried as it is: zero is if it has no shift, an infinity if `p > 0`.
+    """The padding value must keep its value: zero does without a shift, an infinity does with `p > 0`.
 
-    Every other mode takes what it fills with from along the same axis. Negative amounts crop.
+    The other modes copy elements along the padded axis. Negative amounts crop.
     """
     x = first_input(node)
     amounts, known = _amounts(node, gauges.of(x).scale.ndim)
@@ -222,7 +223,7 @@ def pad(node: ir.Node, gauges: Gauges) -> None:
     shift[shift == NEW] = gauges.fresh_shift((int((shift == NEW).sum()),))
     held, old = (shift, layout.shift) if filling == 0 else (scale, layout.scale)
     if all(old.shape[axis] > 1 for axis in growing):
-        held = np.setdiff1d(held, old)  # new places have variables of their own
+        held = np.setdiff1d(held, old)  # positions of the padding have variables of their own
     if filling == 0:
         gauges.zero(held, cause)
     else:
@@ -231,7 +232,8 @@ def pad(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _amounts(node: ir.Node, rank: int) -> tuple[dict[int, tuple[int, int]], bool]:
-    """What a Pad puts before and behind each axis that it changes, and whether that is known; else it is at least 1."""
+    """How much a Pad adds before and behind each axis that it changes, and whether that is known (else 1 is
+    assumed)."""
     pads, axes = parameter(node, 1, "pads"), parameter(node, 3, "axes")
     which = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
     if pads is None or computed(node, 1, 3):
@@ -241,7 +243,7 @@ def _amounts(node: ir.Node, rank: int) -> tuple[dict[int, tuple[int, int]], bool
 
 
 def _grown(ids: Ids, amounts: dict[int, tuple[int, int]]) -> Ids:
-    """A copy with NEW in the new places along the axes where it has an extent, and without the places cropped there."""
+    """A copy with NEW at the padded positions and without the cropped ones, along axes where the layout varies."""
     for axis, amount in amounts.items():
         if ids.shape[axis] > 1:
             before, behind = (max(0, -n) for n in amount)
@@ -252,7 +254,7 @@ def _grown(ids: Ids, amounts: dict[int, tuple[int, int]]) -> Ids:
 
 
 def resize(node: ir.Node, gauges: Gauges) -> None:
-    """Resize and Upsample: whatever the mode, means along the axes that are resized, with weights that sum to one."""
+    """Resize and Upsample compute, in every mode, means along the resized axes with weights that sum to one."""
     mode = text(node, "coordinate_transformation_mode", "half_pixel")
     if mode in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
         return gauges.boundary(node, Code.CROP_AND_RESIZE, {"mode": mode})
@@ -262,11 +264,11 @@ def resize(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _resized_axes(node: ir.Node) -> list[int]:
-    """The axes that may be resized: by their scale, or by their size where that says it all."""
+    """The axes that may be resized, by their scales or, where these are not given, by their sizes."""
     before, after = dims(first_input(node)) or [], dims(node.outputs[0]) or []
     axes = [axis % len(before) for axis in integers(node, "axes", list(range(len(before))))]
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    if sizes is not None and 0 not in (dims(sizes) or []):  # no sizes at all may be an empty tensor
+    if sizes is not None and 0 not in (dims(sizes) or []):  # absent sizes may be an empty tensor
         stretched = text(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
         return [axis for axis in axes if not stretched or before[axis] is None or before[axis] != after[axis]]
     index = 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2
@@ -277,11 +279,11 @@ def _resized_axes(node: ir.Node) -> list[int]:
 
 
 def reads_no_value(node: ir.Node, gauges: Gauges) -> None:
-    """Shape and Size ask for dimensions, which no gauge changes."""
+    """Shape and Size read dimensions, which no gauge changes."""
 
 
 def _taken(ids: Ids, axis: int, places: Ids) -> Ids:
-    """`ids` at some places of an axis; along extent 1, and for no place at all, one gauge holds for what is taken."""
+    """`ids` at some positions of an axis. Where the extent is 1, or no position is taken, the result has extent 1."""
     return np.take(ids, places if ids.shape[axis] > 1 and len(places) else [0], axis)
 
 

@@ -1,4 +1,4 @@
-"""Pools and reductions: many places become one, so their gauges must be the same."""
+"""Pools and reductions combine elements, which must have the same gauge."""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +9,7 @@ from fold.graph import computed, dims, first_input, integer, padded, parameter
 
 
 def max_pool(node: ir.Node, gauges: Gauges) -> None:
-    """MaxPool and GlobalMaxPool; the padding is -infinity, which no gauge with `p > 0` moves."""
+    """MaxPool and GlobalMaxPool. The padding is -infinity, which a gauge with `p > 0` does not change."""
     x = first_input(node)
     cause = gauges.cause(node, Code.MAX_POOL)
     layout = gauges.uniform(x, range(2, gauges.of(x).scale.ndim), cause)
@@ -20,8 +20,8 @@ def max_pool(node: ir.Node, gauges: Gauges) -> None:
 def average_pool(node: ir.Node, gauges: Gauges) -> None:
     """AveragePool and GlobalAveragePool.
 
-    With `ceil_mode` the last window may run beyond the padding. Whether `count_include_pad` counts these places too
-    differs between runtimes, so that it may count something wherever it is set.
+    With `ceil_mode` the last window may reach beyond the padding. Runtimes differ in whether `count_include_pad` counts
+    these positions, so both together count as padding.
     """
     x = first_input(node)
     cause = gauges.cause(node, Code.AVERAGE_POOL)
@@ -48,7 +48,7 @@ def reduce_extremum(node: ir.Node, gauges: Gauges) -> None:
 
 
 def reduce_sum(node: ir.Node, gauges: Gauges) -> None:
-    """The shift is summed as often as there are elements, so that their number must be known."""
+    """The shift is multiplied by the number of elements, which must be known."""
     reduced = _reduced(node, gauges, Code.REDUCED_SUM)
     if reduced is None:
         return
@@ -66,9 +66,9 @@ def reduce_sum(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _reduced(node: ir.Node, gauges: Gauges, code: Code) -> tuple[Layout, list[int], int] | None:
-    """Of a reduction: the layout of what it reads with extent 1 along its axes, those axes, and the cause of that.
+    """The layout of a reduction's input with extent 1 along its axes, these axes, and the cause of that demand.
 
-    None, and a boundary, where the axes are not known.
+    None where the axes are not known: the node is then a boundary.
     """
     x = first_input(node)
     rank = gauges.of(x).scale.ndim

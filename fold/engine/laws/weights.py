@@ -1,4 +1,4 @@
-"""Nodes with weights: any gauge on either side, which the weights take up."""
+"""Conv, ConvTranspose, Gemm, MatMul and embeddings: the weights absorb any gauge of the input and of the output."""
 
 import numpy as np
 import onnx_ir as ir
@@ -23,13 +23,14 @@ from fold.graph import (
 )
 
 PADS_AS_INPUT = 11
-"""The opset since which a Pad takes its amounts as an input."""
+"""The first opset in which Pad takes its amounts as an input."""
 
 
 def conv(node: ir.Node, gauges: Gauges) -> None:
-    """Padding with zeros needs `q = 0` on what is read. Opened, the shift of the tensor inside its padding is made up
-    for: by a constant map added to the output, which knows how much of the kernel each position near the border reads;
-    where that is known at run time only, by one more input channel of ones, which is padded as the others are."""
+    """Zero padding needs `q = 0` on the input, since the padding is not shifted. An opened convolution allows a shift:
+    a constant map is added to the output, with the shift times those taps that read the input and not padding. Where
+    the sizes are known only at run time, an additional input channel of ones, padded as the others are, adds the
+    same."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
@@ -60,8 +61,8 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
 
 
 def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
-    """Each output position sums another part of the kernel, so it reads no shift; opened, a constant map is added, or
-    a channel of ones read."""
+    """Each output position sums other taps of the kernel, so the input may carry no shift. If it is opened, a constant
+    map is added to the output, or a channel of ones to the input."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
         return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
@@ -109,7 +110,7 @@ def gemm(node: ir.Node, gauges: Gauges) -> None:
 
 
 def matmul(node: ir.Node, gauges: Gauges) -> None:
-    """A product with one constant, on either side, together with the bias that is added to nothing but it."""
+    """A product with one constant, on either side, together with the bias that is added to it."""
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     weights, position = (right, 1) if right is not None else (left, 0)
     x = node.inputs[1 - position]
@@ -117,7 +118,7 @@ def matmul(node: ir.Node, gauges: Gauges) -> None:
         return gauges.boundary(node, Code.TENSOR_PRODUCT)
     if len(weights.shape) < 2:
         return gauges.boundary(node, Code.VECTOR_PRODUCT)
-    axis = -1 if position == 1 else -2  # the features, of what is read and of what is written
+    axis = -1 if position == 1 else -2  # of the features, in the input and in the output
     K, N = weights.shape.numpy()[-2:][:: 1 if position == 1 else -1]
     cause = gauges.cause(node, Code.INPUT_FEATURES)
     read = gauges.along(x, axis, K, cause)
@@ -138,8 +139,8 @@ def matmul(node: ir.Node, gauges: Gauges) -> None:
 
 
 def _bias_after(node: ir.Node, features: int, axis: int) -> tuple[ir.Node, int, ir.TensorProtocol] | None:
-    """The Add behind a product, which input of it is the constant, and that constant, if it holds one number for each
-    feature and nobody else reads the product."""
+    """The Add behind a product, the position of its constant, and the constant. None unless the constant has one number
+    for each feature and the Add alone reads the product."""
     product = node.outputs[0]
     uses = product.uses()
     if len(uses) != 1 or product.is_graph_output():
@@ -155,7 +156,7 @@ def _bias_after(node: ir.Node, features: int, axis: int) -> tuple[ir.Node, int, 
 
 
 def embedding_or_gather(node: ir.Node, gauges: Gauges) -> None:
-    """Rows of a constant table (an embedding), whose columns take up any gauge."""
+    """Rows of a constant table (an embedding), whose columns absorb any gauge."""
     table = constant(node.inputs[0])
     if table is None or not is_float(node.inputs[0]):
         return gather(node, gauges)
@@ -171,25 +172,25 @@ def embedding_or_gather(node: ir.Node, gauges: Gauges) -> None:
 
 
 def can_read_shifts(node: ir.Node) -> bool:
-    """Whether a node is a convolution that can be opened: its sizes are known, or all its outputs read one more input
-    channel."""
+    """Whether a node is a convolution that can be opened: its sizes are known, or one more input channel can be
+    added."""
     if node.op_type not in ("Conv", "ConvTranspose") or not is_standard(node) or _linear_inputs(node)[1] is None:
         return False
     return knows_its_sizes(node) or (integer(node, "group", 1) == 1 and _takes_pads_as_input(node))
 
 
 def knows_its_sizes(node: ir.Node) -> bool:
-    """Whether the spatial sizes of what a convolution reads and writes are known."""
+    """Whether the spatial sizes of a convolution's input and output are known."""
     return spatial_sizes(first_input(node)) is not None and spatial_sizes(node.outputs[0]) is not None
 
 
 def _takes_pads_as_input(node: ir.Node) -> bool:
-    """Whether the graph's Pad, which appends the channel of ones, has the form of recent opsets."""
+    """Whether the graph's opset has a Pad that takes its amounts as an input; it adds the channel of ones."""
     return node.graph is not None and node.graph.opset_imports.get("", 1) >= PADS_AS_INPUT
 
 
 def _linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol | None, ir.TensorProtocol | None]:
-    """What a Conv, ConvTranspose or Gemm reads, its weights and its bias; no weights if one of them is not constant."""
+    """Input, weights and bias of a Conv, ConvTranspose or Gemm; no weights if one of the two is not constant."""
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
     weights, bias = constant(node.inputs[1]), constant(bias_value)
     return first_input(node), None if bias_value is not None and bias is None else weights, bias

@@ -1,17 +1,17 @@
 """The scales of all gauges: a weighted union-find over channels, with fixed values, signs and zeros.
 
-Every channel of every tensor has a variable p. `relate` says `p_x = ratio * p_y`; a class holds all variables that are
-known up to one common factor. A class can be fixed to a value (a graph input is carried as it is), be held to a sign
-(a ReLU lets only positive scales pass), or be zero (a dead channel, whose value nobody but its BatchNorm reads).
+Every channel of every tensor has a variable p. `relate` adds `p_x = ratio * p_y`; a class contains all variables that
+are known up to one common factor. A class can be fixed to a value (a graph input is carried as it is), restricted to a
+sign (a ReLU allows only positive scales), or zero (a dead channel, which only its BatchNorm reads).
 
-Everything works on arrays of variables, thousands at a time. A group of relations is taken whole or not at all: it is
-tried on a copy of the few roots that it touches, and written back if nothing contradicts.
+Everything works on arrays of variables, thousands at a time. A group of relations is added as a whole or not at all: it
+is tried on a copy of the few roots that it touches, and written back if nothing contradicts.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fold.engine.affine import NOBODY, Array, Conflict, Ids
+from fold.engine.affine import NO_CAUSE, Array, Conflict, Ids
 
 RELATIVE_TOLERANCE = 1e-13
 """Two ways to compute one ratio differ by rounding, a few 1e-16; two different ratios of float32 parameters by 1e-8."""
@@ -20,21 +20,21 @@ _VARIABLE = np.dtype(
     [
         ("parent", np.int64),
         ("weight", np.float64),  # p_x = weight * p_parent
-        ("link_cause", np.int64),  # of the link to the parent; at a root of its first link to a child
-        # what follows is kept at roots
+        ("link_cause", np.int64),  # of the link to the parent; for a root, of its first link to a child
+        # the following fields are valid for roots
         ("value", np.float64),  # p of the root, nan where it is free
         ("value_cause", np.int64),
         ("sign", np.int8),  # the sign that p of the root must have, 0 where it is free
         ("sign_cause", np.int64),
         ("zero", np.bool_),
-        ("reads", np.int64),  # how many parametric nodes divide by p of some member
+        ("reads", np.int64),  # number of nodes that divide by p of a member
         ("members", np.int64),
     ]
 )
 
 
 class Scales:
-    """`reads[x]` counts the parametric nodes that divide by p of variable x, the BatchNorms among them."""
+    """`reads[x]` counts the nodes with parameters, also BatchNorms, that divide by p of variable x."""
 
     def __init__(self, reads: Ids) -> None:
         self._state = np.zeros(len(reads), _VARIABLE)
@@ -43,7 +43,7 @@ class Scales:
         self._state["value"] = np.nan
         self._state["reads"] = reads
         for cause in ("link_cause", "value_cause", "sign_cause"):
-            self._state[cause] = NOBODY
+            self._state[cause] = NO_CAUSE
 
     def find(self, x: Ids) -> tuple[Ids, Array]:
         """Root of each variable, and the weight w with `p_x = w * p_root`."""
@@ -62,9 +62,9 @@ class Scales:
         self._state["sign_cause"][root] = cause
 
     def relate(self, x: Ids, y: Ids, ratio: Array, cause: int) -> Conflict | None:
-        """`p_x = ratio * p_y` for every position of three arrays of shape [n], or for none of them.
+        """Add `p_x = ratio * p_y` for every position of three arrays of shape [n], or for none; returns the conflict.
 
-        A ratio of 0 makes `p_x = 0`: possible where nothing but the one node that asks reads the class of x.
+        A ratio of 0 makes `p_x = 0`. This is possible where only the node that adds the relation reads the class of x.
         """
         rx, wx = self.find(x)
         ry, wy = self.find(y)
@@ -73,49 +73,49 @@ class Scales:
         part = self._state[roots]
         part["parent"] = np.arange(len(roots))
         dead = ratio == 0
-        conflict = _kill(part, lx, ly, dead)
+        conflict = _set_zero(part, lx, ly, dead)
         if conflict is None:
             alive = np.flatnonzero(~dead)
             factor = ratio[alive] * wy[alive] / wx[alive]
             conflict = _link(part, lx[alive], ly[alive], factor, alive, cause)
         if conflict is not None:
-            if conflict.cause == NOBODY:  # two paths disagree: name a link of one of them
+            if conflict.cause == NO_CAUSE:  # two paths contradict each other: use the cause of a link of one
                 at = conflict.position
                 paths = (self._state["link_cause"][ids[at]] for ids in (x, y))
                 conflict = Conflict(
-                    at, next((int(c) for c in paths if c not in (NOBODY, cause)), NOBODY), conflict.dead
+                    at, next((int(c) for c in paths if c not in (NO_CAUSE, cause)), NO_CAUSE), conflict.dead
                 )
             return conflict
         part["parent"] = roots[part["parent"]]
         self._state[roots] = part
-        for ids in (x, y):  # shorten the paths that were walked
+        for ids in (x, y):  # path compression
             root, weight = self.find(ids)
             self._state["parent"][ids] = root
             self._state["weight"][ids] = weight
         return None
 
     def unbound(self, x: Ids) -> NDArray[np.bool_]:
-        """Which variables nothing is related to, and nothing holds to a value or sign."""
+        """Which variables have no relation, no value and no sign."""
         root, _ = self.find(x)
         held = self._state[root]
         alone: NDArray[np.bool_] = (held["members"] == 1) & (held["sign"] == 0) & ~held["zero"]
         alone &= np.isnan(held["value"])
         return alone
 
-    def bar(self, x: Ids) -> None:
-        """Nothing may be related to these variables from now on."""
+    def exclude(self, x: Ids) -> None:
+        """Refuse every further relation with these variables."""
         self._state["zero"][x] = True
 
     def release(self, x: Ids) -> None:
-        """The node that asked for a relation on x has vanished, and does not read x any more."""
+        """Note that the node that added a relation on x is removed and no longer reads x."""
         root, _ = self.find(x)
         np.subtract.at(self._state["reads"], root, 1)
 
     def values(self, anchors: Ids) -> Array:
-        """p of every variable. A free class gets the factor that leaves its anchors at 1; where they differ by more
-        than a power of two, at a geometric mean of 1, so that no tensor is stretched more than another.
+        """p of every variable. A free class gets the factor that makes its anchors 1. Where anchors differ, their
+        geometric mean becomes 1, to the next power of two, so that no tensor is scaled more than the others.
 
-        A class without anchors and without a fixed value stays at 1 for its root.
+        In a class without anchors and without a fixed value the root is 1.
         """
         root, weight = self.find(np.arange(len(self._state)))
         state = self._state
@@ -146,8 +146,8 @@ def _find(state: NDArray[np.void], x: Ids) -> tuple[Ids, Array]:
         root = up
 
 
-def _kill(part: NDArray[np.void], x: Ids, y: Ids, dead: NDArray[np.bool_]) -> Conflict | None:
-    """Mark the classes of dead channels as zero, unless somebody else reads them or they are held to something."""
+def _set_zero(part: NDArray[np.void], x: Ids, y: Ids, dead: NDArray[np.bool_]) -> Conflict | None:
+    """Mark the classes of dead channels as zero, unless another node reads them or they have a value or sign."""
     if not dead.any():
         return None
     uses = np.bincount(np.concatenate([x, y[~dead]]), minlength=len(part))
@@ -158,13 +158,13 @@ def _kill(part: NDArray[np.void], x: Ids, y: Ids, dead: NDArray[np.bool_]) -> Co
     if refused.any():
         at = int(np.flatnonzero(refused)[0])
         causes = (held["value_cause"][at], held["sign_cause"][at])
-        return Conflict(at, next((int(c) for c in causes if c != NOBODY), NOBODY), dead=True)
+        return Conflict(at, next((int(c) for c in causes if c != NO_CAUSE), NO_CAUSE), dead=True)
     part["zero"][x[dead]] = True
     return None
 
 
 def _link(part: NDArray[np.void], x: Ids, y: Ids, ratio: Array, position: Ids, cause: int) -> Conflict | None:
-    """Union the roots of x and y with `p_x = ratio * p_y`, in rounds in which no root is both child and parent."""
+    """Union the roots of x and y with `p_x = ratio * p_y`, in rounds. In a round no root is both child and parent."""
     while len(x):
         a, wa = _find(part, x)
         b, wb = _find(part, y)
@@ -172,9 +172,9 @@ def _link(part: NDArray[np.void], x: Ids, y: Ids, ratio: Array, position: Ids, c
         same = a == b
         wrong = same & (np.abs(factor - 1) > RELATIVE_TOLERANCE)
         if wrong.any():
-            return Conflict(int(position[wrong][0]), NOBODY)
+            return Conflict(int(position[wrong][0]), NO_CAUSE)
         size_a, size_b = part["members"][a], part["members"][b]
-        under = (size_a < size_b) | ((size_a == size_b) & (a < b))  # the smaller class under the larger: short paths
+        under = (size_a < size_b) | ((size_a == size_b) & (a < b))  # union by size
         child, parent = np.where(under, a, b), np.where(under, b, a)
         factor = np.where(under, factor, 1 / factor)
         _, first = np.unique(child, return_index=True)
@@ -192,13 +192,13 @@ def _link(part: NDArray[np.void], x: Ids, y: Ids, ratio: Array, position: Ids, c
 def _merge(
     part: NDArray[np.void], child: Ids, parent: Ids, factor: Array, position: Ids, cause: int
 ) -> Conflict | None:
-    """Hang each child under its parent with `p_child = factor * p_parent`, and move up what holds the child."""
+    """Link each child to its parent with `p_child = factor * p_parent`, and pass its value and sign to the parent."""
 
     def refuse(where: NDArray[np.bool_], causes: Ids) -> Conflict | None:
         return Conflict(int(position[where][0]), int(causes[where][0])) if where.any() else None
 
     kids = part[child]
-    conflict = refuse(kids["zero"] | part["zero"][parent], np.full(len(child), NOBODY))
+    conflict = refuse(kids["zero"] | part["zero"][parent], np.full(len(child), NO_CAUSE))
     if conflict is not None:
         return conflict
     sign = kids["sign"] * np.sign(factor).astype(np.int8)
@@ -218,7 +218,7 @@ def _merge(
     part["parent"][child] = parent
     part["weight"][child] = factor
     part["link_cause"][child] = cause
-    alone = parent[part["link_cause"][parent] == NOBODY]
+    alone = parent[part["link_cause"][parent] == NO_CAUSE]
     part["link_cause"][alone] = cause
     np.add.at(part["reads"], parent, kids["reads"])
     np.add.at(part["members"], parent, kids["members"])

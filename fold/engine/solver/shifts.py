@@ -1,22 +1,21 @@
-"""The shifts of all gauges: a sparse linear system over channels, eliminated as equations come.
+"""The shifts of all gauges: a sparse linear system over channels, solved by incremental elimination.
 
 Every channel of every tensor has a variable q. An equation is `sum(coefficient * q) = constant`. A solved equation is
-kept as `q[pivot] = constant + sum(coefficient * q)`, whose right side held no pivot when it was added, so that all
-can be resolved from the last to the first. Variables that no equation determines are free, and stay 0.
+kept as `q[pivot] = constant + sum(coefficient * q)`. Its right side contains no pivot of an earlier equation, so values
+follow from the last equation to the first. Variables that no equation determines are free, and stay 0.
 
-Which variable becomes the pivot decides what is touched: a weight node's output first (its bias absorbs any shift),
-everything else only if it must. Equations come in groups of one shape, thousands at a time, and a group is taken whole
-or not at all.
+The choice of the pivot decides which nodes change: the output of weights is preferred (their bias absorbs any shift).
+Equations come in groups of one shape, thousands at a time, and a group is added as a whole or not at all.
 """
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fold.engine.affine import NOBODY, Array, Conflict, Ids
+from fold.engine.affine import NO_CAUSE, Array, Conflict, Ids
 
 RELATIVE_TOLERANCE = 1e-13
-"""Rounding leaves a true equation within a few 1e-16 of 0 = 0, relative to the constants that met in it."""
+"""Rounding leaves a consistent equation within a few 1e-16 of 0 = 0, relative to the constants in it."""
 NONE = -1
 
 
@@ -24,8 +23,8 @@ NONE = -1
 class Equations:
     """n equations in rectangular form: `variables` and `coefficients` are [n, terms], everything else is [n].
 
-    A variable of NONE pads. `magnitudes` is the largest constant that ever entered an equation, to judge 0 = 0 by;
-    `causes` is who brought the equation that was substituted last.
+    Missing terms have the variable NONE. `magnitudes` is the largest constant that ever entered an equation, for the
+    test of 0 = 0; `causes` is the cause of the equation that was substituted last.
     """
 
     variables: Ids
@@ -51,14 +50,14 @@ class Equations:
 
 
 class Shifts:
-    """`preference[x]` ranks the variables as pivots: the higher, the sooner."""
+    """Variables with a higher `preference[x]` become pivots first."""
 
     def __init__(self, preference: Ids) -> None:
         n = len(preference)
         self._preference = preference
         self._solved = np.zeros(n, bool)
         # the right side of q[x], for every solved x; a variable is solved at most once
-        self._right = Equations(np.full((n, 2), NONE), np.zeros((n, 2)), np.zeros(n), np.zeros(n), np.full(n, NOBODY))
+        self._right = Equations(np.full((n, 2), NONE), np.zeros((n, 2)), np.zeros(n), np.zeros(n), np.full(n, NO_CAUSE))
         self._order: list[Ids] = []
 
     def add(self, terms: list[tuple[float, Ids]], constants: Array, cause: int) -> Conflict | None:
@@ -70,7 +69,9 @@ class Shifts:
         equation = np.tile(np.arange(n), len(terms))
         coefficient = np.repeat([factor for factor, _ in terms], n).astype(np.float64)
         variables, coefficients = _collect(n, equation, np.concatenate([ids for _, ids in terms]), coefficient)
-        group = Equations(variables, coefficients, constants.astype(np.float64), np.abs(constants), np.full(n, NOBODY))
+        group = Equations(
+            variables, coefficients, constants.astype(np.float64), np.abs(constants), np.full(n, NO_CAUSE)
+        )
         position = np.arange(n)
         before = len(self._order)
         while len(position):

@@ -1,13 +1,13 @@
-"""Which BatchNorms vanish, and under which gauges.
+"""Which BatchNorms can be removed, and under which gauges.
 
-A BatchNorm `v = s*u + t` vanishes if `p_u = s*p_v` and `q_u = t*p_v + q_v` hold beside everything that the laws demand.
-Scales are solved first (scales), then shifts (shifts). BatchNorms are taken in graph order, each whole or
-not at all, before lone products and sums with constants; the constraint that one runs into is the reason that the user
-reads. Where a shift cannot move, the scale need not have moved either: that BatchNorm is left out and all is solved
-again, until nothing contradicts.
+A BatchNorm `v = s*u + t` can be removed if `p_u = s*p_v` and `q_u = t*p_v + q_v` hold together with all constraints of
+the laws. Scales are solved first (`scales`), then shifts (`shifts`). BatchNorms are tried in graph order, each as a
+whole, before single products and sums with constants. The constraint that one contradicts is the reason that the user
+reads. If a shift cannot move, moving the scale was useless: that BatchNorm is left out and everything is solved again,
+until nothing contradicts.
 
-A dead channel (s = 0) has no inverse. Its u may become 0 (`p_u = 0`), if nothing else reads u; or its v may be left
-unwritten, if only weights read v: these take the constant t for it, whatever is carried there.
+A dead channel (s = 0) has no inverse. Either its u becomes 0 (`p_u = 0`), if no other node reads u; or its v is left
+unwritten, if only weights read v: these treat the channel as the constant t, whatever the tensor carries there.
 """
 
 from dataclasses import dataclass, replace
@@ -16,25 +16,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fold.engine.affine import NOBODY, Array, Conflict, Gauge, Ids
+from fold.engine.affine import NO_CAUSE, Array, Conflict, Gauge, Ids
 from fold.engine.gauge import Absorber, Candidate, Gauges, Layout
-from fold.engine.reasons import Blocked, Code, Part, Reason
+from fold.engine.reasons import Blocked, BlockedPart, Code, Reason
 from fold.engine.solver.scales import Scales
 from fold.engine.solver.shifts import Shifts
 from fold.graph import display_name
 
 DROWNING = 2.0**3
-"""A shift this many times larger than the signal that it is added to costs 3 of float32's 24 bits, which is as much as
-a certificate forgives (fold.proof.decisions.FLOORS)."""
-LOUD = 1.0
-"""The same, above which a shift is better moved to where it is read, if activations may be opened."""
+"""A shift that is larger than its signal by this factor costs 3 of float32's 24 bits, which is as much as a certificate
+allows (fold.proof.decisions.FLOORS)."""
+LARGE = 1.0
+"""The factor above which it is better to move a shift to its readers, if activations may be opened."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`vanished` in graph order, why the others stay, and p and q of every variable."""
+    """The removed candidates in graph order, the reasons of the others, and p and q of every variable."""
 
-    vanished: list[Candidate]
+    removed: list[Candidate]
     kept: dict[ir.Node, Reason]
     p: Array
     q: Array
@@ -45,42 +45,43 @@ class Solution:
 
 
 def solve(gauges: Gauges, refused: dict[ir.Node, Reason]) -> Solution:
-    """Let every BatchNorm vanish that can, but for those in `refused`."""
+    """Remove every BatchNorm that can be removed, but for those in `refused`."""
     refused = {**gauges.kept, **refused}
     candidates = sorted(gauges.candidates, key=lambda candidate: not candidate.reported)
     while True:
         scales, refusals = _base_scales(gauges), dict(refused)
-        moved, unwritten = _move(gauges, scales, [c for c in candidates if c.node not in refused], refusals)
-        anchors = [candidate.v.scale for candidate, _ in moved]
+        related, unwritten = _relate_all(gauges, scales, [c for c in candidates if c.node not in refused], refusals)
+        anchors = [candidate.v.scale for candidate, _ in related]
         p = scales.values(np.concatenate([*anchors, np.empty(0, np.int64)]))
         p[unwritten] = np.inf
         shifts, new = _base_shifts(gauges), {}
-        for candidate, live in moved:
+        for candidate, live in related:
             conflict = _shift(shifts, candidate, live, p)
             if conflict is not None:
-                new[candidate.node] = _demanded(gauges, candidate, Part.SHIFT, candidate.t, conflict)
+                new[candidate.node] = _demanded(gauges, candidate, BlockedPart.SHIFT, candidate.t, conflict)
         q = shifts.values()
         if not new:
-            new = {c.node: reason for c, _ in moved if (reason := _drowning(c, p, q)) is not None}
+            new = {c.node: reason for c, _ in related if (reason := _drowning(c, p, q)) is not None}
         if not new:
             classes, _ = scales.find(np.arange(gauges.scale_count))
-            return Solution([candidate for candidate, _ in moved], refusals, p, q, classes)
+            return Solution([candidate for candidate, _ in related], refusals, p, q, classes)
         refused.update(new)
 
 
-Moved = list[tuple[Candidate, NDArray[np.bool_]]]
-"""Candidates whose scales moved, each with the channels that take part."""
+Related = list[tuple[Candidate, NDArray[np.bool_]]]
+"""Candidates whose scales of u and v are related, each with the channels for which they are."""
 
 
-def _move(
+def _relate_all(
     gauges: Gauges, scales: Scales, candidates: list[Candidate], refusals: dict[ir.Node, Reason]
-) -> tuple[Moved, Ids]:
-    """Relate the scales of all that can; returns these, and the scale variables of dead channels left unwritten."""
-    read_whole = np.zeros(gauges.scale_count, bool)  # by nodes that do not divide by the scale
+) -> tuple[Related, Ids]:
+    """Relate the scales of every candidate that allows it; returns these candidates, and the scale variables of dead
+    channels that are left unwritten."""
+    read_whole = np.zeros(gauges.scale_count, bool)  # read by nodes that do not divide by the scale
     for absorber in _absorbers(gauges):
         if not absorber.divides:
             read_whole[absorber.read.scale] = True
-    moved: Moved = []
+    related: Related = []
     unwritten = np.empty(0, np.int64)
     for candidate in candidates:
         live = np.ones(len(candidate.s), bool) if candidate.dead is None else ~candidate.dead
@@ -91,15 +92,15 @@ def _move(
                 live &= candidate.s != 0
                 conflict = _relate(scales, candidate, live)
                 if conflict is None:
-                    scales.bar(dead)
+                    scales.exclude(dead)
                     unwritten = np.concatenate([unwritten, dead])
         if conflict is not None:
             refusals[candidate.node] = _scale_reason(gauges, candidate, conflict)
             continue
-        moved.append((candidate, live))
+        related.append((candidate, live))
         if candidate.absorber.divides:
             scales.release(candidate.u.scale)
-    return moved, unwritten
+    return related, unwritten
 
 
 def _relate(scales: Scales, candidate: Candidate, live: NDArray[np.bool_]) -> Conflict | None:
@@ -111,7 +112,8 @@ def _relate(scales: Scales, candidate: Candidate, live: NDArray[np.bool_]) -> Co
 
 
 def _shift(shifts: Shifts, candidate: Candidate, live: NDArray[np.bool_], p: Array) -> Conflict | None:
-    """The equations of the channels that take part, and for unwritten ones `q_v = -t`, as a void gauge is read."""
+    """Add the equations of the related channels, and `q_v = -t` for unwritten ones: readers take these as constant
+    t."""
     u, v, t = candidate.u, candidate.v, candidate.t
     conflict = shifts.add([(1.0, u.shift[live]), (-1.0, v.shift[live])], t[live] * p[v.scale[live]], candidate.cause)
     unwritten = np.isinf(p[v.scale])
@@ -126,7 +128,7 @@ def _absorbers(gauges: Gauges) -> list[Absorber]:
 
 
 def _base_scales(gauges: Gauges) -> Scales:
-    """The scales with what the laws demand, which can never contradict: `p = 1` everywhere satisfies it."""
+    """The scales with the constraints of the laws. These never contradict: `p = 1` everywhere satisfies them."""
     readers = [absorber.read.scale.ravel() for absorber in _absorbers(gauges) if absorber.divides]
     reads = np.bincount(np.concatenate([*readers, np.empty(0, np.int64)]), minlength=gauges.scale_count)
     scales = Scales(reads)
@@ -143,7 +145,7 @@ def _base_scales(gauges: Gauges) -> Scales:
 
 
 def _base_shifts(gauges: Gauges) -> Shifts:
-    """The shifts with what the laws demand, which can never contradict: `q = 0` everywhere satisfies it."""
+    """The shifts with the constraints of the laws. These never contradict: `q = 0` everywhere satisfies them."""
     shifts = Shifts(gauges.shift_preferences)
     for constraint in gauges.constraints:
         if constraint.kind == "sum":
@@ -153,10 +155,10 @@ def _base_shifts(gauges: Gauges) -> Shifts:
 
 def _scale_reason(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> Reason:
     if not conflict.dead:
-        return _demanded(gauges, candidate, Part.SCALE, candidate.s, conflict)
-    if conflict.cause != NOBODY:
-        return _demanded(gauges, candidate, Part.DEAD_CHANNEL, candidate.s, conflict)
-    blocked = Blocked(Part.DEAD_CHANNEL, conflict.position, 0.0)
+        return _demanded(gauges, candidate, BlockedPart.SCALE, candidate.s, conflict)
+    if conflict.cause != NO_CAUSE:
+        return _demanded(gauges, candidate, BlockedPart.DEAD_CHANNEL, candidate.s, conflict)
+    blocked = Blocked(BlockedPart.DEAD_CHANNEL, conflict.position, 0.0)
     source = candidate.node.inputs[0]
     others = [user for user, _ in source.uses() if user is not candidate.node] if source is not None else []
     if others:
@@ -164,16 +166,16 @@ def _scale_reason(gauges: Gauges, candidate: Candidate, conflict: Conflict) -> R
     return Reason(Code.USED_ELSEWHERE, (source.name if source is not None else "") or "", blocked=blocked)
 
 
-def _demanded(gauges: Gauges, candidate: Candidate, part: Part, values: Array, conflict: Conflict) -> Reason:
-    """The demand that the scale or shift of a channel ran into."""
+def _demanded(gauges: Gauges, candidate: Candidate, part: BlockedPart, values: Array, conflict: Conflict) -> Reason:
+    """The reason why the scale or shift of a channel cannot move: the demand that it contradicts."""
     blocked = Blocked(part, conflict.position, float(values[conflict.position]))
-    if conflict.cause in (NOBODY, candidate.cause):
+    if conflict.cause in (NO_CAUSE, candidate.cause):
         return Reason(Code.FIXED_TWICE, display_name(candidate.node), blocked=blocked)
     return replace(gauges.causes[conflict.cause], blocked=blocked)
 
 
 def _drowning(candidate: Candidate, p: Array, q: Array) -> Reason | None:
-    """Keep a BatchNorm where others read u out of a sum in which the shift is so large that u's low bits are lost."""
+    """The reason to keep a BatchNorm where other nodes read u, and adding the shift to u would lose u's low bits."""
     shift, signal = _shared(candidate, p, q)
     drowned = (shift > DROWNING * signal) & (signal > 0)  # none where p = 0, or where there are no statistics
     if not drowned.any():
@@ -183,31 +185,33 @@ def _drowning(candidate: Candidate, p: Array, q: Array) -> Reason | None:
     return Reason(Code.DROWNING_SHIFT, display_name(candidate.node), {"channel": channel, "factor": factor})
 
 
-def loud(solution: Solution) -> list[Candidate]:
-    """The vanished BatchNorms that add a shift larger than the signal to what others read, or to one not known."""
+def with_large_shifts(solution: Solution) -> list[Candidate]:
+    """The removed BatchNorms that add, to a tensor that other nodes read, a shift larger than the signal, or one that
+    cannot be compared because the signal is not known."""
     found = []
-    for candidate in solution.vanished:
+    for candidate in solution.removed:
         shift, signal = _shared(candidate, solution.p, solution.q)
-        if candidate.reported and ((shift > LOUD * signal) & (solution.p[candidate.u.scale] != 0)).any():
+        if candidate.reported and ((shift > LARGE * signal) & (solution.p[candidate.u.scale] != 0)).any():
             found.append(candidate)
     return found
 
 
 def _shared(candidate: Candidate, p: Array, q: Array) -> tuple[Array, Array]:
-    """The shift that is added to u, and how large the signal is that others read from it (0: not known); [channels].
+    """The shift that is added to u, and the size of the signal that other nodes read from it (0: not known);
+    [channels].
 
-    Where nobody else reads u there is no such shift. Where p = 0 the channel is dead, and nobody else reads it.
+    The shift is 0 where no other node reads u. Where p = 0 the channel is dead, and no other node reads it.
     """
     shift = np.abs(q[candidate.u.shift])
     signal = np.zeros_like(shift) if candidate.size is None else np.abs(p[candidate.u.scale]) * candidate.size
     return np.zeros_like(shift) if candidate.private else shift, signal
 
 
-def guilty(solution: Solution, absorber: Absorber) -> list[Candidate]:
-    """The vanished BatchNorms whose scales share a class with what `absorber` reads or writes."""
+def sharing_scales(solution: Solution, absorber: Absorber) -> list[Candidate]:
+    """The removed BatchNorms whose scales are in one class with those of an absorber's input or output."""
     touched = solution.scale_classes[np.concatenate([absorber.read.scale.ravel(), absorber.write.scale.ravel()])]
     return [
         candidate
-        for candidate in solution.vanished
+        for candidate in solution.removed
         if np.isin(solution.scale_classes[np.concatenate([candidate.u.scale, candidate.v.scale])], touched).any()
     ]

@@ -8,7 +8,7 @@ import pytest
 
 import fold
 from fold.engine.fold import fold_graph
-from fold.engine.reasons import Code, Part
+from fold.engine.reasons import BlockedPart, Code
 from support import ROOT
 from support.folding import check_fold
 from support.reasons import Case, float32, itself, shifted, uniform
@@ -75,12 +75,12 @@ CASES = [
     # what could not move
     Case(
         Code.SHARED_INPUT, "d", "c = Conv(x, W) v = BN(c) t = Tanh(v) d = Conv(c, W) y = Add(t, d)",
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL
     ),
     Case(
         Code.USED_ELSEWHERE, "u",
         "c = Conv(x, W) u = Identity(c) v = BN(u) t = Tanh(v) k = Conv(c, W) l = Tanh(k) y = Add(t, l)",
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.FIXED_TWICE, "v",
@@ -88,7 +88,7 @@ CASES = [
         {"K": (5, 1, 1, 1), "axes": [1]}, gamma=(1.0,),
     ),
     # what is carried as it is
-    Case(Code.GRAPH_INPUT, "x", "v = BN(x) y = Tanh(v)", gamma=DEAD, blocked=Part.DEAD_CHANNEL),
+    Case(Code.GRAPH_INPUT, "x", "v = BN(x) y = Tanh(v)", gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL),
     shifted(Code.GRAPH_OUTPUT, "y", "y = Identity(v)"),
     Case(
         Code.CONSTANT_TENSOR, "k", "c = Conv(x, W) u = Concat <axis = 1> (c, k) v = BN(u) y = Tanh(v)",
@@ -97,24 +97,22 @@ CASES = [
     Case(
         Code.KEPT_BATCHNORM, "u",
         "c = Conv(x, W) computed = Tanh(g) u = BatchNormalization(c, computed, b, b, g) v = BN(u) y = Tanh(v)",
-        FOUR, gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        FOUR, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.READ_IN_SUBGRAPH, "z",
         "c = Conv(x, W) v = BN(c) z = If(yes) <then_branch = a () => (double[n, 4, 6, 7] t) { t = Neg(c) },"
         "else_branch = e () => (double[n, 4, 6, 7] f) { f = Abs(c) }> w = Tanh(v) y = Add(w, z)",
-        {"yes": True}, gamma=DEAD, blocked=Part.DEAD_CHANNEL,
-    ),
-    Case(Code.NO_LAW, "s", "s = Softmax <axis = 1> (x) v = BN(s) y = Tanh(v)", gamma=DEAD, blocked=Part.DEAD_CHANNEL),
-    # weights
-    shifted(Code.ZERO_PADDING, "y", "y = Conv <pads = [1, 1, 1, 1]> (v, W)"),
-    shifted(
+        {"yes": True}, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
+    ), Case(Code.NO_LAW, "s", "s = Softmax <axis = 1> (x) v = BN(s) y = Tanh(v)", gamma=DEAD,
+    blocked=BlockedPart.DEAD_CHANNEL), # weights shifted(Code.ZERO_PADDING, "y", "y = Conv <pads = [1, 1, 1, 1]> (v,
+    W)"), shifted(
         Code.TRANSPOSED_KERNEL, "y",
         "y = ConvTranspose(v, K)", tensors={"K": (4, 9, 3, 3)},
     ),
     Case(
         Code.COMPUTED_WEIGHTS, "c", "K = Tanh(W) c = Conv(x, K) v = BN(c) y = Tanh(v)",
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     uniform(
         Code.INPUT_CHANNELS, "y", "t = Transpose <perm = [0, 2, 1, 3]> (v) y = Conv(t, K)",
@@ -124,16 +122,16 @@ CASES = [
     Case(
         Code.TENSOR_PRODUCT, "m",
         "c = Conv(x, W) t = Transpose <perm = [0, 1, 3, 2]> (x) m = MatMul(c, t) v = BN(m) y = Tanh(v)",
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.VECTOR_PRODUCT, "m", "c = Conv(x, W) m = MatMul(c, k) v = BN(m) y = Tanh(v)", {"k": (7,)},
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.SCALAR_TABLE, "t",
         "i = ArgMax <axis = 1> (x) t = Gather (table, i) u = Transpose <perm = [0, 3, 2, 1]> (t) v = BN(u) y = Tanh(v)",
-        {"table": (5,)}, channels=7, gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        {"table": (5,)}, channels=7, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     # normalisation, and constants
     Case(
@@ -148,7 +146,7 @@ CASES = [
     Case(
         Code.COMPUTED_SCALE, "s",
         "computed = Tanh(g) s = InstanceNormalization(x, computed, b) v = BN(s) y = Tanh(v)", FOUR,
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     shifted(
         Code.INSTANCE_NORM, "y", "y = InstanceNormalization(v, g, b)",
@@ -159,21 +157,21 @@ CASES = [
         tensors={"one": 1.0},
     ),
     # element by element
-    Case(Code.ACTIVATION, "r", "v = BN(x) r = Relu(v) y = Conv(r, W)", blocked=Part.SCALE),
+    Case(Code.ACTIVATION, "r", "v = BN(x) r = Relu(v) y = Conv(r, W)", blocked=BlockedPart.SCALE),
     Case(
         Code.CLIP_BOUNDS, "u",
         "c = Conv(x, W) u = Clip(c, low, high) v = BN(u) y = Tanh(v)", {"low": -0.5, "high": 0.7},
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.COMPUTED_BOUNDS, "u",
         "c = Conv(x, W) low = ReduceMin <keepdims = 0> (x) u = Clip(c, low) v = BN(u) y = Tanh(v)",
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.EMPTY_BOUNDS, "u",
         "c = Conv(x, W) u = Clip(c, low, high) v = BN(u) y = Tanh(v)", {"low": 0.7, "high": 0.5},
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     shifted(Code.COMPUTED_SLOPE, "y", "y = PRelu(x, v)"),
     uniform(
@@ -266,7 +264,7 @@ CASES = [
     shifted(Code.TYPE_CHANGE, "i", "i = Cast <to = 6> (v) d = Cast <to = 11> (i) y = Tanh(d)"),
     Case(
         Code.DROPOUT, "d", "c = Conv(x, W) d = Dropout(c, ratio, training) v = BN(d) y = Tanh(v)",
-        {"ratio": 0.0, "training": True}, gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        {"ratio": 0.0, "training": True}, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     Case(
         Code.INFINITE_PADDING, "z",
@@ -281,7 +279,7 @@ CASES = [
     Case(
         Code.NUMBER_PADDING, "z",
         "c = Conv(x, W) z = Pad(c, pads, value) v = BN(z) y = Tanh(v)",
-        {"pads": [0, 0, 1, 0, 0, 0, 0, 0], "value": 1.5}, gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        {"pads": [0, 0, 1, 0, 0, 0, 0, 0], "value": 1.5}, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
     uniform(
         Code.INTERPOLATION, "z",
@@ -292,7 +290,7 @@ CASES = [
         'c = Conv(x, W) z = Resize <coordinate_transformation_mode = "tf_crop_and_resize", mode = "linear">'
         "(c, region, scales) v = BN(z) y = Tanh(v)",
         {"region": float32(0, 0, 0, 0, 1, 1, 1, 1), "scales": float32(1, 1, 2, 2)},
-        gamma=DEAD, blocked=Part.DEAD_CHANNEL,
+        gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
     ),
 ]  # fmt: skip
 
@@ -338,13 +336,13 @@ def test_a_batchnorm_that_the_caller_names_is_left() -> None:
 
 def test_every_code_has_a_graph_that_runs_into_it() -> None:
     assert {case.code for case in CASES} | NEVER_LAST | ON_DEMAND == set(Code)
-    assert {case.blocked for case in CASES} >= set(Part)
+    assert {case.blocked for case in CASES} >= set(BlockedPart)
 
 
 def test_every_code_stands_in_the_documentation_with_its_sentence_and_no_other() -> None:
     text = (ROOT / "docs" / "folding.md").read_text()
     section = text.split("\n## Why a BatchNorm is kept\n")[1].split("\n## ")[0]
     documented = re.findall(r'^\| `(\w+)` \| "([^"]+)" \|', section, re.MULTILINE)
-    sentences = {str(code): code.value for code in Code} | {str(part): f"{part.value}: …" for part in Part}
+    sentences = {str(code): code.value for code in Code} | {str(part): f"{part.value}: …" for part in BlockedPart}
     assert dict(documented) == {name: re.sub(r"\{.*?\}", "…", sentence) for name, sentence in sentences.items()}
     assert len(documented) == len(sentences), "one row a code"
