@@ -1,4 +1,4 @@
-"""What folding brings on this machine: the latency of both graphs, measured."""
+"""Benchmark: the latency of the unfolded and the folded graph on this machine."""
 
 from fold.bench.measure import AnswersDifferError, Benchmark, Measurement, Timing, bench_version, parse_batches
 

@@ -1,9 +1,9 @@
 """Latency of the unfolded and the folded graph of a published model, side by side in ONNX Runtime.
 
-Both graphs run in sessions of `fold.runtime`, with all of ONNX Runtime's own optimisations, so the unfolded one gets
-the fusions that a user would have had without folding. They take turns, and medians are compared, so that what else
-the machine does falls on both. Before a time is taken, the answers of both are judged as in a proof (`fold.proof`),
-each against the float64 reference.
+Both graphs run in sessions of `fold.runtime` with all of ONNX Runtime's own optimisations, so the unfolded graph gets
+the fusions that a user has without folding. Runs of both alternate and medians are compared, so that other load of the
+machine affects both alike. Before anything is timed, the outputs of both are compared with the float64 reference, as in
+a proof (`fold.proof`).
 
 PyTorch is imported only where the reference is a `.pt2`.
 """
@@ -48,17 +48,17 @@ if TYPE_CHECKING:
 BATCHES = (1, 8, 32)
 WARMUP_ROUNDS = 3
 CHECKED_ROWS = 16
-"""Rows that answers are compared on, at least: on a single one rounding may be small by luck."""
+"""The fewest rows on which outputs are compared: on a single row rounding may be small by chance."""
 
 
 class AnswersDifferError(Exception):
-    """The unfolded or the folded graph does not compute what the reference does, so no time is worth reporting."""
+    """The unfolded or the folded graph does not compute what the reference does, so no times are reported."""
 
 
 @dataclass(frozen=True)
 class GraphSize:
-    """What a graph consists of. `file` is what it was read or exported from, `operators` counts no constants,
-    `precision` is what it computes in."""
+    """The size of a graph. `file` is the file that it was read or exported from, `operators` excludes constants,
+    `precision` is the type in which it computes."""
 
     file: str
     batchnorms: int
@@ -68,8 +68,8 @@ class GraphSize:
 
 @dataclass(frozen=True)
 class Timing:
-    """One graph at one batch: milliseconds of one run, rows per second at the median, and the distance of its answers
-    from float64, relative to the largest (of the output that is furthest off)."""
+    """One graph at one batch size: milliseconds of one run, rows per second at the median, and the error of its worst
+    output against float64, relative to that output's largest value."""
 
     median_ms: float
     first_quartile_ms: float
@@ -80,7 +80,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Both graphs at one batch on one provider."""
+    """Both graphs at one batch size on one provider."""
 
     provider: Provider
     batch: int
@@ -89,7 +89,7 @@ class Measurement:
 
     @property
     def ratio(self) -> float:
-        """Median of the unfolded graph over that of the folded one: above 1 folding made it faster."""
+        """The median of the unfolded graph over that of the folded one: above 1, folding made the model faster."""
         return self.unfolded.median_ms / self.folded.median_ms
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, of what, where and when. `threads` is 0 where ONNX Runtime chose."""
+    """All measurements of a model, with the machine, the versions of the tools, and the date. `threads` is 0 where ONNX
+    Runtime chose."""
 
     model: str
     version: str
@@ -130,7 +131,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the reference says of some inputs, computed once for all providers."""
+    """The reference's outputs for some inputs, computed once for all providers."""
 
     R: Arrays
     U: Arrays
@@ -152,12 +153,14 @@ def bench_version(
     seed: int = 0,
     announce: Callable[[str], None] = lambda step: None,
 ) -> Benchmark:
-    """Measure a model directory. `provider` `auto` is every one that is present; `announce` is told each step.
+    """Measure a model directory. `provider` `auto` is every provider of this machine; `announce` is called with each
+    step.
 
-    `batches` are 1, 8 and 32 by default, or the one that the model is fixed to. A run takes arrays in main memory and
-    gives such back, so on a GPU it includes the copies. Raises `AnswersDifferError` if a graph is wrong, before a time
-    is taken of it, and `BnfoldError` for bad input.
+    `batches` are 1, 8 and 32 by default, or the batch size that the model is fixed to. A run takes and returns arrays
+    in main memory, so on a GPU it includes the copies. Raises `AnswersDifferError` if a graph is wrong, before it is
+    timed, and `BnfoldError` for bad input.
     """
+    # 1. Open both graphs on every provider, and the reference.
     manifest = version.manifest
     batches = _choose_batches(manifest, batches)
     providers = _present(provider)
@@ -166,22 +169,26 @@ def bench_version(
     reference = load_reference(version)
     measurements = []
     for batch in batches:
+        # 2. Compute the reference once for each batch size.
         announce(f"batch {batch}: computing the reference")
         inputs = draw_inputs(manifest.inputs, _checked_rows(manifest, batch), seed)
-        with _told(f"{version.reference_file} at batch {batch}"):
+        with _one_line_errors(f"{version.reference_file} at batch {batch}"):
             truth = _Answers(reference.exact(inputs), reference.unfolded(inputs))
         timed = next(_in_batches(manifest, inputs, batch))
         for where in providers:
+            # 3. Compare the outputs of both graphs with it.
             announce(f"batch {batch} on {where}: comparing answers")
             errors = {
                 name: _check(name, session, manifest, truth, inputs, batch) for name, session in sessions[where].items()
             }
+            # 4. Time both graphs in turns.
             announce(f"batch {batch} on {where}: timing {rounds} rounds")
             calls = {name: partial(session.run, None, timed) for name, session in sessions[where].items()}
             timings = {
                 name: summarise(seconds, batch, errors[name]) for name, seconds in interleaved(calls, rounds).items()
             }
             measurements.append(Measurement(where, batch, timings["unfolded"], timings["folded"]))
+    # 5. Put the measurements together, by provider.
     return Benchmark(
         model=manifest.name,
         version=manifest.version,
@@ -208,19 +215,19 @@ def parse_batches(text: str) -> tuple[int, ...]:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds that each call took in each of `rounds` rounds, after a few that are not counted.
+    """The seconds of each call in each of `rounds` rounds, after a few rounds that are not counted.
 
-    The calls take turns, every other round in the opposite order, so that none has the same one before it always.
+    Every other round calls in the opposite order, so that no call always follows the same other one.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARMUP_ROUNDS + rounds):
         for name in list(calls)[:: -1 if turn % 2 else 1]:
             started = clock()
             calls[name]()
-            seconds = clock() - started
+            elapsed = clock() - started
             if turn >= WARMUP_ROUNDS:
-                taken[name].append(seconds)
-    return taken
+                seconds[name].append(elapsed)
+    return seconds
 
 
 def summarise(seconds: Sequence[float], batch: int, relative_error: float) -> Timing:
@@ -249,7 +256,7 @@ def _present(provider: Provider) -> list[Provider]:
 def _open_graphs(
     version: ModelVersion, providers: Sequence[Provider], threads: int, announce: Callable[[str], None]
 ) -> tuple[dict[str, GraphSize], dict[Provider, dict[str, "ort.InferenceSession"]]]:
-    """What both graphs consist of, and a session for each of them on each provider."""
+    """The size of both graphs, and a session for each of them on each provider."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"unfolded": version.reference_file, "folded": version.model_file}
         if version.manifest.reference == "reference.pt2":
@@ -259,7 +266,7 @@ def _open_graphs(
         sizes = {}
         for name, file in files.items():
             graph = ir.load(file)
-            common.InlinePass()(graph)  # a function may hold BatchNorms, and folding has no functions
+            common.InlinePass()(graph)  # BatchNorms inside functions count too
             kinds = [node.op_type for node in graph.graph.all_nodes() if node.op_type != "Constant"]
             origin = version.model_file if name == "folded" else version.reference_file
             precision = version.manifest.precision if name == "folded" else "fp32"
@@ -280,7 +287,7 @@ def _options(manifest: Manifest, name: str) -> CudaOptions:
 
 
 def _checked_rows(manifest: Manifest, batch: int) -> int:
-    """The multiple of `batch` that reaches `CHECKED_ROWS`, where rows can be told apart in every output."""
+    """The multiple of `batch` that reaches `CHECKED_ROWS`, or `batch` where outputs are not split by rows."""
     return -(-CHECKED_ROWS // batch) * batch if manifest.batched else batch
 
 
@@ -296,9 +303,9 @@ def _in_batches(manifest: Manifest, inputs: Arrays, batch: int) -> Iterator[Arra
 def _check(
     name: str, session: "ort.InferenceSession", manifest: Manifest, truth: Reference, inputs: Arrays, batch: int
 ) -> float:
-    """Judge what a session answers when it runs as it will be timed. The relative error of its worst output."""
+    """Compare a session's outputs, run as it will be timed, with the reference. The relative error of the worst one."""
     where = f"the {name} graph at batch {batch} on {provider_of(session)}"
-    with _told(where):
+    with _one_line_errors(where):
         parts = [run(session, rows) for rows in _in_batches(manifest, inputs, batch)]
     answers = {
         output: np.concatenate([part[output] for part in parts]) if manifest.batched else array
@@ -312,8 +319,9 @@ def _check(
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever PyTorch, onnx or ONNX Runtime say while they compute, as one line that names what was computed."""
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turns any error of PyTorch, onnx or ONNX Runtime into a `BnfoldError` of one line that names what was
+    computed."""
     try:
         yield
     except Exception as error:  # they share no base

@@ -1,4 +1,4 @@
-"""What each BatchNorm of a graph is, how healthy, and where it would go."""
+"""Inspection: each BatchNorm of a graph, its statistics, the weights that would absorb it, and what is suspicious."""
 
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision

@@ -1,4 +1,4 @@
-"""What an inspection says of one BatchNorm."""
+"""The entry of one BatchNorm in an inspection."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,11 +11,12 @@ from fold.inspection.statistics import Span, Statistics
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """One BatchNorm as it was found. `into` names the initializers that would absorb it, or is None where it would be
-    kept; `why` is then the reason.
+    """One BatchNorm. `into` names the initializers that would absorb it; where it would be kept, `into` is None and
+    `why` is the reason.
 
-    `stretch` is by how much single weights among those initializers would be multiplied (that of the layer, whatever
-    else is folded into it); `float16` looks at all their numbers, or at those of the BatchNorm itself where it is kept.
+    `stretch` is the range of factors by which single weights in `into` would be multiplied, with everything that is
+    folded into them. `float16` counts the effects of float16 on the numbers of `into`, or on the parameters of a
+    BatchNorm that would be kept.
     """
 
     name: str

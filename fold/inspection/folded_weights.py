@@ -1,5 +1,6 @@
-"""What folding does to the weights that take BatchNorms up: how far they are stretched, and what float16 would do to
-them. They are looked at in float64, before they are rounded.
+"""How folding changes the weights that absorb BatchNorms: the factors on single weights, and the effects of float16.
+
+The weights are those in float64, before they are rounded.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,9 @@ HALF = FORMATS["fp16"]
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """What rounding to float16 would do to numbers that are not 0: how many there are, the largest magnitude, how many
-    would become infinite (`overflow`), 0 (`lost`), or keep fewer than 11 bits (`subnormal`)."""
+    """The effects of rounding numbers to float16, zeros left out: how many `numbers` there are, the `largest`
+    magnitude, and how many would become infinite (`overflow`), become 0 (`lost`), or keep fewer than 11 bits
+    (`subnormal`)."""
 
     numbers: int
     largest: float
@@ -31,12 +33,12 @@ class HalfPrecision:
 
 @dataclass(frozen=True)
 class FoldedTensor:
-    """An initializer of the folded graph that took BatchNorms up; all of them, if there were several.
+    """An initializer of the folded graph that absorbed one or more BatchNorms.
 
-    For weights `layer` and `operator` say who reads them. `largest` is their largest magnitude. `spread` is the largest
-    magnitude in an output channel, that of the channel in which it is most over that of the one in which it is least;
-    channels of zeros are left out. `before` is of the same layer in the unfolded graph, where its weights have the same
-    shape. `stretch` has by how much single weights were multiplied, but for those that are 0 before or after.
+    `layer` and `operator` are the node that reads it as weights. `largest` is the largest magnitude. `spread` is the
+    largest magnitude of an output channel over the smallest such magnitude; channels of zeros are left out. The
+    `..._before` values are those of the same layer in the unfolded graph, None where the shape differs. `stretch` is
+    the range of factors on single weights that are not 0 before or after.
     """
 
     name: str
@@ -55,8 +57,8 @@ class FoldedTensor:
         return {**vars(self), "stretch": stretch, "float16": asdict(self.float16)}
 
 
-def look_at(unfolded: ir.Model, folded: ir.Model, names: Iterable[str]) -> dict[str, FoldedTensor]:
-    """The initializers of these names that the exact folded graph has. Nodes must have names of their own."""
+def folded_tensors(unfolded: ir.Model, folded: ir.Model, names: Iterable[str]) -> dict[str, FoldedTensor]:
+    """The initializers of these names in the exact folded graph. Nodes must have unique names."""
     sources = {node.name: node for node in unfolded.graph}
     return {
         name: _tensor(value, sources)
@@ -92,7 +94,7 @@ def _tensor(value: ir.Value, sources: dict[str | None, ir.Node]) -> FoldedTensor
 
 
 def channel_maxima(node: ir.Node, index: int, W: Array) -> Array | None:
-    """The largest magnitude of the weights of each output channel, [O]; None if these are no weights of the node."""
+    """The largest magnitude of each output channel, [O]; None if this input does not hold weights of the node."""
     sizes = np.abs(W)
     match node.op_type, index:
         case ("Conv", 1):
@@ -113,7 +115,7 @@ def channel_maxima(node: ir.Node, index: int, W: Array) -> Array | None:
 
 
 def half_precision(array: Array) -> HalfPrecision:
-    """What becomes of the finite numbers of an array in float16."""
+    """The effects of float16 on the finite numbers of an array."""
     exact = array[np.isfinite(array) & (array != 0)]
     rounded = np.abs(nearest(exact, HALF.dtype).astype(np.float64))
     return HalfPrecision(
@@ -126,7 +128,7 @@ def half_precision(array: Array) -> HalfPrecision:
 
 
 def merged_half(found: Sequence[HalfPrecision]) -> HalfPrecision | None:
-    """That of several tensors as one; None if there are none."""
+    """The sum over several tensors; None if there are none."""
     if not found:
         return None
     return HalfPrecision(

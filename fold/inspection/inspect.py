@@ -1,8 +1,7 @@
-"""Every BatchNorm of a graph: what it is, how healthy its statistics are, where it would be folded, and what that does
-to the weights.
+"""Inspects every BatchNorm of a graph: its statistics, where it would be folded, and how that changes the weights.
 
-Nothing is judged here (suspicions does), and nothing is changed: a copy is folded with exact weights, and looked
-at.
+A copy of the graph is folded with exact weights and compared with the original. Nothing is judged here; `suspicions`
+does that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from onnx_ir.passes import common
 from fold.engine import Folded, Kept, batchnorm_nodes, fold_graph
 from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float
 from fold.inspection.batchnorm import BatchNorm
-from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, half_precision, look_at, merged_half
+from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, folded_tensors, half_precision, merged_half
 from fold.inspection.placement import placement
 from fold.inspection.statistics import Span, statistics
 from fold.inspection.suspicions import Suspicion, suspicions
@@ -23,7 +22,7 @@ from fold.inspection.suspicions import Suspicion, suspicions
 
 @dataclass(frozen=True)
 class Inspection:
-    """All BatchNorms in graph order, the weights that would take them up, and first what is suspicious."""
+    """The suspicions, all BatchNorms in graph order, and the weights that would absorb them."""
 
     suspicions: tuple[Suspicion, ...]
     batchnorms: tuple[BatchNorm, ...]
@@ -35,7 +34,7 @@ class Inspection:
         return sum(one.into is not None for one in self.batchnorms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of `bnfold inspect --json` but for what is said of the source (docs/formats.md)."""
+        """The JSON of `bnfold inspect --json`, without the keys about the source (docs/formats.md)."""
         return {
             "suspicions": [asdict(one) for one in self.suspicions],
             "batchnorms": [one.to_dict() for one in self.batchnorms],
@@ -51,39 +50,38 @@ def inspect_graph(
     moving_average: bool = True,
     open_activations: bool = False,
 ) -> Inspection:
-    """Inspect an unfolded graph; `model` is not touched.
+    """Inspect an unfolded graph; `model` is not changed.
 
-    `batches_seen` has the batches that training counted, by a BatchNorm's name (fold.sources.source.Unfolded). The
-    statistics are the `moving_average` that training keeps, unless they were recalibrated: then the initial ones have
-    no share in them.
-    `open_activations` is that of `fold.fold_model`: where a BatchNorm goes depends on it.
+    `batches_seen` is the number of batches that training counted, by a BatchNorm's name (fold.sources.Unfolded).
+    `moving_average` is false for recalibrated statistics, in which the initial values have no share.
+    `open_activations` is the argument of `fold.fold_model`; it changes which BatchNorms are folded.
     """
     model = _prepared(model)
     folding = fold_graph(model, open_activations=open_activations, exact=True)
     entries: list[Folded | Kept] = [*folding.report.folded, *folding.report.kept]
-    fates = {(entry.name, entry.node): entry for entry in entries}
-    tensors = look_at(model, folding.model, [name for entry in folding.report.folded for name in entry.into])
+    entry_of = {(entry.name, entry.node): entry for entry in entries}
+    tensors = folded_tensors(model, folding.model, [name for entry in folding.report.folded for name in entry.into])
     by_name = {node.name: node for node in folding.model.graph.all_nodes()}
     counts = batches_seen or {}
     found = []
     for nodes, _ in batchnorm_nodes(model):
         last = nodes[-1]
         name, node = display_name(last), last.name or ""
-        fate = fates[name, node]
-        into = fate.into if isinstance(fate, Folded) else None
-        left = [by_name.get(node, last)] if is_batchnorm(last) else nodes
-        held = [tensors[each] for each in into or () if each in tensors]
+        entry = entry_of[name, node]
+        into = entry.into if isinstance(entry, Folded) else None
+        remaining = [by_name.get(node, last)] if is_batchnorm(last) else nodes
+        absorbing = [tensors[each] for each in into or () if each in tensors]
         found.append(
             BatchNorm(
                 name=name,
                 node=node,
-                channels=fate.channels,
+                channels=entry.channels,
                 placement=placement(nodes),
                 statistics=statistics(nodes, counts.get(name), moving_average=moving_average),
                 into=into,
-                why=fate.why if isinstance(fate, Kept) else None,
-                stretch=Span.around([one.stretch for one in held]),
-                float16=merged_half([one.float16 for one in held] if into is not None else _halves(left)),
+                why=entry.why if isinstance(entry, Kept) else None,
+                stretch=Span.around([one.stretch for one in absorbing]),
+                float16=merged_half([one.float16 for one in absorbing] if into is not None else _halves(remaining)),
             )
         )
     weights = tuple(one for one in tensors.values() if one.layer)
@@ -91,8 +89,8 @@ def inspect_graph(
 
 
 def _prepared(model: ir.Model) -> ir.Model:
-    """A copy with shapes, in which no function has a BatchNorm, and each node has a name of its own: that of its first
-    output where it has none."""
+    """A copy with inferred shapes, without BatchNorms in functions, and with a unique name for each node: that of its
+    first output where it has none."""
     model = model.clone()
     if any(is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)
@@ -108,6 +106,6 @@ def _prepared(model: ir.Model) -> ir.Model:
 
 
 def _halves(nodes: Sequence[ir.Node]) -> list[HalfPrecision]:
-    """The parameters of a BatchNorm that stays, in float16."""
+    """The effects of float16 on the parameters of a BatchNorm that would be kept."""
     constants = [constant(value) for node in nodes for value in node.inputs if is_float(value)]
     return [half_precision(float64(tensor)) for tensor in constants if tensor is not None]

@@ -1,6 +1,6 @@
-"""Where a BatchNorm stands in a network: behind which weights, behind or in front of which activation.
+"""The place of a BatchNorm in a network: the weights and activations before it, and what follows it.
 
-It is read off the graph. Tensors are followed through whatever holds no weights of its own, nearest nodes first.
+The search goes along the graph, nearest nodes first, through all nodes without weights.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from fold.graph import constant, display_name, is_float
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "GRU", "Gemm", "LSTM", "RNN"})
 WEIGHTED_BY_CONSTANTS = frozenset({"Einsum", "Gather", "MatMul"})
-"""Weights where they read a constant of two axes or more, else a product or a choice of computed tensors."""
+"""Operators with weights where they read a constant of two axes or more; else they combine computed tensors."""
 NORMALISATIONS = frozenset(
     {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
 )
@@ -26,15 +26,15 @@ ACTIVATIONS = frozenset({
 CLIPS = frozenset({"Max", "Min"})
 """Activations where one of two operands is constant."""
 JOINS = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum", "Where"})
-"""Behind one of several tensors, what lies on the way to one of them does not hold for all that arrives."""
+"""Operators that join several tensors. An activation before one of these tensors does not apply to the others."""
 GATES = frozenset({"Div", "Mul"})
 INPUT, OUTPUT = "input", "output"
 LISTED = 3
-"""Names that a sentence can bear."""
+"""Names that a sentence lists before it says how many more there are."""
 
 
 class Neighbour(NamedTuple):
-    """A node by the name that a user knows and its operator, or an input or output of the graph."""
+    """A node, by the name that a user knows and its operator, or an input or output of the graph."""
 
     name: str
     operator: str
@@ -45,11 +45,11 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """What lies around a BatchNorm, nearest first.
+    """The neighbours of a BatchNorm, nearest first.
 
-    `weights` are those that write what it reads, or other normalisations, or inputs of the graph. `activations` lie
-    between them and the BatchNorm, where all of its input passes. `behind` is what is met first on each way onwards:
-    activations, weights, normalisations, outputs of the graph.
+    `weights` are the nodes with weights, the other normalisations and the graph inputs from which its input comes.
+    `activations` are between these and the BatchNorm, where its whole input passes through them. `behind` is the first
+    activation, node with weights, normalisation or graph output on each path behind it.
     """
 
     weights: tuple[Neighbour, ...]
@@ -68,13 +68,13 @@ class Placement:
 
 
 def listed(items: Sequence[object]) -> str:
-    """The first few of a list, and how many there are more."""
+    """The first items of a list, and how many more there are."""
     more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
     return ", ".join(map(str, items[:LISTED])) + more
 
 
 def placement(nodes: Sequence[ir.Node]) -> Placement:
-    """Of a BatchNorm: one node, or several in a row where it is written out with constants."""
+    """The placement of a BatchNorm: one node, or several in a row where it is written out as products and sums."""
     source = next((value for value in nodes[0].inputs if value is not None and constant(value) is None), None)
     if source is None:
         return Placement((), (), _named(_downstream(nodes[-1].outputs[0])))
@@ -95,7 +95,8 @@ def _named(found: Iterable[ir.Node | ir.Value]) -> tuple[Neighbour, ...]:
 
 
 def _upstream(value: ir.Value, through: Callable[[ir.Node], bool]) -> Iterator[ir.Node | ir.Value]:
-    """The nodes that a tensor is made by, and the graph's inputs, going on from those that are passed `through`."""
+    """The nodes and graph inputs from which a tensor is computed; the search goes on behind nodes that are
+    `through`."""
     waiting, seen = deque([value]), {value}
     met = set[ir.Node]()
     while waiting:
@@ -114,7 +115,7 @@ def _upstream(value: ir.Value, through: Callable[[ir.Node], bool]) -> Iterator[i
 
 
 def _downstream(value: ir.Value) -> Iterator[ir.Node | ir.Value]:
-    """What is met first on each way from a tensor."""
+    """The first activation, node with weights, normalisation or graph output on each path from a tensor."""
     start, waiting, met = value.producer(), deque([value]), set[ir.Node]()
     while waiting:
         value = waiting.popleft()
@@ -131,7 +132,7 @@ def _downstream(value: ir.Value) -> Iterator[ir.Node | ir.Value]:
 
 
 def _gates_itself(node: ir.Node, value: ir.Value, start: ir.Node | None) -> bool:
-    """Whether a product is the end of an activation of `start`'s tensor, such as x * sigmoid(x)."""
+    """Whether a product completes an activation of the output of `start`, such as x * sigmoid(x)."""
     others = [read for read in _tensors(node) if read is not value]
     if node.op_type not in GATES or not others:
         return False
@@ -140,12 +141,12 @@ def _gates_itself(node: ir.Node, value: ir.Value, start: ir.Node | None) -> bool
 
 
 def _tensors(node: ir.Node) -> list[ir.Value]:
-    """The float inputs of a node that are no constants."""
+    """The float inputs of a node that are not constant."""
     return [value for value in node.inputs if value is not None and is_float(value) and constant(value) is None]
 
 
 def _passes(node: ir.Node) -> bool:
-    """Whether a node has no weights, and is no normalisation."""
+    """Whether a node has no weights and is not a normalisation."""
     if node.op_type in WEIGHTED_BY_CONSTANTS:
         tensors = [constant(value) for value in node.inputs if is_float(value)]
         return not any(tensor is not None and len(tensor.shape) > 1 for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What the parameters and statistics of one BatchNorm tell, without the graph around it."""
+"""The parameters and statistics of one BatchNorm, without the graph around it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,34 +16,34 @@ MOMENTUM = 0.9
 
 
 class Span(NamedTuple):
-    """The least and the largest of some numbers."""
+    """The smallest and the largest of some numbers."""
 
     min: float
     max: float
 
     @classmethod
     def of(cls, array: Array | None) -> "Span | None":
-        """Of the finite numbers of an array."""
+        """The span of the finite numbers of an array; None if there are none."""
         finite = np.empty(0) if array is None else array[np.isfinite(array)]
         return cls(float(finite.min()), float(finite.max())) if finite.size else None
 
     @classmethod
     def around(cls, spans: Sequence["Span | None"]) -> "Span | None":
-        """That of all the numbers of several."""
+        """The span of several spans; None if none is known."""
         known = [span for span in spans if span is not None]
         return cls(min(span.min for span in known), max(span.max for span in known)) if known else None
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Ranges are over what is finite, and None of what is no constant; `scale` is |γ/√(σ²+ε)| of the channels that are
-    not dead.
+    """The parameters and statistics of one BatchNorm. Spans are over finite numbers, and None where they are computed.
 
-    `dead` (γ = 0), `negative` (γ < 0), `tiny` (0 ≤ σ² < ε), `not_finite` (any of the four) and `negative_variance`
-    count channels. `variance_over_epsilon` is that of the least variance. `batches_seen` is what training counted,
-    where that is known, and `initial_share` what is left after so many of the mean 0 and variance 1 that it began with;
-    `initial` tells that the statistics are just these. Of a BatchNorm that is `written_out`, as products and sums with
-    constants, the scale is known and no statistics.
+    `scale` is |γ/√(σ²+ε)| of the channels that are not dead. `dead` (γ = 0), `negative` (γ < 0), `tiny` (0 ≤ σ² < ε),
+    `not_finite` (any of the four) and `negative_variance` count channels. `variance_over_epsilon` is that of the
+    smallest variance. `batches_seen` is the number of batches that training counted, None where it is not known, and
+    `initial_share` the weight that the initial mean 0 and variance 1 still have after these. `initial` is true where
+    the statistics are exactly the initial ones. A BatchNorm that is `written_out` as products and sums has a scale, but
+    no statistics.
     """
 
     written_out: bool = False
@@ -66,7 +66,7 @@ class Statistics:
 
     @property
     def trained(self) -> bool | None:
-        """False for statistics that are still those that training begins with; None where nothing tells."""
+        """False where the statistics are the initial ones; None where it cannot be known."""
         if self.initial:
             return False
         return None if self.mean is None or self.batches_seen == 0 else True
@@ -78,9 +78,9 @@ class Statistics:
 
 
 def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, moving_average: bool = True) -> Statistics:
-    """Of a BatchNormalization, or of the nodes in a row as which one is written out.
+    """The statistics of a BatchNormalization, or of a chain of nodes as which one is written out.
 
-    Statistics that are a `moving_average` have a share of the initial ones left in them.
+    Statistics that are a `moving_average` contain a share of the initial ones.
     """
     node = nodes[0]
     if node.op_type != BATCHNORM:
@@ -111,7 +111,7 @@ def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, mov
 
 
 def _initial_share(node: ir.Node, batches_seen: int | None) -> float | None:
-    """What is left of the first value of a moving average. With a momentum of 1 all batches weigh the same."""
+    """The weight of the first value in a moving average. None for a momentum of 1, where all batches weigh the same."""
     momentum = real(node, "momentum", MOMENTUM)
     return momentum**batches_seen if batches_seen is not None and 0 < momentum < 1 else None
 
@@ -120,7 +120,7 @@ def _of_products_and_sums(nodes: Sequence[ir.Node]) -> Statistics:
     s: Array = np.ones(1)
     for node in nodes:
         step = affine_step(node)
-        assert step is not None  # it would not be written out
+        assert step is not None  # written out means a chain of such nodes
         s = s * step[1] * np.ones_like(step[2])
     return Statistics(written_out=True, scale=_scale(s), dead=_count(s == 0), negative=_count(s < 0))
 

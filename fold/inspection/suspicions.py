@@ -1,7 +1,7 @@
-"""What is suspicious about the BatchNorms of a model, in words, the worst first.
+"""Rules that find suspicious BatchNorms, the worst first.
 
-A rule looks at one BatchNorm and returns a sentence about it, or None. It proves nothing: a model may be right and
-suspicious.
+A rule looks at one BatchNorm and returns a sentence about it, or None. A suspicion proves nothing: a suspicious model
+may be right.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from fold.inspection.batchnorm import BatchNorm
 
 INITIAL_SHARE = 0.01
-"""Of the initial mean 0 and variance 1, above which statistics are of few batches: 43 of them at a momentum of 0.1."""
+"""The share of the initial mean 0 and variance 1 above which statistics come from few batches: fewer than about 43 at a
+momentum of 0.1."""
 DEAD_SHARE = 0.1
 LARGE_SCALE = 1e3
 LOST_SHARE = 0.5
-"""Of the numbers that hold a BatchNorm. Above it `fold.precision.choose` leaves a layer in float32."""
+"""The share of numbers lost in float16 that is suspicious; above it fold.precision leaves a layer in float32."""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """One kind of finding: a stable `code`, the first BatchNorm that it was found in and what is said of it, and the
-    names of the others of the kind."""
+    """One kind of finding: a stable `code`, the name of the first BatchNorm with it, the sentence about that one, and
+    the names of the others with it."""
 
     code: str
     name: str
@@ -34,14 +35,14 @@ class Suspicion:
 
 
 def suspicions(found: Sequence["BatchNorm"]) -> tuple[Suspicion, ...]:
-    """What is suspicious, the worst kind first. BatchNorms are in graph order."""
-    told = []
+    """The suspicions of all rules, the worst kind first. `found` is in graph order."""
+    result = []
     for code, rule in RULES.items():
         texts = [(one.name, text) for one in found if (text := rule(one)) is not None]
         if texts:
             (name, text), *others = texts
-            told.append(Suspicion(code, name, text, tuple(other for other, _ in others)))
-    return tuple(told)
+            result.append(Suspicion(code, name, text, tuple(other for other, _ in others)))
+    return tuple(result)
 
 
 def _not_finite(one: "BatchNorm") -> str | None:
@@ -72,13 +73,13 @@ def _never_trained(one: "BatchNorm") -> str | None:
 
 
 def _few_batches(one: "BatchNorm") -> str | None:
-    """A variance below what the initial 1 would have left of itself tells that the statistics came otherwise."""
+    """A variance below the share that the initial 1 still has shows that the statistics are no such moving average."""
     seen, share, variance = one.statistics.batches_seen, one.statistics.initial_share, one.statistics.variance
     if not seen or share is None or share <= INITIAL_SHARE or one.statistics.initial:
         return None
     if variance is None or variance.min < share:
         return None
-    return f"its statistics are of {_counted(seen)}: the mean 0, variance 1 of the beginning still weighs {share:.0%}"
+    return f"its statistics are of {_counted(seen)}: the initial mean 0, variance 1 still weighs {share:.0%}"
 
 
 def _not_counted(one: "BatchNorm") -> str | None:
@@ -99,7 +100,7 @@ def _epsilon_dominates(one: "BatchNorm") -> str | None:
         return None
     return (
         f"its variance is below ε ({epsilon:.3g}) in {_channels(tiny, one)}, the least {ratio:.3g} times ε: "
-        "there it is ε that scales"
+        "there ε decides the scale"
     )
 
 
@@ -141,7 +142,7 @@ RULES: dict[str, Callable[["BatchNorm"], str | None]] = {
     "float16_overflow": _float16_overflow,
     "float16_loss": _float16_loss,
 }
-"""By code, the worst first. Each stands in docs/inspection.md."""
+"""By code, the worst first. docs/inspection.md documents each."""
 
 
 def _channels(count: int, one: "BatchNorm") -> str:
@@ -153,4 +154,4 @@ def _counted(batches: int) -> str:
 
 
 def _what(one: "BatchNorm") -> str:
-    return "its parameters" if one.into is None else "the weights that take it up"
+    return "its parameters" if one.into is None else "the weights that absorb it"

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics computed anew over a data set."""
+"""Recalibration: BatchNorm's running statistics, recomputed over a data set."""
 
 from fold.recalibration.checkpoint import Recalibration, recalibrate
 

@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics computed anew over a data set, and a checkpoint with them.
+"""Recomputes BatchNorm's running statistics over a data set, and writes a checkpoint with them.
 
-The moving average that training keeps is a proxy of the statistics of the training set; with small batches, or with
-weights averaged after training, a poor one. New statistics make another function of the network, so this is a step of
-its own: a fold never does it, and the new checkpoint is folded and proven like any other.
+If the running statistics are unreliable, recompute them: training estimates them by a moving average, which is a poor
+estimate with small batches, or when weights are averaged after training. New statistics change what the network
+computes, so a fold never does this. The new checkpoint is folded and proven like any other.
 """
 
 import inspect
@@ -23,8 +23,8 @@ from fold.artifact import sha256
 from fold.errors import BnfoldError, first_line
 from fold.inputs import DataSet, open_dataset, read_preprocessing
 from fold.recalibration.population import (
-    ArrivedError,
     Batch,
+    LayerReachedError,
     gather_in_one_pass,
     gather_layer_by_layer,
     in_float64,
@@ -34,17 +34,17 @@ from fold.recalibration.population import (
 from fold.sources import Checkpoint, Source, load_module, write_checkpoint
 
 RECORD = "recalibrated"
-"""Key in a checkpoint's `bnfold` entry under which it says over what its statistics were computed."""
+"""Key in a checkpoint's `bnfold` entry that describes the data over which its statistics were computed."""
 LAYER_BY_LAYER, ONE_PASS = "layer by layer", "one pass"
 
 
 @dataclass(frozen=True)
-class Moved:
-    """How far one layer's statistics moved.
+class LayerChange:
+    """How much one layer's statistics changed.
 
-    The new ones are of `values` numbers in each channel; of an InstanceNorm, of so many samples. `mean_shift` is the
-    largest |Δμ| of a channel in units of its old √(σ² + ε), `variance_ratio` the smallest and the largest new σ² + ε
-    over the old one. Both are None where the old statistics were not finite, or no variance.
+    `values` is how many numbers of each channel were used; for an InstanceNorm, how many samples. `mean_shift` is the
+    largest |Δμ| of a channel in units of its old √(σ² + ε). `variance_ratio` is the smallest and the largest ratio of
+    new to old σ² + ε. Both are None where the old statistics were not finite, or the variance was negative.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Moved:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What was done: over how many samples, in how many batches, and how far each layer moved.
+    """The result: the data that was used, and how much each layer changed.
 
-    `unreached` are layers that a forward pass in eval mode does not come by, which stay as they were. `outputs_moved`
-    is the largest change of an output, relative to the largest output, over the first batch; None where that is not
-    finite. `notes` say what was decided while the source was read, a line each.
+    `recalibrated` describes the data. `unreached` are layers that a forward pass in eval mode does not call; they are
+    unchanged. `outputs_moved` is the largest change of an output over the first batch, relative to the largest output,
+    or None where that is not finite. `notes` say, a line each, what was decided while the source was read.
     """
 
     checkpoint: Path
     recalibrated: dict[str, Any]
-    layers: tuple[Moved, ...]
+    layers: tuple[LayerChange, ...]
     unreached: tuple[str, ...]
     outputs_moved: float | None
     notes: tuple[str, ...]
@@ -91,8 +91,8 @@ def recalibrate(
     """Compute the statistics of a checkpoint's BatchNorms over `data` and write the checkpoint `out` with them.
 
     `data` is an `.npz` with arrays by the names of `forward`'s arguments, or a folder of such files and images.
-    `progress` is told how many batches of how many are done, and for which layer. Raises `BnfoldError` for bad input,
-    and then nothing is written.
+    `progress` is called after each batch with the number of batches done, the number of all, and the layer's name.
+    Raises `BnfoldError` for bad input; nothing is written then.
     """
     started = time.perf_counter()
     if source.path.suffix in (".pt2", ".onnx"):
@@ -107,7 +107,7 @@ def recalibrate(
     if not before:
         raise BnfoldError(f"{source.path}: has no BatchNorm with running statistics, so there is nothing to compute")
     with in_float64():
-        values, moved = _gather(module, signature, dataset, layer_by_layer, progress)
+        values, outputs_moved = _gather(module, signature, dataset, layer_by_layer, progress)
     after = _statistics(module)
     record = _record(dataset, layer_by_layer)
     changed = _changed(checkpoint, module, {name: after[name] for name in values}, len(dataset.sizes))
@@ -117,9 +117,9 @@ def recalibrate(
     return Recalibration(
         out,
         record,
-        tuple(_moved(name, values[name], before[name], after[name], epsilons[name]) for name in values),
+        tuple(_layer_change(name, values[name], before[name], after[name], epsilons[name]) for name in values),
         tuple(name for name in before if name not in values),
-        moved,
+        outputs_moved,
         checkpoint.notes,
         time.perf_counter() - started,
         loaded.arch_file,
@@ -127,7 +127,7 @@ def recalibrate(
 
 
 class _Signature:
-    """The arguments of a module's `forward`, and how arrays by name become them."""
+    """The arguments of a module's `forward`; passes arrays to them by name."""
 
     def __init__(self, module: nn.Module) -> None:
         parameters = inspect.signature(module.forward).parameters.values()
@@ -137,7 +137,7 @@ class _Signature:
         self.required = [p.name for p in named if p.default is p.empty]
 
     def check(self, arrays: Arrays) -> None:
-        """Raises `BnfoldError` for arrays that are not the arguments. A lone one may have any name."""
+        """Raises `BnfoldError` for arrays that do not match the arguments. A single array may have any name."""
         if len(arrays) == 1 and len(self.required) <= 1:
             return
         for name in arrays:
@@ -160,12 +160,12 @@ def _gather(
     layer_by_layer: bool,
     progress: Callable[[int, int, str], None],
 ) -> tuple[dict[str, int], float | None]:
-    """Set the new statistics. Returns how many values they are of, by layer, and how far the first outputs moved."""
+    """Set the new statistics. Returns the number of values used, by layer, and how much the outputs changed."""
 
     def forward(batch: Batch) -> Any:
         try:
             return signature.forward(batch)
-        except (ArrivedError, BnfoldError):
+        except (LayerReachedError, BnfoldError):
             raise
         except Exception as error:  # the user's module may raise anything
             shapes = ", ".join(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in batch.items())
@@ -178,7 +178,7 @@ def _gather(
     first = next(batches())
     reached, old = reached_layers(module, forward, first)
     if not reached:
-        raise BnfoldError(f"{type(module).__name__}: a forward pass in eval mode comes by none of its BatchNorms")
+        raise BnfoldError(f"{type(module).__name__}: a forward pass in eval mode calls none of its BatchNorms")
     steps = len(dataset.sizes) * (len(reached) if layer_by_layer else 1)
     done = iter(range(1, steps + 1))
     gather = gather_layer_by_layer if layer_by_layer else gather_in_one_pass
@@ -217,9 +217,9 @@ def _changed(
         new = dict(zip(("running_mean", "running_var"), found[name], strict=True))
         for buffer, value in {**new, "num_batches_tracked": torch.tensor(batches)}.items():
             key = f"{alias}.{buffer}" if alias else buffer
-            if key in checkpoint.tensors:  # one of several names may be left out, and old files count no batches
+            if key in checkpoint.tensors:  # files may lack one of several names, and old files count no batches
                 old = checkpoint.tensors[key]
-                # what training counted says more of the weights; nothing counted would say that they are untrained
+                # keep the count of training if it is larger; a count of 0 would mean that the layer is untrained
                 changed[key] = torch.maximum(old, value) if buffer == "num_batches_tracked" else value
                 if not torch.isfinite(value.to(old.dtype)).all():
                     raise BnfoldError(f"layer {name}: the new {buffer} is too large for {old.dtype} in the checkpoint")
@@ -227,7 +227,7 @@ def _changed(
 
 
 def _check_target(checkpoint: Checkpoint, out: Path) -> None:
-    """What `write_checkpoint` would refuse, before hours are spent on what could not be kept."""
+    """Refuse what `write_checkpoint` would refuse, before hours are spent on statistics that cannot be saved."""
     if out.exists():
         raise BnfoldError(f"{out}: exists, and is not overwritten; choose another --out")
     if not out.parent.is_dir():
@@ -250,11 +250,13 @@ def _record(dataset: DataSet, layer_by_layer: bool) -> dict[str, Any]:
     }
 
 
-def _moved(name: str, values: int, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], epsilon: float) -> Moved:
+def _layer_change(
+    name: str, values: int, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], epsilon: float
+) -> LayerChange:
     mean_shift = ((new[0] - old[0]).abs() / (old[1] + epsilon).sqrt()).max().item()
     ratio = (new[1] + epsilon) / (old[1] + epsilon)
     low, high = ratio.min().item(), ratio.max().item()
-    return Moved(
+    return LayerChange(
         name,
         len(old[0]),
         values,
@@ -264,7 +266,7 @@ def _moved(name: str, values: int, old: tuple[Tensor, Tensor], new: tuple[Tensor
 
 
 def _distance(old: Any, new: Any) -> float | None:
-    """The largest change over the largest old value, of the output for which that is most."""
+    """The largest change of an output relative to its largest old value, over all outputs."""
     worst = 0.0
     for before, after in zip(pytree.tree_leaves(old), pytree.tree_leaves(new), strict=True):
         if isinstance(before, Tensor) and before.is_floating_point() and before.numel():

@@ -1,9 +1,9 @@
-"""The mean and variance of what reaches each BatchNorm, over a whole data set and in float64.
+"""The mean and variance of each BatchNorm's input, over a whole data set and in float64.
 
-Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021, section 3), call them population statistics: of every value of
-a channel, in all samples and at all positions, and not a moving average of batches. Batches are merged as Chan, Golub
-and LeVeque do ("Algorithms for computing the sample variance", 1983): number, mean and sum of squared deviations of two
-sets give those of their union without a difference of large numbers.
+Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021, section 3), call them population statistics: over every value
+of a channel, in all samples and at all positions, and not a moving average over batches. Batches are merged as by Chan,
+Golub and LeVeque ("Algorithms for computing the sample variance", 1983): the count, mean and sum of squared deviations
+of two sets give those of their union without a difference of large numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,9 +27,9 @@ Progress = Callable[[str], None]
 
 
 class Moments:
-    """Number, mean and sum of squared deviations of the values of each channel, of however many batches.
+    """Count, mean and sum of squared deviations of the values of each channel, over any number of batches.
 
-    Values are taken relative to the mean of the first batch, so that a mean that is many times the deviation costs no
+    Values are taken relative to the mean of the first batch, so that a mean much larger than the deviation costs no
     digits (the shift of Chan, Golub and LeVeque, section 3).
     """
 
@@ -38,7 +38,7 @@ class Moments:
         self._pivot = self._mean = self._squares = torch.zeros(())
 
     def add(self, values: Tensor) -> None:
-        """Merge a batch in: [C, n] in float64, n at least 1."""
+        """Add a batch: [C, n] in float64, n at least 1."""
         if self.count == 0:
             self._pivot = values.mean(1, keepdim=True)
             self._mean = self._squares = torch.zeros(len(values), dtype=torch.float64)
@@ -57,12 +57,12 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """[C], the mean squared deviation: of a population and not of a sample, so divided by n and not by n - 1."""
+        """[C], the mean squared deviation of a population: divided by n, not by n - 1."""
         return self._squares / self.count
 
 
-class Statistics(Protocol):
-    """What a layer's inputs amount to: `count` values or samples, the running mean and the running variance [C]."""
+class Accumulator(Protocol):
+    """Collects a layer's inputs: `count` values or samples, their running mean [C] and running variance [C]."""
 
     @property
     def count(self) -> int: ...
@@ -73,16 +73,16 @@ class Statistics(Protocol):
     def add(self, values: Tensor) -> None: ...
 
 
-class OverValues(Moments):
-    """BatchNorm's: over all samples and positions."""
+class ValueMoments(Moments):
+    """For BatchNorm: over all samples and positions."""
 
     def add(self, values: Tensor) -> None:
         """[N, C, ...]"""
         super().add(values.transpose(0, 1).flatten(1))
 
 
-class OverSamples:
-    """InstanceNorm's: each sample has a mean and a variance, and what is kept is the mean of both over the samples."""
+class SampleMoments:
+    """For InstanceNorm: the mean and variance of each sample, averaged over the samples."""
 
     def __init__(self) -> None:
         self._means, self._variances = Moments(), Moments()
@@ -108,7 +108,7 @@ class OverSamples:
 
 @dataclass(frozen=True)
 class Reached:
-    """A layer with running statistics, and how often one forward pass comes by."""
+    """A layer with running statistics, and how often one forward pass calls it."""
 
     name: str
     layer: _NormBase
@@ -116,7 +116,7 @@ class Reached:
 
 
 def layers_with_statistics(module: nn.Module) -> dict[str, _NormBase]:
-    """BatchNorm and InstanceNorm of any kind with running statistics, by name; one that has two names by its first."""
+    """BatchNorm and InstanceNorm layers of any kind with running statistics, by their first name."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -125,7 +125,7 @@ def layers_with_statistics(module: nn.Module) -> dict[str, _NormBase]:
 
 
 def reached_layers(module: nn.Module, forward: Forward, batch: Batch) -> tuple[list[Reached], Any]:
-    """Those layers that a forward pass in eval mode comes by, in the order of their first call; and its outputs."""
+    """The layers that a forward pass in eval mode calls, in the order of their first call, and its outputs."""
     calls: dict[str, int] = {}
 
     def count(name: str, values: Tensor) -> None:
@@ -142,18 +142,18 @@ def gather_in_one_pass(
 ) -> dict[str, int]:
     """Compute and set the statistics of all layers in one pass over the data, as "precise BatchNorm" does.
 
-    Each layer normalises by its batch's own statistics while the pass runs, as in training, since the new ones are not
-    known yet; so what later layers see depends on the batches, the less the larger they are. Returns how many values
-    of a channel there were, by a layer's name.
+    During the pass each layer normalises by the statistics of its batch, as in training, since the new ones are not
+    known yet. The input of later layers therefore depends on the batches; larger batches make this smaller. Returns the
+    number of values of a channel, by a layer's name.
     """
-    found = {one.name: _statistics(one.layer) for one in reached}
+    found = {one.name: _accumulator(one.layer) for one in reached}
 
     def gather(name: str, values: Tensor) -> None:
         _check_size(name, layers[name], values)
         _add(name, found[name], values)
 
     layers = {one.name: one.layer for one in reached}
-    with _by_batch(layers.values()), _hooked(layers, gather):
+    with _normalising_by_batch(layers.values()), _hooked(layers, gather):
         for batch in batches():
             forward(batch)
             progress("all layers")
@@ -165,27 +165,27 @@ def gather_in_one_pass(
 def gather_layer_by_layer(
     reached: list[Reached], forward: Forward, batches: Batches, progress: Progress
 ) -> dict[str, int]:
-    """Compute and set the statistics of one layer after the other, in a pass each.
+    """Compute and set the statistics of one layer after the other, with one pass over the data for each.
 
-    Earlier layers already normalise by what was found for them, so each statistic is of exactly what the layer will
-    see, whatever the batches. A pass stops at its layer, by an `ArrivedError` that `forward` has to let through.
-    A layer that is called more than once normalises by its batch's own statistics in its own pass, as in training: its
-    later calls may depend on its first. Returns how many values of a channel there were, by a layer's name.
+    Earlier layers already normalise by their new statistics, so the result is exact for any batches. A pass stops at
+    its layer by a `LayerReachedError`, which `forward` must not catch. A layer that is called more than once normalises
+    by the statistics of its batch in its own pass, as in training, because later calls may depend on the first. Returns
+    the number of values of a channel, by a layer's name.
     """
     counts = {}
     for one in reached:
-        found = _statistics(one.layer)
+        found = _accumulator(one.layer)
 
-        def gather(name: str, values: Tensor, one: Reached = one, found: Statistics = found) -> None:
+        def gather(name: str, values: Tensor, one: Reached = one, found: Accumulator = found) -> None:
             if one.calls > 1:
                 _check_size(name, one.layer, values)
             _add(name, found, values)
             if one.calls == 1:
-                raise ArrivedError
+                raise LayerReachedError
 
-        with _by_batch([one.layer] if one.calls > 1 else []), _hooked({one.name: one.layer}, gather):
+        with _normalising_by_batch([one.layer] if one.calls > 1 else []), _hooked({one.name: one.layer}, gather):
             for batch in batches():
-                with suppress(ArrivedError):
+                with suppress(LayerReachedError):
                     forward(batch)
                 progress(one.name)
         _set(one, found)
@@ -195,7 +195,7 @@ def gather_layer_by_layer(
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """What a module makes or casts in another float type while it runs is in float64."""
+    """A context in which every float tensor that a module creates or casts is in float64."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -215,31 +215,31 @@ def _widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
-class ArrivedError(Exception):
-    """A pass has come to the layer that it was made for."""
+class LayerReachedError(Exception):
+    """Ends a pass: the layer that it was for has its input."""
 
 
-def _statistics(layer: _NormBase) -> Statistics:
-    return OverSamples() if isinstance(layer, _InstanceNorm) else OverValues()
+def _accumulator(layer: _NormBase) -> Accumulator:
+    return SampleMoments() if isinstance(layer, _InstanceNorm) else ValueMoments()
 
 
-def _add(name: str, found: Statistics, values: Tensor) -> None:
+def _add(name: str, found: Accumulator, values: Tensor) -> None:
     if not torch.isfinite(values).all():
-        raise BnfoldError(f"layer {name}: what reaches it is not finite; look for what overflows before it")
+        raise BnfoldError(f"layer {name}: its input is not finite; look for an overflow before it")
     found.add(values)
 
 
 def _check_size(name: str, layer: _NormBase, values: Tensor) -> None:
-    """In training mode PyTorch refuses to normalise one value by itself."""
+    """PyTorch refuses to normalise a single value in training mode."""
     groups = values.shape[0] * values.shape[1] if isinstance(layer, _InstanceNorm) else values.shape[1]
     if values.numel() == groups:
         raise BnfoldError(
-            f"layer {name}: one value in each channel cannot be normalised by itself; raise --batch-size, or choose "
+            f"layer {name}: a single value in each channel cannot be normalised; raise --batch-size, or choose "
             "--layer-by-layer"
         )
 
 
-def _set(one: Reached, found: Statistics) -> None:
+def _set(one: Reached, found: Accumulator) -> None:
     assert one.layer.running_mean is not None
     assert one.layer.running_var is not None
     with torch.no_grad():
@@ -248,8 +248,8 @@ def _set(one: Reached, found: Statistics) -> None:
 
 
 @contextmanager
-def _by_batch(layers: Iterable[_NormBase]) -> Iterator[None]:
-    """Layers in training mode, alone: their children, the Dropout of a subclass, stay in eval mode."""
+def _normalising_by_batch(layers: Iterable[_NormBase]) -> Iterator[None]:
+    """A context in which these layers are in training mode, but not their children, such as Dropout in a subclass."""
     layers = list(layers)
     for layer in layers:
         layer.training = True
@@ -261,11 +261,11 @@ def _by_batch(layers: Iterable[_NormBase]) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(layers: Mapping[str, nn.Module], told: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """`told` is called with a layer's name and its input, before the layer computes."""
+def _hooked(layers: Mapping[str, nn.Module], on_input: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """A context in which `on_input` is called with a layer's name and input before the layer computes."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args, kwargs: told(name, args[0] if args else next(iter(kwargs.values())))
+        return lambda layer, args, kwargs: on_input(name, args[0] if args else next(iter(kwargs.values())))
 
     handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:

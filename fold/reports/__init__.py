@@ -1,4 +1,4 @@
-"""What people read: tables for a terminal, pages and pictures."""
+"""Reports for people: tables for a terminal, HTML pages and pictures."""
 
 from fold.reports.bench import bench_table, captions, check_picture, write_picture
 from fold.reports.inspection import (

@@ -1,4 +1,4 @@
-"""What a benchmark found, for a terminal and as a picture."""
+"""The report of a benchmark: a table for a terminal, and a picture."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from fold.bench import Benchmark, Measurement, Timing
 
-# Lengths in the picture, in pixels; the template places what stands beside them.
+# Lengths in the picture, in pixels; the template has the positions of everything else.
 BARS_WIDTH = 430
 BAR_HEIGHT, BAR_GAP, GROUP_GAP = 16, 3, 18
 PANEL_HEAD, PANEL_FOOT = 44, 54
@@ -21,7 +21,7 @@ TICKS = 5
 
 
 def captions(benchmark: "Benchmark") -> list[str]:
-    """What was measured, how, where and with what, a line each."""
+    """The graphs, the method, the machine and the versions, a line each."""
     machine, graphs = benchmark.machine, {"unfolded": benchmark.unfolded, "folded": benchmark.folded}
     hardware = f"{machine.cpu}, {machine.cores} cores" + (f"; {machine.gpu}" if machine.gpu else "")
     threads = f", {benchmark.threads} threads" if benchmark.threads else ""
@@ -50,7 +50,7 @@ def bench_table(benchmark: "Benchmark") -> "Table":
 
 
 def check_picture(path: Path) -> None:
-    """Raise `BnfoldError` for a path to which no picture can be written, before minutes are spent on measuring."""
+    """Raise `BnfoldError` if no picture can be written to a path, before minutes are spent on measuring."""
     if path.suffix != ".svg":
         raise BnfoldError(f"--picture {path}: expected a file name that ends in .svg")
     if not path.parent.is_dir():
@@ -60,7 +60,8 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(path: Path, benchmark: "Benchmark") -> None:
-    """Bars of the median latency in one SVG that needs no network: a panel for each provider, a pair for each batch."""
+    """Write bars of the median latency as one SVG without external parts: a panel for each provider, a pair of bars for
+    each batch."""
     from jinja2 import Environment, PackageLoader  # noqa: PLC0415
 
     check_picture(path)
@@ -90,7 +91,7 @@ def write_picture(path: Path, benchmark: "Benchmark") -> None:
 
 
 def _panel(found: "list[Measurement]") -> dict[str, Any]:
-    """Positions within one panel, down from its top and right from where bars begin. Its bars share one scale."""
+    """Positions within one panel, from its top and from the left end of its bars. Its bars share one scale."""
     longest = max(timing.third_quartile_ms for one in found for timing in (one.unfolded, one.folded))
     step = _tick_step(longest)
     scale = BARS_WIDTH / longest
@@ -118,7 +119,7 @@ def _panel(found: "list[Measurement]") -> dict[str, Any]:
 
 
 def _tick_step(longest: float) -> float:
-    """1, 2 or 5 times a power of ten, so that about `TICKS` of them reach `longest`."""
+    """The distance of ticks: 1, 2 or 5 times a power of ten, so that about `TICKS` of them reach `longest`."""
     rough = longest / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
@@ -133,5 +134,6 @@ def _quartiles(timing: "Timing") -> str:
 
 
 def _three_digits(value: float) -> str:
-    """A positive number with three significant digits and no exponent; whole where it is 100 or more."""
+    """A positive number with three significant digits and no exponent, or all digits of its integer part if it is 100
+    or more."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

@@ -1,4 +1,4 @@
-"""What an inspection found, for a terminal and as a page that needs no network."""
+"""The report of an inspection: tables for a terminal, and an HTML page without external parts."""
 
 import os
 import tempfile
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fold.inspection import BatchNorm, FoldedTensor, HalfPrecision, Inspection, Suspicion
 
 WORDS = frozenset({"BatchNorm", "Placement", "Into, or why not", "Weights", "float16"})
-"""Columns of text; the others are of numbers."""
+"""Columns of text; the others hold numbers."""
 
 
 class Listing(NamedTuple):
-    """A table as texts, and what is to be said of it."""
+    """A table whose cells are texts, with a heading and a note."""
 
     heading: str
     note: str
@@ -27,7 +27,7 @@ class Listing(NamedTuple):
 
 
 def inspection_summary(inspection: "Inspection") -> str:
-    """How many BatchNorms there are, and how many of them would be folded."""
+    """The number of BatchNorms, and how many of them would be folded."""
     count = len(inspection.batchnorms)
     opened = " with opened activations" if inspection.open_activations else ""
     if not count:
@@ -37,7 +37,7 @@ def inspection_summary(inspection: "Inspection") -> str:
 
 
 def suspicion_sentence(suspicion: "Suspicion") -> str:
-    """What is suspicious of which BatchNorm, and which others it is said of as well."""
+    """A suspicion as a sentence, with the names of the other BatchNorms that have it."""
     also = f" (also of {listed(suspicion.also)})" if suspicion.also else ""
     return f"{suspicion.name}: {suspicion.text}{also}"
 
@@ -73,7 +73,7 @@ def weights_listing(inspection: "Inspection") -> Listing:
 
 
 def inspection_table(listing: Listing) -> "Table":
-    """For a terminal."""
+    """A listing as a table for a terminal."""
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
@@ -86,7 +86,7 @@ def inspection_table(listing: Listing) -> "Table":
 
 
 def check_inspection_page(path: Path) -> None:
-    """Raise `BnfoldError` for a path to which no page can be written, before a model is read."""
+    """Raise `BnfoldError` if no page can be written to a path, before a model is read."""
     if not path.parent.is_dir():
         raise BnfoldError(f"--html {path}: there is no folder {path.parent}; create it first")
     if path.is_dir():
@@ -94,7 +94,7 @@ def check_inspection_page(path: Path) -> None:
 
 
 def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> None:
-    """Write the page whole or not at all; a file of that name is replaced."""
+    """Write the page completely or not at all; an existing file is replaced."""
     from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
 
     check_inspection_page(path)
@@ -121,7 +121,7 @@ def _replace(path: Path, text: str) -> None:
             stream.write(text)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(written, 0o666 & ~mask)  # as any new file; a temporary one is for its owner alone
+        os.chmod(written, 0o666 & ~mask)  # the permissions of a new file; those of a temporary file are stricter
         os.replace(written, path)
     except BaseException:
         os.unlink(written)
@@ -157,7 +157,7 @@ def _trained(one: "BatchNorm") -> str:
 
 
 def _half(found: "HalfPrecision | None") -> str:
-    """Whether float16 holds the numbers."""
+    """The effects of float16, or that it fits."""
     if found is None:
         return "–"
     counts = {"overflow": found.overflow, "lost": found.lost, "subnormal": found.subnormal}

@@ -1,4 +1,4 @@
-"""What was seen of two graphs, unfolded and folded, for the pictures of a report."""
+"""The data for the pictures of a report: observations of the unfolded and the folded graph."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, first and last among them, and the others at even distances."""
+    """At most `most` items at even distances, with the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(index)] for index in np.linspace(0, len(items) - 1, most)]
@@ -20,7 +20,7 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
 
 @dataclass(frozen=True)
 class Errors:
-    """|U - R| and |F - R| of the elements of all outputs, in the same order; ONNX Runtime optimises as it serves."""
+    """|U - R| and |F - R| of the elements of all outputs, in the same order, with ONNX Runtime's optimisations on."""
 
     unfolded: np.ndarray
     folded: np.ndarray
@@ -28,7 +28,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Layer:
-    """The largest error of one tensor, relative to its largest value; node by node, without optimisation. `folded` is
+    """The largest error of one tensor, relative to its largest value, without ONNX Runtime's optimisations. `folded` is
     None where the folded graph has no such tensor."""
 
     name: str
@@ -37,7 +37,7 @@ class Layer:
 
 
 class Spread(NamedTuple):
-    """Quantiles of a tensor's numbers, at `QUANTILES`."""
+    """The quantiles of a tensor's numbers, at `QUANTILES`."""
 
     low: float
     first: float
@@ -48,9 +48,9 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """What one BatchNorm reads and writes in the unfolded graph, and what the folded graph carries instead of both.
+    """The input and output of one BatchNorm in the unfolded graph, and the tensor that replaces both in the folded one.
 
-    `number` counts BatchNorms from 1 in graph order; `folded` is None where no tensor of the folded graph stands for
+    `number` counts BatchNorms from 1 in graph order; `folded` is None where no tensor of the folded graph replaces
     them.
     """
 
@@ -61,7 +61,7 @@ class Activations:
 
 
 class Range(NamedTuple):
-    """Over channels; a channel that is dead or constant has no factor, and is left out."""
+    """Factors over channels. Dead and constant channels have no factor and are left out."""
 
     least: float
     median: float
@@ -70,7 +70,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Stretch:
-    """By how much one folded BatchNorm multiplied the weights that write its input, and those that read its output."""
+    """The factors by which one folded BatchNorm multiplied the weights before it and those behind it."""
 
     number: int
     before: Range
@@ -79,7 +79,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one graph: bytes of its weights, its operators without constants, and the median milliseconds of one run."""
+    """The bytes of a graph's weights, its operators without constants, and the median milliseconds of one run."""
 
     weight_bytes: int
     operators: int
@@ -88,10 +88,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Observations:
-    """What could be seen; `missing` gives the reason for each picture that could not be made, by the field's name.
+    """All observations; `missing` has the reason for each picture that could not be made, by the field's name.
 
-    `numbers` counts BatchNorms from 1 in graph order, by their name and node. `rows` went into errors and activations,
-    `timed_rows` into each of `rounds` timed runs. `tensors` is how many `layers` were chosen from.
+    `numbers` counts BatchNorms from 1 in graph order, by their name and node. `rows` of input were used for errors and
+    activations, `timed_rows` for each of `rounds` timed runs. `layers` were chosen from `tensors` tensors.
     """
 
     numbers: dict[tuple[str, str], int]

@@ -1,8 +1,8 @@
-"""Looks at two graphs for a report: at errors, activations, stretched weights and costs, before and after folding.
+"""Observes the unfolded and the folded graph for a report: errors, activations, factors on weights, and costs.
 
-R is the unfolded graph in float64, U and F the unfolded and the stored folded graph in float32, in ONNX Runtime on the
-CPU. A tensor of the folded graph is held against `p*R + q`, what it should carry. All is bounded: a few rows of input,
-a sample of each tensor, and of a tensor's numbers only what is drawn is kept.
+R is the unfolded graph in float64; U and F are the unfolded and the stored folded graph in float32, in ONNX Runtime on
+the CPU. A tensor of the folded graph is compared with `p*R + q`, which it should carry. Time and memory are bounded: a
+few rows of input and a sample of each tensor are used, and only what is drawn is kept.
 """
 
 import math
@@ -40,19 +40,19 @@ from fold.runtime import open_graph, run
 OBSERVED_ROWS = 8
 """Rows of input, at most."""
 ROWS_BYTES = 1 << 26
-"""Bytes of watched activations, above which fewer rows are taken; one row may take more."""
+"""Bytes of observed activations, above which fewer rows are used; a single row may need more."""
 SAMPLE = 10_000
-"""Numbers of a tensor that are looked at; a larger one is sampled."""
+"""Numbers of a tensor that are used; a larger tensor is sampled."""
 LAYERS = 300
 BATCHNORMS = 12
-"""Tensors, and BatchNorms, that are looked at; of more they are taken at even distances."""
+"""The most tensors, and the most BatchNorms, that are drawn; of more, these are chosen at even distances."""
 LATENCY_SECONDS = 0.4
 ROUNDS = (3, 100)
-"""Fewest and most times that each graph is timed."""
+"""The fewest and the most runs of each graph that are timed."""
 
 
 class _BatchNorm(NamedTuple):
-    """One of the unfolded graph, by the names of the tensors that it reads and writes."""
+    """A BatchNorm of the unfolded graph: the names of its input and output, and whether it was folded."""
 
     number: int
     before: str
@@ -73,10 +73,11 @@ Samples = dict[str, _Sampled]
 def observe_layers(
     unfolded: ir.Model, folded: ir.Model, carried: Mapping[str, Gauge], report: FoldReport, inputs: Arrays
 ) -> Observations:
-    """Run both graphs on the first rows of `inputs` and note what a report shows. What a graph can't do is `missing`.
+    """Run both graphs on the first rows of `inputs` and collect what a report shows. What fails is `missing`.
 
-    `carried` tells what the tensors of the folded graph hold (fold.engine.fold.Folding). No argument is touched.
+    `carried` is that of `fold.engine.fold_graph`: the gauges of the folded graph's tensors. No argument is changed.
     """
+    # 1. Choose the BatchNorms and tensors to draw, and the rows of input.
     unfolded, folded = unfolded.clone(), folded.clone()
     for model in (unfolded, folded):
         infer_shapes(model)
@@ -88,24 +89,27 @@ def observe_layers(
     rows = _rows(tensors[name][1] for name in chosen if name in tensors)
     few, one_row = (_first(inputs, unfolded.graph, count) for count in (rows, 1))
 
+    # 2. Sample the tensors of R, U and F.
     missing: dict[str, str] = {}
     outputs: Arrays = {}
     R: Samples = {}
-    with _told(missing, "errors", "layers"):
+    with _note_failure(missing, "errors", "layers"):
         outputs = Evaluator(unfolded)(
             few, on_tensor=lambda name, array: R.update({name: _sample(array)} if name in chosen else {})
         )
     U: Samples = {}
     F: Samples = {}
-    with _told(missing, "layers", "activations"):
-        U, F = _watched(unfolded, few, chosen), _watched(folded, few, chosen)
+    with _note_failure(missing, "layers", "activations"):
+        U, F = _sampled_tensors(unfolded, few, chosen), _sampled_tensors(folded, few, chosen)
+    # 3. Compare outputs and take times, with ONNX Runtime's optimisations on.
     costs = tuple(Cost(_weight_bytes(model), _operators(model)) for model in (unfolded, folded))
     errors, rounds = None, 0
-    with _told(missing, "errors", "latency"):
+    with _note_failure(missing, "errors", "latency"):
         runs = tuple(partial(run, open_graph(model)) for model in (unfolded, folded))
         errors = _errors(outputs, *(each(few) for each in runs)) if outputs else None
         milliseconds, rounds = _latencies(runs, one_row)
         costs = tuple(replace(cost, latency_ms=ms) for cost, ms in zip(costs, milliseconds, strict=True))
+    # 4. Collect what the pictures need.
     return Observations(
         numbers=numbers,
         rows=_count(few),
@@ -123,8 +127,8 @@ def observe_layers(
 
 
 @contextmanager
-def _told(missing: dict[str, str], *pictures: str) -> Iterator[None]:
-    """Note for each of these pictures why it cannot be made, instead of raising."""
+def _note_failure(missing: dict[str, str], *pictures: str) -> Iterator[None]:
+    """Turns a `BnfoldError` into the reason why these pictures cannot be made."""
     try:
         yield
     except BnfoldError as error:
@@ -133,11 +137,12 @@ def _told(missing: dict[str, str], *pictures: str) -> Iterator[None]:
 
 
 _PLACE = re.compile(r"\S*/model\.onnx")
-"""Where a graph lay for the moment in which it was opened."""
+"""The temporary path of a graph, which has no meaning for the reader of a report."""
 
 
 def _batchnorms(graph: ir.Graph, report: FoldReport) -> tuple[list[_BatchNorm], dict[tuple[str, str], int]]:
-    """BatchNorms of the graph itself, and the numbers of all; those in subgraphs and functions come last."""
+    """The BatchNorms of the graph itself, and the numbers of all. Those in subgraphs and functions have the last
+    ones."""
     folded = [(entry.name, entry.node) for entry in report.folded]
     entries = [*folded, *((entry.name, entry.node) for entry in report.kept)]
     found, numbers = [], dict[tuple[str, str], int]()
@@ -157,7 +162,7 @@ def _batchnorms(graph: ir.Graph, report: FoldReport) -> tuple[list[_BatchNorm], 
 
 
 def _tensors(model: ir.Model) -> dict[str, tuple[str, int]]:
-    """Of each float tensor that a node of the graph computes: the layer's name, and bytes for a row (0: not known)."""
+    """For each float tensor that a node computes: the layer's name, and the bytes of a row (0: not known)."""
     return {
         value.name: (display_name(node), TensorSize.of(value).bytes() or 0)
         for node in model.graph
@@ -172,7 +177,7 @@ def _rows(sizes: Iterable[int]) -> int:
 
 
 def _first(inputs: Arrays, graph: ir.Graph, rows: int) -> Arrays:
-    """At most so many rows of the inputs whose first axis is free."""
+    """At most `rows` rows of the inputs whose first axis is free."""
     free = {value.name for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
     return {name: array[:rows] if name in free else array for name, array in inputs.items()}
 
@@ -182,7 +187,7 @@ def _count(inputs: Arrays) -> int:
 
 
 def _sample(array: np.ndarray) -> _Sampled:
-    """The same elements of every tensor of a size."""
+    """A sample of a tensor: the same elements for all tensors of one size."""
     flat = array.reshape(-1)
     flat = flat if flat.size <= SAMPLE else flat[_places(flat.size)]
     return _Sampled(flat.astype(np.float64), array.shape)
@@ -192,8 +197,8 @@ def _places(size: int) -> np.ndarray:
     return np.sort(np.random.default_rng(size).integers(0, size, SAMPLE))
 
 
-def _watched(model: ir.Model, inputs: Arrays, names: AbstractSet[str]) -> Samples:
-    """Samples of the named tensors, of those that the graph has: given, or computed in float32 node by node."""
+def _sampled_tensors(model: ir.Model, inputs: Arrays, names: AbstractSet[str]) -> Samples:
+    """Samples of the named tensors that the graph has, in float32, without ONNX Runtime's optimisations."""
     model = model.clone()
     values = [value for node in model.graph for value in node.outputs if value.name in names and is_float(value)]
     model.graph.outputs.extend(value for value in values if not value.is_graph_output())
@@ -226,16 +231,16 @@ def _layers(
 
 
 def _carried(sampled: _Sampled, gauge: Gauge) -> np.ndarray:
-    """`p*R + q` at the sampled places."""
+    """`p*R + q` at the sampled positions."""
     places = _places(size) if (size := math.prod(sampled.shape)) > SAMPLE else np.arange(size)
     at = np.unravel_index(places, sampled.shape) if sampled.shape else ()
     p, q = (np.broadcast_to(part, sampled.shape)[at] for part in gauge)
-    with np.errstate(invalid="ignore"):  # an infinite p tells that anything may be carried
+    with np.errstate(invalid="ignore"):  # where p is infinite, anything may be carried
         return np.asarray(p * sampled.values + q)
 
 
 def _relative(right: np.ndarray, other: np.ndarray) -> float | None:
-    """The largest difference relative to the largest value; None for a tensor of zeros or of nothing finite."""
+    """The largest difference relative to the largest value; None for a tensor of zeros or without finite numbers."""
     finite = np.isfinite(right) & np.isfinite(other)
     size = np.abs(right[finite]).max(initial=0)
     return float(np.abs(other - right)[finite].max() / size) if size else None
@@ -243,11 +248,11 @@ def _relative(right: np.ndarray, other: np.ndarray) -> float | None:
 
 def _activations(shown: Sequence[_BatchNorm], U: Samples, F: Samples) -> Iterator[Activations]:
     for one in shown:
-        # An output of the graph keeps its name; elsewhere the tensor before a folded BatchNorm stands for both.
-        stands = F.get(one.after) or (F.get(one.before) if one.folded else None)
+        # A graph output keeps its name; elsewhere the input of a folded BatchNorm replaces both tensors.
+        replacement = F.get(one.after) or (F.get(one.before) if one.folded else None)
         before, after = (_spread(U[name]) if name in U else None for name in (one.before, one.after))
         if before is not None and after is not None:
-            yield Activations(one.number, before, after, None if stands is None else _spread(stands))
+            yield Activations(one.number, before, after, None if replacement is None else _spread(replacement))
 
 
 def _spread(sampled: _Sampled) -> Spread | None:
@@ -270,14 +275,15 @@ def _range(factors: np.ndarray) -> Range | None:
 
 
 def _latencies(runs: Sequence[Run], inputs: Arrays) -> tuple[list[float], int]:
-    """Median milliseconds of each run, and how often each was timed: in turns, for about `LATENCY_SECONDS` in all."""
+    """The median milliseconds of each graph, and the number of runs of each. Runs alternate for about
+    `LATENCY_SECONDS` in all."""
     taken: list[list[float]] = [[] for _ in runs]
-    begun = time.perf_counter()
-    while len(taken[0]) < ROUNDS[0] or (len(taken[0]) < ROUNDS[1] and time.perf_counter() - begun < LATENCY_SECONDS):
+    start = time.perf_counter()
+    while len(taken[0]) < ROUNDS[0] or (len(taken[0]) < ROUNDS[1] and time.perf_counter() - start < LATENCY_SECONDS):
         for each, seconds in list(zip(runs, taken, strict=True))[:: -1 if len(taken[0]) % 2 else 1]:
-            started = time.perf_counter()
+            run_start = time.perf_counter()
             each(inputs)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - run_start)
     return [1000 * float(np.median(seconds)) for seconds in taken], len(taken[0])
 
 

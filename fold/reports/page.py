@@ -1,4 +1,4 @@
-"""What became of every BatchNorm, the certificate and pictures of both graphs, in one page that needs no network."""
+"""The HTML report of a model: every BatchNorm, the certificate, and pictures of both graphs, without external parts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the certificate: what it asks, what was found, and whether it holds; None where nothing is demanded
-    of it."""
+class CertificatePart:
+    """One part of the certificate: its question, the result (None if it was not computed), and whether it holds (None
+    for a part without a limit)."""
 
     letter: str
     question: str
-    found: str
+    found: str | None
     holds: bool | None
 
 
 def write_html(path: Path, manifest: "Manifest", report: FoldReport, seen: "Observations") -> None:
-    """Write the report of a model: `manifest` with its verdict, and what was seen of both graphs."""
+    """Write the report of a model: its manifest with the verdict, the report of the fold, and the observations."""
     from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
 
     from fold.reports.pictures import draw  # noqa: PLC0415  # loads matplotlib
@@ -38,60 +38,67 @@ def write_html(path: Path, manifest: "Manifest", report: FoldReport, seen: "Obse
     path.write_text(page, encoding="utf-8")
 
 
-def parts(verdict: dict[str, Any]) -> list[Part]:
-    """The parts A to E of a certificate's JSON (fold.proof.certificate), a row each."""
-    algebra, rounding, search = verdict["algebra"], verdict["rounding"], verdict["search"]
+def parts(verdict: dict[str, Any]) -> list[CertificatePart]:
+    """The parts A to E of a certificate's JSON (docs/certificate.md), a row each."""
+    return [
+        _algebra(verdict["algebra"]),
+        _rounding(verdict["rounding"]),
+        _run_time(verdict["outputs"]),
+        _decisions(verdict["decisions"]),
+        _search(verdict["search"]),
+    ]
+
+
+def _algebra(algebra: dict[str, Any]) -> CertificatePart:
     differences = [family["difference"] for family in algebra["families"]]
     worst = None if None in differences else max(differences)
+    found = f"they differ by {_size(worst)} of the largest value, the limit is {_size(algebra['limit'])}"
+    question = "Algebra: are the graphs one function, before anything is rounded?"
+    return CertificatePart("A", question, found, algebra["holds"])
+
+
+def _rounding(rounding: dict[str, Any]) -> CertificatePart:
     unbounded = [output["name"] for output in rounding["outputs"] if output["bound"] is None]
-    weights = f"{rounding['wrong']} of {rounding['weights']} weights are wrong"
-    weights += "".join(
+    found = f"{rounding['wrong']} of {rounding['weights']} weights are wrong"
+    found += "".join(
         f"; {output['name']} moves by {_size(output['difference'])}, the bound is {_size(output['bound'])}"
         for output in rounding["outputs"]
         if output["bound"] is not None
     )
-    weights += f"; no bound is known for {', '.join(unbounded)}" if unbounded else ""
-    outputs = "; ".join(
+    found += f"; no bound is known for {', '.join(unbounded)}" if unbounded else ""
+    question = "Rounding: is each weight the exact one, rounded once?"
+    return CertificatePart("B", question, found, rounding["holds"])
+
+
+def _run_time(outputs: list[dict[str, Any]]) -> CertificatePart:
+    found = "; ".join(
         f"{output['name']}: {_size(output['folded_error'])}, unfolded {_size(output['unfolded_error'])}, "
         f"limit {_size(output['limit'])}"
-        for output in verdict["outputs"]
+        for output in outputs
     )
-    decisions = "; ".join(
+    question = "Run time: is the served graph as close to float64 as the unfolded model?"
+    return CertificatePart("C", question, found, all(output["equivalent"] for output in outputs))
+
+
+def _decisions(decisions: list[dict[str, Any]]) -> CertificatePart:
+    found = "; ".join(
         f"{decision['name']}: {decision['flips']} of {decision['decisions']} decide otherwise, "
         f"{decision['excused']} of these by rounding"
-        for decision in verdict["decisions"]
+        for decision in decisions
     )
-    found = [
-        Part(
-            "A",
-            "Algebra: are the graphs one function, before anything is rounded?",
-            f"they differ by {_size(worst)} of the largest value, the limit is {_size(algebra['limit'])}",
-            algebra["holds"],
-        ),
-        Part("B", "Rounding: is each weight the exact one, rounded once?", weights, rounding["holds"]),
-        Part(
-            "C",
-            "Run time: is what is served as near to float64 as the unfolded model?",
-            outputs,
-            all(output["equivalent"] for output in verdict["outputs"]),
-        ),
-        Part(
-            "D",
-            "Decisions: does it decide as the unfolded model does?",
-            decisions or "no output decides between classes",
-            all(decision["flips"] == decision["excused"] for decision in verdict["decisions"]),
-        ),
-    ]
-    searched = (
+    question = "Decisions: does the served graph decide as the unfolded model does?"
+    holds = all(decision["flips"] == decision["excused"] for decision in decisions)
+    return CertificatePart("D", question, found or "no output decides between classes", holds)
+
+
+def _search(search: dict[str, Any] | None) -> CertificatePart:
+    found = "; ".join(
         f"{name}: {_size(output['found'])} of the largest value at most, {_size(output['start'])} before the search"
         for name, output in (search or {"outputs": {}})["outputs"].items()
     )
-    return [
-        *found,
-        Part("E", "Search: how far apart can an input set them?", "; ".join(searched) or "not asked for", None),
-    ]
+    return CertificatePart("E", "Search: which input makes them differ most, and how much?", found or None, None)
 
 
 def _size(value: float | None) -> str:
-    """Three significant digits; JSON has null for what is infinite or no number."""
+    """Three significant digits. JSON has null for infinity and NaN."""
     return "not finite" if value is None else f"{value:.3g}"

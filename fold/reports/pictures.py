@@ -1,7 +1,7 @@
-"""The pictures of a report, drawn by matplotlib from what was observed, each with a text that says the same in numbers.
+"""The pictures of a report, drawn by matplotlib from observations, each with a text that gives the same numbers.
 
 Blue is unfolded and orange folded, in every picture; the two differ in more than colour. BatchNorms have numbers here,
-which the report's tables explain: names would not fit a phone.
+which the report's tables explain, because names would not fit on a phone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,19 +20,19 @@ from fold.reports.svg import INK, inline, styled
 UNFOLDED, FOLDED = "#3b82f6", "#d97706"
 """At least 3:1 against a white page and a black one."""
 WIDTH, HEIGHT = 4.5, 3.1
-"""Inches of 72 units. As wide as a phone, so that nothing is drawn smaller than it was designed."""
+"""Inches of 72 units. As wide as a phone, so that a picture is never shrunk."""
 SPREAD_COLOURS = (INK, UNFOLDED, FOLDED)
 FILLED = 0.4
-"""Opacity of what is filled; its outline is drawn in full."""
+"""The opacity of fills; outlines are opaque."""
 BINS = 30
 COLUMNS = 3
 STRETCHES, TICKS = 60, 10
-"""BatchNorms, and their numbers, that fit beside one another."""
+"""The most BatchNorms, and the most of their numbers, that fit beside one another."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`svg` is None where there is nothing to draw; `text` says what it shows, or why it is not there."""
+    """`svg` is None where there is nothing to draw; `text` describes the picture, or says why there is none."""
 
     name: str
     heading: str
@@ -41,13 +41,13 @@ class Picture:
 
 
 def draw(seen: Observations) -> list[Picture]:
-    """All pictures, in the report's order. The same for the same observations, byte for byte."""
+    """All pictures, in the report's order. The same observations give the same bytes."""
     with styled():
         return [_picture(seen, *each) for each in PICTURES]
 
 
 class Drawn(NamedTuple):
-    """A figure, what stands below it, and what more is told to those who do not see it."""
+    """A figure, the text below it, and more text for readers who do not see it."""
 
     figure: Figure | None
     text: str
@@ -125,12 +125,12 @@ def _activations(seen: Observations) -> Drawn:
         return Drawn(None, "Not shown: no BatchNorm reads and writes a tensor that could be seen.")
     some = "" if len(seen.activations) == len(seen.numbers) else f" of {len(seen.numbers)}, chosen at even distances"
     text = (
-        f"{_counted(len(seen.activations), 'BatchNorm')}{some}, and what the folded graph carries instead of "
+        f"{_counted(len(seen.activations), 'BatchNorm')}{some}, and the tensor of the folded graph that replaces "
         "both. Each line reaches from the 1st to the 99th percentile, the box holds the middle half, the bar is the "
         "median."
     )
     if any(one.folded is None for one in seen.activations):
-        text += " Where the third is missing, no tensor of the folded graph stands for the other two."
+        text += " Where the third is missing, no tensor of the folded graph replaces the other two."
     medians = (f"#{one.number} " + ", ".join(map(_number, _medians(one))) for one in seen.activations)
     more = f"Medians before, after, and as folded: {'; '.join(medians)}."
     rows = -(-len(seen.activations) // COLUMNS)
@@ -153,7 +153,7 @@ def _activations(seen: Observations) -> Drawn:
 
 def _stretches(seen: Observations) -> Drawn:
     if not seen.stretches:
-        return Drawn(None, "Not shown: no BatchNorm went into weights by a scale of its own.")
+        return Drawn(None, "Not shown: no BatchNorm was folded with a scale that can be compared.")
     shown = evenly(seen.stretches, STRETCHES)
     some = "" if len(shown) == len(seen.stretches) else f"{len(shown)} of them, chosen at even distances, are drawn. "
     text = (
@@ -235,12 +235,12 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the picture, where nothing is drawn."""
+    """A legend above the axes."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderaxespad=0, borderpad=0.2)
 
 
 def _log_axis(axes: Axes, values: Iterable[float]) -> None:
-    """A logarithmic y axis over whole decades, and few labels on it."""
+    """Make the y axis logarithmic, over whole decades, with few labels."""
     drawn = [value for value in values if value > 0]
     low, high = np.floor(np.log10(min(drawn))), np.ceil(np.log10(max(drawn)))
     axes.set_yscale("log")
@@ -251,7 +251,7 @@ def _log_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 def _boxes(axes: Axes, spreads: Sequence[Spread]) -> None:
-    """Side by side: before, after and folded."""
+    """Draw boxes side by side: before, after and folded."""
     low, first, median, third, high = (np.array(quantile) for quantile in zip(*spreads, strict=True))
     places, colours = np.arange(len(spreads)), SPREAD_COLOURS[: len(spreads)]
     axes.vlines(places, low, high, color=colours, linewidth=1)

@@ -1,6 +1,6 @@
-"""Turns a figure of matplotlib into an `<svg>` that stands in a page: no ids but its own, no date, the page's colours.
+"""Turns a matplotlib figure into an `<svg>` element of a page: with unique ids, without a date, in the page's colours.
 
-Text stays text. What was drawn in `INK` takes the colour of the page's text, so it is read on light and on dark.
+Text stays text. Everything in the colour `INK` gets the colour of the page's text, so it is readable on light and dark.
 """
 
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 INK = "#010203"
-"""Stands for the page's own colour of text: matplotlib leaves black out, and has no name for `currentColor`."""
+"""Replaced by the page's text colour. matplotlib omits black, and does not know `currentColor`."""
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 STYLE: "dict[RcKeyType, Any]" = {
@@ -39,13 +39,13 @@ STYLE: "dict[RcKeyType, Any]" = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-"""On top of matplotlib's own defaults: what a user has configured does not change a report."""
+"""Set on top of matplotlib's defaults, so that a user's configuration does not change a report."""
 
 
 def inline(figure: Figure, name: str, title: str, description: str) -> str:
     """The figure as an `<svg>` element of HTML that fills its column.
 
-    Its ids begin with `name`; `title` and `description` are what is read to those who do not see it.
+    Its ids begin with `name`; screen readers read `title` and `description`.
     """
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -53,7 +53,7 @@ def inline(figure: Figure, name: str, title: str, description: str) -> str:
     root = ElementTree.fromstring(file.getvalue())
     for parent in root.iter():
         for child in [child for child in parent if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style")]:
-            parent.remove(child)  # a style in a page would be for all of it, and is the page's own business
+            parent.remove(child)  # a style element would apply to the whole page
     _rename_ids(root, name)
     for element in root.iter():
         for attribute, value in element.attrib.items():
@@ -73,7 +73,7 @@ def inline(figure: Figure, name: str, title: str, description: str) -> str:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """A context in which figures look as in every report, whatever the user's matplotlibrc says."""
+    """A context with the style of reports, whatever the user's matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -81,7 +81,7 @@ def styled() -> Iterator[None]:
 
 
 def _rename_ids(root: ElementTree.Element, name: str) -> None:
-    """Number those ids that are referred to, and drop the others; matplotlib's own are random."""
+    """Number the ids that are referenced and drop the others; matplotlib's ids are random."""
     text = ElementTree.tostring(root, encoding="unicode")
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
     new: dict[str, str] = {}

@@ -1,16 +1,17 @@
-"""What a terminal shows of a fold and of its certificate: tables of rich."""
+"""Tables of a fold and of its certificate, for a terminal."""
 
 from typing import TYPE_CHECKING
+
+from fold.engine import FoldReport
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fold.proof import Certificate
-from fold.engine import FoldReport
 
 
 def fold_table(report: FoldReport) -> "Table":
-    """A row for each BatchNorm, kept ones first: they are what a user must see."""
+    """A row for each BatchNorm, kept ones first, because the user must see these."""
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 

@@ -104,9 +104,14 @@ CASES = [
         "c = Conv(x, W) v = BN(c) z = If(yes) <then_branch = a () => (double[n, 4, 6, 7] t) { t = Neg(c) },"
         "else_branch = e () => (double[n, 4, 6, 7] f) { f = Abs(c) }> w = Tanh(v) y = Add(w, z)",
         {"yes": True}, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
-    ), Case(Code.NO_LAW, "s", "s = Softmax <axis = 1> (x) v = BN(s) y = Tanh(v)", gamma=DEAD,
-    blocked=BlockedPart.DEAD_CHANNEL), # weights shifted(Code.ZERO_PADDING, "y", "y = Conv <pads = [1, 1, 1, 1]> (v,
-    W)"), shifted(
+    ),
+    Case(
+        Code.NO_LAW, "s", "s = Softmax <axis = 1> (x) v = BN(s) y = Tanh(v)", gamma=DEAD,
+        blocked=BlockedPart.DEAD_CHANNEL,
+    ),
+    # weights
+    shifted(Code.ZERO_PADDING, "y", "y = Conv <pads = [1, 1, 1, 1]> (v, W)"),
+    shifted(
         Code.TRANSPOSED_KERNEL, "y",
         "y = ConvTranspose(v, K)", tensors={"K": (4, 9, 3, 3)},
     ),

@@ -467,7 +467,7 @@ SUSPICIOUS = {
     ),
     "epsilon_dominates": (
         convolved(Parameters(variance=[1.0, 0.125, 2.0, 0.0625])),
-        "its variance is below ε (0.25) in 2 of 4 channels, the least 0.25 times ε: there it is ε that scales",
+        "its variance is below ε (0.25) in 2 of 4 channels, the least 0.25 times ε: there ε decides the scale",
     ),
     "large_scale": (
         convolved(Parameters(gamma=[1.0, -2001.0, 1.0, 1.0])),
@@ -475,11 +475,11 @@ SUSPICIOUS = {
     ),
     "float16_overflow": (
         convolved(Parameters(gamma=[800.0] * 4, variance=[0.75] * 4), 100 * ONES),
-        "the weights that take it up would overflow float16, which ends at 65504: 8e+04",
+        "the weights that absorb it would overflow float16, which ends at 65504: 8e+04",
     ),
     "float16_loss": (
         convolved(Parameters(), 1e-9 * ONES),
-        "the weights that take it up would lose 12 of 16 numbers in float16, which become 0",
+        "the weights that absorb it would lose 12 of 16 numbers in float16, which become 0",
     ),
 }
 
@@ -505,7 +505,7 @@ AVERAGED = Parameters(variance=[0.99, 3.75, 0.95, 8.75])
 def test_statistics_of_few_batches(seen, momentum, share) -> None:
     found = texts(inspect_graph(convolved(AVERAGED, momentum=momentum), {"bn": seen}))
     batches = "1 batch" if seen == 1 else f"{seen} batches"
-    text = f"its statistics are of {batches}: the mean 0, variance 1 of the beginning still weighs {share}"
+    text = f"its statistics are of {batches}: the initial mean 0, variance 1 still weighs {share}"
     assert found == ({} if share is None else {"few_batches": text})
 
 
