@@ -1,7 +1,7 @@
-"""Names that a package offers and loads when they are first asked for.
+"""Names of a package whose modules are loaded when a name is first used.
 
-A package whose modules need PyTorch, onnx or ONNX Runtime offers its names so: who imports one of them does not load
-what the others need. Serving a folded graph never loads PyTorch.
+The faces of packages that need PyTorch, onnx or ONNX Runtime are lazy: to import one name does not load what the others
+need. Serving a folded graph never loads PyTorch.
 """
 
 from collections.abc import Callable, Mapping

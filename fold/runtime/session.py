@@ -99,6 +99,7 @@ def open_session(
     written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there, `BnfoldError`
     if the model cannot be loaded.
     """
+    # 1. How it computes
     wanted = resolve_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
@@ -112,6 +113,7 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning or wanted == "cpu" else "0")
     if wanted == "cpu" and not spinning:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds))
+    # 2. Where
     providers: list[Any] = [PROVIDERS["cpu"]]
     if wanted == "cuda":
         number = _present_device(provider)
@@ -119,6 +121,7 @@ def open_session(
             ort.preload_dlls()
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         providers = [(PROVIDERS["cuda"], cuda.entries(number))]
+    # 3. Open it, and check that it runs there
     source = model if isinstance(model, bytes) else str(model)
     try:
         session = ort.InferenceSession(

@@ -1,4 +1,4 @@
-"""What the repository has under a name and a version: a model that serves, or the reason why none does."""
+"""The entry of the repository for a name and a version: a model that serves, or the reason why none does."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ class Absent:
     state: Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
     reason: str
     cause: FailureCause | None = None
-    """Of what is broken: it cannot be loaded, or its certificate does not hold here."""
+    """Of a broken version: it cannot be loaded, or its certificate does not hold here."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -53,12 +53,12 @@ class Observer(Protocol):
     """The largest error over its limit; infinite where an error has no size."""
 
     def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
-        """Called with each answer, which may be compared. Nobody may write to the arrays from now on."""
+        """Called with each answer, which may be compared. The arrays must not be changed from now on."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A version that is READY. `with model:` holds it: it does not leave before the block has ended."""
+    """A version that is READY. `with model:` holds it: it is not retired before the block has ended."""
 
     name: str
     version: str
@@ -69,7 +69,7 @@ class Model:
     observer: Observer | None = None
     """Compares a share of the answers with the reference."""
     fault: Absent | None = None
-    """Why its files, as they are now, could not be loaded in its place."""
+    """Why its present files could not be loaded in its place."""
     retired: bool = False
     """Whether it has answered its last request and is counted no more."""
     _users: int = 0
@@ -114,7 +114,7 @@ class Model:
             self._free.set()
 
     async def unused(self, seconds: float) -> None:
-        """Wait until nobody holds it, for so long at most."""
+        """Wait until no block holds it, for so many seconds at most."""
         if self._users:
             self._free = asyncio.Event()
             with contextlib.suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""Which versions of a model serve, and how one is opened: read, refused if unproven, warmed up, tried on its canary.
+"""The versions of a model that serve, and how one is opened: read, refused if unproven, warmed up, tried on its canary.
 
-Nothing here belongs to the event loop: while the service runs it all happens on a thread, beside the batches.
+Nothing here belongs to the event loop: while the service runs, all of it happens on a thread beside the batches.
 """
 
 import logging
@@ -27,7 +27,7 @@ Halt = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class VersionPolicy:
-    """The setting `version_policy`: the latest so many that work, all, or those that are given."""
+    """The setting `version_policy`: a number of the latest that work, all, or those that are given."""
 
     text: str
     at_most: float = inf
@@ -120,7 +120,7 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
         return Failure(str(error), "certificate")
     except BnfoldError as error:
         return Failure(str(error), "load")
-    except Exception as error:  # whatever is wrong with one model must not keep the others from serving
+    except Exception as error:  # a fault of one model must not keep the others from serving
         log.exception("model %s/%s cannot be loaded", name, version)
         return Failure(f"{type(error).__name__}: {first_line(error)}", "load")
 

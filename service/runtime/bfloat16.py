@@ -1,4 +1,4 @@
-"""Runs of graphs with bfloat16 inputs or outputs, which ONNX Runtime's Python takes and gives as OrtValues alone."""
+"""Runs of graphs with bfloat16 inputs or outputs, for which ONNX Runtime's Python has only OrtValues."""
 
 import ctypes
 from math import prod
@@ -18,7 +18,7 @@ def run_with_bfloat16(
     session: ort.InferenceSession, outputs: list[str], feeds: Arrays, options: ort.RunOptions
 ) -> list[np.ndarray]:
     """As `session.run`. `feeds` are aligned."""
-    held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # OrtValues lie on this very memory
+    held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # OrtValues share its memory
     found = session.run_with_ort_values(outputs, {name: _to_value(array) for name, array in held.items()}, options)
     return [_to_array(value) for value in found]
 

@@ -1,5 +1,5 @@
-"""Batch sizes that a model is run at. A batch is filled up to the next of them, so that no shape is new to the device
-while it serves: cuDNN and cuBLAS choose their kernels by shape, and a first time takes up to seconds.
+"""Batch sizes that a model is run at. A batch is filled up to the next size, so that no shape is new to the device
+while it serves: cuDNN and cuBLAS choose their kernels by shape, and the first run of a shape takes up to seconds.
 """
 
 from bisect import bisect_left
@@ -60,8 +60,11 @@ class Buckets:
         )
 
     def warm_up(self, blank: Arrays) -> None:
-        """Run every staging; `blank` is one row. Those of a size run at a time, as they will: each thread that runs has
-        handles of its own to the device's libraries. A single one runs on the calling thread."""
+        """Run every staging; `blank` is one row.
+
+        Those of one size run at the same time, as they will later: each thread has handles of its own to the device's
+        libraries. A single one runs on the calling thread.
+        """
         for queue, size in zip(self._free, self.sizes, strict=True):
             rows = {name: np.repeat(array, size, axis=0) for name, array in blank.items()}
             stagings = [queue.get() for _ in range(self._copies)]

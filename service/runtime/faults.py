@@ -1,7 +1,7 @@
-"""What a run's failure says of the device: short of memory, which passes, or lost, which does not.
+"""Faults of the device, told from the exception of a run: out of memory, which passes, or lost, which does not.
 
-ONNX Runtime raises one class for all of it, so the text decides. The codes are CUDA's runtime errors; after those that
-are listed as lost, every later call of the process fails as well (CUDA Runtime API, cudaError_t).
+ONNX Runtime raises one class for all of them, so the text decides. The codes are CUDA's runtime errors; after those
+that are listed as lost, every later call of the process fails as well (CUDA Runtime API, cudaError_t).
 """
 
 import re
@@ -23,20 +23,20 @@ _LOST_WORDS = re.compile(
 
 
 class DeviceMemoryError(ServiceError):
-    """The batch found no room on the device. Another may."""
+    """The device has no memory for the batch; it may have some for another."""
 
     status = 503
     kind = "device_memory"
 
 
 class DeviceLostError(NotReadyError):
-    """The device answers no more, and will not for as long as this process lives."""
+    """The device does not answer any more, for as long as this process lives."""
 
     kind = "device_lost"
 
 
 def device_fault(error: Exception) -> type[ServiceError] | None:
-    """Which of both an exception of a run is; None for a fault of the graph or its inputs."""
+    """The class for an exception of a run; None for a fault of the graph or its inputs."""
     text = str(error)
     if _NO_MEMORY.search(text):
         return DeviceMemoryError

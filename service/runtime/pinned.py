@@ -21,7 +21,7 @@ def pageable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def pinned(device: int) -> Allocate | None:
-    """What allocates page-locked memory, zeroed; None where this process has not loaded the CUDA runtime."""
+    """A function that allocates page-locked memory, zeroed; None if this process has not loaded the CUDA runtime."""
     runtime = loaded_library("libcudart")  # ONNX Runtime's: another copy would know nothing of its device
     if runtime is None:
         return None
@@ -31,7 +31,7 @@ def pinned(device: int) -> Allocate | None:
         address = ctypes.c_void_p()
         runtime.cudaSetDevice(device)  # of this thread: a first call sets the whole library up on device 0 otherwise
         if size == 0 or runtime.cudaHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), PORTABLE):
-            return pageable(shape, dtype)  # the machine locks no more: slower, and as right
+            return pageable(shape, dtype)  # the machine locks no more: slower, but correct
         buffer = (ctypes.c_byte * size).from_address(address.value or 0)
         weakref.finalize(buffer, runtime.cudaFreeHost, address)
         array: np.ndarray = np.frombuffer(memoryview(buffer), dtype).reshape(shape)  # holds the buffer

@@ -1,4 +1,4 @@
-"""Where a session really runs, and with which options: asked of ONNX Runtime, not of our settings."""
+"""The device that a session runs on, and its options, as ONNX Runtime reports them; settings may say otherwise."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ FACTS = ("device", "precision", "cudnn", *OPTIONS)
 
 @dataclass(frozen=True)
 class Placement:
-    """`nodes` counts the nodes on each provider, by ONNX Runtime's name; `elsewhere` are operator types that compute on
-    another than `provider`. `options` are the provider's own. `device` is the GPU's number, 0 on the CPU."""
+    """`nodes` counts the nodes on each provider, by ONNX Runtime's name; `elsewhere` are operator types that compute
+    on another provider than `provider`, of which `options` are. `device` is the GPU's number, 0 on the CPU."""
 
     provider: str
     device: int

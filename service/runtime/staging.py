@@ -1,8 +1,8 @@
-"""Buffers of one batch size, at addresses that stay: what a request brings is copied into them, and its rows out.
+"""Buffers of one batch size, at fixed addresses: the rows of a batch are copied into them, and its outputs out.
 
-On a GPU the host's side is page-locked and the device's side allocated once, so a run allocates nothing and its copies
-are the device's own work. A batch of fewer rows is filled up with copies of its first row, which is valid whatever the
-model takes, and only its own rows are given back.
+On a GPU the host's buffers are page-locked and the device's are allocated once, so a run allocates nothing and the
+device copies by itself. A batch of fewer rows is filled up with copies of its first row, which is valid for any model,
+and only the rows of the batch are returned.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Staging:
         graph: int | None = None,
     ) -> None:
         """`device` is the GPU's number, None for the CPU. With `graph`, the number of a CUDA graph, kernels are
-        recorded once and launched as one; outputs then stay on the device until they are asked for."""
+        recorded once and launched as one; outputs then stay on the device until they are copied."""
         self.rows = rows
         self._session = session
         self._host_in = {s.name: allocate((rows, *s.shape[1:]), DTYPES[s.datatype]) for s in inputs}
@@ -59,7 +59,7 @@ class Staging:
             self._binding.bind_ortvalue_output(spec.name, value)
 
     def run(self, inputs: Arrays, rows: int) -> Arrays:
-        """Outputs of the first `rows` rows, in memory of their own. `inputs` have so many, 1 to `self.rows`."""
+        """Outputs of `inputs`, which have `rows` rows, 1 to `self.rows`; copied, since the buffers are used again."""
         for name, host in self._host_in.items():
             host[:rows] = inputs[name]
             host[rows:] = host[:1]
