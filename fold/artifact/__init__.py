@@ -1,4 +1,4 @@
-"""The model directory: what it holds, how it is written whole or not at all, and read back and checked."""
+"""The model directory: its files, written whole or not at all, and checked when they are read."""
 
 from fold.artifact.canary import CANARY_FILE, check_canary, write_canary
 from fold.artifact.directory import (

@@ -1,7 +1,7 @@
 """The model directory: `REPOSITORY/NAME/VERSION/`, written whole or not at all, and checked when it is read.
 
-A version is written into a hidden folder beside its final place and renamed once every byte is on disk, so a reader
-sees all of it or none. The manifest holds the SHA-256 of every other file, and of itself without that one field.
+A version is written into a hidden folder next to its final place and renamed when every byte is on disk, so a reader
+sees all of it or nothing. The manifest holds the SHA-256 of each other file, and of itself without that one field.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from fold.artifact.manifest import Manifest
 from fold.errors import BnfoldError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
+"""The prefix of folders and files that are still being written."""
 ABANDONED_SECONDS = 24 * 3600
+"""The age at which such a folder counts as abandoned: far longer than any fold takes."""
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version that was read from disk: its folder and what its manifest says."""
+    """One version of a model on disk: its folder and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -60,7 +60,7 @@ def version_numbers(model: Path) -> list[int]:
 
 
 def read_version(path: Path) -> ModelVersion:
-    """Read one version and check every digest. Raises `BnfoldError` that names the file that differs."""
+    """Read one version and check every digest. Raises `BnfoldError` that names the file at fault."""
     file = path / "manifest.json"
     try:
         text = file.read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def next_version(repository: Path, name: str) -> int:
 
 
 def refuse_version(repository: Path, name: str, version: int) -> None:
-    """Raise `BnfoldError` for a name that is no name, or a version that exists: none is ever overwritten."""
+    """Raise `BnfoldError` for a bad name or version, and for a version that exists: none is ever overwritten."""
     if not NAME_PATTERN.fullmatch(name):
         raise BnfoldError(
             f"model name {name!r}: expected letters, digits, '_', '-' and '.', and a letter or digit first"
@@ -123,10 +123,10 @@ def _refuse_inside(repository: Path) -> None:
 
 @contextmanager
 def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
-    """A folder to write one version into; it is published when the block ends well and removed when it raises.
+    """A folder to write one version into. It is published when the block ends, and removed if the block raises.
 
-    The block must leave a manifest there, by `write_manifest`. Raises `BnfoldError` as `refuse_version` does, and for
-    what cannot be written.
+    The block must write the manifest last (`write_manifest`). Raises `BnfoldError` as `refuse_version` does, and if
+    something cannot be written.
     """
     refuse_version(repository, name, version)
     model = repository / name
@@ -154,7 +154,7 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Digest every file in `folder`, complete the manifest with them and write it."""
+    """Write the manifest with the digest of each file in `folder`; returns it as written."""
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
     complete = manifest.model_copy(update={"files": files, "digest": ""})
     complete = complete.model_copy(update={"digest": _digest(complete.model_dump(mode="json"))})
@@ -163,18 +163,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(manifest: dict[str, Any]) -> str:
-    """Of the manifest as it is written, so that keys which came later do not change it."""
+    """The SHA-256 of a manifest as it was written. A manifest of an older bnfold, with fewer keys, keeps its digest."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _remove_abandoned(model: Path) -> None:
-    """Remove what writers that died left behind. Age decides, since a writer may live in another container."""
+    """Remove what writers that died left behind. Age decides, because a writer may run in another container."""
     for path in model.glob(f"{INCOMING}*"):
         if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
             if path.is_dir():

@@ -1,15 +1,10 @@
-"""What `manifest.json` says of one version of a model, and the datatypes of its tensors."""
+"""`manifest.json`, which describes one version of a model, and the datatypes of its tensors."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -26,11 +21,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
 }
-"""The Open Inference Protocol's datatypes that numpy has, by their name there."""
-
+"""The datatypes of the Open Inference Protocol that numpy has, by name."""
 
 PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
-"""In which type a graph computes. `tf32` is stored in float32, and a GPU rounds the factors of products to 11 bits."""
+"""The type in which a graph computes. `tf32` is stored in float32; a GPU rounds the factors of products to 11 bits."""
 
 
 class _Strict(BaseModel):
@@ -38,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class TensorSpec(_Strict):
-    """A graph input or output. `shape` has -1 where a dimension is free; the batch, where there is one, is first."""
+    """A graph input or output. `shape` has -1 for a free dimension; the batch, if there is one, is first."""
 
     name: str
     datatype: str
@@ -46,11 +40,11 @@ class TensorSpec(_Strict):
 
 
 class Preprocessing(_Strict):
-    """How an image becomes the tensor `input`: decode to `mode`, bring to `height` by `width`, then
-    `(pixel * scale - mean) / std` for each channel, laid out as `layout` says. Pixels are 0 to 255.
+    """How an image becomes the tensor `input`: decode to `mode`, resize to `height` by `width` (bilinear), then
+    `(pixel * scale - mean) / std` for each channel, in the axis order `layout`. Pixels are 0 to 255.
 
-    To `height` by `width` it is resized (bilinear), or, with `resize` and `crop`, resized until its shorter edge is
-    `resize` and then cut out of the centre.
+    With `resize` and `crop`, the shorter edge is resized to `resize` first, and `height` by `width` is cropped from the
+    centre.
     """
 
     input: str
@@ -85,7 +79,7 @@ def all_batched(specs: Iterable[TensorSpec]) -> bool:
 
 
 class Manifest(_Strict):
-    """What `manifest.json` says of one version of a model."""
+    """The content of `manifest.json`: one version of a model."""
 
     format: Literal[1] = 1
     name: str
@@ -105,12 +99,12 @@ class Manifest(_Strict):
 
     @property
     def precision(self) -> PrecisionName:
-        """In which type the graph computes; one that was published before there was a choice does so in float32."""
+        """The type in which the graph computes: float32 for a manifest from before there was a choice."""
         precision: PrecisionName = self.fold.get("precision", {}).get("type", "fp32")
         return precision
 
     def precision_on(self, provider: str) -> PrecisionName:
-        """In which type the graph computes on `cpu` or `cuda`: a CPU has no TF32, and computes such a graph in fp32."""
+        """The type in which the graph computes on `cpu` or `cuda`: a CPU has no TF32 and computes in fp32 instead."""
         return "fp32" if self.precision == "tf32" and provider == "cpu" else self.precision
 
     @property

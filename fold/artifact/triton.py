@@ -1,4 +1,4 @@
-"""Triton's configuration of a model: `config.pbtxt` beside the versions, and the tensors that it lists."""
+"""Triton's model configuration: `config.pbtxt` in the folder of the model, and the tensors that it lists."""
 
 import os
 from math import prod
@@ -10,14 +10,14 @@ from fold.artifact.manifest import Manifest, TensorSpec
 
 
 def powers_of_two(most: int) -> tuple[int, ...]:
-    """Batch sizes: 1, 2, 4 and so on below `most`, and `most` itself."""
+    """Batch sizes: the powers of two below `most`, and `most` itself."""
     return (*(1 << power for power in range(most.bit_length()) if 1 << power < most), most)
 
 
 def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
-    """`input` and `output` of Triton's ModelConfig, whose `dims` leave out the batch axis.
+    """`input` and `output` of Triton's ModelConfig; `dims` leave out the batch axis.
 
-    `label_filename`, seen from the folder of the model, is named for the outputs that have as many values as labels.
+    An output with as many values as there are labels gets a `label_filename`, relative to the folder of the model.
     """
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -33,15 +33,15 @@ def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 64) -> None:
-    """`config.pbtxt` beside the versions, so that Triton serves the same folder.
+    """Write `config.pbtxt` into the folder of the model, so that Triton can serve the same repository.
 
-    Triton prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and its CUDA provider computes in
-    TF32 only where that is what the manifest's verdict holds for.
+    It prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and turns TF32 on only if that is the
+    precision of the manifest, which the proof holds for.
     """
 
     def entry(tensor: dict[str, Any]) -> str:
         dims = ", ".join(map(str, tensor["dims"]))
-        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton knows no empty dims
+        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton has no empty dims
         labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
         return f'  {{ name: "{tensor["name"]}" data_type: {tensor["data_type"]} {shape}{labels} }}'
 

@@ -66,7 +66,7 @@ def test_changed_weights_with_right_digests_are_refused_and_the_old_version_serv
         state, reason = states["net", "2"]
         assert state == "UNAVAILABLE"
         assert "its certificate does not hold here, on cpu: output 'scores' is " in reason
-        assert "was proven to be enough" in reason
+        assert "and the proven limit is" in reason
         assert "\n" not in reason
         assert service.lines[-2] == f"bnfold: not serving net/2: {reason}"
 
