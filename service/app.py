@@ -109,11 +109,11 @@ class Application(FastAPI):
 
     def model_ready(self, model: Model) -> None:
         self.metrics.track(model)
-        self.shadow_checker.watch(model)
+        self.shadow_checker.add(model)
 
     def model_retired(self, model: Model) -> None:
         self.metrics.forget(model)
-        self.shadow_checker.forget(model)
+        self.shadow_checker.remove(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

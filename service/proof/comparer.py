@@ -1,7 +1,7 @@
-"""A process of its own that holds answers against the reference.
+"""A separate process that compares responses with the reference, for shadow checks.
 
-In the service's process a comparison would share one interpreter with all who are served, and PyTorch's modules its
-memory. There it costs what it costs on the cores, and has a low priority on them.
+In the service's process a comparison would hold the interpreter lock that requests need, and PyTorch would take its
+memory. The separate process runs at a low priority.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from fold.proof import Reference, Verdict
 
 NICE = 10
-"""A tenth of the weight of those who are served, where cores are scarce."""
+"""Niceness: a tenth of the service's share of the cores when they are scarce."""
 STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to compare: the first rows of a request and what was answered; without arrays, only load the reference.
+    """What to compare: the first rows of a request and of its response; without arrays, only load the reference.
 
-    `key` is one for each reference that is to be kept; `digest` tells one directory's content from another's.
+    One reference is kept for each `key`; `digest` identifies the content of the model directory.
     """
 
     key: str
@@ -45,15 +45,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """What need not be kept any more, by its task's key and digest; there is no answer to it."""
+    """Release the reference of a task with this key and digest. It gets no reply."""
 
     key: str
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """The verdict, or why there is none, and how long it took. Seconds."""
+class Comparison:
+    """The reply to a task: the verdict, or why there is none, and the time it took in seconds."""
 
     verdict: "Verdict | None"
     failure: str
@@ -61,32 +61,32 @@ class Compared:
 
 
 class Comparer:
-    """Starts the process when it is first needed, and again if it died. One caller at a time, who waits."""
+    """Starts the process when it is first needed, and again if it died. One caller at a time; it blocks."""
 
     def __init__(self) -> None:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
         self._lock = Lock()
 
-    def compare(self, task: Task) -> Compared:
+    def compare(self, task: Task) -> Comparison:
         with self._lock:
             connection = self._connected()
             try:
                 connection.send(task)
-                answer: Compared = connection.recv()
+                answer: Comparison = connection.recv()
             except (EOFError, OSError) as error:
                 self._connection = None
-                raise BnfoldError("the process that compares has died, perhaps for want of memory") from error
+                raise BnfoldError("the process that compares has died, perhaps for lack of memory") from error
             return answer
 
     def forget(self, key: str, digest: str) -> None:
-        """Let a reference go, if it is there."""
-        with self._lock, contextlib.suppress(OSError):  # of a process that has died, which holds nothing
+        """Release a reference, if it is loaded."""
+        with self._lock, contextlib.suppress(OSError):  # the process has died and holds nothing
             if self._connection is not None:
                 self._connection.send(Forget(key, digest))
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, even in the middle of a task."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -94,11 +94,11 @@ class Comparer:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            context = multiprocessing.get_context("spawn")  # a copy of this process would hold its sockets
+            context = multiprocessing.get_context("spawn")  # a fork would hold the sockets of this process
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), name="bnfold compares", daemon=True)
             self._process.start()
-            theirs.close()  # so that each end sees the other one go
+            theirs.close()  # so that each side notices the end of the other
         return self._connection
 
 
@@ -110,12 +110,12 @@ class _Held:
 
 
 def _serve(connection: Connection) -> None:
-    """Answer tasks until the service is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the service, which ends this process in its time
+    """Answer tasks until the service ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the service, which ends this process itself
     held: dict[str, _Held] = {}
     with contextlib.suppress(EOFError, OSError):
         connection.send(_answer(connection.recv(), held))
-        os.nice(NICE)  # what is loaded first takes PyTorch along, which would take minutes so
+        os.nice(NICE)  # after the first task, which imports PyTorch; at this priority that would take minutes
         while True:
             task = connection.recv()
             if isinstance(task, Forget):
@@ -130,23 +130,23 @@ def _forget(task: Forget, held: dict[str, _Held]) -> None:
         release_memory()
 
 
-def _answer(task: Task, held: dict[str, _Held]) -> Compared:
+def _answer(task: Task, held: dict[str, _Held]) -> Comparison:
     started = time.perf_counter()
     verdict, failure = None, ""
     try:
         verdict = _compare(task, held)
     except ModuleNotFoundError as error:
         failure = f"its reference needs {error.name}, which is not installed here"
-    except Exception as error:  # whatever a reference does to an input must not end the watching
+    except Exception as error:  # a reference that fails must not end the process
         failure = first_line(error)
-    return Compared(verdict, failure, time.perf_counter() - started)
+    return Comparison(verdict, failure, time.perf_counter() - started)
 
 
 def _compare(task: Task, held: dict[str, _Held]) -> "Verdict | None":
-    from fold.proof import compare  # noqa: PLC0415  # in this process only
+    from fold.proof import compare  # noqa: PLC0415  # imported in the separate process only
 
     if task.key not in held or held[task.key].digest != task.digest:
-        held.pop(task.key, None)  # before its successor is loaded, for two may be too many
+        held.pop(task.key, None)  # before the next one is loaded, because two may not fit into memory
         held[task.key] = _load(task)
     model = held[task.key]
     if task.asked is None or task.answered is None:

@@ -1,7 +1,7 @@
-"""The references that served models are held against, loaded when they are first needed, kept as long as their model.
+"""The references of served models: loaded when they are first needed, and kept as long as their model.
 
-A reference may be a torch program, so torch comes in here, and only here. One thread at a time uses a reference, and
-torch gets half of the cores, so that a proof leaves the others to those who are served.
+A reference may be a PyTorch program, so this is where the service's process may load PyTorch. One thread at a time uses
+a reference, and PyTorch gets half of the cores, so that a check leaves the other half to requests.
 """
 
 import os
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 
 class References:
-    """Whoever uses a reference holds `lock` meanwhile."""
+    """Hold `lock` while you use a reference."""
 
     def __init__(self) -> None:
         self.lock = Lock()
         self._loaded: WeakKeyDictionary[Model, Reference] = WeakKeyDictionary()
 
     def of(self, model: "Model") -> "Reference":
-        """Raises `NotOfferedError` where torch is needed and absent, `ComputeError` if it cannot be loaded."""
+        """The reference of a model. Raises `NotOfferedError` if it needs a package that is not installed,
+        `ComputeError` if it cannot be loaded."""
         reference = self._loaded.get(model)
         if reference is None:
-            from fold.proof import load_reference  # noqa: PLC0415  # a predict never pays for this
+            from fold.proof import load_reference  # noqa: PLC0415  # only a check pays for this import
 
             try:
                 device = model.session.device
@@ -40,12 +41,13 @@ class References:
             except BnfoldError as error:
                 raise ComputeError(f"model {model}: {error}") from error
         torch = sys.modules.get("torch")
-        if torch is not None:  # the number holds for the thread that sets it
+        if torch is not None:  # the number applies to the thread that sets it
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         return reference
 
 
 def not_installed(model: "Model", error: ModuleNotFoundError) -> NotOfferedError:
+    """The answer to a check that needs a package which is not installed."""
     return NotOfferedError(
         f"model {model} is proven against {model.manifest.reference}, and {error.name} is not installed here; "
         "install bnfold with torch to check equivalence"

@@ -1,8 +1,8 @@
-"""Watching: a share of the answers is held against the reference, in the background, on the very arrays that went out.
+"""Shadow checks: a share of the responses is compared with the reference, in the background, on the arrays sent.
 
-No answer waits for it. What is drawn goes to a process of its own, by way of a thread that waits for it there, and is
-dropped where anything else has work to do: while requests queue, while the process compares or rests, while a proof
-runs. It rests so long after each comparison that it takes at most a hundredth of one core.
+No response waits for it. A thread sends what was sampled to a separate process and waits for it there. A sample is
+dropped while requests queue, while the process compares or rests, and while an equivalence check runs. The process
+rests after each comparison, so that it takes at most a hundredth of one core.
 """
 
 import logging
@@ -18,7 +18,7 @@ import numpy as np
 from fold.arrays import Arrays
 from fold.errors import first_line
 from service.batching import Worker
-from service.proof.comparer import Compared, Comparer, Task
+from service.proof.comparer import Comparer, Comparison, Task
 from service.proof.references import References
 from service.repository import Disagreement, Drop, Model
 
@@ -26,46 +26,46 @@ if TYPE_CHECKING:
     from fold.proof import OutputVerdict, Verdict
 
 ROWS = 8
-"""Of a request, the first so many are compared."""
+"""The first rows of a request that are compared."""
 WAITING = 2
-"""Answers that are being compared or wait for it."""
+"""Responses that are being compared or wait for it."""
 REST = 99
-"""How many times as long as it compared the thread rests."""
+"""The rest after a comparison, as a multiple of the time that it took."""
 WINDOW = 64
-"""Comparisons whose largest limit holds for the next."""
+"""The number of comparisons whose largest limit applies to the next one."""
 LOG_SECONDS = 60.0
-"""Between two warnings of one model."""
+"""The least time between two warnings for one model."""
 
 log = logging.getLogger("bnfold")
 
 
 class ShadowSampler:
-    """What watching has found of one model. Only the event loop changes it."""
+    """Samples the responses of one model and counts what the comparisons found. Only the event loop changes it."""
 
-    def __init__(self, model: Model, watcher: "ShadowChecker") -> None:
+    def __init__(self, model: Model, checker: "ShadowChecker") -> None:
         self.share = 0.0
-        """Of the answers; 0 until the reference is at hand."""
+        """The share of responses that is compared; 0 until the reference is loaded."""
         self.rows = 0
         self.disagreements: Counter[Disagreement] = Counter({"error": 0, "decision": 0})
         self.drops: Counter[Drop] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
         self.error_ratio = 0.0
         """The largest error over its limit; infinite where an error has no size."""
         self._model = model
-        self._watcher = watcher
+        self._checker = checker
         self._limits: dict[str, deque[float]] = {}
         self._proven = {output["name"]: output["limit"] or 0.0 for output in model.manifest.verdict.get("outputs", ())}
         self._silent_until = -math.inf
 
     def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
-        """Compare this answer if chance and load will have it. Nobody may write to the arrays from now on."""
+        """Compare this response if it is sampled and there is no load. Nobody may write to the arrays from now on."""
         if random() >= self.share or not rows:
             return
         if self._model.batcher.queued_rows:
             self.drops["load"] += 1
-        elif not self._watcher.take(self._model, self, inputs, outputs):
+        elif not self._checker.accept(self._model, self, inputs, outputs):
             self.drops["busy"] += 1
 
-    def add(self, verdict: "Verdict") -> None:
+    def count(self, verdict: "Verdict") -> None:
         self.rows += verdict.samples
         ratios = [self._ratio(output) for output in verdict.outputs]
         self.error_ratio = max(self.error_ratio, *ratios)
@@ -82,8 +82,8 @@ class ShadowSampler:
             log.warning("bnfold: model %s: %s", self._model, text)
 
     def _ratio(self, output: "OutputVerdict") -> float:
-        """Error over limit. One row may happen to have almost no rounding of its own, so the limit is the largest of
-        the last comparisons and of the certificate: they judge as one set of inputs."""
+        """Error over limit. A single row may have almost no rounding error, so the limit is the largest of the last
+        comparisons and of the certificate, as if all their rows were one set of inputs."""
         limits = self._limits.setdefault(output.name, deque(maxlen=WINDOW))
         limits.append(output.limit)
         if not output.equivalent and not output.folded_error > output.limit:  # NaN, or finite where the truth is not
@@ -93,7 +93,7 @@ class ShadowSampler:
 
 
 class ShadowChecker:
-    """Compares for all models, one answer at a time."""
+    """Compares responses of all models, one at a time."""
 
     def __init__(self, share: float, references: References) -> None:
         self.share = share
@@ -103,34 +103,34 @@ class ShadowChecker:
         self._under_way = 0
         self._rest_until = -math.inf
 
-    def watch(self, model: Model) -> None:
-        """Watch `model` from now on. Its reference is loaded in the background, for no request shall wait for it."""
+    def add(self, model: Model) -> None:
+        """Sample the responses of `model` from now on. Its reference is loaded in the background."""
         if not self.share:
             return
         model.observer = ShadowSampler(model, self)
         self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
 
-    def forget(self, model: Model) -> None:
-        """Let the reference of a model go that serves no more."""
+    def remove(self, model: Model) -> None:
+        """Stop sampling a model that is retired, and release its reference."""
         if model.observer is not None:
             model.observer = None
             digest = model.manifest.digest
             self._worker.submit(partial(self._comparer.forget, str(model), digest), lambda _: None)
 
-    def take(self, model: Model, watched: ShadowSampler, inputs: Arrays, outputs: Arrays) -> bool:
-        """False if there is enough to do, or a rest to take."""
+    def accept(self, model: Model, sampler: ShadowSampler, inputs: Arrays, outputs: Arrays) -> bool:
+        """Queue a comparison. False if enough are queued, or during a rest."""
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:
             return False
         self._under_way += 1
-        self._worker.submit(partial(self._compare, model, inputs, outputs), partial(self._finish, watched))
+        self._worker.submit(partial(self._compare, model, inputs, outputs), partial(self._finish, sampler))
         return True
 
     def stop(self) -> None:
         self._worker.stop()
         self._comparer.stop()
 
-    def _compare(self, model: Model, inputs: Arrays, outputs: Arrays) -> Compared | None:
-        """On the worker's thread. None while a proof runs."""
+    def _compare(self, model: Model, inputs: Arrays, outputs: Arrays) -> Comparison | None:
+        """On the worker's thread. None while an equivalence check runs."""
         if self._references.lock.locked():
             return None
         rows = ROWS if model.session.signature.batched else None
@@ -140,25 +140,25 @@ class ShadowChecker:
         )
         return self._comparer.compare(_task(model, asked, answered))
 
-    def _loaded(self, model: Model, loaded: Compared | Exception) -> None:
+    def _loaded(self, model: Model, loaded: Comparison | Exception) -> None:
         failure = first_line(loaded) if isinstance(loaded, Exception) else loaded.failure
-        if failure:  # a model serves all the same whose reference is beyond this machine
+        if failure:  # the model serves, even if its reference cannot be loaded here
             model.observer = None
             log.warning("bnfold: not watching %s: %s", model, failure)
         elif model.observer is not None:
             model.observer.share = self.share
 
-    def _finish(self, watched: ShadowSampler, compared: Compared | Exception | None) -> None:
+    def _finish(self, sampler: ShadowSampler, compared: Comparison | Exception | None) -> None:
         self._under_way -= 1
         if compared is None:
-            watched.drops["proof"] += 1
+            sampler.drops["proof"] += 1
         elif isinstance(compared, Exception) or compared.verdict is None:
             failure = first_line(compared) if isinstance(compared, Exception) else compared.failure
-            watched.drops["failed"] += 1
-            watched.warn(f"an answer could not be compared: {failure}")
+            sampler.drops["failed"] += 1
+            sampler.warn(f"an answer could not be compared: {failure}")
         else:
-            watched.add(compared.verdict)
-        if isinstance(compared, Compared):
+            sampler.count(compared.verdict)
+        if isinstance(compared, Comparison):
             self._rest_until = max(self._rest_until, time.monotonic()) + REST * compared.seconds
 
 
