@@ -17,7 +17,7 @@ from benchmarks.published import NETWORKS, SMALL, Network
 from fold.convert import Target, convert
 from fold.engine import round_weights
 from fold.graph import save_graph
-from fold.precision import lower
+from fold.precision import lower, prepare
 from fold.sources import Source
 from fold.sources.export import export_program, save_program
 
@@ -45,7 +45,7 @@ def write_graphs(name: str, folder: Path) -> None:
     closed, _ = fold.fold_model(unfolded)
     graphs: dict[str, ir.Model] = {"unfolded": unfolded, "closed": closed}
     graphs["opened"], _ = fold.fold_model(unfolded, open_activations=True)
-    graphs["closed fp16"] = lower(closed, "fp16", frozenset())
+    graphs["closed fp16"] = lower(prepare(closed, "fp16"), "fp16", frozenset())
     round_weights(graphs["closed fp16"].graph)
     for graph, model in graphs.items():
         save_graph(model, file_of(folder, graph))

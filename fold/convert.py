@@ -1,4 +1,4 @@
-"""The whole conversion: read a source, export, fold, prove, and publish what was proven."""
+"""The whole conversion: read a source, export, fold, prove, and publish the model directory if the proof holds."""
 
 import gc
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fold.artifact import (
     Manifest,
@@ -26,16 +26,19 @@ from fold.engine import FoldReport, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, save_graph
 from fold.inputs import draw_inputs, read_preprocessing, refuse_misfit, unscaled
-from fold.precision import Precision, lower, ranged, reduce, refuse_tf32
+from fold.precision import Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import OBSERVED_ROWS, observe_layers, write_html
 from fold.runtime import Provider, tool_versions
 from fold.sources import Source, Unfolded, read_source
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 
 @dataclass(frozen=True)
 class Target:
-    """Where to publish, and what belongs to the model beside its weights."""
+    """Where to publish, and what belongs to the model in addition to its weights."""
 
     repository: Path
     name: str | None = None
@@ -46,10 +49,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of it. `path` is None if the proof failed: then nothing was published.
+    """The result of a conversion. `path` is None if the proof failed: then nothing was published.
 
-    `changes` says what had to be made new in the source before it could be folded, a line each; `precision` what of the
-    graph stayed in float32, where another type was asked for.
+    `changes` says what had to be rewritten in the source before it could be folded, one line each; `precision` what of
+    the graph stayed in float32, if another precision was asked for.
     """
 
     path: Path | None
@@ -76,7 +79,7 @@ class Conversion:
 
 
 class _ProofFailedError(Exception):
-    """Leaves the block of `new_version` so that nothing is published."""
+    """Leaves the block of `new_version`, so that nothing is published."""
 
 
 def convert(
@@ -94,49 +97,45 @@ def convert(
 
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
+    # 1. Refuse what could not be published, before minutes are spent on it.
     name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.stem).lstrip(".-") or "model"
     version = target.version or next_version(target.repository, name)
-    refuse_version(target.repository, name, version)  # before minutes are spent on what could not be published
+    refuse_version(target.repository, name, version)
     refuse_tf32(precision, provider, "precision tf32")
+
+    # 2. Read the source and export the unfolded graph.
     announce(f"reading {source.path}")
     unfolded = read_source(source, announce)
     changes, arch_file = tuple(unfolded.described.get("changes", ())), unfolded.arch_file
+
+    # 3. Fold it.
     announce("folding")
     folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
     model, report, carried = folding.model, folding.report, folding.carried
-    manifest = Manifest(
-        name=name,
-        version=str(version),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **_scaling(unfolded)},
-        reference=unfolded.reference,
-        inputs=tensor_specs(model.graph.inputs),
-        outputs=tensor_specs(model.graph.outputs),
-        preprocessing=_preprocessing(target, unfolded),
-        labels=_labels(target, unfolded.metadata),
-        fold={},
-        verdict={},
-        versions=tool_versions(),
-    )
+    del folding
+    manifest = _manifest(source, target, name, version, unfolded, model)
+
+    # 4. Convert the folded graph to a reduced precision, if one was asked for.
     stored_in = Precision(precision)
     if precision in ("fp16", "bf16"):
-        announce(f"what of the graph can be {precision}")
-        stored_in = reduce(model, precision, ranged(manifest, seed), provider)
-        model = lower(model, precision, stored_in.tensors)
+        announce(f"choosing what can be {precision}")
+        model, stored_in = reduce(model, precision, range_inputs(manifest, seed), provider)
+        lower(model, precision, stored_in.tensors)
         report = replace(report, flushed=round_weights(model.graph))
     described = {**report.to_dict(), "open_activations": open_activations, "precision": stored_in.to_dict()}
     manifest = manifest.model_copy(update={"fold": described})
-    certificate: Certificate | None = None
+    path: Path | None = target.repository / name / str(version)
     try:
         with new_version(target.repository, name, version) as folder:
+            # 5. Write both graphs.
             announce("writing")
             save_graph(model, folder / "model.onnx")
             unfolded.write_reference(folder / unfolded.reference)
-            if manifest.labels:
-                (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
             graph = unfolded.model
-            del unfolded, folding, model  # the proof reads what was written, and needs their memory
-            gc.collect()  # graphs hold themselves in cycles
+            del unfolded, model  # the proof reads what was written, and needs their memory
+            gc.collect()  # graphs contain reference cycles
+
+            # 6. Prove what was written.
             certificate = certify(
                 ModelVersion(folder, manifest),
                 samples=samples,
@@ -147,24 +146,43 @@ def convert(
             )
             if not certificate:
                 raise _ProofFailedError
-            _write_canary(folder, certificate.verdict)
+
+            # 7. Write the rest of the model directory; it is published when the block ends.
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
-            seen = observe_layers(
-                graph,
-                read_graph(folder / "model.onnx").model,
-                carried,
-                report,
-                draw_inputs(manifest.inputs, min(samples, OBSERVED_ROWS), seed),
-            )
-            write_html(folder / "report.html", manifest, report, seen)
+            inputs = draw_inputs(manifest.inputs, min(samples, OBSERVED_ROWS), seed)
+            stored = read_graph(folder / "model.onnx").model
+            observed = observe_layers(graph, stored, carried, report, inputs)
+            write_html(folder / "report.html", manifest, report, observed)
+            _write_canary(folder, certificate.verdict)
+            if manifest.labels:
+                (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
             write_manifest(folder, manifest)
             write_triton_config(target.repository / name, manifest)
     except _ProofFailedError:
-        assert certificate is not None
-        return Conversion(None, name, version, report, certificate, changes, stored_in, arch_file)
-    path = target.repository / name / str(version)
+        path = None
     return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file)
+
+
+def _manifest(
+    source: Source, target: Target, name: str, version: int, unfolded: Unfolded, folded: "ir.Model"
+) -> Manifest:
+    """The manifest as far as it is known before the proof."""
+    scaling = {} if unfolded.input_scaling is None else {"normalize": unfolded.input_scaling.to_dict()}
+    return Manifest(
+        name=name,
+        version=str(version),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **scaling},
+        reference=unfolded.reference,
+        inputs=tensor_specs(folded.graph.inputs),
+        outputs=tensor_specs(folded.graph.outputs),
+        preprocessing=_preprocessing(target, unfolded),
+        labels=_labels(target, unfolded.metadata),
+        fold={},
+        verdict={},
+        versions=tool_versions(),
+    )
 
 
 def _write_canary(folder: Path, verdict: Verdict) -> None:
@@ -183,12 +201,8 @@ def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in lines if line.strip()) or None
 
 
-def _scaling(unfolded: Unfolded) -> dict[str, Any]:
-    return {} if unfolded.input_scaling is None else {"normalize": unfolded.input_scaling.to_dict()}
-
-
 def _preprocessing(target: Target, unfolded: Unfolded) -> Preprocessing | None:
-    """How images become an input; of one that is scaled in the graph, only how they become bytes."""
+    """How images become an input; if the graph itself scales that input, only how they become bytes."""
     specs = {spec.name: spec for spec in tensor_specs(unfolded.model.graph.inputs)}
     found = read_preprocessing(target.preprocessing, unfolded.metadata, list(specs))
     if found is None:

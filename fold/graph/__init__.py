@@ -1,7 +1,7 @@
 """Reads ONNX files and onnx_ir graphs: constants, attributes, shapes, names; upgrades old opsets."""
 
 from fold.graph.file import GraphFile, read_graph, save_graph
-from fold.graph.lifting import CONSTANT_IR, Lifted, lift
+from fold.graph.lifting import CONSTANT_IR, Lifted, lift, needs_lifting
 from fold.graph.reading import (
     FLOATS,
     SCALE,
@@ -53,6 +53,7 @@ __all__ = [
     "is_standard",
     "lift",
     "matching_blocks",
+    "needs_lifting",
     "padded",
     "parameter",
     "read_graph",

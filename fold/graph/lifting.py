@@ -48,13 +48,18 @@ class Lifted:
         return notes
 
 
+def needs_lifting(model: ir.Model) -> bool:
+    """Whether `lift` changes this graph."""
+    return model.opset_imports.get("", 1) < OLDEST_OPSET or model.ir_version < CONSTANT_IR
+
+
 def lift(model: ir.Model) -> Lifted:
     """`model` with constant initializers and an opset that the laws support; the argument is not modified.
 
     Raises `BnfoldError` that names the operator which cannot be lifted.
     """
     opset = model.opset_imports.get("", 1)  # the first files have no opset
-    if opset >= OLDEST_OPSET and model.ir_version >= CONSTANT_IR:
+    if not needs_lifting(model):
         return Lifted(model, opset, 0)
     model = model.clone()
     constants = 0

@@ -1,7 +1,7 @@
-"""Puts a graph into a reduced precision: the types of its tensors, and the Casts where one type meets the other.
+"""Converts a graph to a reduced precision: changes the types of tensors, and inserts Casts between the types.
 
-Nothing is rounded here: a weight keeps its exact numbers behind a value of the type that is to store them, and
-`fold.engine.rewrite` rounds them to it once. Inputs and outputs of the graph keep their names, types and shapes.
+No weight is rounded here: a weight keeps its exact numbers, its value gets the type that will store them, and
+`fold.engine.round_weights` rounds once. Inputs and outputs of the graph keep their names, types and shapes.
 """
 
 from collections.abc import Set
@@ -14,24 +14,19 @@ from onnx_ir.passes import common
 from fold.engine import round_weights
 from fold.errors import BnfoldError
 from fold.graph import VALUELESS, display_name, infer_shapes
-from fold.precision.formats import FORMATS, Format, Reduced
+from fold.precision.formats import FORMATS, Format, ReducedPrecision
 
 if TYPE_CHECKING:
     from onnx.defs import OpSchema
 
-SINGLE = ir.DataType.FLOAT
+FLOAT32 = ir.DataType.FLOAT
 
 
-def lower(model: ir.Model, precision: Reduced, kept: Set[str]) -> ir.Model:
-    """A copy in a reduced precision, but for the nodes that write the tensors in `kept`. Weights keep their numbers,
-    behind values of the type that is to store them."""
-    model = prepared(model, precision)
-    _Lowering(model, FORMATS[precision], kept).apply()
-    return model
+def prepare(model: ir.Model, precision: ReducedPrecision) -> ir.Model:
+    """A copy that `lower` can convert: without functions and Constant nodes, and with a type for each tensor.
 
-
-def prepared(model: ir.Model, precision: Reduced) -> ir.Model:
-    """A copy without functions and Constant nodes, in which each tensor has its type."""
+    Raises `BnfoldError` for a graph with subgraphs.
+    """
     model = model.clone()
     common.InlinePass()(model)
     for node in model.graph:
@@ -42,74 +37,84 @@ def prepared(model: ir.Model, precision: Reduced) -> ir.Model:
             )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     exact = {name: value.const_value for name, value in model.graph.initializers.items()}
-    round_weights(model.graph)  # inference takes none that are not of the type that they are declared to be
+    round_weights(model.graph)  # shape inference refuses weights in float64 where the value declares float32
     infer_shapes(model)
     for name, tensor in exact.items():
         model.graph.initializers[name].const_value = tensor
     return model
 
 
-def written(node: ir.Node) -> str:
+def lower(model: ir.Model, precision: ReducedPrecision, kept: Set[str]) -> ir.Model:
+    """Convert a graph that `prepare` made, in place, but for the nodes that write the tensors in `kept`.
+
+    Weights keep their numbers; their values get the type that will store them.
+    """
+    _Lowering(model, FORMATS[precision], kept).apply()
+    return model
+
+
+def first_output(node: ir.Node) -> str:
+    """The name of the first tensor that a node writes, by which the manifest knows the node."""
     return next(output.name for output in node.outputs if output.name)
 
 
-def is_single(value: ir.Value | None) -> bool:
-    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == SINGLE
+def is_float32(value: ir.Value | None) -> bool:
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == FLOAT32
 
 
-def floats(node: ir.Node) -> list[ir.Value]:
+def float32_tensors(node: ir.Node) -> list[ir.Value]:
     """The float32 tensors whose numbers a node reads or writes."""
     if node.op_type in VALUELESS:
         return []
-    return [value for value in (*node.inputs, *node.outputs) if value is not None and is_single(value)]
+    return [value for value in (*node.inputs, *node.outputs) if value is not None and is_float32(value)]
 
 
 def schema_of(node: ir.Node, model: ir.Model) -> "OpSchema":
     return onnx.defs.get_schema(node.op_type, model.opset_imports.get("", 1), "")
 
 
-def takes(schema: "OpSchema", formal: Any, index: int, chosen: Format) -> bool:
-    """Whether ONNX lets the input or output at `index` be of the type; the last one may stand for many."""
+def allows(schema: "OpSchema", formal: Any, index: int, chosen: Format) -> bool:
+    """Whether ONNX allows the type for the input or output at `index`; the last one of `formal` may be variadic."""
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
     type_ = formal[min(index, len(formal) - 1)].type_str
     return f"tensor({chosen.name})" in allowed.get(type_, [type_])
 
 
 def copied(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
-    """The same numbers in a tensor of its own, which has its own name."""
+    """A new tensor with the same numbers, so that it can have another name."""
     return None if tensor is None else ir.tensor(tensor.numpy(), dtype=tensor.dtype)
 
 
 def wanted_types(node: ir.Node, chosen: Format, model: ir.Model) -> list[ir.DataType | None]:
-    """In which type a node of the type reads each of its inputs; None for what is not float32 now."""
-    if not any(map(is_single, node.inputs)):
+    """The type in which a converted node reads each of its inputs; None for an input that is not float32 now."""
+    if not any(map(is_float32, node.inputs)):
         return [None] * len(node.inputs)
     schema = schema_of(node, model)
     return [
-        None if not is_single(value) else chosen.dtype if takes(schema, schema.inputs, index, chosen) else SINGLE
+        None if not is_float32(value) else chosen.dtype if allows(schema, schema.inputs, index, chosen) else FLOAT32
         for index, value in enumerate(node.inputs)
     ]
 
 
 def retype(node: ir.Node, dtype: ir.DataType) -> None:
-    """A Cast to float32 becomes one to the type."""
-    if node.op_type == "Cast" and node.attributes["to"].as_int() == SINGLE:
+    """Make a Cast to float32 a Cast to `dtype`."""
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT32:
         node.attributes["to"] = ir.AttrInt64("to", dtype)
 
 
 class _Lowering:
-    """Gives tensors their new types, and puts Casts where one type meets the other."""
+    """Gives tensors their new types, and inserts a Cast where a node reads another type than was written."""
 
     def __init__(self, model: ir.Model, chosen: Format, kept: Set[str]) -> None:
         self._graph, self._dtype = model.graph, chosen.dtype
-        self._suffix = {SINGLE: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+        self._suffix = {FLOAT32: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
         self._wanted: dict[ir.Node, list[ir.DataType | None]] = {}
         self._lowered: list[ir.Node] = []
         for node in self._graph:
-            if not floats(node):
+            if not float32_tensors(node):
                 self._wanted[node] = [None] * len(node.inputs)
-            elif written(node) in kept:
-                self._wanted[node] = [SINGLE if is_single(value) else None for value in node.inputs]
+            elif first_output(node) in kept:
+                self._wanted[node] = [FLOAT32 if is_float32(value) else None for value in node.inputs]
             else:
                 self._wanted[node] = wanted_types(node, chosen, model)
                 self._lowered.append(node)
@@ -118,48 +123,49 @@ class _Lowering:
 
     def apply(self) -> None:
         for value in list(self._graph.initializers.values()):
-            if is_single(value) and not value.is_graph_input():
+            if is_float32(value) and not value.is_graph_input():
                 self._store(value)
         for node in self._lowered:
-            for value in filter(is_single, node.outputs):
+            for value in filter(is_float32, node.outputs):
                 value.type = ir.TensorType(self._dtype)
             retype(node, self._dtype)
         self._cast_inputs()
         self._cast_outputs()
 
     def _store(self, value: ir.Value) -> None:
-        """A weight is of the type that its readers want; where they want both, there are two."""
+        """Give a weight the type that its readers want; if they want both types, store it twice."""
         uses = [(node, index) for node, index in value.uses() if self._wanted[node][index] == self._dtype]
         if not uses:
             return
         if len(uses) == len(value.uses()) and not value.is_graph_output():
             value.type = ir.TensorType(self._dtype)
             return
-        copy = ir.Value(name=self._free(value, self._dtype), shape=value.shape, type=ir.TensorType(self._dtype))
+        copy = ir.Value(name=self._unused_name(value, self._dtype), shape=value.shape, type=ir.TensorType(self._dtype))
         copy.const_value = copied(value.const_value)
         self._graph.register_initializer(copy)
         for node, index in uses:
             node.replace_input_with(index, copy)
 
     def _cast_inputs(self) -> None:
-        """One Cast for each tensor that is read in the type that it is not of, before its first reader."""
+        """Insert one Cast for each tensor that is read in the other type, before its first reader."""
         made: dict[ir.Value, ir.Value] = {}
         for node in list(self._graph):
             for index, (value, wanted) in enumerate(zip(node.inputs, self._wanted[node], strict=True)):
                 if value is None or wanted is None or value.dtype == wanted:
                     continue
                 if value not in made:
-                    cast = self._cast(value, wanted, self._free(value, wanted))
+                    cast = self._cast(value, wanted, self._unused_name(value, wanted))
                     self._graph.insert_before(node, cast)
                     made[value] = cast.outputs[0]
                 node.replace_input_with(index, made[value])
 
     def _cast_outputs(self) -> None:
+        """Insert a Cast to float32 before each output of the graph that is converted; the Cast takes the name."""
         for value in dict.fromkeys(self._graph.outputs):
             if value.dtype != self._dtype or value.producer() not in self._lowered:
                 continue
-            name, value.name = value.name or "", self._free(value, self._dtype)
-            cast = self._cast(value, SINGLE, name)
+            name, value.name = value.name or "", self._unused_name(value, self._dtype)
+            cast = self._cast(value, FLOAT32, name)
             self._graph.append(cast)
             for position, output in enumerate(list(self._graph.outputs)):
                 if output is value:
@@ -171,7 +177,7 @@ class _Lowering:
         output.name, output.shape, output.type = name, value.shape, ir.TensorType(dtype)
         return cast
 
-    def _free(self, value: ir.Value, dtype: ir.DataType) -> str:
+    def _unused_name(self, value: ir.Value, dtype: ir.DataType) -> str:
         name = f"{value.name}_{self._suffix[dtype]}"
         while name in self._names:
             name += "_"

@@ -1,7 +1,7 @@
-"""Part A of a certificate: before anything is rounded, the folded graph is the unfolded one.
+"""Part A of a certificate: before anything is rounded, the folded graph computes what the unfolded one computes.
 
-Both are evaluated in float64, the folded one with the exact weights. Right folds agree to about 1e-15, wrong ones to
-1e-2 or worse, and nothing lies between, so the limit is no tolerance that somebody had to guess.
+Both are evaluated in float64, the folded one with exact weights. Correct folds differ by about 1e-15, wrong ones by
+1e-2 or more, and nothing was seen in between, so the limit needs no guess.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,21 +16,20 @@ from fold.artifact import TensorSpec, all_batched
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
 from fold.graph import constant
-from fold.inputs import FREE_SIZES, draw_inputs
-from fold.inputs import Family as Kind
+from fold.inputs import FREE_SIZES, Family, draw_inputs
 
 LIMIT = 1e-12
-"""Of the relative difference, for each layer of depth."""
+"""The largest relative difference for each layer of depth."""
 PARAMETRIC = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "MatMul"})
-FAMILIES: tuple[Kind, ...] = ("normal", "single", "offset", "sparse")
+FAMILIES: tuple[Family, ...] = ("normal", "single", "offset", "sparse")
 ROWS = 2
 SPREAD_SIZES = (8, 16, 24, 32, 40)
-"""Extents of free dimensions: pairwise different, so that no axis is taken for another, and even enough to halve."""
+"""Sizes of free dimensions: pairwise different, so that mixed-up axes are noticed, and divisible by 8 for strides."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """The largest difference on one kind of input, relative to the largest value of the output that it is in."""
+class FamilyDifference:
+    """The largest difference on one family of inputs, relative to the largest value of the `output` that it is in."""
 
     name: str
     rows: int
@@ -40,18 +39,24 @@ class Family:
 
 @dataclass(frozen=True)
 class Algebra:
-    """True if no family of inputs sets the graphs further apart than `limit`, which is 1e-12 for each of `depth`."""
+    """True if the graphs differ by at most `limit` on every family of inputs: 1e-12 for each layer of `depth`."""
 
     depth: int
     limit: float
-    families: tuple[Family, ...]
+    families: tuple[FamilyDifference, ...]
 
     def __bool__(self) -> bool:
         return all(family.difference <= self.limit for family in self.families)  # false for NaN, too
 
     @property
-    def worst(self) -> Family:
+    def worst(self) -> FamilyDifference:
         return max(self.families, key=lambda family: np.nan_to_num(family.difference, nan=np.inf))
+
+    @property
+    def failure(self) -> str:
+        """What does not hold, for the certificate's message."""
+        difference, output, family = self.worst.difference, self.worst.output, self.worst.name
+        return f"algebra does not hold; in float64 output {output!r} differs by {difference:.3g} ({family} inputs)"
 
     def to_dict(self) -> dict[str, Any]:
         families = [asdict(family) for family in self.families]
@@ -60,29 +65,29 @@ class Algebra:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the unfolded graph, of `depth` layers, computes in float64: inputs and outputs of each family."""
+    """What the unfolded graph computes in float64: inputs and outputs of each family. `depth` is in layers."""
 
     depth: int
     families: dict[str, tuple[Arrays, Arrays]]
 
 
 def find_truth(unfolded: ir.Model, specs: Sequence[TensorSpec], seed: int, given: Arrays | None = None) -> Truth:
-    """Evaluate the unfolded graph on every family of inputs, and on those that are given. It is not needed after."""
+    """Evaluate the unfolded graph on every family of inputs, and on `given`. The graph may be released afterwards."""
     run = Evaluator(unfolded)
     families = _families(specs, seed, _sizes(run, specs, seed), given)
     return Truth(depth(unfolded.graph), {name: (inputs, run(inputs)) for name, inputs in families})
 
 
 def check_algebra(truth: Truth, exact: ir.Model) -> Algebra:
-    """Hold the exact graph against the truth."""
+    """Compare the exact graph with the truth."""
     run, families = Evaluator(exact), []
     for name, (inputs, outputs) in truth.families.items():
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
-        families.append(Family(name, rows, *apart(outputs, run(inputs))))
+        families.append(FamilyDifference(name, rows, *largest_difference(outputs, run(inputs))))
     return Algebra(truth.depth, LIMIT * max(truth.depth, 1), tuple(families))
 
 
-def apart(truth: Arrays, other: Arrays) -> tuple[float, str]:
+def largest_difference(truth: Arrays, other: Arrays) -> tuple[float, str]:
     """The largest difference of any output, relative to that output's largest value, and the output's name."""
     found = [(0.0, next(iter(truth), ""))]
     for name, expected in truth.items():
@@ -104,7 +109,7 @@ def apart(truth: Arrays, other: Arrays) -> tuple[float, str]:
 
 
 def depth(graph: ir.Graph) -> int:
-    """How many nodes with parameters the longest way through a graph meets."""
+    """The largest number of nodes with parameters on any path through a graph."""
     deepest: dict[ir.Value, int] = {}
     for node in graph:
         parametric = node.op_type in PARAMETRIC and any(constant(value) is not None for value in node.inputs)
@@ -115,7 +120,7 @@ def depth(graph: ir.Graph) -> int:
 
 
 def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int) -> Sequence[int]:
-    """Different sizes for the free dimensions, unless the graph demands that they are equal, or other multiples."""
+    """Different sizes for the free dimensions, unless the graph cannot take these."""
     if any(size < 0 for spec in specs for size in spec.shape[1:]):
         try:
             run(draw_inputs(specs, 1, seed, free=SPREAD_SIZES))
@@ -127,7 +132,7 @@ def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int) -> Sequence[i
 def _families(
     specs: Sequence[TensorSpec], seed: int, free: Sequence[int], given: Arrays | None
 ) -> Iterable[tuple[str, Arrays]]:
-    """Normal, one row, a large offset, mostly zeros, and of those that are given: `ROWS` of each."""
+    """Inputs of each family: `ROWS` rows, or one for `single`; and the first `ROWS` rows of `given`."""
     for index, name in enumerate(FAMILIES):
         yield name, draw_inputs(specs, 1 if name == "single" else ROWS, seed + index, family=name, free=free)
     if given is not None:

@@ -1,8 +1,8 @@
-"""Part D of a certificate: does the folded graph decide as the unfolded model does?
+"""Part D of a certificate: the folded graph decides as the unfolded model does.
 
-A decision is the arg-max over the classes (axis 1) of one output, for each row and place. Where the truth is undecided,
-rounding may tip it: a flip counts against the folded graph unless the truth's margin between the two classes lies
-within what rounding may do to that row, twice.
+A decision is the arg-max over the classes (axis 1) of one output, for each row and position. A flip is a decision that
+differs from that of the truth R. Rounding explains it if R's margin between the two classes is at most twice the error
+that rounding may cause in that row; any other flip counts against the folded graph.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 FACTOR = 4
-"""How many times the unfolded model's own rounding error the folded graph may have."""
+"""The folded graph may have this many times the rounding error of the unfolded model."""
 EPS = {"fp32": float(np.finfo(np.float32).eps), "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
-"""The distance from 1 to the next number of each type in which a graph may be served; of `tf32` among the factors."""
+"""The distance from 1 to the next number, for each precision; for `tf32`, that of the factors of a product."""
 FLOORS = {precision: 8 * eps for precision, eps in EPS.items()}
-"""What rounding may cost a graph whose unfolded form happens to be exact, relative to the largest output."""
+"""The rounding error that is allowed if the unfolded model happens to have none, relative to the largest output."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """Arg-max agreement of one output. `flips` counts decisions that differ from the truth's, `excused` those of them
-    whose margin lies under the rounding of their row; `smallest_margin` is the least that the truth decides by."""
+    that rounding explains; `smallest_margin` is the smallest margin of the truth, in the output's unit."""
 
     name: str
     decisions: int
@@ -39,14 +39,14 @@ class Decision:
 def decide(
     name: str, exact: np.ndarray, unfolded: np.ndarray, folded: np.ndarray, precision: str = "fp32"
 ) -> Decision | None:
-    """The decisions of one output from R, U and F, arrays of one shape with the batch first; None if it makes none.
+    """The decisions of one output from R, U and F, arrays of one shape with the batch first; None if it has no classes.
     `precision` is that of F.
 
-    Whole numbers and truth values are decisions themselves: one that differs counts, unless U differs there as well.
+    Integers and Booleans are decisions themselves: one that differs counts, unless U differs there as well.
     """
     if not np.issubdtype(exact.dtype, np.floating):
-        flips, tipped = folded != exact, unfolded != exact
-        return Decision(name, exact.size, int(flips.sum()), int((flips & tipped).sum()), 0.0)
+        flips, explained = folded != exact, unfolded != exact
+        return Decision(name, exact.size, int(flips.sum()), int((flips & explained).sum()), 0.0)
     if exact.ndim < 2 or exact.shape[1] < 2 or not exact.size:
         return None
     R, U, F = (array.astype(np.float64).reshape(*array.shape[:2], -1) for array in (exact, unfolded, folded))

@@ -1,6 +1,6 @@
-"""The unfolded model that a folded graph is held against: a PyTorch module, or an ONNX graph as it was given.
+"""The reference: the unfolded model that a folded graph is compared with, as a PyTorch module or an ONNX graph.
 
-PyTorch is imported only where a PyTorch reference is loaded.
+PyTorch is imported only when a PyTorch reference is loaded.
 """
 
 import copy
@@ -19,16 +19,17 @@ from fold.proof.run_time import judge
 from fold.runtime import open_graph
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import nn
     from torch.export import ExportedProgram
 
     from fold.runtime import Provider
 
 ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
-"""What a reference on a GPU may take: so many times its weights, and bytes for activations and libraries. A GPU that
-serves has to keep room for the batches."""
+"""Free memory that a reference needs on a GPU: a multiple of its weights, and bytes for activations and libraries. A
+GPU that serves has to keep room for the batches."""
 RUNTIME_OPSET = 7
-"""The oldest that ONNX Runtime runs; older graphs are held against onnx's reference implementation."""
+"""The oldest opset that ONNX Runtime runs; older graphs are compared with onnx's reference implementation."""
 
 
 class Reference(Protocol):
@@ -61,10 +62,10 @@ class ModuleReference:
 
 
 class ProgramReference:
-    """A program of `torch.export`; each weight is widened while a node reads it, so that float64 takes no second copy.
+    """A program of `torch.export`. Each weight is widened while a node reads it, so float64 needs no second copy.
 
-    Where the program asks for float32 (`x.float()`), float64 is computed with all the same. On a GPU (`device` is
-    PyTorch's name of it) factors are not rounded to TF32.
+    In float64, a cast to float32 in the program (`x.float()`) is ignored. `device` is PyTorch's name of the device; on
+    a GPU, factors are not rounded to TF32.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ProgramReference:
 
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             program = move_to_device_pass(program, device)
-        self._module = program.module(check_guards=False)  # they are of the example's sizes
+        self._module = program.module(check_guards=False)  # the guards accept only the sizes of the example
         self._input_names = input_names
         self._output_names = output_names
         self._device = device
@@ -93,24 +94,29 @@ class ProgramReference:
 class GraphReference:
     """An unfolded ONNX graph: float64 by onnx's reference implementation, float32 by ONNX Runtime on the CPU.
 
-    An old graph is lifted for float64, since the reference implementation is wrong for old operators, while float32
-    runs the file as it is given. So on every input it is checked first that the two are the same model: the file may
-    be as far from the lifted graph in float64 as the lifted graph in float32 is.
+    An old graph is lifted for float64, because the reference implementation computes old operators wrongly; float32
+    runs the file as it was given. So each call of `exact` first checks that both are the same model: the file must be
+    as close to the lifted graph in float64 as the lifted graph in float32 is. `lifted` is that graph, if the caller has
+    it already. For a recent graph, float64 reads the file itself, so that no step of bnfold stands between the two.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lifted: "ir.Model | None" = None) -> None:
         from fold.evaluate import Evaluator  # noqa: PLC0415
-        from fold.graph import lift, read_graph  # noqa: PLC0415
+        from fold.graph import lift, needs_lifting, read_graph  # noqa: PLC0415
         from fold.runtime import open_session, run  # noqa: PLC0415
 
         given = read_graph(path).model
-        lifted = lift(given)
-        self._opset = lifted.opset
-        self._exact: Run = Evaluator(lifted.model)
-        self._lifted: Run | None = None if lifted.model is given else partial(run, open_graph(lifted.model))
+        self._opset = given.opset_imports.get("", 1)
+        self._lifted: Run | None = None
+        if needs_lifting(given):
+            model = lift(given).model if lifted is None else lifted
+            self._exact: Run = Evaluator(model)
+            self._lifted = partial(run, open_graph(model))
+        else:
+            self._exact = Evaluator(given)
         self._given: Run
         self._unfolded: Run
-        if self._lifted is not None and lifted.opset < RUNTIME_OPSET:
+        if self._lifted is not None and self._opset < RUNTIME_OPSET:
             self._given, self._unfolded = Evaluator(given), self._lifted
         else:
             self._given = self._unfolded = partial(run, open_session(path, provider="cpu"))
@@ -128,7 +134,7 @@ class GraphReference:
         for name, truth in exact.items():
             if given[name].shape != truth.shape or not judge(name, truth, lifted[name], given[name]).equivalent:
                 raise BnfoldError(
-                    f"the graph of opset {self._opset} cannot be lifted: its output {name!r} becomes another; "
+                    f"the graph of opset {self._opset} cannot be lifted: its output {name!r} changes; "
                     "export the model again with a recent opset"
                 )
 
@@ -140,7 +146,7 @@ def _run(
     from torch.utils import _pytree as pytree  # noqa: PLC0415
 
     with torch.no_grad():
-        # a copy: torch warns of arrays that it may not write to
+        # a copy, because PyTorch warns of arrays that it may not write to
         result = module(*(torch.from_numpy(np.array(inputs[name])).to(device) for name in takes))
     tensors = (leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))  # None is no output
     return dict(zip(gives, (tensor.cpu().numpy() for tensor in tensors), strict=True))
@@ -158,28 +164,32 @@ def load_reference(
     version: ModelVersion,
     *,
     provider: "Provider" = "cpu",
-    unfolded: Run | None = None,
+    unfolded: "ir.Model | None" = None,
+    reduced: Run | None = None,
     beside: bool = False,
 ) -> Reference:
     """The reference that a model directory was published with. Imports PyTorch for a `.pt2`.
 
-    Where the graph is served in a reduced precision, U is computed in it as well, on `provider`; `unfolded` does that
-    where it is at hand. A PyTorch reference computes on the CPU, or `beside` the served graph on its GPU where PyTorch
-    can use that and there is room.
+    If the graph is served in a reduced precision, U is computed in it as well, on `provider`. `unfolded` is the
+    unfolded graph and `reduced` runs it in that precision (`run_unfolded`), if the caller has them already. A PyTorch
+    reference computes on the CPU; with `beside` it computes on the GPU of the served graph, if PyTorch can use that GPU
+    and there is room.
     """
-    reference = _load_single(version, provider if beside else "cpu")
+    reference = _load_float32(version, provider if beside else "cpu", unfolded)
     from fold.runtime import resolve_provider  # noqa: PLC0415
 
     if version.manifest.precision_on(resolve_provider(provider)) == "fp32":
         return reference
-    from fold.proof.reduced import run_unfolded  # noqa: PLC0415
+    if reduced is None:
+        from fold.proof.unfolded import load_unfolded, run_unfolded  # noqa: PLC0415
 
-    return ReducedReference(reference.exact, unfolded or run_unfolded(version, provider))
+        reduced = run_unfolded(version, provider, load_unfolded(version) if unfolded is None else unfolded)
+    return ReducedReference(reference.exact, reduced)
 
 
-def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
+def _load_float32(version: ModelVersion, provider: "Provider", unfolded: "ir.Model | None") -> Reference:
     if version.manifest.reference == "unfolded.onnx":
-        return GraphReference(version.reference_file)
+        return GraphReference(version.reference_file, unfolded)
     from fold.sources import load_program  # noqa: PLC0415
 
     program = load_program(version.reference_file)
@@ -188,7 +198,7 @@ def _load_single(version: ModelVersion, provider: "Provider") -> Reference:
 
 
 def _torch_device(program: "ExportedProgram", provider: "Provider") -> str:
-    """PyTorch's name of the device to compute on: the CPU where the GPU is not PyTorch's or has too little room."""
+    """PyTorch's name of the device to compute on: the CPU if PyTorch cannot use the GPU or it has too little room."""
     from fold.runtime import device_number, resolve_provider  # noqa: PLC0415
 
     if resolve_provider(provider) == "cpu":

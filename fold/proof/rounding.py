@@ -1,8 +1,8 @@
-"""Part B of a certificate: every stored weight is the exact one, rounded once, and does no more than rounding can.
+"""Part B of a certificate: every stored weight is the exact one, rounded once, and its effect is within a bound.
 
-The graph that is stored must be the one that folding gives, node for node, and each weight the nearest number of its
-type (what would be subnormal, and slow, is zero). That needs no inputs: anybody can compute it from source and
-manifest. What rounding does to the outputs is then measured in float64 and held against the bound of fold.evaluate.
+The stored graph must be the one that folding gives, node for node, and each weight the nearest number of its type
+(subnormal numbers, which are slow, become zero). That needs no inputs: anybody can compute it from source and manifest.
+The effect of rounding on the outputs is then measured in float64 and compared with the bound of fold.evaluate.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,12 +19,13 @@ from fold.graph import display_name
 from fold.runtime import release_memory
 
 SHOWN = 5
-"""Faults that a certificate lists; it counts them all."""
+"""The number of faults that a certificate lists; it counts all."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A weight or node of the stored graph that is not what folding gives. `layer` reads it, by its module's name."""
+    """A weight or node of the stored graph that is not what folding gives. `layer` is the layer that reads the weight,
+    by its module's name; `what` is the predicate of a sentence."""
 
     name: str
     layer: str
@@ -32,9 +33,9 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Respected:
-    """What rounding the weights does to one output: the largest measured difference, the largest bound, and the largest
-    ratio of the two at any element. No bound is known where an operator on the way has none."""
+class RoundingEffect:
+    """The effect of rounding the weights on one output: the largest measured difference, the largest bound, and the
+    largest ratio of the two at any element. Both are None if an operator before the output has no bound."""
 
     name: str
     difference: float
@@ -47,15 +48,24 @@ class Respected:
 
 @dataclass(frozen=True)
 class Rounding:
-    """True if all weights are rounded rightly and no output strays further than its bound."""
+    """True if all weights are rounded correctly and each output stays within its bound. `unbounded` names operators
+    that have no bound."""
 
     weights: int
     faults: tuple[Fault, ...]
-    outputs: tuple[Respected, ...]
+    outputs: tuple[RoundingEffect, ...]
     unbounded: tuple[str, ...]
 
     def __bool__(self) -> bool:
         return not self.faults and all(self.outputs)
+
+    @property
+    def failure(self) -> str:
+        """What does not hold, for the certificate's message."""
+        if self.faults:
+            return f"rounding does not hold; {len(self.faults)} weights or nodes are not what folding gives"
+        worst = max(self.outputs, key=lambda output: output.ratio or 0)
+        return f"rounding does not hold; output {worst.name!r} differs by {worst.ratio:.3g} times the bound"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -71,8 +81,8 @@ class Rounding:
 def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], inputs: Arrays) -> Rounding:
     """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`.
 
-    The exact weights, in float64, are the largest thing in a proof. So the stored graph is read only once they are no
-    longer needed: `exact` is rounded here, in place.
+    The exact weights, in float64, take the most memory of a proof. So `exact` is rounded here, in place, and the stored
+    graph is read after that.
     """
     bound = RoundingBound(exact, rounded_when_read(exact))
     bounded, unbounded = bound(inputs), bound.unbounded
@@ -85,21 +95,21 @@ def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], inputs:
     if faults:
         return Rounding(weights, faults, (), ())
     rounded = Evaluator(stored)(inputs)
-    outputs = (_respected(name, *bounded[name], rounded[name]) for name in bounded)
+    outputs = (_rounding_effect(name, *bounded[name], rounded[name]) for name in bounded)
     return Rounding(weights, (), tuple(output for output in outputs if output is not None), unbounded)
 
 
-def _respected(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> Respected | None:
-    """None for an output of whole numbers, which is not rounded."""
+def _rounding_effect(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> RoundingEffect | None:
+    """None for an output of integers, which are not rounded."""
     if not np.issubdtype(exact.dtype, np.floating):
         return None
     finite = np.isfinite(exact) & np.isfinite(rounded)
     difference, limits = np.abs(rounded - exact)[finite], limit[finite]
     largest = float(difference.max(initial=0))
     if not np.isfinite(limits).all():
-        return Respected(name, largest, None, None)
+        return RoundingEffect(name, largest, None, None)
     ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
-    return Respected(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)))
+    return RoundingEffect(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)))
 
 
 def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
@@ -123,13 +133,13 @@ def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
 
 
 def _same(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Where two arrays of one type hold the same; a NaN is one like another."""
+    """Where two arrays of one type are equal; NaN equals NaN."""
     same = np.asarray(wanted == found)
     return same | ((wanted != wanted) & (found != found)) if wanted.dtype.kind not in "biuSO" else same  # noqa: PLR0124
 
 
 def _nodes(exact: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
-    """The first node that differs in what it is, reads or writes, as after it nothing need be alike."""
+    """The first node that differs in its operator, attributes, inputs or outputs; those behind it may all differ."""
     right, found = list(exact), list(stored)
     for wanted, node in zip(right, found, strict=False):
         if _described(wanted) != _described(node):
@@ -149,6 +159,6 @@ def _described(node: ir.Node) -> tuple[object, ...]:
 
 
 def _reader(value: ir.Value | None) -> str:
-    """The layer that reads a weight, as the user knows it."""
+    """The layer that reads a weight, by its module's name."""
     readers = [] if value is None else [node for node, _ in value.uses()]
     return display_name(readers[0]) if readers else ""

@@ -1,9 +1,9 @@
-"""The verdict: how far a folded graph is from the truth, beside how far rounding had put the unfolded model.
+"""Part C of a certificate, and the verdict of C and D: the error of the folded graph, and that of the unfolded model.
 
 R is the unfolded model in float64, U the unfolded model in float32, F the folded graph as served. The folded graph is
-equivalent if it is no further from the truth than float32 rounding already put the unfolded one:
-`max|F-R| <= 4*max|U-R| + 8*eps*max|R|`, for each output (docs/design.md, "Equivalence"). Where the graph is served in a
-reduced precision, U is the unfolded model in that precision, and eps is that type's (docs/certificate.md).
+equivalent if its distance from R is explained by the rounding error of the unfolded model:
+`max|F-R| <= 4*max|U-R| + 8*eps*max|R|`, for each output (docs/design.md, "Equivalence"). If the graph is served in a
+reduced precision, U is the unfolded model in that precision, and eps is that of its type (docs/certificate.md).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -17,10 +17,11 @@ from fold.proof.decisions import EPS, FACTOR, FLOORS, Decision
 
 @dataclass(frozen=True)
 class OutputVerdict:
-    """How far one output is from the truth R. Errors are maxima over all elements and samples, in the output's unit.
+    """The distance of one output from the truth R. Errors are maxima over all elements and samples, in the output's
+    unit.
 
-    `limit` is what `folded_error` must not exceed. `relative_error` is `folded_error/max|R|`, `ulp` is `folded_error`
-    in steps of the served type at `max|R|`, `cosine` is between F and R, `worst_sample` holds `folded_error`.
+    `folded_error` must not exceed `limit`. `relative_error` is `folded_error/max|R|`, `ulp` is `folded_error` in steps
+    of the served type at `max|R|`, `cosine` is between F and R, `worst_sample` is the row with `folded_error`.
     """
 
     name: str
@@ -36,7 +37,7 @@ class OutputVerdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The first inputs of a verdict, and the truth for them: enough to try a session anew where there is no PyTorch."""
+    """The first inputs of a verdict, and R for them: the canary, which checks a session without PyTorch."""
 
     inputs: Arrays
     exact: Arrays
@@ -44,7 +45,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """True if every output is equivalent and no decision flips that was none of rounding's. `seed` is None where the
+    """True if every output is equivalent and every flipped decision is explained by rounding. `seed` is None if the
     caller gave the inputs."""
 
     outputs: tuple[OutputVerdict, ...]
@@ -72,7 +73,7 @@ class Verdict:
         if flipped and worst.equivalent:
             first = flipped[0]
             unexcused = first.flips - first.excused
-            numbers = f"output {first.name!r} decides otherwise in {unexcused} of {first.decisions} cases"
+            numbers = f"output {first.name!r} decides differently in {unexcused} of {first.decisions} cases"
         if self.precision != "fp32":
             agreement = self.decision_agreement
             numbers += f"; relative error at most {self.max_relative_error:.3g}"
@@ -86,7 +87,7 @@ class Verdict:
 
     @property
     def decision_agreement(self) -> float | None:
-        """The share of all decisions that are the truth's; None where none is made."""
+        """The share of decisions that agree with the truth; None if no output has classes."""
         made = sum(decision.decisions for decision in self.decisions)
         return 1 - sum(decision.flips for decision in self.decisions) / made if made else None
 
@@ -111,13 +112,13 @@ def judge(
 ) -> OutputVerdict:
     """The verdict on one output from R, U and F, arrays of one shape with the batch first; `precision` is that of F.
 
-    Whole numbers must be R's but where U's are not: there rounding decides.
+    Integers must equal R, except where U differs from R.
     """
     if not np.issubdtype(exact.dtype, np.floating):
         folded = np.where(unfolded == exact, folded, exact)
         unfolded = exact
     R, U, F = (array.astype(np.float64) for array in (exact, unfolded, folded))
-    # Where the unfolded model itself overflows, only the same infinity or NaN is right.
+    # Where the unfolded model itself overflows, F must hold the same infinity or NaN.
     finite = np.isfinite(R) & np.isfinite(U)
     same = np.array_equal(F[~finite], U[~finite], equal_nan=True)
     size = float(np.abs(R[finite]).max(initial=0))

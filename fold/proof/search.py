@@ -1,9 +1,8 @@
-"""Part E of the certificate: the input on which the exact and the stored graph differ most, sought by gradient ascent.
+"""Part E of a certificate: gradient ascent to the input on which the exact and the stored graph differ most.
 
-Both graphs run in float64, so what is measured is what the rounding of the weights did, and nothing else. Each climb
-sets out from one start and steps along the sign of the gradient, as far as the box of all starts; a step that does not
-raise the difference is taken back and halved, and a climb that is stuck sets out anew from the next start. PyTorch is
-imported only when a search begins.
+Both graphs run in float64, so only the rounding of the weights is measured. Each climb begins at one start and steps
+along the sign of the gradient, within the box of all starts. A step that does not raise the difference is undone and
+halved; a climb that is stuck begins again at the next start. PyTorch is imported only when a search begins.
 """
 
 import math
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, join_rows
 from fold.artifact import TensorSpec
 from fold.errors import BnfoldError
 from fold.graph import dims
@@ -27,25 +26,26 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float], None]
 
 STARTS = 16
-"""How many starts are drawn where none are given: half of them normal, half with a large offset."""
+"""The number of starts that are drawn if none are given: half of them normal, half with a large offset."""
 CLIMBS = 8
-"""How many climbs go on side by side, shared among the outputs."""
+"""The number of climbs at one time, shared among the outputs."""
 MEMORY = 2**28
-"""Bytes that the tensors of the rows which are computed together may take."""
+"""Bytes for the tensors of the rows that are computed together."""
 FIRST_STEP, LONGEST_STEP, SHORTEST_STEP = 0.02, 0.5, 1e-3
-"""Of a climb, as parts of the width of the box."""
+"""Steps of a climb, as fractions of the width of the box."""
 GROWTH = 1.5
-"""How a step grows that led up."""
-AGAIN = 0.25
-"""How far from a start, as a part of the box, a climb sets out from it a second time."""
+"""A step that raised the difference grows by this factor."""
+RESTART_DISTANCE = 0.25
+"""The distance from a start, as a fraction of the box, at which a climb begins there a second time."""
 
 
 @dataclass(frozen=True)
-class FoundOutput:
-    """How far one output of the stored graph may be from the exact one, relative to `scale`.
+class OutputSearch:
+    """The largest difference of one output that was found, relative to `scale`.
 
     `scale` is the largest |exact| over the starts (1 if that is 0), `start` the largest difference over the starts,
-    `found` over all that was tried, `row` the start from which it was reached, `inputs` the input that does it.
+    `found` the largest over all inputs that were tried, `row` the start from which it was reached, `inputs` the input
+    with it.
     """
 
     scale: float
@@ -56,7 +56,7 @@ class FoundOutput:
 
     @property
     def gain(self) -> float | None:
-        """How many times more was found than the starts showed; None if they showed nothing."""
+        """`found / start`; None if the starts showed no difference."""
         return self.found / self.start if self.start else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,11 +64,11 @@ class FoundOutput:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found for each float output. `steps` counts the steps of every climb, `evaluations` the inputs that were
-    tried beside the `starts`."""
+class SearchResult:
+    """The result for each float output. `steps` counts the steps of each climb, `evaluations` the inputs that were
+    tried in addition to the `starts`."""
 
-    outputs: dict[str, FoundOutput]
+    outputs: dict[str, OutputSearch]
     starts: int
     steps: int
     evaluations: int
@@ -96,14 +96,14 @@ def search_inputs(
     steps: int = 50,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Found:
+) -> SearchResult:
     """The largest relative difference between the float outputs of two graphs with the same inputs and outputs.
 
-    `starts` are inputs, batch first; without them some are drawn. All of them are measured, whatever the budget, and
-    nothing is tried outside of their range, min to max of each input; integers stay as they are. `progress` is called
-    with the steps done, the steps wanted and the largest relative difference so far. The same seed finds the same,
-    unless the budget ends the search. Raises `BnfoldError` for a graph that PyTorch cannot compute, and
-    `ModuleNotFoundError` where PyTorch is absent.
+    `starts` are inputs, batch first; without them some are drawn. All starts are measured, whatever the budget. Inputs
+    stay within the minimum and maximum of each input over the starts; integers are not changed. `progress` is called
+    with the steps done, the steps wanted and the largest relative difference so far. The same seed gives the same
+    result, unless the budget ends the search. Raises `BnfoldError` for a graph that PyTorch cannot compute, and
+    `ModuleNotFoundError` if PyTorch is not installed.
     """
     began = time.perf_counter()
     batched = _is_batched(exact, specs)
@@ -115,24 +115,24 @@ def search_inputs(
         done += 1
         if progress is not None:
             progress(done, steps, max(output.found for output in ascent.outputs().values()))
-    return Found(ascent.outputs(), len(pool), done, ascent.evaluations, seed, time.perf_counter() - began)
+    return SearchResult(ascent.outputs(), len(pool), done, ascent.evaluations, seed, time.perf_counter() - began)
 
 
 def _is_batched(model: "ir.Model", specs: Sequence[TensorSpec]) -> bool:
-    """Whether all that goes in and comes out has one same free dimension in front; else rows cannot be told apart."""
+    """Whether all inputs and outputs have the same free dimension first; else rows cannot be separated."""
     firsts = {(dims(value) or [None])[0] for value in (*model.graph.inputs, *model.graph.outputs)}
     return len(firsts) == 1 and isinstance(firsts.pop(), str) and all(spec.shape[0] == -1 for spec in specs)
 
 
 def _rows_together(model: "ir.Model") -> int:
-    """How many rows may be computed together, by the sizes that are known of the tensors of both graphs."""
+    """The number of rows that may be computed together, by the known sizes of the tensors of both graphs."""
     shapes = [dims(value) or [] for node in model.graph for value in node.outputs]
     numbers = sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
     return max(1, MEMORY // (2 * 8 * max(1, numbers)))
 
 
 def _pool(specs: Sequence[TensorSpec], starts: Arrays | None, seed: int, batched: bool) -> list[Arrays]:
-    """The starts, each a batch of one; where there is no batch, each all that goes in at once. Floats in float64."""
+    """The starts, each a batch of one, or all inputs of one run if there is no batch axis. Floats in float64."""
     given = [starts] if starts is not None else []
     if starts is None:
         draws, samples = (2, STARTS // 2) if batched else (STARTS, 1)
@@ -148,7 +148,7 @@ def _pool(specs: Sequence[TensorSpec], starts: Arrays | None, seed: int, batched
 
 
 class _Pair:
-    """Both graphs on the same inputs. A difference is max|stored - exact|; what is not finite counts as 0."""
+    """Both graphs on the same inputs. A difference is max|stored - exact|; a value that is not finite counts as 0."""
 
     def __init__(self, exact: "ir.Model", stored: "ir.Model", batched: bool) -> None:
         from fold.evaluate import TorchGraph  # noqa: PLC0415
@@ -167,7 +167,7 @@ class _Pair:
         return differences, {name: float(_finite(truth.abs()).max()) for name, truth in floats.items()}
 
     def slopes(self, inputs: Arrays, wanted: Sequence[str]) -> tuple[np.ndarray, list[Arrays]]:
-        """For each row the difference of the output that is wanted of it, [rows], and its gradient by float input."""
+        """For each row the difference of its output in `wanted`, [rows], and the gradient by float input."""
         import torch  # noqa: PLC0415
 
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -195,7 +195,7 @@ def _finite(tensor: "torch.Tensor") -> "torch.Tensor":
 
 @dataclass
 class _Climb:
-    """One row on its way up: where it stands, how high that is, and where it goes from there."""
+    """One row that climbs: its point, the difference there, the gradient and the size of the next step."""
 
     output: str
     row: int
@@ -206,12 +206,12 @@ class _Climb:
 
 
 class _Ascent:
-    """All climbs of a search, and the best that any of them saw. Inputs are lists of rows, each a batch of one."""
+    """All climbs of a search, and the largest difference of any. Inputs are lists of rows, each a batch of one."""
 
     def __init__(self, pair: _Pair, pool: list[Arrays], together: int, seed: int) -> None:
         self._pair, self._pool, self._together = pair, pool, together
         self._random = np.random.default_rng(seed)
-        parts = [pair.measure(_stack(pool[i : i + together])) for i in range(0, len(pool), together)]
+        parts = [pair.measure(join_rows(pool[i : i + together])) for i in range(0, len(pool), together)]
         names = list(parts[0][0])
         differences = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
         self._scales = {name: max(part[1][name] for part in parts) or 1.0 for name in names}
@@ -225,9 +225,9 @@ class _Ascent:
         self.movable = bool(self._climbs and floats)
         self.evaluations = 0
 
-    def outputs(self) -> dict[str, FoundOutput]:
+    def outputs(self) -> dict[str, OutputSearch]:
         return {
-            name: FoundOutput(
+            name: OutputSearch(
                 scale,
                 self._before[name] / scale,
                 self._best[name][0] / scale,
@@ -238,14 +238,14 @@ class _Ascent:
         }
 
     def step(self, deadline: float) -> bool:
-        """One step of every climb. False if the deadline (by `time.perf_counter`) came before all had taken theirs."""
+        """One step of each climb. False if the deadline (by `time.perf_counter`) passed before the last one."""
         for first in range(0, len(self._climbs), self._together):
             if time.perf_counter() >= deadline:
                 return False
             places = range(first, min(first + self._together, len(self._climbs)))
             climbs = [self._climbs[place] for place in places]
-            points = [self._ahead(climb) for climb in climbs]
-            values, slopes = self._pair.slopes(_stack(points), [climb.output for climb in climbs])
+            points = [self._next_point(climb) for climb in climbs]
+            values, slopes = self._pair.slopes(join_rows(points), [climb.output for climb in climbs])
             self.evaluations += len(climbs)
             for place, climb, point, value, slope in zip(places, climbs, points, values, slopes, strict=True):
                 if not self._judge(climb, point, float(value), slope):
@@ -253,19 +253,19 @@ class _Ascent:
         return True
 
     def _starts(self, output: str, differences: np.ndarray) -> Iterator[_Climb]:
-        """All starts, those with the largest difference first, then points near them, without end."""
+        """All starts, the largest difference first, then points near them, without end."""
         order = [int(row) for row in np.argsort(-differences, kind="stable")]
         yield from (_Climb(output, row, self._pool[row]) for row in order)
         while True:
             for row in order:
                 point = dict(self._pool[row])
                 for name, (low, high) in self._box.items():
-                    away = AGAIN * (high - low) * self._random.uniform(-1, 1, point[name].shape)
+                    away = RESTART_DISTANCE * (high - low) * self._random.uniform(-1, 1, point[name].shape)
                     point[name] = np.clip(point[name] + away, low, high)
                 yield _Climb(output, row, point)
 
-    def _ahead(self, climb: _Climb) -> Arrays:
-        """The next point of a climb: its start at first, then a step along the sign of the gradient, inside the box."""
+    def _next_point(self, climb: _Climb) -> Arrays:
+        """The next point of a climb: first its start, then a step along the sign of the gradient, within the box."""
         point = dict(climb.point)
         for name, slope in climb.slope.items():
             low, high = self._box[name]
@@ -273,7 +273,7 @@ class _Ascent:
         return point
 
     def _judge(self, climb: _Climb, point: Arrays, value: float, slope: Arrays) -> bool:
-        """Take the step if it leads up, else halve it. False for a climb that is stuck."""
+        """Take the step if it raises the difference, else halve it. False for a climb that is stuck."""
         if value > self._best[climb.output][0]:
             self._best[climb.output], self._best_inputs[climb.output] = (value, climb.row), point
         if not climb.slope or value > climb.value:
@@ -283,8 +283,3 @@ class _Ascent:
         moved = any(not np.array_equal(point[name], climb.point[name]) for name in slope)
         climb.step /= 2
         return moved and climb.step >= SHORTEST_STEP
-
-
-def _stack(rows: Sequence[Arrays]) -> Arrays:
-    """Rows as one batch; a single one, which may have no batch, as it is."""
-    return rows[0] if len(rows) == 1 else {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

@@ -1,8 +1,14 @@
-"""The unfolded graph of a published version, made again from its reference."""
+"""The unfolded graph of a published version: read again from its reference, and run in a reduced precision."""
+
+from functools import partial
 
 import onnx_ir as ir
 
+from fold.arrays import Arrays, Run
 from fold.artifact import ModelVersion
+from fold.engine import round_weights
+from fold.precision import FORMATS, Precision, keep_float32, lower, prepare, range_inputs
+from fold.runtime import CudaOptions, Provider, open_graph, run
 from fold.sources import read_onnx
 
 
@@ -13,3 +19,27 @@ def load_unfolded(version: ModelVersion) -> ir.Model:
     from fold.sources import export_graph, load_program  # noqa: PLC0415
 
     return export_graph(load_program(version.reference_file))
+
+
+def run_unfolded(
+    version: ModelVersion,
+    provider: Provider,
+    unfolded: ir.Model,
+    *,
+    seed: int = 0,
+    given: Arrays | None = None,
+) -> Run:
+    """U: the unfolded graph in the reduced precision of the served one, in the same runtime.
+
+    A node stays in float32 if it does so in the served graph, or if the unfolded graph needs it, on inputs drawn from
+    `seed` and on `given`.
+    """
+    manifest = version.manifest
+    assert manifest.precision != "fp32"
+    if manifest.precision == "tf32":
+        return partial(run, open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True)))
+    graph = prepare(unfolded, manifest.precision)
+    kept = keep_float32(graph, FORMATS[manifest.precision], range_inputs(manifest, seed, given), provider)
+    lower(graph, manifest.precision, Precision.of(manifest).tensors | {entry.tensor for entry in kept})
+    round_weights(graph.graph)
+    return partial(run, open_graph(graph, provider=provider))

@@ -1,6 +1,6 @@
-"""Equivalence: reference and folded graph on the same inputs, drawn or given, and the verdict on what they answer.
+"""Parts C and D: runs the reference and the folded graph on the same inputs and compares their outputs.
 
-PyTorch is imported only where a PyTorch reference is loaded (fold.proof.reference).
+PyTorch is imported only when a PyTorch reference is loaded (fold.proof.reference).
 """
 
 import copy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 EVIDENCE = 8
-"""Rows that a verdict keeps."""
+"""Rows that a verdict keeps for the canary."""
 
 
 def verify_model(
@@ -38,9 +38,9 @@ def verify_model(
 ) -> Verdict:
     """Whether `model`, folded, computes in ONNX Runtime on the CPU what `module` computes in eval mode.
 
-    `inputs` are arrays or tensors, batch first: by the graph's input names, in their order, or just the one there is.
-    Without them `samples` inputs are drawn from `seed`. No argument is touched. Raises `BnfoldError` for inputs that do
-    not fit.
+    `inputs` are arrays or tensors, batch first: by the graph's input names, in the order of its inputs, or one for a
+    graph with one input. Without them, `samples` rows are drawn from `seed`. No argument is modified. Raises
+    `BnfoldError` for inputs that do not fit.
     """
     from fold.artifact import tensor_specs  # noqa: PLC0415
     from fold.runtime import run  # noqa: PLC0415
@@ -64,9 +64,11 @@ def compare(
     precision: str = "fp32",
     rows: int = 0,
 ) -> Verdict:
-    """Hold the folded graph against the reference, which computes at most `rows` rows at a time (0: all at once).
-    `folded` runs that graph, or is what it answered. `seed` is only noted in the verdict; `precision` is that in which
-    the graph is served, and the reference's U with it."""
+    """Compare the folded graph with the reference, on at most `rows` rows at a time (0: all at once).
+
+    `folded` runs the graph, or is its outputs. `precision` is that in which the graph is served and in which the
+    reference computes U. `seed` is only noted in the verdict. Raises `BnfoldError` if the outputs do not match.
+    """
     started = time.perf_counter()
     samples = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
     if samples == 0:
@@ -79,12 +81,12 @@ def compare(
             shape = answers[name].shape if name in answers else "nothing"
             raise BnfoldError(f"output {name!r}: the folded graph gives {shape}, the reference {truth.shape}")
         rounded = unfolded[name]
-        if precision != "fp32":  # what overflows in the unfolded model is no excuse there
+        if precision != "fp32":  # an overflow of the unfolded model does not excuse one of the folded graph
             rounded = np.where(np.isfinite(truth) & ~np.isfinite(rounded), truth, rounded)
         outputs.append(judge(name, truth, rounded, answers[name], precision))
         decision = decide(name, truth, rounded, answers[name], precision)
         decisions += [] if decision is None else [decision]
     seconds = time.perf_counter() - started
-    kept = EVIDENCE if rows else samples  # without rows the batch may be fixed
+    kept = EVIDENCE if rows else samples  # with rows=0 the batch may be fixed
     evidence = Evidence(first_rows(inputs, kept), first_rows(exact, kept))
     return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence)

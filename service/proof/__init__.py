@@ -1,6 +1,6 @@
-"""Equivalence while serving: checks on request, and a share of the answers compared in the background."""
+"""Equivalence while serving: checks on request, and a shadow check of a share of the responses in the background."""
 
-from service.proof.check import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, prove
+from service.proof.check import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, CheckRequest, prove
 from service.proof.references import References, not_installed
 from service.proof.shadow import ShadowChecker
 
@@ -8,7 +8,7 @@ __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_SEARCH_SECONDS",
     "PARTS",
-    "Asked",
+    "CheckRequest",
     "References",
     "ShadowChecker",
     "not_installed",

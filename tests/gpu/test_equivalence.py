@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fold.artifact.directory import read_version
-from fold.proof.certificate import certify
+from fold.proof.certifier import certify
 from fold.proof.reference import load_reference
 from fold.runtime.devices import PROVIDERS
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session, placement, run

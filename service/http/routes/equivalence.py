@@ -19,7 +19,7 @@ from service.headers import LENGTH_HEADER
 from service.http.body import read_body, request_headers
 from service.http.routes.versioned import VersionedRoute, add_versioned
 from service.operations import WITHDRAW
-from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, Asked, References, not_installed, prove
+from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, CheckRequest, References, not_installed, prove
 from service.protocol import decode, parse_object, render_verdict
 from service.repository import Model, Proof, Repository
 from service.settings import Settings
@@ -64,7 +64,7 @@ class Equivalence:
         self._references = references
         self._under_way = 0
 
-    async def check(self, model: Model, asked: Asked, request: Request) -> dict[str, Any]:
+    async def check(self, model: Model, asked: CheckRequest, request: Request) -> dict[str, Any]:
         """The verdict as JSON, which is also kept as the model's last proof.
 
         Raises `BusyError` if too many checks wait, `OverdueError` after `equivalence_seconds`, `ClientGoneError` if the
@@ -104,7 +104,7 @@ class Equivalence:
         else:
             result.set_result(outcome)
 
-    def _prove(self, model: Model, asked: Asked, result: Result) -> dict[str, Any]:
+    def _prove(self, model: Model, asked: CheckRequest, result: Result) -> dict[str, Any]:
         """Runs on the worker's thread. `_finish` turns what it raises into the answer."""
 
         def halt() -> None:
@@ -142,11 +142,11 @@ def equivalence_routes(
     return router
 
 
-def _read(body: bytes, length_header: bytes | None, model: Model, settings: Settings) -> Asked:
+def _read(body: bytes, length_header: bytes | None, model: Model, settings: Settings) -> CheckRequest:
     """What the body asks for. Tensors are sent as in infer, with `parts` and `search_seconds` beside `inputs`."""
     samples = min(DEFAULT_SAMPLES, settings.max_samples)
     if not body:
-        return Asked(samples=samples)
+        return CheckRequest(samples=samples)
     document: dict[str, Any] = {}
     if length_header is None:
         document = parse_object(body, settings.max_json_depth, EXPECTED)
@@ -154,7 +154,7 @@ def _read(body: bytes, length_header: bytes | None, model: Model, settings: Sett
         unknown = ", ".join(shown(k) for k in document if k not in ("samples", "seed", "parts", "search_seconds"))
         if unknown:
             raise BadRequestError(f"{unknown} is not known here; expected {EXPECTED}")
-        return Asked(
+        return CheckRequest(
             samples=_whole("samples", document.get("samples", samples), 1, settings.max_samples),
             seed=_whole("seed", document.get("seed", 0), 0, MAX_SEED),
             parts=_parts(document),
@@ -165,7 +165,7 @@ def _read(body: bytes, length_header: bytes | None, model: Model, settings: Sett
     signature.check(arrays, settings.max_samples)
     if length_header is not None and (length := int(length_header)):  # which `decode` has checked
         document = parse_object(body[:length], settings.max_json_depth, EXPECTED)
-    return Asked(given=arrays, parts=_parts(document), search_seconds=_search_seconds(document, settings))
+    return CheckRequest(given=arrays, parts=_parts(document), search_seconds=_search_seconds(document, settings))
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

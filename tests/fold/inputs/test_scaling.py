@@ -23,7 +23,7 @@ from fold.evaluate.float64 import evaluate
 from fold.graph.file import read_graph, save_graph
 from fold.inputs.drawn import draw_inputs
 from fold.inputs.scaling import InputScaling, Numbers, parse_scaling
-from fold.proof.certificate import certify
+from fold.proof.certifier import certify
 from fold.proof.unfolded import load_unfolded
 from fold.sources.export import export_module, export_program, save_program
 from fold.sources.onnx import read_onnx

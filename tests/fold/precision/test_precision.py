@@ -26,10 +26,11 @@ from fold.errors import BnfoldError
 from fold.graph.file import read_graph, save_graph
 from fold.graph.reading import constant
 from fold.precision import choose as precision
-from fold.precision.choose import ranged, reduce
-from fold.precision.lowering import lower
-from fold.proof import certificate
-from fold.proof.certificate import Certificate, certify
+from fold.precision.choose import range_inputs, reduce
+from fold.precision.lowering import lower, prepare
+from fold.proof import certifier
+from fold.proof.certificate import Certificate
+from fold.proof.certifier import certify
 from fold.proof.unfolded import load_unfolded
 from fold.proof.verify import compare
 from fold.runtime.session import open_session, run
@@ -217,13 +218,13 @@ def test_a_fault_of_the_run_time_is_caught_and_located(published, monkeypatch) -
                 value.const_value = ir.tensor((bits & np.uint16(0xFF80)).view(np.float16))
         return model
 
-    right = certificate.open_graph
+    right = certifier.open_graph
 
     def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True, cuda: Any = None) -> Any:
         return right(coarse(model) if optimised else model, provider=provider, optimised=optimised)
 
-    monkeypatch.setattr(certificate, "open_graph", open_graph)
-    monkeypatch.setattr(certificate, "open_session", lambda file, provider, cuda: open_graph(ir.load(file)))
+    monkeypatch.setattr(certifier, "open_graph", open_graph)
+    monkeypatch.setattr(certifier, "open_session", lambda file, provider, cuda: open_graph(ir.load(file)))
     made = check(read_version(published("cnn").path))
     assert (bool(made.algebra), bool(made.rounding), bool(made.verdict)) == (True, True, False)
     assert made.located is not None
@@ -457,7 +458,7 @@ def test_outputs_keep_their_names_whatever_reads_them(tmp_path) -> None:
     )
     model.graph.outputs.extend([model.graph.outputs[0]])
     wanted = interface(model)
-    lowered = lower(model, "fp16", frozenset())
+    lowered = lower(prepare(model, "fp16"), "fp16", frozenset())
     round_weights(lowered.graph)
     assert interface(lowered) == wanted
     assert [node.op_type for node in lowered.graph] == ["Cast", "MatMul", "Relu", "Cast", "Cast"]
@@ -487,9 +488,9 @@ def test_bfloat16_is_proven_where_a_runtime_has_it(monkeypatch) -> None:
         w=1e30 * np.random.default_rng(1).standard_normal((3, 2, 1, 1)),
     )
     inputs = [{"x": np.random.default_rng(2).standard_normal((2, 2, 5, 6)).astype(np.float32)}]
-    found = reduce(model, "bf16", inputs, "cpu")
+    prepared, found = reduce(model, "bf16", inputs, "cpu")
     assert found.to_dict() == {"type": "bf16", "kept_float32": []}
-    lowered = lower(model, "bf16", found.tensors)
+    lowered = lower(prepared, "bf16", found.tensors)
     round_weights(lowered.graph)
     onnx.checker.check_model(ir.to_proto(lowered), full_check=True)
     weights = constant(lowered.graph.initializers["w"])
@@ -536,7 +537,7 @@ def test_without_the_option_nothing_is_converted(tmp_path) -> None:
 def test_ranges_are_looked_at_on_given_inputs_too(published) -> None:
     manifest = read_version(published("cnn").path).manifest
     given = {manifest.inputs[0].name: np.full((9, 1, 8, 8), 7, np.float32)}
-    seen = [next(iter(arrays.values())) for arrays in ranged(manifest, 0, given)]
+    seen = [next(iter(arrays.values())) for arrays in range_inputs(manifest, 0, given)]
     assert [len(array) for array in seen] == [3, 1, 3, 3]
     assert (seen[-1] == 7).all()
     assert all(np.abs(array).max() < 10 for array in seen), "no offset"

@@ -23,8 +23,9 @@ from fold.engine.laws import batchnorm as normalisation
 from fold.errors import BnfoldError
 from fold.graph import reading as graph
 from fold.graph.file import save_graph
-from fold.proof import certificate
-from fold.proof.certificate import Certificate, certify
+from fold.proof import certifier
+from fold.proof.certificate import Certificate
+from fold.proof.certifier import certify
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import architecture, randomise, unfolded
@@ -258,7 +259,7 @@ def test_arithmetic_that_is_coarser_than_float32_is_caught_and_located(name, pub
                 value.const_value = ir.tensor(((bits + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32))
         return model
 
-    right, opened = certificate.open_graph, certificate.open_session
+    right, opened = certifier.open_graph, certifier.open_session
 
     def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True, cuda: Any = None) -> Any:
         return right(coarse(model) if optimised else model, provider=provider, optimised=optimised)
@@ -267,8 +268,8 @@ def test_arithmetic_that_is_coarser_than_float32_is_caught_and_located(name, pub
         return open_graph(ir.load(file), provider=provider)
 
     assert opened is not open_session
-    monkeypatch.setattr(certificate, "open_graph", open_graph)
-    monkeypatch.setattr(certificate, "open_session", open_session)
+    monkeypatch.setattr(certifier, "open_graph", open_graph)
+    monkeypatch.setattr(certifier, "open_session", open_session)
     made = check(read_version(published(name)))
     assert not made
     assert made.algebra

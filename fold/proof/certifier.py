@@ -1,0 +1,261 @@
+"""The certifier: proves that a folded graph, as it is served here, still is the model that was trained.
+
+Four parts must hold: A, the algebra, before anything is rounded; B, the rounding of each weight; C, the run time,
+compared with float64; D, the decisions. A fifth, E, searches for the input on which the graphs differ most, on request
+(docs/certificate.md). Everything is computed from the model directory alone, on any machine.
+
+`prove_graphs` is A, B and E, which compare graphs; the service calls it, too. `certify` adds C and D for a session of
+its own. Weights in float64 are large, so each step releases what the next one does not need.
+"""
+
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fold.arrays import Arrays, Run, first_rows, in_chunks
+from fold.artifact import ModelVersion, all_batched, sha256
+from fold.engine import fold_graph
+from fold.graph import read_graph
+from fold.inputs import check_inputs, draw_inputs
+from fold.precision import as_stored, refuse_tf32
+from fold.proof.algebra import check_algebra, find_truth
+from fold.proof.certificate import Certificate, GraphParts
+from fold.proof.locate import Located, of_algebra, of_rounding, of_run_time
+from fold.proof.reference import load_reference
+from fold.proof.rounding import check_rounding
+from fold.proof.run_time import Verdict
+from fold.proof.unfolded import load_unfolded, run_unfolded
+from fold.proof.verify import compare
+from fold.runtime import (
+    CudaOptions,
+    Provider,
+    open_graph,
+    open_session,
+    provider_of,
+    release_large_blocks,
+    release_memory,
+    run,
+    this_machine,
+    tool_versions,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+GRAPH_PARTS = ("algebra", "rounding", "search")
+"""A, B and E."""
+ROWS = 4
+"""Rows that are computed at a time."""
+BOUNDED_ROWS = 1
+"""Rows of the inputs on which B's bound is computed, which takes the most time and memory."""
+
+Announce = Callable[[str], None]
+Progress = Callable[[int, int, float], None]
+
+
+def certify(
+    version: ModelVersion,
+    inputs: Arrays | None = None,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+    provider: Provider = "auto",
+    search_seconds: float = 0.0,
+    unfolded: "ir.Model | None" = None,
+    announce: Announce = lambda step: None,
+    progress: Progress = lambda step, steps, found: None,
+) -> Certificate:
+    """Certify a model directory: compare its graph, as this machine would serve it, with its own reference.
+
+    On `inputs`, or on `samples` rows drawn from `seed`. With `search_seconds` above 0, part E searches for so long.
+    `unfolded` is the unfolded graph, if the caller has it already. `announce` is told each step before it is taken,
+    `progress` each step of the search. Raises `BnfoldError` for inputs that do not fit, and for a directory that cannot
+    be read.
+    """
+    release_large_blocks()
+    manifest, precision = version.manifest, version.manifest.precision
+    refuse_tf32(precision, provider, str(version.model_file))
+
+    # 1. The inputs
+    rows = draw_inputs(manifest.inputs, samples, seed) if inputs is None else check_inputs(manifest.inputs, inputs)
+
+    # 2. The unfolded graph. For fp32 it is needed in step 3 alone, which then reads and releases it itself.
+    source = unfolded
+    if source is None and precision != "fp32":
+        announce("reading the unfolded graph")
+        source = load_unfolded(version)
+
+    # 3. Parts A, B and E: the unfolded, the exact and the stored graph
+    graphs = prove_graphs(
+        version,
+        rows,
+        parts=GRAPH_PARTS if search_seconds > 0 else ("algebra", "rounding"),
+        given=inputs is not None,
+        seed=seed,
+        search_seconds=search_seconds,
+        unfolded=source,
+        announce=announce,
+        progress=progress,
+    )
+
+    # 4. U for parts C and D, if the graph is served in a reduced precision
+    reduced: Run | None = None
+    if precision != "fp32":
+        assert source is not None
+        announce(f"opening the unfolded graph in {precision}")
+        reduced = run_unfolded(version, provider, source, seed=seed, given=None if inputs is None else rows)
+    del source
+    release_memory()
+
+    # 5. F: the outputs of the served graph. Its session is closed before the reference is loaded.
+    announce("running the served graph")
+    at_a_time = ROWS if manifest.batched else 0
+    folded, computed_on = _run_served(version, rows, provider, at_a_time)
+    release_memory()
+
+    # 6. Parts C and D: F compared with the reference
+    announce("parts C and D: the served graph and the reference")
+    verdict = compare(
+        load_reference(version, provider=provider, unfolded=unfolded, reduced=reduced),
+        folded,
+        rows,
+        seed=seed if inputs is None else None,
+        provider=computed_on,
+        precision=precision,
+        rows=at_a_time,
+    )
+
+    # 7. The first layer that is computed wrongly, if only C or D fails
+    located = graphs.located
+    if located is None and not verdict:
+        announce("locating the layer that is computed wrongly")
+        located = _locate_run_time(version, rows, provider)
+    return _certificate(version, graphs, verdict, located)
+
+
+def prove_graphs(
+    version: ModelVersion,
+    inputs: Arrays,
+    *,
+    parts: Collection[str],
+    given: bool = False,
+    seed: int = 0,
+    search_seconds: float = 0.0,
+    unfolded: "ir.Model | None" = None,
+    announce: Announce = lambda step: None,
+    progress: Progress = lambda step, steps, found: None,
+) -> GraphParts:
+    """Parts A, B and E of a model directory, those of `parts` (`GRAPH_PARTS`), and where the fault is if A or B fails.
+
+    A draws its own inputs from `seed`, and takes `inputs` as well if they are `given` by a user; B takes the first row
+    of `inputs`, and E starts from all. `announce` and `progress` are as for `certify`; an exception from one of them
+    ends the proof. Raises `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if a part needs
+    PyTorch and it is not installed.
+    """
+    manifest, specs = version.manifest, version.manifest.inputs
+    opened = bool(manifest.fold.get("open_activations"))
+    source = unfolded  # what the caller has stays in memory; what is read here is released
+
+    # 1. The unfolded graph, and what it computes
+    if source is None:
+        announce("reading the unfolded graph")
+        source = load_unfolded(version)
+    truth = None
+    if "algebra" in parts:
+        announce("part A, algebra: the unfolded graph in float64")
+        truth = find_truth(source, specs, seed, inputs if given else None)
+
+    # 2. The exact graph
+    announce("folding the graph again, with exact weights")
+    folding = fold_graph(source, open_activations=opened, exact=True)
+    del source
+    release_memory()
+
+    # 3. Part A
+    algebra = None
+    if truth is not None:
+        announce("part A, algebra: the exact graph in float64")
+        algebra = check_algebra(truth, folding.model)
+    del truth
+    release_memory()
+
+    # 4. Part E, before B, which rounds the exact graph
+    exact, report, search = as_stored(folding.model, manifest), folding.report, None
+    del folding
+    if "search" in parts:
+        from fold.proof.search import search_inputs  # noqa: PLC0415  # needs PyTorch
+
+        announce("part E, search: the input with the largest difference")
+        stored = _read_stored(version)
+        search = search_inputs(
+            exact, stored, specs, starts=inputs, budget_seconds=search_seconds, seed=seed, progress=progress
+        )
+        del stored
+
+    # 5. Part B
+    rounding = None
+    if "rounding" in parts:
+        announce("part B, rounding: each weight, and its effect")
+        rounding = check_rounding(exact, partial(_read_stored, version), _bounded(version, inputs))
+    del exact
+    release_memory()
+
+    # 6. Where the fault is, if A or B fails
+    located: Located | None = None
+    if algebra is not None and not algebra:
+        announce("locating the wrong fold")
+        source = load_unfolded(version) if unfolded is None else unfolded
+        located = of_algebra(source, draw_inputs(specs, 2, seed), open_activations=opened)
+    elif rounding is not None and rounding.faults:
+        located = of_rounding(rounding.faults, report)
+    return GraphParts(algebra, rounding, search, located)
+
+
+def _run_served(version: ModelVersion, inputs: Arrays, provider: Provider, at_a_time: int) -> tuple[Arrays, str]:
+    """What the graph answers as it is served, and the provider that computed it."""
+    cuda = CudaOptions(tf32=version.manifest.precision == "tf32")
+    session = open_session(version.model_file, provider=provider, cuda=cuda)
+    return in_chunks(partial(run, session), inputs, at_a_time), provider_of(session)
+
+
+def _bounded(version: ModelVersion, inputs: Arrays) -> Arrays:
+    return first_rows(inputs, BOUNDED_ROWS) if all_batched(version.manifest.inputs) else inputs
+
+
+def _read_stored(version: ModelVersion) -> "ir.Model":
+    return read_graph(version.model_file).model
+
+
+def _locate_run_time(version: ModelVersion, inputs: Arrays, provider: Provider) -> Located:
+    precision = version.manifest.precision
+    cuda = CudaOptions(tf32=precision == "tf32")
+    return of_run_time(
+        _read_stored(version),
+        _bounded(version, inputs),
+        lambda model, arrays: run(open_graph(model, provider=provider, cuda=cuda), arrays),
+        lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays),
+        precision,
+    )
+
+
+def _certificate(version: ModelVersion, graphs: GraphParts, verdict: Verdict, located: Located | None) -> Certificate:
+    assert graphs.algebra is not None
+    assert graphs.rounding is not None
+    machine = this_machine(gpu=verdict.provider == "cuda")
+    subject = {
+        "source": str(version.manifest.source.get("sha256", "")),
+        "reference": sha256(version.reference_file),
+        "graph": sha256(version.model_file),
+    }
+    return Certificate(
+        graphs.algebra,
+        graphs.rounding,
+        verdict,
+        graphs.search,
+        located,
+        subject,
+        machine.gpu or machine.cpu,
+        tool_versions(),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
