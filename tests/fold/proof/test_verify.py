@@ -198,7 +198,7 @@ def test_a_folder_that_holds_no_inputs_or_wrong_ones_is_named(tmp_path) -> None:
     (tmp_path / "c.png").unlink()
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 1, 4, 4), np.float32))
     np.savez(tmp_path / "b.npz", x=np.zeros((1, 1, 5, 4), np.float32))
-    with pytest.raises(BnfoldError, match="do not fit together"):
+    with pytest.raises(BnfoldError, match="cannot be joined"):
         read_inputs(tmp_path, MANIFEST)
 
 

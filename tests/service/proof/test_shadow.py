@@ -150,15 +150,15 @@ def test_a_row_without_rounding_of_its_own_is_judged_with_those_before_it() -> N
     """One row may be lucky in float32; the folded graph need not be as lucky on the same row."""
     model: Any = Proven(limit=0.0)
     watched = ShadowSampler(model, model)
-    watched.add(verdict(0.9, 1.0))
-    watched.add(verdict(0.9, 0.5))
+    watched.count(verdict(0.9, 1.0))
+    watched.count(verdict(0.9, 0.5))
     assert watched.disagreements == {"error": 0, "decision": 0}
     assert watched.error_ratio == 0.9
-    watched.add(verdict(1.1, 0.5))
+    watched.count(verdict(1.1, 0.5))
     assert watched.disagreements == {"error": 1, "decision": 0}
     for _ in range(WINDOW):
-        watched.add(verdict(0.1, 0.5))
-    watched.add(verdict(0.9, 0.5))
+        watched.count(verdict(0.1, 0.5))
+    watched.count(verdict(0.9, 0.5))
     assert watched.disagreements["error"] == 2, "a limit of long ago holds no more"
     assert watched.rows == WINDOW + 4
 
@@ -166,16 +166,16 @@ def test_a_row_without_rounding_of_its_own_is_judged_with_those_before_it() -> N
 def test_the_certificates_own_limit_holds_from_the_first_row_on() -> None:
     model: Any = Proven(limit=2.0)
     watched = ShadowSampler(model, model)
-    watched.add(verdict(1.0, 0.25))
+    watched.count(verdict(1.0, 0.25))
     assert watched.disagreements["error"] == 0
-    watched.add(verdict(np.nan, 0.25))
+    watched.count(verdict(np.nan, 0.25))
     assert (watched.disagreements["error"], watched.error_ratio) == (1, np.inf)
 
 
 def test_a_flipped_decision_is_a_disagreement_of_its_own() -> None:
     model: Any = Proven(limit=1.0)
     watched = ShadowSampler(model, model)
-    watched.add(verdict(0.1, 1.0, flips=1))
+    watched.count(verdict(0.1, 1.0, flips=1))
     assert watched.disagreements == {"error": 0, "decision": 1}
 
 
