@@ -2,7 +2,7 @@
 
 from service.operations.control import authorize, refuse_files
 from service.operations.describe import EXTENSIONS, model_metadata, package_version
-from service.operations.infer import GONE, WITHDRAW, compute, hand_in, outputs_of
+from service.operations.infer import GONE, WITHDRAW, compute, enqueue, outputs_of
 from service.operations.triton import model_config
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "WITHDRAW",
     "authorize",
     "compute",
-    "hand_in",
+    "enqueue",
     "model_config",
     "model_metadata",
     "outputs_of",

@@ -63,7 +63,7 @@ class Reply:
             self._model.batcher.withdraw(self.ticket, ClientGoneError(GONE))
 
 
-def hand_in(
+def enqueue(
     model: Model,
     inputs: Arrays,
     rows: int,
@@ -101,7 +101,7 @@ async def compute(
 ) -> Arrays:
     """The outputs of a checked request, by ASGI or gRPC. The request leaves the queue if the client leaves.
 
-    Raises `ServiceError` where `hand_in` does, and if the run failed.
+    Raises `ServiceError` where `enqueue` does, and if the run failed.
     """
     lane = model.session.signature.lane(inputs)
     result: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()

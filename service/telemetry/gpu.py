@@ -25,7 +25,9 @@ class GpuCollector:
         numbers = {m.session.placement.device for m in self._repository.ready() if m.session.provider == "cuda"}
         if not numbers or self._failed:
             return
-        used = GaugeMetricFamily("bnfold_gpu_memory_used_bytes", "Memory in use on the GPU, by anybody", labels=["gpu"])
+        used = GaugeMetricFamily(
+            "bnfold_gpu_memory_used_bytes", "Memory in use on the GPU, by all processes", labels=["gpu"]
+        )
         total = GaugeMetricFamily("bnfold_gpu_memory_total_bytes", "Memory of the GPU", labels=["gpu"])
         busy = GaugeMetricFamily(
             "bnfold_gpu_utilization_ratio", "Share of the last sample period in which a kernel ran", labels=["gpu"]

@@ -35,6 +35,8 @@ CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class Histogram:
+    """Counts of values up to each of `bounds` (ascending), and above all of them."""
+
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
@@ -50,7 +52,9 @@ class Histogram:
 
 
 @dataclass
-class _OfModel:
+class ModelCounters:
+    """What is counted of one version."""
+
     rows: int = 0
     batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
@@ -64,7 +68,7 @@ class _OfModel:
         if len(self._uncounted) >= TOGETHER:
             self.count()
 
-    def count(self) -> "_OfModel":
+    def count(self) -> "ModelCounters":
         """Count the batches that were added. Returns itself."""
         for ended, stats in self._uncounted:
             self.statistics.add(stats, ended)
@@ -90,7 +94,7 @@ class Metrics:
     def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
         self.requests: Counter[tuple[str, str, str, str]] = Counter()
         self.errors: Counter[tuple[str, str, str]] = Counter()
-        self._models: dict[Labels, _OfModel] = {}
+        self._models: dict[Labels, ModelCounters] = {}
         self._repository = repository
         self._ready = ready
         self._registry = CollectorRegistry()
@@ -100,7 +104,7 @@ class Metrics:
 
     def track(self, model: Model) -> None:
         """Count the batches of `model` from now on."""
-        counts = self._models.setdefault(_labels(model), _OfModel())
+        counts = self._models.setdefault(_labels(model), ModelCounters())
         model.batcher.on_batch = counts.add
 
     def forget(self, model: Model) -> None:
@@ -115,7 +119,7 @@ class Metrics:
 
     def statistics(self, model: Model) -> dict[str, Any]:
         """The statistics of a version, in the form of the statistics extension."""
-        counts = self._models.setdefault(_labels(model), _OfModel()).count()
+        counts = self._models.setdefault(_labels(model), ModelCounters()).count()
         return counts.statistics.to_dict(model.name, model.version)
 
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
@@ -157,12 +161,12 @@ class Metrics:
             ["model", "version", "cause"],
             broken,
         )
-        yield from self._of_repository()
+        yield from self._repository_metrics()
         models = self._repository.ready()
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
         running = [(_labels(model), float(model.batcher.running_rows)) for model in models]
-        yield _gauge("bnfold_running_rows", "Rows of the batches that were begun", ["model", "version"], running)
+        yield _gauge("bnfold_running_rows", "Rows of the batches that run", ["model", "version"], running)
 
         requests = CounterMetricFamily(
             "bnfold_requests", "Requests answered", labels=["model", "version", "route", "status"]
@@ -178,24 +182,24 @@ class Metrics:
         for model_labels, counts in self._models.items():
             rows.add_metric(model_labels, counts.count().rows)
         yield rows
-        yield from self._of_devices(models)
+        yield from self._device_metrics(models)
         yield self._histogram("bnfold_batch_rows", "Rows of one batch", lambda counts: counts.batch_rows)
         yield self._histogram(
             "bnfold_queue_seconds", "A request's wait in the queue", lambda counts: counts.queue_seconds
         )
         yield self._histogram("bnfold_compute_seconds", "Time to run one batch", lambda counts: counts.compute_seconds)
-        yield from self._of_verdicts()
-        yield from self._of_shadow_checks()
+        yield from self._verdict_metrics()
+        yield from self._shadow_metrics()
 
-    def _of_repository(self) -> Iterator[Metric]:
+    def _repository_metrics(self) -> Iterator[Metric]:
         """Without model names, because these counters must outlive the models."""
         repository = self._repository
         states = Counter({"READY": 0, "LOADING": 0, "UNLOADING": 0, "UNAVAILABLE": 0})
         states.update(entry.state for entry in repository.entries())
         counted = [((state,), float(count)) for state, count in states.items()]
         yield _gauge("bnfold_repository_versions", "Versions that the index lists", ["state"], counted)
-        yield CounterMetricFamily("bnfold_repository_loads", "Versions that came to serve", repository.loads)
-        yield CounterMetricFamily("bnfold_repository_unloads", "Versions that were let go", repository.unloads)
+        yield CounterMetricFamily("bnfold_repository_loads", "Versions that were loaded", repository.loads)
+        yield CounterMetricFamily("bnfold_repository_unloads", "Versions that were unloaded", repository.unloads)
         failures = CounterMetricFamily(
             "bnfold_repository_failures", "Versions that could not be loaded", labels=["cause"]
         )
@@ -203,33 +207,35 @@ class Metrics:
             failures.add_metric((cause,), count)
         yield failures
 
-    def _of_devices(self, models: list[Model]) -> Iterator[Metric]:
+    def _device_metrics(self, models: list[Model]) -> Iterator[Metric]:
         nodes = [
             ((*_labels(model), provider), float(count))
             for model in models
             for provider, count in model.session.placement.nodes.items()
         ]
         labels = ["model", "version"]
-        yield _gauge("bnfold_nodes", "Operators of the optimised graph, where they run", [*labels, "provider"], nodes)
+        yield _gauge(
+            "bnfold_nodes", "Operators of the optimised graph by execution provider", [*labels, "provider"], nodes
+        )
         cold = CounterMetricFamily(
             "bnfold_cold_shapes", "Runs on a GPU of shapes that were not warmed up before", labels=labels
         )
         for model in models:
             cold.add_metric(_labels(model), model.session.cold_shapes)
         yield cold
-        told = [((*_labels(model), *model.session.placement.facts(model.manifest).values()), 1.0) for model in models]
-        yield _gauge("bnfold_session_info", "How a version is computed, in labels", [*labels, *FACTS], told)
+        facts = [((*_labels(model), *model.session.placement.facts(model.manifest).values()), 1.0) for model in models]
+        yield _gauge("bnfold_session_info", "How a version is computed, in labels", [*labels, *FACTS], facts)
         lost = [(_labels(model), float(model.session.lost is not None)) for model in models]
-        yield _gauge("bnfold_device_lost", "1 if the device answers no more", labels, lost)
+        yield _gauge("bnfold_device_lost", "1 if the device no longer responds", labels, lost)
 
-    def _histogram(self, name: str, text: str, pick: Callable[[_OfModel], Histogram]) -> Metric:
+    def _histogram(self, name: str, text: str, pick: Callable[[ModelCounters], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=["model", "version"])
         for labels, counts in self._models.items():
             histogram = pick(counts.count())
             family.add_metric(labels, histogram.buckets(), histogram.sum)
         return family
 
-    def _of_verdicts(self) -> Iterator[Metric]:
+    def _verdict_metrics(self) -> Iterator[Metric]:
         """No value before the first check: a model that was never checked here is neither equivalent nor not."""
         proofs = [(_labels(model), model.proof) for model in self._repository.ready() if model.proof is not None]
         labels = ["model", "version"]
@@ -238,8 +244,8 @@ class Metrics:
         times = [(key, proof.at) for key, proof in proofs]
         yield _gauge("bnfold_equivalence_timestamp_seconds", "When it was last checked", labels, times)
         for name, text, key in (
-            ("bnfold_equivalence_error", "Largest distance of the served graph from float64", "folded_error"),
-            ("bnfold_equivalence_limit", "Largest distance that counts as equivalent", "limit"),
+            ("bnfold_equivalence_error", "Largest error of the served graph against float64", "folded_error"),
+            ("bnfold_equivalence_limit", "Largest error that counts as equivalent", "limit"),
         ):
             values = [
                 ((*model, output["name"]), float(output[key]))
@@ -248,21 +254,21 @@ class Metrics:
             ]
             yield _gauge(name, text, [*labels, "output"], values)
 
-    def _of_shadow_checks(self) -> Iterator[Metric]:
+    def _shadow_metrics(self) -> Iterator[Metric]:
         """The share of every model, which is 0 without a shadow check; the rest for models that have one."""
         models = self._repository.ready()
         labels = ["model", "version"]
         shares = [(_labels(model), model.observer.share if model.observer else 0.0) for model in models]
-        yield _gauge("bnfold_shadow_share", "Share of the answers that is held against the reference", labels, shares)
+        yield _gauge("bnfold_shadow_share", "Share of the answers that is compared with the reference", labels, shares)
         observers = [(_labels(model), model.observer) for model in models if model.observer is not None]
-        rows = CounterMetricFamily("bnfold_shadow_rows", "Rows held against the reference", labels=labels)
+        rows = CounterMetricFamily("bnfold_shadow_rows", "Rows compared with the reference", labels=labels)
         wrong = CounterMetricFamily(
             "bnfold_shadow_disagreements",
-            "Answers further from the truth than rounding explains, or that decide otherwise",
+            "Answers with an error beyond rounding, or with another decision than the reference",
             labels=[*labels, "kind"],
         )
         drops = CounterMetricFamily(
-            "bnfold_shadow_drops", "Answers that were drawn and not compared", labels=[*labels, "reason"]
+            "bnfold_shadow_drops", "Sampled answers that were not compared", labels=[*labels, "reason"]
         )
         for key, observer in observers:
             rows.add_metric(key, observer.rows)

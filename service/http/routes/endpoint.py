@@ -22,7 +22,7 @@ from service.http.answers import failure, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import OK, Exchange, header_lines
 from service.http.head_cache import ModelPath, RequestHead, Route, media_type
-from service.operations import compute, hand_in, outputs_of
+from service.operations import compute, enqueue, outputs_of
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -101,7 +101,7 @@ class Endpoint(ABC, Generic[R]):
                 self._begin_steps(model, body, head, exchange)
                 return
             finish = partial(self.finish, model, request, exchange)
-            hand_in(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
+            enqueue(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
         except Exception as error:
             exchange.answer(*failure(self._metrics, route, model, error, head.headers))
 
