@@ -1,5 +1,5 @@
-"""Whatever comes: an answer, and none of 5xx; neither a hang nor growth. By Hypothesis on the codec, by schemathesis on
-the OpenAPI document, and by changed bytes on a socket."""
+"""Random requests: each gets an answer other than 5xx, none hangs, and memory does not grow. By Hypothesis on the
+codec, by schemathesis on the OpenAPI document, and by changed bytes on a socket."""
 
 import json
 import re

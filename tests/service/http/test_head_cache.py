@@ -1,5 +1,4 @@
-"""Heads that came before are not parsed again: whatever a client sends, and however it is cut into pieces, the answers
-are those that it would have had."""
+"""The cache of request heads changes no answer, whatever a client sends and however the bytes are cut into pieces."""
 
 import socket
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ def request_of(numbers: list[float], *extra: bytes, start: bytes = b"POST " + IN
 
 
 class Client:
-    """One connection, and what came over it and was not read yet."""
+    """One connection, and the bytes that were received and not read yet."""
 
     def __init__(self, service: Any) -> None:
         self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=30)
@@ -103,7 +102,7 @@ def test_a_known_head_whose_body_comes_later(client: Client, split: str) -> None
 
 
 def test_empty_lines_before_a_request_are_no_head(client: Client) -> None:
-    """The parser skips them, so what begins with them must never be taken for a known request."""
+    """The parser skips them, so bytes that begin with them must never match a cached head."""
     for _ in range(3):
         client.socket.sendall(b"\r\n\r\n" + request_of([1, 2]))
         assert client.total() == 3

@@ -1,4 +1,4 @@
-"""What clients send that no client library would, over a real socket: refused in JSON, and nobody else notices."""
+"""Requests that no client library would send, over a real socket: refused in JSON, without harm to other clients."""
 
 import asyncio
 import gzip
@@ -148,7 +148,7 @@ def test_the_index_takes_an_empty_body_and_a_filter(service: Any) -> None:
 
 
 def test_a_bad_request_does_not_touch_its_neighbours(service: Any) -> None:
-    """Good, malformed and failing requests side by side: the good ones are all answered with their own numbers."""
+    """Good, malformed and failing requests at the same time: each good one is answered with its own numbers."""
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         match number % 4:
@@ -191,7 +191,7 @@ QUEUED, RUNNING = (f'bnfold_{what}_rows{{model="slow",version="1"}}' for what in
 
 
 def test_a_request_may_shorten_its_wait(repository: Path, start: Callable[..., Any]) -> None:
-    """`timeout` in microseconds; the configured 30 seconds stay for whoever says nothing."""
+    """`timeout` is in microseconds; without it the configured 30 seconds hold."""
     with start(repository) as service, ThreadPoolExecutor(1) as pool:
         first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
         until(lambda: service.metric(RUNNING) == 1)
@@ -299,7 +299,7 @@ def test_what_waits_past_its_deadline_is_503(repository: Path, start: Callable[.
 
 
 def test_a_fault_of_ours_is_500_in_json_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """In this process, with a repository that breaks: in front of the framework and behind it."""
+    """With a repository that raises: infer and predict answer before FastAPI does."""
     app = create_app(Settings(repository=Path("/nowhere")))
 
     def fail(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""`.npy` in and out of the v1 convention: numpy's own format, and what would trick a reader of it."""
+"""`.npy` bodies and answers of the v1 convention, and files made to deceive a reader."""
 
 import pickle
 from io import BytesIO
