@@ -92,16 +92,18 @@ def train(file: Path, data: digits.Digits) -> Trained:
     state = _trained_before(file, record)
     module: nn.Module = resnet()
     if state is not None:
-        console.print(f"skipped: {file} was trained in this very way already")
+        console.print(f"skipped: {file} was already trained in the same way")
         module.load_state_dict(state)
         reached = digits.accuracy(module, data.test_images, data.test_labels)
     else:
         module = digits.train(resnet, {}, data, console=console)
         reached = digits.accuracy(module, data.test_images, data.test_labels)
         if reached < digits.LEAST_ACCURACY:
-            raise DemoError(f"the training reached {reached:.4f}, expected {digits.LEAST_ACCURACY} at least")
+            raise DemoError(f"the training reached {reached:.4f}, expected at least {digits.LEAST_ACCURACY}")
         digits.save(file, module, reached=reached, record=record)
-    console.print(f"held-out accuracy {reached:.4f} on {len(data.test_labels)} images that training never saw")
+    console.print(
+        f"held-out accuracy {reached:.4f} on {len(data.test_labels)} images that were not in the training set"
+    )
     return Trained(file, module.eval(), reached)
 
 
@@ -173,7 +175,7 @@ def predict(url: str, data: digits.Digits, trained: Trained, *, picture: Path) -
     picture.write_bytes(_png(data.test_images[0]))
     [answer] = _predictions(address, picture.read_bytes(), "image/png")
     label, probability = answer["label"], answer["probability"]
-    console.print(f"{picture} sent as a picture: {label}, with probability {probability:.3f}")
+    console.print(f"{picture} sent as an image: {label}, with probability {probability:.3f}")
     if label != str(expected[0]):
         raise DemoError(f"{picture} was recognised as {label}, its numbers as {expected[0]}; the preprocessing differs")
     return Answers(classes, label, probability)
@@ -185,7 +187,7 @@ def prove(url: str) -> dict[str, Any]:
     step("Prove", f"the very session that answers is compared with PyTorch in float64: POST {address}")
     verdict: dict[str, Any] = _post(address, json.dumps({"samples": 64, "seed": 0}).encode(), "application/json")
     if verdict.get("equivalent") is not True:
-        raise DemoError(f"the service says that it serves something else than was trained: {json.dumps(verdict)}")
+        raise DemoError(f"the service does not serve the trained model: {json.dumps(verdict)}")
     console.print(escape(verdict["message"]), soft_wrap=True)
     return verdict
 
@@ -205,7 +207,7 @@ def summary(trained: Trained, manifest: dict[str, Any], answers: Answers, verdic
         f"proven   on the serving session: {verdict['message']}",
         f"written  {version}: model.onnx, reference.pt2, canary.npz, report.html, manifest.json",
         "",
-        "How to go on: serve it, and ask it from another terminal; then fold a network of your own.",
+        "Next: serve the model, send it the image from another terminal, then fold your own network.",
         "  make serve",
         f"  {picture} http://127.0.0.1:8000/v1/models/{NAME}:predict",
         "  bnfold fold YOUR.pt --arch your.module:factory --input 3,224,224 --out repository",
@@ -241,7 +243,7 @@ def _command(*arguments: str) -> None:
     console.print(f"[bold]$ bnfold {escape(' '.join(arguments))}", soft_wrap=True)
     code = subprocess.run(_bnfold(*arguments), check=False).returncode
     if code != 0:
-        raise DemoError(f"bnfold {arguments[0]} failed with exit status {code}; its own line stands above", code)
+        raise DemoError(f"bnfold {arguments[0]} failed with exit status {code}; its own message is above", code)
 
 
 def _free_port() -> int:
@@ -256,14 +258,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             console.print(escape(log.read_text(encoding="utf-8", errors="replace")))
-            raise DemoError(f"the service died with exit status {process.returncode}; its output stands above")
+            raise DemoError(f"the service died with exit status {process.returncode}; its output is above")
         try:
             with _opener.open(f"{url}/v2/health/ready", timeout=5):
                 return
         except OSError:  # refused while it starts, 503 until the models are loaded
             time.sleep(0.05)
     console.print(escape(log.read_text(encoding="utf-8", errors="replace")))
-    raise DemoError(f"the service was not ready after {STARTUP_SECONDS:.0f} s; its output stands above")
+    raise DemoError(f"the service was not ready after {STARTUP_SECONDS:.0f} s; its output is above")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -177,8 +177,8 @@ def _seen(found: CostSurface) -> str:
         f"With raw inputs the surface is a valley {raw.condition:,.0f} times as curved across as along, and gradient "
         f"descent takes {raw.steps:,} steps to the bottom; standardised it is a bowl ({bowl.condition:.2f} times) and "
         f"takes {bowl.steps}. After those {bowl.steps} steps the raw descent has put the weight of A at "
-        f"{found.raw_after_bowl.weights[0]:.3f} instead of {WEIGHTS[0]:g}: it lies on the floor of the valley and "
-        "crawls, and twice the rate would throw it out, for the largest curvature sets what is stable."
+        f"{found.raw_after_bowl.weights[0]:.3f} instead of {WEIGHTS[0]:g}: along the valley it moves "
+        "slowly, and with twice the rate it would diverge, because the largest curvature limits the rate."
     )
 
 
@@ -201,8 +201,8 @@ STUDY = Study(
     "cost_surface",
     "The cost surface: a valley and a bowl",
     "y = 2A + 3B is learnt from A drawn evenly from 1 to 10 and B from 1 to 200, without noise, by gradient descent on "
-    "the mean squared error. It begins at weights (0, 0), with the learning rate 1/λmax, λmax being the largest "
-    "curvature, and ends when the loss is a millionth of what it was; the least possible is 0.",
+    "the mean squared error. It begins at weights (0, 0), with the learning rate 1/λmax, where λmax is the "
+    "largest curvature, and ends when the loss is a millionth of its start; the least possible loss is 0.",
     compute,
     show,
 )

@@ -155,9 +155,9 @@ def _seen(found: Depth) -> str:
         f"weights of spread 1, {last[narrow, False]:.1e} for 0.01 and {last[he, False]:.2f} for He's √(2/n); with "
         f"BatchNorm it stays between {min(normalised):.2f} and {max(normalised):.2f} in every layer and for every "
         f"scale. One x @ w of {centred[-1].n} terms has a mean of {centred[-1].mean:.2f} and a spread of "
-        f"{centred[-1].spread:.1f}, √n being {centred[-1].n ** 0.5:.1f}. For x of mean 1 each "
-        f"output has a mean of its own; these are {shifted[-1].mean_spread:.1f} apart (standard deviation), against "
-        f"{centred[-1].mean_spread:.2f} for x of mean 0."
+        f"{centred[-1].spread:.1f}, where √n is {centred[-1].n ** 0.5:.1f}. For x of mean 1 each "
+        f"output has a mean of its own; these are {shifted[-1].mean_spread:.1f} apart (standard deviation); "
+        f"for x of mean 0 they are {centred[-1].mean_spread:.2f} apart."
     )
 
 
@@ -199,8 +199,8 @@ STUDY = Study(
     "depth",
     "Activations drift with depth",
     "A batch of 128 inputs of the standard normal goes through 50 linear layers of 256 features, each with a ReLU "
-    "behind it, for weights of three standard deviations σ; with BatchNorm, each feature is normalised over the batch "
-    "in front of the ReLU. Below, one matrix product x @ w for sums of 4 to 1,024 terms.",
+    "after it, for weights of three standard deviations σ; with BatchNorm, each feature is normalised over the batch "
+    "before the ReLU. Below, one matrix product x @ w for sums of 4 to 1,024 terms.",
     compute,
     show,
 )

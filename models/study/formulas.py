@@ -217,9 +217,9 @@ def _fits(found: Formulas) -> Table:
 
 STUDY = Study(
     "formulas",
-    "The formulas against PyTorch, and what can be folded",
+    "The formulas compared with PyTorch, and what can be folded",
     "Batch mean and variance, ε, γ, β and the moving average are written out in numpy, in float64, and compared with "
-    f"PyTorch over {BATCHES} training batches and in eval mode. LayerNorm and InstanceNorm stand beside them. A layer "
+    f"PyTorch over {BATCHES} training batches and in eval mode. LayerNorm and InstanceNorm are shown too. A layer "
     "can be folded if it is an affine map with constants: then the map that fits one batch holds for any other.",
     compute,
     show,

@@ -157,10 +157,10 @@ def _seen(found: MovingAverage) -> str:
     least = min(found.recalibrated, key=lambda one: one.population - one.moving)
     return (
         f"A moving average of momentum {slow.momentum:g} is {slow.off_moving:.2f} off while the mean moves and "
-        f"{slow.off_settled:.3f} once it stands; momentum {fast.momentum:g} is {fast.off_moving:.2f} and "
-        f"{fast.off_settled:.3f} off. Statistics taken anew over the training set, which is what bnfold recalibrate "
-        f"does, bring the network trained with batches of {most.batch} and momentum {most.momentum:g} from "
-        f"{most.moving:.1%} to {most.population:.1%} of the held-out images. They do least for batches of "
+        f"{slow.off_settled:.3f} after it stopped; momentum {fast.momentum:g} is {fast.off_moving:.2f} and "
+        f"{fast.off_settled:.3f} off. Statistics that are recomputed over the training set, as by bnfold recalibrate, "
+        f"bring the network trained with batches of {most.batch} and momentum {most.momentum:g} from "
+        f"{most.moving:.1%} to {most.population:.1%} of the held-out images. The effect is smallest for batches of "
         f"{least.batch} and momentum {least.momentum:g}: {least.moving:.1%} before, {least.population:.1%} after."
     )
 
@@ -168,7 +168,7 @@ def _seen(found: MovingAverage) -> str:
 def _followed(found: MovingAverage) -> Table:
     rows = tuple((f"{one.momentum:g}", f"{one.off_moving:.3f}", f"{one.off_settled:.3f}") for one in found.following)
     header = ("momentum", "off while the mean moves", "off once it stands")
-    return Table(f"The moving average against the true mean, batches of {BATCH}, σ = {SPREAD:g}.", header, rows)
+    return Table(f"The moving average and the true mean, for batches of {BATCH}, σ = {SPREAD:g}.", header, rows)
 
 
 def _repaired(found: MovingAverage) -> Table:
@@ -183,7 +183,7 @@ def _repaired(found: MovingAverage) -> Table:
 STUDY = Study(
     "moving_average",
     "The moving average, and what recalibration repairs",
-    f"A moving average follows a mean that moves for {MOVING} steps and then stands still, from batches of {BATCH} "
+    f"A moving average follows a mean that moves for {MOVING} steps and then stops, from batches of {BATCH} "
     f"values. Below, small networks learn digits for {TRAINED_STEPS} steps, with several batch sizes and momenta; then "
     "their moving averages are replaced by the statistics of the whole training set, and nothing else is changed.",
     compute,

@@ -16,7 +16,7 @@ from models.study.section import Numbers, Study, Table
 
 @dataclass(frozen=True)
 class Entry:
-    """One study on the page; `svg` stands in the page, `numbers` beside it."""
+    """One study on the page; `svg` is in the page, `numbers` in a file beside it."""
 
     name: str
     heading: str
@@ -47,7 +47,7 @@ def prepare(out: Path) -> None:
 
 
 def write(out: Path, entries: list[Entry], *, seed: int) -> Path:
-    """Write all files into `out` and give the page's path. The files appear once all are written, the page last."""
+    """Write all files into `out`. They appear once all are written, the page last. Returns its path."""
     incoming = _incoming(out)
     try:
         incoming.mkdir()

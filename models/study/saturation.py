@@ -152,7 +152,7 @@ STUDY = Study(
     "saturation",
     "Saturation of tanh and sigmoid",
     "500×500 weights are multiplied by 500×16 inputs, all drawn from the standard normal distribution. A gradient "
-    f"counts as dead where the derivative is below {DEAD:.0%} of the function's largest. The inputs are then made "
+    f"counts as dead if the derivative is below {DEAD:.0%} of the function's largest. The inputs are then made "
     "narrower and broader.",
     compute,
     show,

@@ -197,9 +197,9 @@ def _seen(found: Training, rates: list[float]) -> str:
     )
     best = {p: max(median(run.accuracy for run in found.of(p, rate)) for rate in rates) for p in PLACEMENTS}
     return (
-        f"Steps until {GOAL:.0%} of the held-out images are right, the median of {seeds} seeds, “never” being not in "
+        f"Steps until {GOAL:.0%} of the held-out images are right, the median of {seeds} seeds; “never” means not in "
         f"{found.steps:,}: {each}. The best median accuracy at the end, over the rates, is {best['none']:.1%} without "
-        f"BatchNorm, {best['before']:.1%} with it before the activation and {best['after']:.1%} behind it. The curves "
+        f"BatchNorm, {best['before']:.1%} with it before the activation and {best['after']:.1%} after it. The curves "
         "are the losses of single batches of the first seed, not smoothed."
     )
 
@@ -223,7 +223,7 @@ STUDY = Study(
     "training",
     "Training with and without BatchNorm",
     "A perceptron of three hidden layers of 64 features learns 1,442 images of digits, 64 a step, by plain gradient "
-    "descent, for three learning rates: without BatchNorm, with it before each ReLU, and with it behind each ReLU. "
+    "descent, for three learning rates: without BatchNorm, with it before each ReLU, and with it after each ReLU. "
     "After every step 355 held-out images are classified in eval mode, with the moving averages.",
     compute,
     show,

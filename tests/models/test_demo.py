@@ -120,7 +120,7 @@ def test_what_the_service_refuses_is_told_in_its_words(data: Digits, trained: Tr
 def test_a_negative_verdict_ends_the_demo() -> None:
     with (
         answering(lambda *_: (200, {"equivalent": False})) as url,
-        pytest.raises(DemoError, match="something else than was trained"),
+        pytest.raises(DemoError, match="does not serve the trained model"),
     ):
         demo.prove(url)
 
