@@ -1,10 +1,15 @@
-"""The documents name what is there: every module in the tree of docs/design.md, and only paths and links that exist."""
+"""The documents name what is there: every module, option and route, and only paths and links that exist."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from fold.cli import app
+from service.app import create_app
+from service.settings import Settings
 from support import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +55,20 @@ def test_paths_of_the_project_exist(document: Path) -> None:
         r"`((?:fold|service|models|tests|deploy|scripts|benchmarks)/[\w./-]+)`", document.read_text()
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_every_option_of_every_command_is_documented() -> None:
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    group: Any = typer.main.get_command(app)
+    options = {option for command in group.commands.values() for one in command.params for option in one.opts}
+    assert {option for option in options if option.startswith("--") and not re.search(rf"{option}\b", text)} == set()
+
+
+def test_every_route_is_documented() -> None:
+    """`GET /v2/models/NAME[/versions/N]/config` stands for two routes."""
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    written = {re.escape(path) for path in re.findall(r"`(?:GET |POST )?(/[\w/:\[\]]*)`", text)}
+    patterns = [path.replace(r"\[", "(?:").replace(r"\]", ")?") for path in written]
+    for route in create_app(Settings(repository=Path("/no/such/folder"))).openapi()["paths"]:
+        path = route.replace("{name}", "NAME").replace("{version}", "N")
+        assert any(re.fullmatch(pattern, path) for pattern in patterns), path
