@@ -1,6 +1,9 @@
 """The documents name what is there: every module, option and route, and only paths and links that exist."""
 
+import ast
 import re
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from service.settings import Settings
 from support import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = sorted((*(ROOT / "fold").rglob("*.py"), *(ROOT / "service").rglob("*.py")))
 HISTORY = ROOT / "docs" / "decisions.md"
 
 
@@ -32,10 +36,31 @@ def tree() -> dict[str, set[str]]:
 
 def test_every_module_stands_in_the_tree() -> None:
     drawn = tree()
-    for path in (*(ROOT / "fold").rglob("*.py"), *(ROOT / "service").rglob("*.py")):
+    for path in MODULES:
         parts = path.relative_to(ROOT).with_suffix("").parts
         if not parts[-1].startswith("__"):
             assert parts[-1] in drawn["/".join(parts[: 2 if len(parts) > 2 else 1])], path
+
+
+def test_the_layers_are_those_that_the_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {contract["containers"][0]: contract["layers"] for contract in contracts if contract["type"] == "layers"}
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(
+        r"^\| (.*) \| (.*)\|$", text.split("| `fold` | `service` |\n|---|---|\n")[1].split("\n\n")[0], re.M
+    )
+    for package, column in (("fold", 0), ("service", 1)):
+        written = [re.findall(r"`(\w+)`", row[column]) for row in rows]
+        assert [line for line in written if line] == [layer.split(" | ") for layer in layers[package]]
+
+
+def test_folders_and_functions_are_as_small_as_contributing_says() -> None:
+    assert {folder for folder, files in Counter(path.parent for path in MODULES).items() if files > 12} == set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
