@@ -33,7 +33,6 @@ from fold.runtime import (
     open_graph,
     open_session,
     provider_of,
-    release_large_blocks,
     release_memory,
     run,
     this_machine,
@@ -73,7 +72,6 @@ def certify(
     `progress` each step of the search. Raises `BnfoldError` for inputs that do not fit, and for a directory that cannot
     be read.
     """
-    release_large_blocks()
     manifest, precision = version.manifest, version.manifest.precision
     refuse_tf32(precision, provider, str(version.model_file))
 

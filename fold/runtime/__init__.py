@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         resolve_provider,
     )
     from fold.runtime.machine import Machine, cores, this_machine, tool_versions
-    from fold.runtime.memory import release_large_blocks, release_memory, return_freed, start_with_huge_pages
+    from fold.runtime.memory import release_memory, return_freed, start_with_huge_pages
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
         CudaOptions,
@@ -48,7 +48,6 @@ __all__ = [
     "pci_bus_id",
     "placement",
     "provider_of",
-    "release_large_blocks",
     "release_memory",
     "resolve_provider",
     "return_freed",
@@ -77,7 +76,6 @@ __getattr__ = lazy_names(
         "pci_bus_id": "devices",
         "placement": "session",
         "provider_of": "session",
-        "release_large_blocks": "memory",
         "release_memory": "memory",
         "resolve_provider": "devices",
         "return_freed": "memory",

@@ -2,11 +2,9 @@
 
 1. `start_with_huge_pages`: the service has pages of 2 MB. Runs of ResNet-18 take 3 to 5 % less time, for 7 MB and 0.2 s
    at the start. Off: `GLIBC_TUNABLES=glibc.malloc.hugetlb=0`.
-2. `release_large_blocks`: a proof gives back each large block as it is freed. A certificate of ResNet-50 takes at most
-   3.6 times the model's size, not 3.8. Off: `GLIBC_TUNABLES=glibc.malloc.mmap_threshold=33554432`.
-3. `release_memory` and `return_freed`: between the steps of a proof, and after a model is retired, what was freed goes
-   back to the system. A certificate of ResNet-50 takes 3.6 times the model's size, not 7.4; a service that has retired
-   a model of 100 MB keeps 85 MB in all, not 300 to 490. Off, but for the collection of cycles:
+2. `release_memory` and `return_freed`: between the steps of a proof, and after a model is retired, what was freed goes
+   back to the system. A certificate of ResNet-50 takes at most 3.8 times the model's size, not more than 7 times; a
+   service that has retired a model of 100 MB keeps 85 MB in all, not 300 to 490. Off, but for the collection of cycles:
    `GLIBC_TUNABLES=glibc.malloc.trim_threshold=131072`.
 
 A tunable that the user has set is left as it is.
@@ -21,10 +19,6 @@ from pathlib import Path
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """Whether Linux gives pages of 2 MB instead of 4 KB: always, never, or to programs that ask by madvise(2)."""
-MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of glibc's mallopt(3)."""
-LARGE = 8 << 20
-"""Bytes. Smaller blocks given back at once save little, and cost the time that fresh pages take."""
 GROWN = 16 << 20
 """Bytes that the process must have grown by since it last gave memory back."""
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -46,16 +40,6 @@ def start_with_huge_pages() -> None:
         before = os.environ.get("GLIBC_TUNABLES", "")
         os.environ["GLIBC_TUNABLES"] = f"{before}:glibc.malloc.hugetlb=1".lstrip(":")
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def release_large_blocks() -> None:
-    """From now on, have glibc give large blocks back to the system as they are freed.
-
-    By default its threshold grows to 32 MB: smaller blocks are kept, and between them holes that fit no weight.
-    """
-    if not _user_has_set("mmap_threshold"):
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
-            ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, LARGE)
 
 
 def release_memory() -> None:
