@@ -145,7 +145,7 @@ def _draw_recalibrated(axes: Axes, found: MovingAverage) -> None:
     moving, population = ([getattr(one, name) for one in found.recalibrated] for name in ("moving", "population"))
     axes.vlines(places, moving, population, color=INK, linewidth=0.8)
     axes.plot(places, moving, "o", color=WITHOUT, label="moving averages")
-    axes.plot(places, population, "s", color=WITH, label="taken anew")
+    axes.plot(places, population, "s", color=WITH, label="recomputed")
     axes.set_xticks(places, [f"{one.momentum:g}\n{one.batch}" for one in found.recalibrated])
     axes.set(xlabel="momentum, and the batch size below it", ylabel="held-out accuracy")
     legend_above(axes)
@@ -167,7 +167,7 @@ def _seen(found: MovingAverage) -> str:
 
 def _followed(found: MovingAverage) -> Table:
     rows = tuple((f"{one.momentum:g}", f"{one.off_moving:.3f}", f"{one.off_settled:.3f}") for one in found.following)
-    header = ("momentum", "off while the mean moves", "off once it stands")
+    header = ("momentum", "off while the mean moves", "off after it stops")
     return Table(f"The moving average and the true mean, for batches of {BATCH}, σ = {SPREAD:g}.", header, rows)
 
 
@@ -177,7 +177,7 @@ def _repaired(found: MovingAverage) -> Table:
         for one in found.recalibrated
     )
     caption = f"Held-out accuracy after {TRAINED_STEPS} steps of training on digits."
-    return Table(caption, ("batch", "momentum", "moving averages", "taken anew"), rows)
+    return Table(caption, ("batch", "momentum", "moving averages", "recomputed"), rows)
 
 
 STUDY = Study(

@@ -5,8 +5,8 @@ BatchNorm in training mode, over all axes but the channels (n values for each ch
     μ = mean(x)    σ² = mean((x − μ)²)    y = γ·(x − μ)/√(σ² + ε) + β
     running_mean ← (1 − m)·running_mean + m·μ    running_var ← (1 − m)·running_var + m·σ²·n/(n − 1)
 
-In eval mode the running statistics stand in place of μ and σ²: constants, so y is an affine map of x (Ioffe and
-Szegedy 2015; the factor n/(n − 1) is PyTorch's). LayerNorm and InstanceNorm take both of each input anew.
+In eval mode the running statistics replace μ and σ². They are constants, so y is an affine map of x (Ioffe and
+Szegedy 2015; the factor n/(n − 1) is PyTorch's). LayerNorm and InstanceNorm compute both for each input.
 """
 
 from dataclasses import dataclass
