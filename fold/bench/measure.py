@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, join_rows
 from fold.artifact import Manifest, ModelVersion
 from fold.errors import BnfoldError, first_line
 from fold.graph import save_graph
@@ -306,11 +306,7 @@ def _check(
     """Compare a session's outputs, run as it will be timed, with the reference. The relative error of the worst one."""
     where = f"the {name} graph at batch {batch} on {provider_of(session)}"
     with _one_line_errors(where):
-        parts = [run(session, rows) for rows in _in_batches(manifest, inputs, batch)]
-    answers = {
-        output: np.concatenate([part[output] for part in parts]) if manifest.batched else array
-        for output, array in parts[0].items()
-    }
+        answers = join_rows([run(session, rows) for rows in _in_batches(manifest, inputs, batch)])
     precision = manifest.precision_on(provider_of(session)) if name == "folded" else "fp32"
     verdict = compare(truth, answers, inputs, provider=provider_of(session), precision=precision)
     if not verdict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, join_rows
 from fold.artifact import Preprocessing
 from fold.errors import BnfoldError
 from fold.inputs.given import input_files, is_image, read_file
@@ -47,7 +47,7 @@ class DataSet:
             start, rows = 0, _rows(arrays)
             while rows - start >= wanted:
                 waiting.append(_slice(arrays, start, start + wanted))
-                yield {name: np.concatenate([part[name] for part in waiting]) for name in arrays}
+                yield join_rows(waiting)
                 start += wanted
                 wanted, waiting = next(sizes, self.samples), []
             waiting.append(_slice(arrays, start, rows))

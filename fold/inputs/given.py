@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, join_rows
 from fold.artifact import DATATYPES, Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 from fold.inputs.drawn import IMAGES
@@ -22,7 +22,7 @@ def read_inputs(path: Path, manifest: Manifest) -> Arrays:
     datatype = next((spec.datatype for spec in manifest.inputs if how is not None and spec.name == how.input), "FP32")
     parts = [read_file(file, how, datatype) for file in input_files(path)]
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
+        return join_rows(parts)
     except (KeyError, ValueError) as error:
         raise BnfoldError(f"{path}: its files cannot be joined ({error}); give them one by one") from error
 

@@ -63,7 +63,9 @@ class Rounding:
     def failure(self) -> str:
         """What does not hold, for the certificate's message."""
         if self.faults:
-            return f"rounding does not hold; {len(self.faults)} weights or nodes are not what folding gives"
+            count = len(self.faults)
+            what = "1 weight or node is" if count == 1 else f"{count} weights or nodes are"
+            return f"rounding does not hold; {what} not what folding gives"
         worst = max(self.outputs, key=lambda output: output.ratio or 0)
         return f"rounding does not hold; output {worst.name!r} differs by {worst.ratio:.3g} times the bound"
 

@@ -145,6 +145,9 @@ def test_a_fault_in_the_stored_graph_is_caught_and_located(name, plant, publishe
     assert [fault.name for fault in made.rounding.faults] == planted
     assert made.located is not None
     assert made.located.layer
+    assert made.message.startswith(
+        "NOT equivalent: rounding does not hold; 1 weight or node is not what folding gives; "
+    )
     assert planted[0] in made.message
     into = [folded["name"] for folded in version.manifest.fold["folded"] if planted[0] in folded["into"]]
     assert made.located.batchnorm in (into or [None])
@@ -211,6 +214,7 @@ def test_a_fault_of_folding_is_caught_and_located_and_nothing_is_published(name,
     assert not list((tmp_path / "repository" / name).glob("[0-9]*"))
     assert not made.algebra
     assert made.algebra.worst.difference > 1e-7
+    assert made.message.startswith("NOT equivalent: algebra does not hold; in float64 output ")
     assert made.located is not None
     names = [folded.name for folded in conversion.report.folded]
     assert made.located.batchnorm == names[1 if plant is skipped else 0]
