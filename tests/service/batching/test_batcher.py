@@ -5,6 +5,8 @@ import gc
 import threading
 import time
 import weakref
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from service.batching.policy import BatchPolicy
 from service.batching.ticket import Ticket
 from service.batching.worker import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
+from service.settings import Settings
 from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, submit, turns
 
 
@@ -93,6 +96,30 @@ def test_rows_are_counted_not_requests() -> None:
         assert rig.model.batches == [1, 6, 6, 6]
 
     rig.play(play())
+
+
+def test_the_event_loop_computes_for_a_cpu_and_never_waits_for_a_gpu() -> None:
+    """And the next batch is prefetched where the CPU computes; a GPU has two batches in flight for that."""
+    settings = Settings(repository=Path("r"), max_batch_size=MAX_ROWS, queue_rows=32)
+    cpu = BatchPolicy.for_cpu(settings, batched=True, in_flight=1, single_core_runs=0)
+    gpu = BatchPolicy.for_gpu(settings, batched=True, in_flight=2)
+    for policy, inline in ((cpu, True), (gpu, False)):
+        fast, slow = Rig(seconds=0.0001, **asdict(policy)), Rig(seconds=1.0, **asdict(policy))
+
+        async def play_fast(rig: Rig = fast, inline: bool = inline) -> None:
+            await rig.learn()
+            ticket = rig.submit(filled(1), 1)
+            await turns()
+            assert ticket.result.done() is inline
+            rig.worker.run_all()
+
+        async def play_slow(rig: Rig = slow) -> None:
+            tickets = [rig.submit(filled(1, MAX_ROWS), MAX_ROWS) for _ in range(4)]
+            assert sum(not ticket.queued for ticket in tickets) == 2, "one runs, and one is prefetched or in flight"
+            rig.worker.run_all()
+
+        fast.play(play_fast())
+        slow.play(play_slow())
 
 
 def test_without_a_batch_axis_nothing_is_merged_and_nothing_is_cut() -> None:
