@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fold.artifact.manifest import Manifest
-from fold.errors import BnfoldError
+from fold.errors import LONGEST_NAME, BnfoldError, short
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
@@ -98,9 +98,11 @@ def next_version(repository: Path, name: str) -> int:
 
 def refuse_version(repository: Path, name: str, version: int) -> None:
     """Raise `BnfoldError` for a bad name or version, and for a version that exists: none is ever overwritten."""
+    if len(name) > LONGEST_NAME:
+        raise BnfoldError(f"model name {short(name)!r}: is too long; expected at most {LONGEST_NAME} characters")
     if not NAME_PATTERN.fullmatch(name):
         raise BnfoldError(
-            f"model name {name!r}: expected letters, digits, '_', '-' and '.', and a letter or digit first"
+            f"model name {short(name)!r}: expected letters, digits, '_', '-' and '.', and a letter or digit first"
         )
     if version < 1:
         raise BnfoldError(f"version {version}: expected a whole number from 1")

@@ -13,7 +13,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fold.errors import short
+
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+LONGEST_WORD = 1000
+"""Characters of a word in an error message, which may be a name from a file."""
 
 console = Console(stderr=True)
 
@@ -59,7 +63,8 @@ Trust = Annotated[
 
 def complain(message: str, code: int = BAD_INPUT) -> int:
     """Print one line on stderr and return the exit code."""
-    sys.stderr.write(f"bnfold: {' '.join(message.split())}\n")
+    text = " ".join(word if len(word) <= LONGEST_WORD else short(word) for word in message.split())
+    sys.stderr.write(f"bnfold: {''.join(one if one.isprintable() else ascii(one)[1:-1] for one in text)}\n")
     return code
 
 

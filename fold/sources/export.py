@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from fold.errors import BnfoldError, first_line
+from fold.errors import BnfoldError, first_line, root_cause
 from fold.graph import constant, display_name
 from fold.sources.outputs import output_names, with_plain_outputs
 from fold.sources.quiet import silenced
@@ -29,6 +29,12 @@ Sizes = Sequence[int | str]
 BATCH = "batch"
 USE_INPUT_STATS = 5
 """Position of `use_input_stats` among the arguments of `aten.instance_norm`."""
+BOUNDED = (
+    torch.ops.aten.clamp.default,
+    torch.ops.aten.clamp_.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.hardtanh_.default,
+)
 
 
 def export_module(module: nn.Module, inputs: Sequence[torch.Tensor] | torch.Tensor) -> ir.Model:
@@ -82,9 +88,12 @@ def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Mo
     """The unfolded graph of an exported program. `sizes` are the shapes of its inputs, with the names of free sizes."""
     try:
         with silenced():
-            exported = torch.onnx.export(_name_batchnorms(program), dynamo=True, optimize=False, verbose=False)
+            exported = torch.onnx.export(_prepared(program), dynamo=True, optimize=False, verbose=False)
     except Exception as error:
-        raise BnfoldError(f"torch.onnx.export cannot express the model in ONNX: {first_line(error)}") from error
+        raise BnfoldError(
+            f"torch.onnx.export cannot express the model in ONNX: {first_line(root_cause(error))}; change the operator "
+            "that it names, or export the model to .onnx yourself"
+        ) from error
     assert exported is not None
     model = exported.model
     _fold_constants(model, set(program.state_dict))
@@ -103,20 +112,29 @@ def save_program(program: ExportedProgram, path: Path) -> None:
         torch.export.save(program, stream)
 
 
-def _name_batchnorms(program: ExportedProgram) -> ExportedProgram:
-    """The program with `batch_norm` in place of each `instance_norm` that reads running statistics.
+def _prepared(program: ExportedProgram) -> ExportedProgram:
+    """The program with two operators rewritten, which the exporter would write badly or refuse.
 
-    In eval mode both are the same. The exporter would write a BatchNorm over every channel of every sample, between two
-    reshapes.
+    `instance_norm` that reads running statistics is in eval mode the same as `batch_norm`, and would be written as a
+    BatchNorm over every channel of every sample, between two reshapes. Bounds of a clip that are a float and a whole
+    number, `clamp(0.1, 6)`, find no operator of that name; for a float tensor both may be floats.
     """
-    if not any(_has_statistics(node) for node in program.graph.nodes):
+    if not any(_has_statistics(node) or _has_mixed_bounds(node) for node in program.graph.nodes):
         return program
     program = copy.copy(program)
     program._graph_module = copy.deepcopy(program.graph_module)
     for node in program.graph.nodes:
         if _has_statistics(node):
             node.target = torch.ops.aten.batch_norm.default  # takes the same arguments
+        elif _has_mixed_bounds(node):
+            node.args = (node.args[0], *(float(bound) if isinstance(bound, int) else bound for bound in node.args[1:]))
     return program
+
+
+def _has_mixed_bounds(node: torch.fx.Node) -> bool:
+    if node.target not in BOUNDED or not isinstance(node.args[0], torch.fx.Node):
+        return False
+    return node.args[0].meta["val"].is_floating_point() and {type(bound) for bound in node.args[1:]} >= {int, float}
 
 
 def _has_statistics(node: torch.fx.Node) -> bool:

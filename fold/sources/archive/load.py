@@ -8,11 +8,13 @@ from torch.export.pt2_archive._package import load_pt2
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.archive.scan import opened, scan
+from fold.sources.checkpoint.limits import refuse_inflated
 from fold.sources.quiet import silenced
 
 
 def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     """Open a `torch.export` archive. Without `trust`, one that could run code is refused."""
+    refuse_inflated(path)
     if not trust:
         scan(path)
     try:

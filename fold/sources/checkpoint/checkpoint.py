@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
-from fold.sources.checkpoint import wrappers
+from fold.sources.checkpoint import limits, wrappers
 from fold.sources.checkpoint.torchfile import read_torch
 
 METADATA = "bnfold"
@@ -49,9 +49,11 @@ def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, tr
     whole module is unpickled and a TorchScript archive is opened; both can run code. Raises `BnfoldError` for a file
     without weights, and for one with several sets if neither `key` nor `ema` selects one.
     """
+    limits.refuse_inflated(path)
     content, text = _read_safetensors(path) if _is_safetensors(path) else (read_torch(path, trust=trust), None)
     found = wrappers.find_weights(path, content, key=key, ema=ema)
     metadata = _metadata(content, text)
+    limits.refuse_metadata(path, metadata)
     return Checkpoint(path, found.tensors, metadata, content, found.places, text, found.module, found.notes)
 
 

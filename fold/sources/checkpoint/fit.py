@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn.parameter import is_lazy
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, short
 from fold.sources.checkpoint.checkpoint import Checkpoint
 from fold.sources.checkpoint.mismatch import likely_cause
 
@@ -127,6 +127,13 @@ def _check(checkpoint: Checkpoint, arch: str, expected: State, parameters: tuple
     if problems:
         cause = likely_cause(given, expected, missing, unexpected, shapes, parameters)
         raise BnfoldError(f"{checkpoint.path}: does not fit --arch {arch}: {'; '.join(problems)}; {cause}")
+    for name, tensor in expected.items():
+        floats = isinstance(tensor, torch.Tensor) and tensor.dtype.is_floating_point
+        if name in given and floats and not given[name].is_floating_point():
+            raise BnfoldError(
+                f"{checkpoint.path}: {name} is {given[name].dtype} in the checkpoint, expected floats; if the model is "
+                "quantised, fold the float model that it was made from"
+            )
     for name, others in tied.items():
         for other in others:
             if name in given and other in given and not torch.equal(given[name], given[other]):
@@ -146,4 +153,4 @@ def _tied(expected: State) -> dict[str, list[str]]:
 
 
 def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''}"
+    return f"{', '.join(map(short, names[:LISTED]))}{', …' if len(names) > LISTED else ''}"

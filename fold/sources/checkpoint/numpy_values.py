@@ -64,18 +64,31 @@ STAND_INS = [
 
 
 def restored(content: Any) -> Any:
-    """`content` with arrays and dtypes in place of their stand-ins, inside mappings, lists and tuples."""
+    """`content` with arrays and dtypes in place of their stand-ins, inside mappings, lists and tuples.
+
+    Each container is visited once, however often it is shared: 28 lists that hold the next one twice are 2^28 places.
+    """
+    return _restored(content, {})
+
+
+def _restored(content: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
+    if id(content) in seen:
+        return seen[id(content)][1]
     if isinstance(content, StoredArray):
         return content.array
     if isinstance(content, StoredDtype):
         return content.dtype
+    if isinstance(content, dict | list | tuple):
+        seen[id(content)] = (content, content)  # the first keeps it alive, so that no other object gets its id
     if isinstance(content, dict):
         for key, value in content.items():
-            content[key] = restored(value)
+            content[key] = _restored(value, seen)
     elif isinstance(content, list):
-        content[:] = [restored(value) for value in content]
+        content[:] = [_restored(value, seen) for value in content]
     elif type(content) is tuple:
-        return tuple(restored(value) for value in content)
+        made = tuple(_restored(value, seen) for value in content)
+        seen[id(content)] = (content, made)
+        return made
     elif hasattr(content, "__dict__") and type(content).__name__ == "Namespace":
-        restored(vars(content))
+        _restored(vars(content), seen)
     return content

@@ -25,6 +25,11 @@ def plain_dict(factory: object = None) -> dict[Any, Any]:
     return {}
 
 
+def type_of_values(*arguments: object) -> None:
+    """In place of a type that files name and never call: str() of shared lists could fill any memory."""
+    raise TypeError("a checkpoint names types of values and does not call them")
+
+
 SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), FILE)"
 TRUST = "or pass --trust if you know who made the file"
 PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -35,7 +40,8 @@ PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     timedelta,
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 writes it
-    *((kind, f"builtins.{kind.__name__}") for kind in (int, float, bool, str, list, dict, tuple, frozenset)),
+    (frozenset, "builtins.frozenset"),
+    *((type_of_values, f"builtins.{kind}") for kind in ("int", "float", "bool", "str", "list", "dict", "tuple")),
 ]
 """Types of values that checkpoints hold beside tensors. Creating one runs no code from the file."""
 

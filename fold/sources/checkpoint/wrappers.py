@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, short
+from fold.sources.checkpoint.limits import refuse_expanded
 
 USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
@@ -57,13 +58,36 @@ def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool 
     if not isinstance(content, Mapping | nn.Module):
         raise BnfoldError(f"{path}: holds a {type(content).__name__}, expected a state_dict; save model.state_dict()")
     found = list(_candidates(content))
+    for one in found:
+        refuse_expanded(path, one.tensors)
     if key is not None:
         chosen = _by_key(path, content, key)
     elif not found:
         raise BnfoldError(f"{path}: holds no tensors, expected a state_dict; save model.state_dict()")
     else:
         chosen = _averaged(path, content, found) if ema else _usual(path, found)
+    _refuse_unusual(path, chosen.tensors)
     return _without_fixed(_completed(chosen, found) if chosen.averaged else chosen)
+
+
+def _refuse_unusual(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `BnfoldError` for a tensor that is no array of numbers."""
+    for name, tensor in tensors.items():
+        what = _unusual(tensor)
+        if what is not None:
+            raise BnfoldError(f"{path}: {short(name)} is {what}")
+
+
+def _unusual(tensor: torch.Tensor) -> str | None:
+    if tensor.is_meta:
+        return "a meta tensor, which has no values; save the model after its weights were loaded"
+    if tensor.is_quantized:
+        return "a quantised tensor; fold the float model that it was made from"
+    if tensor.layout != torch.strided:
+        return "a sparse tensor; save it as tensor.to_dense()"
+    if tensor.is_nested:
+        return "a nested tensor; expected plain arrays of numbers"
+    return "a tensor of complex numbers; expected real ones" if tensor.is_complex() else None
 
 
 def _candidates(content: Any, place: Place = ()) -> Iterator[Weights]:
@@ -214,9 +238,14 @@ def _distinct(found: list[Weights]) -> list[Weights]:
 
 def _same(one: Weights, other: Weights) -> bool:
     return one.tensors.keys() == other.tensors.keys() and all(
-        tensor.dtype == other.tensors[name].dtype and torch.equal(tensor, other.tensors[name])
-        for name, tensor in one.tensors.items()
+        _equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()
     )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if _unusual(one) is not None or _unusual(other) is not None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _without_fixed(weights: Weights) -> Weights:
@@ -260,5 +289,5 @@ def _several(path: Path, sets: list[Weights]) -> BnfoldError:
 
 
 def _listed(sets: list[Weights]) -> str:
-    names = [repr(one.key) if one.place else "the file's top" for one in sets]
+    names = [repr(short(one.key)) if one.place else "the file's top" for one in sets]
     return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")

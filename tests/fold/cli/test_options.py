@@ -2,6 +2,7 @@
 from the command line to the published directory."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,44 @@ def test_a_published_model_reads_no_options_of_files_and_holds_no_other_model(ca
     err = refused(capsys, "fold", files / "m.onnx", "--out", tmp_path / "r/m")
     assert f"is the folder of a model; give its repository, --out {tmp_path}/r\n" in err
     assert sorted(path.name for path in (tmp_path / "r/m").iterdir()) == ["1", "config.pbtxt"]
+
+
+class Clipped(nn.Module):
+    """A bound that is a float, and one that is written as a whole number."""
+
+    def __init__(self, clip: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layers, self.clip = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), clip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.clip(self.layers(x))
+
+
+def clamp(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(0.1, 6)
+
+
+def hardtanh(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.hardtanh(x, -1, 0.5)
+
+
+def sorted_by_rows(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svd(x)[1]
+
+
+@pytest.mark.parametrize("clip", [clamp, hardtanh])
+def test_a_clip_by_a_float_and_a_whole_number(capsys, tmp_path, clip) -> None:
+    module = randomise(Clipped(clip), seed=1).eval()
+    torch.save(module, tmp_path / "m.pt")
+    run(capsys, "fold", tmp_path / "m.pt", "--trust", "--input", "3,8,8", "--out", tmp_path / "r")
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    (served,) = onnxruntime.InferenceSession(tmp_path / "r/m/1/model.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(served, module(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
+
+
+def test_an_operator_that_onnx_has_not_is_named_in_one_line(capsys, tmp_path) -> None:
+    torch.save(randomise(Clipped(sorted_by_rows), seed=1), tmp_path / "m.pt")
+    err = refused(capsys, "fold", tmp_path / "m.pt", "--trust", "--input", "3,8,8", "--out", tmp_path / "r")
+    assert "torch.onnx.export cannot express the model in ONNX: " in err
+    assert "svd" in err
+    assert "\x1b" not in err

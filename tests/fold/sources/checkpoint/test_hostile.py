@@ -1,0 +1,176 @@
+"""Checkpoints that are broken or made to harm: `bnfold fold` says one line, exits with 2 and leaves nothing behind."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import loadable
+from support.commands import refused, run
+from support.folding import randomise
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return randomise(loadable.plain(), seed=1).state_dict()
+
+
+def refusal(capsys, tmp_path: Path, content: Any, *options: str) -> str:
+    """How a fold refuses a file with this content, or the file that is there already."""
+    if content is not None:
+        torch.save(content, tmp_path / "m.pt")
+    arch = ("--arch", "support.loadable:plain", "--input", "3,7,9")
+    err = refused(capsys, "fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r", *options)
+    assert len(err) < 5000
+    assert not (tmp_path / "r").exists()
+    return err
+
+
+def first_weight(state: dict[str, torch.Tensor]) -> str:
+    return next(name for name, tensor in state.items() if tensor.ndim == 4)
+
+
+def sparse(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_sparse()
+
+
+def meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:TypedStorage:UserWarning")
+def quantised(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+def complex_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex64)
+
+
+def small_integers(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor * 127).to(torch.int8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (sparse, "is a sparse tensor; save it as tensor.to_dense()"),
+        (meta, "is a meta tensor, which has no values"),
+        (quantised, "is a quantised tensor; fold the float model that it was made from"),
+        (complex_numbers, "is a tensor of complex numbers"),
+        (small_integers, "is torch.int8 in the checkpoint, expected floats"),
+    ],
+)
+def test_tensors_that_are_no_arrays_of_floats(capsys, tmp_path, state, change, message) -> None:
+    name = first_weight(state)
+    changed = {**state, name: change(state[name])}
+    assert f"{name} {message}" in refusal(capsys, tmp_path, changed)
+    if change is not small_integers:  # two sets of weights are compared before one is chosen
+        assert "choose with --key" in refusal(capsys, tmp_path, {"a": changed, "b": state})
+
+
+def shared(container: Any) -> Any:
+    """2^28 places in a few kilobytes."""
+    for _ in range(28):
+        container = type(container)((container, container))
+    return container
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists_that_are_shared_are_walked_once(capsys, tmp_path, state, kind) -> None:
+    torch.save({"state_dict": state, "deep": shared(kind())}, tmp_path / "m.pt")
+    fold = ("fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
+    assert run(capsys, *fold)[0]["verdict"]["equivalent"] is True
+
+
+@pytest.mark.parametrize("key", ["inputs", "arch_args", "labels"])
+def test_what_a_file_says_of_itself_is_limited(capsys, tmp_path, state, key) -> None:
+    content = {"state_dict": state, "bnfold": {key: shared(["a"])}}
+    assert "has more than 100,000 values under 'bnfold'" in refusal(capsys, tmp_path, content)
+
+
+def test_a_type_is_not_called(capsys, tmp_path, state) -> None:
+    class Text:
+        """str() of 2^28 places would fill the memory."""
+
+        def __reduce__(self) -> tuple:
+            return str, (shared([]),)
+
+    assert "is not a PyTorch checkpoint" in refusal(capsys, tmp_path, {"state_dict": state, "text": Text()})
+
+
+def test_an_archive_that_inflates(capsys, tmp_path, state, monkeypatch) -> None:
+    torch.save({**state, "huge": torch.zeros(1 << 20)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "m.pt", "w") as small:
+        for entry in whole.infolist():
+            small.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr("fold.sources.checkpoint.limits.LEAST", 1 << 20)
+    err = refusal(capsys, tmp_path, None)
+    assert "m.pt: unpacks to 4," in err
+    assert "to read it, set BNFOLD_MAX_UNPACKED_BYTES=" in err
+    monkeypatch.setenv("BNFOLD_MAX_UNPACKED_BYTES", err.rpartition("=")[2].strip())
+    assert "1 unexpected: huge" in refusal(capsys, tmp_path, None)
+    monkeypatch.setenv("BNFOLD_MAX_UNPACKED_BYTES", "4 GB")
+    assert "BNFOLD_MAX_UNPACKED_BYTES: is '4 GB', expected a number of bytes" in refusal(capsys, tmp_path, None)
+    (tmp_path / "m.pt").rename(tmp_path / "m.pt2")
+    monkeypatch.delenv("BNFOLD_MAX_UNPACKED_BYTES")
+    assert "m.pt2: unpacks to 4," in refused(capsys, "fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
+
+
+def test_a_tensor_of_a_million_millions(capsys, tmp_path, state) -> None:
+    """One number, repeated by strides of 0; to compare two such would take hours."""
+    huge = {**state, "huge": torch.zeros(1).expand(10**6, 10**6)}
+    assert "unpacks to 4,000,000," in refusal(capsys, tmp_path, {"a": huge, "b": dict(huge)})
+
+
+def test_names_of_any_length(capsys, tmp_path, state) -> None:
+    long = "x" * 200_000
+    assert "xxx… (200,000 characters)" in refusal(capsys, tmp_path, {**state, long: torch.zeros(3)})
+    assert "is too long; expected at most 200" in refusal(capsys, tmp_path, state, "--name", "x" * 201)
+    assert "File name too long" in refusal(capsys, tmp_path, state, "--name", long)
+    for option in ("--labels", "--preprocessing"):
+        assert "File name too long" in refusal(capsys, tmp_path, state, option, f"/tmp/{long}")
+    err = refused(capsys, "fold", tmp_path / f"{long}.pt", "--out", tmp_path / "r")
+    assert "(200," in err
+    assert "File name too long" in err
+    err = refused(
+        capsys, "fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--out", tmp_path / ("x" * 256)
+    )
+    assert "File name too long" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+@pytest.mark.parametrize("place", ["torch.load", "torch.export.export", "fold.convert.certify"])
+def test_too_little_memory(capsys, tmp_path, state, monkeypatch, place, error) -> None:
+    """As PyTorch says it under `ulimit -v`, while the file is read, exported and proven."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    torch.save(state, tmp_path / "m.pt")
+    arch = ("--arch", "support.loadable:plain", "--input", "3,7,9")
+    err = refused(capsys, "fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r")
+    assert err.startswith("bnfold: too little memory; give the process more (ulimit -v)")
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".incoming")]
+
+
+@pytest.mark.parametrize("command", [["serve", "."], ["verify", "r/m"]])
+def test_without_onnxruntime(tmp_path, command) -> None:
+    code = f"import sys; sys.modules['onnxruntime'] = None; from fold.cli import main; main({command})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "bnfold: onnxruntime is not installed; install bnfold[cpu], or bnfold[gpu] for an NVIDIA GPU\n"
+    assert done.stderr == line
