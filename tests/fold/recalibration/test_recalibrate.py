@@ -27,7 +27,7 @@ from support import ROOT
 from support.recalibrating import ROWS, Unreached, Unusual, directly, images, net, plain
 
 DOCS = ROOT / "docs" / "recalibration.md"
-NET = "recalibrating:Net"
+NET = "support.recalibrating:Net"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
