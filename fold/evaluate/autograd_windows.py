@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fold.evaluate.operators import Windows
+from fold.evaluate.operators import Windows, interpolation
 from fold.graph import integer, integers, real, text
 
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -62,9 +62,12 @@ def conv_transpose(node: ir.Node, x: Tensor, W: Tensor, B: Tensor | None = None)
     pads = [0] * 2 * rank if how == "VALID" else integers(node, "pads", [0] * 2 * rank)
     before, behind = pads[:rank], pads[rank:]
     wanted = integers(node, "output_shape")[-rank:]
+    grows = bool(wanted)  # an explicit output may be larger than what the kernel reaches
     if not wanted and how.startswith("SAME"):
         wanted = [s * n for s, n in zip(strides, x.shape[2:], strict=True)]
     if wanted:  # the padding follows from it: half on each side, auto_pad places an odd one
+        if grows:
+            extra = [max(e, want - n) for n, e, want in zip(y.shape[2:], extra, wanted, strict=True)]
         total = [max(0, n + e - want) for n, e, want in zip(y.shape[2:], extra, wanted, strict=True)]
         before = [t // 2 if how == "SAME_UPPER" else t - t // 2 for t in total]
         behind = [t - b for t, b in zip(total, before, strict=True)]
@@ -125,6 +128,11 @@ def resize(
     node: ir.Node, x: Tensor, _roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None
 ) -> Tensor:
     """Along each axis a product with a matrix; each of its rows holds the weights of one output position."""
+    how = text(node, "coordinate_transformation_mode", "half_pixel")
+    if how == "tf_crop_and_resize":
+        raise NotImplementedError("tf_crop_and_resize is not supported")
+    if text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise NotImplementedError("keep_aspect_ratio_policy is not supported")
     over = integers(node, "axes") or list(range(x.ndim))
     given = scales if sizes is None else sizes / torch.tensor([x.shape[axis] for axis in over], dtype=torch.float64)
     assert given is not None
@@ -132,50 +140,19 @@ def resize(
         n = x.shape[axis]
         out = round(scale * n) if sizes is not None else int(np.floor(scale * n))
         if scale != 1:
-            weights = torch.from_numpy(_interpolation(node, n, out, scale))
-            x = torch.tensordot(x, weights, dims=([axis], [1])).movedim(-1, axis)
+            weights, _ = interpolation(
+                n,
+                out,
+                scale,
+                mode=text(node, "mode", "nearest"),
+                coordinates=how,
+                nearest=text(node, "nearest_mode", "round_prefer_floor"),
+                cubic_a=real(node, "cubic_coeff_a", -0.75),
+                exclude_outside=bool(integer(node, "exclude_outside", 0)),
+                antialias=bool(integer(node, "antialias", 0)),
+            )
+            x = torch.tensordot(x, torch.from_numpy(weights), dims=([axis], [1])).movedim(-1, axis)
     return x
-
-
-def _interpolation(node: ir.Node, n: int, out: int, scale: float) -> np.ndarray:
-    """Interpolation weights of `n` elements for `out` positions: [out, n]."""
-    mode, width = text(node, "mode", "nearest"), scale * n
-    how = text(node, "coordinate_transformation_mode", "half_pixel")
-    if how == "tf_crop_and_resize" or integer(node, "antialias", 0):
-        raise NotImplementedError("tf_crop_and_resize and antialias are not supported")
-    if text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotImplementedError("keep_aspect_ratio_policy is not supported")
-    y = np.arange(out)
-    at = (y + 0.5) / scale - 0.5
-    if how == "asymmetric":
-        at = y / scale
-    elif how == "align_corners":
-        at = y * (n - 1) / (width - 1) if width != 1 else np.zeros(out)
-    elif how == "half_pixel_symmetric":
-        at += n / 2 * (1 - out / width)
-    elif how == "pytorch_half_pixel" and width == 1:
-        at = np.full(out, -0.5)
-    if mode == "nearest":
-        rounding = text(node, "nearest_mode", "round_prefer_floor")
-        halves = {"round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5)}
-        taps = halves.get(rounding, np.floor(at) if rounding == "floor" else np.ceil(at))[:, None]
-        weights = np.ones((out, 1))
-    else:
-        reach = 1 if mode == "linear" else 2
-        taps = np.floor(at)[:, None] + np.arange(1 - reach, 1 + reach)
-        away = np.abs(at[:, None] - taps)
-        weights = 1 - away if mode == "linear" else _cubic(away, real(node, "cubic_coeff_a", -0.75))
-    if integer(node, "exclude_outside", 0):
-        weights = weights * ((taps >= 0) & (taps < n))
-        weights = weights / weights.sum(axis=1, keepdims=True)
-    matrix = np.zeros((out, n))
-    np.add.at(matrix, (y[:, None], taps.clip(0, n - 1).astype(np.int64)), weights)
-    return matrix
-
-
-def _cubic(away: np.ndarray, a: float) -> np.ndarray:
-    near = (a + 2) * away**3 - (a + 3) * away**2 + 1
-    return np.where(away <= 1, near, a * away**3 - 5 * a * away**2 + 8 * a * away - 4 * a)
 
 
 def depth_to_space(node: ir.Node, x: Tensor) -> Tensor:

@@ -17,10 +17,15 @@ from onnx.reference.op_run import OpRun
 from fold.arrays import widened
 from fold.errors import BnfoldError, first_line
 from fold.evaluate.operators import OPERATORS
-from fold.graph import FLOATS
+from fold.graph import FLOATS, display_name, is_standard
 
 OnTensor = Callable[[str, np.ndarray], None]
 T = TypeVar("T")
+
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators that draw other numbers in every run."""
 
 
 def as_float64(model: ir.Model) -> ir.Model:
@@ -36,8 +41,8 @@ def as_float64(model: ir.Model) -> ir.Model:
                 value.const_value = _widened(tensor, value.name)
                 value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new type: clones share theirs with the original
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-            if value.dtype in FLOATS:
-                value.type = ir.TensorType(ir.DataType.DOUBLE)
+            if value.type is not None:
+                value.type = _wide_type(value.type)
     for body in (*model.graphs(), *model.functions.values()):
         for node in body:
             _widen_attributes(node)
@@ -55,13 +60,48 @@ def _in_float64(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float64))
 
 
+def _wide_type(kind: ir.TypeProtocol) -> ir.TypeProtocol:
+    """A float tensor's type as that of a float64 tensor, within sequences and optionals, too."""
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        return type(kind)(_wide_type(kind.elem_type))
+    return ir.TensorType(ir.DataType.DOUBLE) if isinstance(kind, ir.TensorType) and kind.dtype in FLOATS else kind
+
+
+TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype", "output_dtype", "softmax_precision", "stash_type", "to"})
+"""Attributes that name the type of an output, or of an intermediate result."""
+FLOAT_BY_DEFAULT = {
+    "BlackmanWindow": "output_datatype",
+    "HammingWindow": "output_datatype",
+    "HannWindow": "output_datatype",
+    "MelWeightMatrix": "output_datatype",
+    "SequenceEmpty": "dtype",
+}
+"""Operators that write float32 where such an attribute is left out."""
+
+
 def _widen_attributes(node: ir.Node) -> None:
-    for name, attribute in list(node.attributes.items()):
+    if not is_standard(node):
+        return
+    attributes = node.attributes
+    for name, attribute in list(attributes.items()):
+        if attribute.is_ref():
+            continue
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in FLOATS:
-            array = attribute.as_tensor().numpy().astype(np.float64)
-            node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))
-        elif node.op_type == "Cast" and name == "to" and ir.DataType(attribute.as_int()) in FLOATS:
-            node.attributes[name] = ir.AttrInt64(name, ir.DataType.DOUBLE)
+            attributes[name] = _float64_tensor(name, attribute.as_tensor().numpy())
+        elif node.op_type == "Constant" and name in ("value_float", "value_floats"):
+            del attributes[name]
+            attributes["value"] = _float64_tensor("value", np.asarray(attribute.value, np.float32))
+        elif name in TYPE_ATTRIBUTES and ir.DataType(attribute.as_int()) in FLOATS:
+            attributes[name] = ir.AttrInt64(name, ir.DataType.DOUBLE)
+    if node.op_type == "ConstantOfShape" and "value" not in attributes:
+        attributes["value"] = _float64_tensor("value", np.zeros(1))
+    kind = FLOAT_BY_DEFAULT.get(node.op_type)
+    if kind is not None and kind not in attributes:
+        attributes[kind] = ir.AttrInt64(kind, ir.DataType.DOUBLE)
+
+
+def _float64_tensor(name: str, array: np.ndarray) -> ir.Attr:
+    return ir.AttrTensor(name, ir.tensor(array.astype(np.float64)))
 
 
 def evaluate(model: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,6 +113,12 @@ class Evaluator:
     """A graph prepared once for evaluation in float64. Raises `BnfoldError` if the graph cannot be evaluated."""
 
     def __init__(self, model: ir.Model) -> None:
+        drawing = next((node for node in model.graph.all_nodes() if is_standard(node) and node.op_type in RANDOM), None)
+        if drawing is not None:
+            raise BnfoldError(
+                f"{display_name(drawing)}: operator {drawing.op_type} draws other numbers in every run, so nothing can "
+                "be proven; export the model in eval mode, without it"
+            )
         wide = as_float64(model)
         self._opset = model.opset_imports.get("", 1)
         self._weights = _take_weights(wide.graph)
@@ -99,7 +145,7 @@ class Evaluator:
 
     def weight(self, name: str) -> np.ndarray:
         """The value of an initializer, in float64 if it is of a float type."""
-        return self._weights[name].numpy()
+        return as_text(self._weights[name].numpy())
 
     def run(
         self, node: OpRun, read: Sequence[np.ndarray | None], context: dict[str, np.ndarray]
@@ -107,7 +153,11 @@ class Evaluator:
         """The outputs of one node. Raises `BnfoldError` if its operator fails."""
         try:
             run: Callable[..., Sequence[np.ndarray]] = node.run
-            return run(*read, context=context) if node.need_context() else run(*read)
+            with np.errstate(all="ignore"):  # infinities are results
+                written = run(*read, context=context) if node.need_context() else run(*read)
+            return [as_text(value) for value in written]
+        except BnfoldError:
+            raise
         except Exception as error:  # as above
             raise self._failure(error) from error
 
@@ -155,6 +205,16 @@ class Evaluator:
             f"implementation ({first_line(error)}), so nothing can be proven; export it with ONNX's own operators and "
             "a recent opset"
         )
+
+
+def as_text(value: T) -> T | np.ndarray:
+    """Text as an array of `str`: onnx's operators write and read bytes, too, or text of a fixed length."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "OSU":
+        return value
+    texts = [item.decode() if isinstance(item, bytes) else item for item in value.reshape(-1).tolist()]
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array.reshape(value.shape)
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

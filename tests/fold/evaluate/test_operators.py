@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-import fold.evaluate.operators
 from fold.errors import BnfoldError
 from fold.evaluate.float64 import evaluate
+from fold.evaluate.operators import windows
 from fold.runtime.session import open_session, run
 from support.folding import GraphBuilder
 
@@ -74,7 +74,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("attributes", CONVOLUTIONS, ids=str)
 def test_convolutions(attributes, rank, block, monkeypatch) -> None:
     """In blocks of any size: a row of the output, some of them, a whole image, the batch."""
-    monkeypatch.setattr(fold.evaluate.operators, "BLOCK", block)
+    monkeypatch.setattr(windows, "BLOCK", block)
     cut = {}
     for name, value in attributes.items():
         behind = value[3 : 3 + rank] if name == "pads" else []

@@ -1,9 +1,8 @@
-"""Operators that replace those of onnx's reference implementation where it is wrong, incomplete or wasteful.
+"""Operators with windows: convolutions, pools, padding.
 
-Seen in onnx 1.23: its BatchNormalization trains where opsets 7 to 13 only apply what was trained; its ConvTranspose
-fails for groups; its Conv gathers the windows of a whole batch at once; its MaxPool fails or errs with padding and
-ceil_mode, its AveragePool with ceil_mode; its Pad cannot crop; its Resize computes cubic weights in float32 and does
-not know opset 10, and its Upsample only knows whole factors in opset 9.
+Seen in onnx 1.23: its ConvTranspose fails for groups; its Conv gathers the windows of a whole batch at once; its
+MaxPool fails or errs with padding and ceil_mode, its AveragePool and LpPool with ceil_mode; its GlobalMaxPool is only
+right for two spatial axes; its Pad cannot crop.
 """
 
 import functools
@@ -15,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_resize
 
 BLOCK = 2**20
 """Elements that a convolution gathers at once: 8 MB of float64."""
@@ -56,7 +54,7 @@ class Windows:
             before, behind = pads[:rank], pads[rank:]
             free = [n + b + e - r for n, b, e, r in zip(sizes, before, behind, reach, strict=True)]
             counts = [f // s + 1 for f, s in zip(free, steps, strict=True)]
-            if ceil_mode and auto_pad != "VALID":  # a last window counts if it starts before the trailing padding
+            if ceil_mode:  # a last window counts if it starts before the trailing padding
                 more = [-(-f // s) + 1 for f, s in zip(free, steps, strict=True)]
                 starts_inside = [(m - 1) * s < n + b for m, s, n, b in zip(more, steps, sizes, before, strict=True)]
                 counts = [m if inside else c for m, c, inside in zip(more, counts, starts_inside, strict=True)]
@@ -138,10 +136,14 @@ class ConvTranspose(OpRun):
             s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, X.shape[2:], dilation, kernel, strict=True)
         ]
         full = [size + e for size, e in zip(sizes, extra, strict=True)]
+        grows = bool(output_shape)  # an explicit output may be larger than what the kernel reaches
         if not output_shape and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             output_shape = [s * n for s, n in zip(stride, X.shape[2:], strict=True)]
         if output_shape:  # the padding follows from it: half on each side, auto_pad places an odd one
-            total = [max(0, size - wanted) for size, wanted in zip(full, output_shape[-rank:], strict=True)]
+            wanted = output_shape[-rank:]
+            if grows:
+                full = [max(size, least) for size, least in zip(full, wanted, strict=True)]
+            total = [max(0, size - least) for size, least in zip(full, wanted, strict=True)]
             before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
             pad = before + [t - b for t, b in zip(total, before, strict=True)]
         Y = np.zeros((X.shape[0], groups, W.shape[1], *full), X.dtype)
@@ -160,39 +162,6 @@ class ConvTranspose(OpRun):
         inner: tuple[Any, ...] = (..., *(slice(pad[a], full[a] - pad[rank + a]) for a in range(rank)))
         Y = Y[inner]
         return (Y if B is None else Y + B.reshape(-1, *[1] * rank),)
-
-
-class BatchNormalization(OpRun):
-    """Of every opset; opsets 7 to 13 only apply the running statistics."""
-
-    def _run(
-        self,
-        X: np.ndarray,
-        scale: np.ndarray,
-        B: np.ndarray,
-        mean: np.ndarray,
-        var: np.ndarray,
-        consumed_inputs: list[int] | None = None,
-        epsilon: float | None = None,
-        is_test: int | None = None,
-        momentum: float | None = None,
-        spatial: int | None = None,
-        training_mode: int | None = None,
-    ) -> tuple[np.ndarray, ...]:
-        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
-        over = tuple(axis for axis in range(X.ndim) if axis != 1)
-        shape = [-1] + [1] * (X.ndim - 2)
-        if not training_mode:
-            s = scale / np.sqrt(var + epsilon)
-            return ((X - mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),)
-        batch_mean, batch_var = X.mean(axis=over), X.var(axis=over)
-        s = scale / np.sqrt(batch_var + epsilon)
-        kept = 0.9 if momentum is None else momentum
-        return (
-            (X - batch_mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),
-            mean * kept + batch_mean * (1 - kept),
-            var * kept + batch_var * (1 - kept),
-        )
 
 
 class AveragePool(OpRun):
@@ -249,6 +218,38 @@ class MaxPool(OpRun):
         return values, at
 
 
+class LpPool(OpRun):
+    """The p-norm of each window; padding is zero."""
+
+    def _run(
+        self,
+        X: np.ndarray,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: list[int] | None = None,
+        kernel_shape: list[int] | None = None,
+        p: int = 2,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        windows = Windows.of(X.shape[2:], kernel_shape or [], auto_pad, ceil_mode, dilations, pads, strides)
+        return (sum(windows.places(np.abs(X) ** p, 0), np.zeros(())) ** (1 / p),)
+
+
+class GlobalLpPool(OpRun):
+    """Of any number of spatial axes."""
+
+    def _run(self, X: np.ndarray, p: int = 2) -> tuple[np.ndarray]:
+        return ((np.abs(X) ** p).sum(axis=tuple(range(2, X.ndim)), keepdims=True) ** (1 / p),)
+
+
+class GlobalMaxPool(OpRun):
+    """Of any number of spatial axes."""
+
+    def _run(self, X: np.ndarray) -> tuple[np.ndarray]:
+        return (X.max(axis=tuple(range(2, X.ndim)), keepdims=True),)
+
+
 class Pad(OpRun):
     """Crops by negative widths first, then pads."""
 
@@ -269,68 +270,3 @@ class Pad(OpRun):
             return (np.pad(X[cropped], grown, mode=mode),)
         filling = value if constant_value is None else constant_value
         return (np.pad(X[cropped], grown, constant_values=0 if filling is None else np.reshape(filling, -1)[0]),)
-
-
-def _erf(X: np.ndarray) -> np.ndarray:
-    return np.asarray(np.vectorize(math.erf, otypes=[X.dtype])(X))
-
-
-class Erf(OpRun):
-    """In float64; onnx's own rounds to float32."""
-
-    def _run(self, X: np.ndarray) -> tuple[np.ndarray]:
-        return (_erf(X),)
-
-
-class Gelu(OpRun):
-    """In float64; onnx's own goes through its Erf, or through a π in float32."""
-
-    def _run(self, X: np.ndarray, approximate: str | None = None) -> tuple[np.ndarray]:
-        if approximate == "tanh":
-            return (0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),)
-        return (0.5 * X * (1 + _erf(X / math.sqrt(2))),)
-
-
-UPSAMPLING: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-"""The coordinates that Upsample, and Resize of opset 10, use."""
-
-
-class Resize(op_resize.Resize):
-    """Of every opset, in opset 10 with the scales as the second input; axes of any sign; cubic weights in float64."""
-
-    def _run(  # type: ignore[override]
-        self,
-        X: np.ndarray,
-        roi: np.ndarray | None = None,
-        scales: np.ndarray | None = None,
-        sizes: np.ndarray | None = None,
-        axes: list[int] | None = None,
-        cubic_coeff_a: float = -0.75,
-        **attributes: Any,
-    ) -> Any:
-        attributes["axes"] = None if axes is None else [axis % X.ndim for axis in axes]
-        attributes["cubic_coeff_a"] = float(cubic_coeff_a)  # a float32 scalar would turn the weights into float32
-        if scales is None and sizes is None:
-            return super()._run(X, None, roi, None, **{**attributes, **UPSAMPLING})
-        return super()._run(X, roi, scales, sizes, **attributes)
-
-
-class Upsample(op_resize.Resize):
-    """With the scales as an input or, in opset 7, an attribute."""
-
-    def _run(self, X: np.ndarray, scales: np.ndarray | list[float], mode: str = "nearest") -> Any:  # type: ignore[override]
-        return super()._run(X, None, np.asarray(scales), None, mode=mode, **UPSAMPLING)
-
-
-OPERATORS: list[type[OpRun]] = [
-    AveragePool,
-    BatchNormalization,
-    Conv,
-    ConvTranspose,
-    Erf,
-    Gelu,
-    MaxPool,
-    Pad,
-    Resize,
-    Upsample,
-]
