@@ -117,31 +117,37 @@ def total(a: Branches, b: Branches, sign: float) -> Branches | None:
 def product(outer: Branches, inner: Branches) -> Branches | None:
     """Two convolutions in a row as one; None if the outer one pads with zeros where the inner one would not write
     zeros."""
+    # 1. Refuse an outer convolution that pads with zeros a tensor that would not be zero there.
     if any(outer.pads) and not inner.zero_outside:
         return None
-    (outputs, _, *second), (_, per_group, *first) = outer.shape, inner.shape
+    # 2. The groups that both have in common, and the grid of taps.
+    (outputs, _, *outer_kernel), (_, per_group, *inner_kernel) = outer.shape, inner.shape
     groups = math.gcd(outer.groups, inner.groups)
     begins = tuple(i + s * o for i, s, o in zip(inner.begins, inner.strides, outer.begins, strict=True))
     steps = tuple(s * d for s, d in zip(inner.strides, outer.dilations, strict=True))
     dilations, kernel = [], []
-    for own, step, few, many in zip(inner.dilations, steps, first, second, strict=True):
-        dilation = math.gcd(*([own] if few > 1 else []), *([step] if many > 1 else [])) or 1
+    for near, far, taps, outer_taps in zip(inner.dilations, steps, inner_kernel, outer_kernel, strict=True):
+        dilation = math.gcd(*([near] if taps > 1 else []), *([far] if outer_taps > 1 else [])) or 1
         dilations.append(dilation)
-        kernel.append((own * (few - 1) + step * (many - 1)) // dilation + 1)
+        kernel.append((near * (taps - 1) + far * (outer_taps - 1)) // dilation + 1)
     shape = (outputs, per_group * inner.groups // groups, *kernel)
 
+    # 3. The weights: each tap of the outer kernel adds the whole inner kernel, moved.
     def make_weights() -> Array:
         outers, inners = (W.reshape(groups, -1, *W.shape[1:]) for W in (_widened(f, groups) for f in (outer, inner)))
         W = np.zeros((groups, outputs // groups, *shape[1:]))
-        for tap in np.ndindex(*second):
-            taps = [
-                at * step // dilation + np.arange(few) * own // dilation
-                for at, step, own, few, dilation in zip(tap, steps, inner.dilations, first, dilations, strict=True)
+        for tap in np.ndindex(*outer_kernel):
+            positions = [
+                at * far // dilation + np.arange(taps) * near // dilation
+                for at, far, near, taps, dilation in zip(
+                    tap, steps, inner.dilations, inner_kernel, dilations, strict=True
+                )
             ]
-            here: Any = (slice(None), slice(None), slice(None), *np.ix_(*taps))
+            here: Any = (slice(None), slice(None), slice(None), *np.ix_(*positions))
             W[here] += np.einsum("gom,gmi...->goi...", outers[(..., *tap)], inners)
         return W.reshape(shape)
 
+    # 4. The bias: that of the outer one, and the inner one's through the outer weights.
     b = outer.b
     if inner.b.any():
         summed = (
@@ -183,8 +189,8 @@ def _aligned(f: Branches, into: Branches) -> Array:
     """The weights of `f` in the groups and on the grid of taps, larger and finer, of another."""
     aligned = np.zeros(into.shape)
     taps = [
-        (old - new) // step + np.arange(size) * own // step
-        for old, new, step, own, size in zip(
+        (old - new) // finer + np.arange(size) * dilation // finer
+        for old, new, finer, dilation, size in zip(
             f.begins, into.begins, into.dilations, f.dilations, f.shape[2:], strict=True
         )
     ]

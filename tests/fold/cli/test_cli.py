@@ -57,7 +57,7 @@ def test_fold_publishes_a_model_directory_and_says_what_went_where(published) ->
     answer = json.loads(done.stdout)
     assert answer["batchnorms"] == len(answer["folded"]) + len(answer["kept"])
     assert {"name", "node", "channels", "into"} <= set(answer["folded"][0])
-    assert {"name", "node", "channels", "reason", "culprit"} <= set(answer["kept"][0])
+    assert {"name", "node", "channels", "code", "blocked", "reason", "culprit"} <= set(answer["kept"][0])
     assert answer["branches_merged"] == 0
     assert answer["verdict"]["equivalent"] is True
     folder = repository / "digits" / "1"
