@@ -408,7 +408,7 @@ def test_a_source_is_folded_with_its_standardisation_and_proven(
     else:
         save_graph(export_module(net, example), path)
     wanted = parse_scaling(THREE, layout)
-    source = Source(path, trust=True, input_scaling=wanted)
+    source = Source(path, trust=suffix == "pt2", input_scaling=wanted)
     conversion = convert(source, Target(tmp_path / "r"), provider="cpu", samples=4, precision=precision)
     assert conversion.path is not None, conversion.certificate.message
     version = read_version(conversion.path)

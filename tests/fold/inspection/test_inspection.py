@@ -718,7 +718,7 @@ def test_the_page_is_written_whole_and_replaces_another(sick, tmp_path, capsys) 
     page = tmp_path / "page.html"
     page.write_text("an old one")
     _, err = run(capsys, sick, "--html", page)
-    assert f"written {page}" in err
+    assert f"written to {page}" in err
     text = page.read_text()
     assert "[b]&lt;one&gt;: never trained: its statistics are still mean 0, variance 1" in text
     assert "<one>" not in text

@@ -139,7 +139,9 @@ def test_two_names_two_inputs_casts_and_layers_left_out(tmp_path: Path) -> None:
     # float32 would lose the deviation beside the mean, so what the module casts must be in float64
     values, index = random.normal(1e8, 1, (9, 3)), random.integers(0, 7, 9)
     np.savez(tmp_path / "data.npz", index=index, values=values)
-    done = recalibrate(source(tmp_path / "old.pt", "recalibrating:Unusual"), tmp_path / "data.npz", tmp_path / "new.pt")
+    done = recalibrate(
+        source(tmp_path / "old.pt", "support.recalibrating:Unusual"), tmp_path / "data.npz", tmp_path / "new.pt"
+    )
     assert [layer.name for layer in done.layers] == ["first"]
     assert done.unreached == ("auxiliary",)
     new = torch.load(tmp_path / "new.pt", weights_only=True)
@@ -290,7 +292,7 @@ def refused_data(tmp_path: Path, **arrays: np.ndarray) -> tuple[Path, Path]:
         ({"image": images().astype(np.float64) * 1e306}, ("layer bn2", "not finite")),
         ({"image": images().astype(np.float64) * 1e290}, ("layer bn1", "too large for torch.float32")),
         ({"image": images()[:0]}, ("data.npz", "no common number of rows")),
-        ({"image": images()[:1]}, ("layer bn3", "one value in each channel", "--batch-size")),
+        ({"image": images()[:1]}, ("layer bn3", "a single value in each channel", "--batch-size")),
         ({"image": images(), "other": images(2)}, ("data.npz", "no common number of rows")),
         ({}, ("data.npz", "(none)")),
     ],
@@ -328,9 +330,12 @@ def test_bad_sources_and_targets_are_one_line(tmp_path: Path, capsys: pytest.Cap
         ((old, *net_, "--data", data, "--out", tmp_path / "no" / "x.pt"), ("no/x.pt", "no folder")),
         ((old, "--data", data, *new), ("old.pt", "--arch")),
         ((tmp_path / "a.onnx", "--data", data, *new), ("a.onnx", "state_dict")),
-        ((tmp_path / "plain.pt", "--arch", "recalibrating:plain", "--data", data, *new), ("plain.pt", "no BatchNorm")),
         (
-            (tmp_path / "left.pt", "--arch", "recalibrating:Unreached", "--data", data, *new),
+            (tmp_path / "plain.pt", "--arch", "support.recalibrating:plain", "--data", data, *new),
+            ("plain.pt", "no BatchNorm"),
+        ),
+        (
+            (tmp_path / "left.pt", "--arch", "support.recalibrating:Unreached", "--data", data, *new),
             ("Unreached", "none of its"),
         ),
         ((old, *net_, "--data", tmp_path / "none.npz", *new), ("none.npz",)),
@@ -362,4 +367,6 @@ def test_a_network_that_cannot_tell_whose_input_it_is_says_which_are_missing(tmp
     torch.save(Unusual().state_dict(), tmp_path / "old.pt")
     np.savez(tmp_path / "data.npz", values=np.ones((4, 3)))
     with pytest.raises(BnfoldError, match=r"data\.npz: input 'index': missing; the model takes values, index"):
-        recalibrate(source(tmp_path / "old.pt", "recalibrating:Unusual"), tmp_path / "data.npz", tmp_path / "new.pt")
+        recalibrate(
+            source(tmp_path / "old.pt", "support.recalibrating:Unusual"), tmp_path / "data.npz", tmp_path / "new.pt"
+        )
