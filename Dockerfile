@@ -71,7 +71,6 @@ FROM slim-dependencies AS code
 COPY README.md pyproject.toml ./
 COPY fold fold
 COPY service service
-COPY models models
 RUN /opt/tools/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tools/bin/pip --python /opt/bnfold/bin/python install --root /new --no-index --no-deps dist/*.whl
 
@@ -111,6 +110,9 @@ COPY --from=code /new/opt/bnfold /opt/bnfold
 FROM complete AS example
 HEALTHCHECK NONE
 COPY --from=train /new/opt/bnfold /opt/bnfold
+# The networks of the example are no part of the wheel.
+COPY models /opt/example/models
+ENV PYTHONPATH=/opt/example
 # An existing model is kept, so the job can run at every start.
 ENTRYPOINT ["/bin/sh", "-euc"]
 CMD ["if [ -f digits/1/manifest.json ]; then echo 'digits is in the repository already'; exit 0; fi; \

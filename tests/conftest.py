@@ -1,6 +1,13 @@
 """Two processes test at once, a file each: the longest files go first, so that none is left over at the end."""
 
+import os
+
 import pytest
+
+from support import ROOT
+
+# Processes that tests start find the networks in the checkout, from where they are not installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 LONGEST = ("test_readme.py", "test_cli.py", "test_architectures.py", "test_certificate.py", "test_precision.py")
 
