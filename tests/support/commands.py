@@ -1,25 +1,54 @@
-"""The command line in process: what a command printed, or how it refused."""
+"""`bnfold` with its arguments, in this process: a new one would load PyTorch again, which takes most of the time."""
 
+import contextlib
+import io
 import json
-
-import pytest
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
 
 from fold.cli import main
 
+Run = subprocess.CompletedProcess[str]
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict, str]:
+
+def bnfold(*arguments: object, cwd: Path | None = None) -> Run:
+    """What the command line printed, and its exit code."""
+    words = list(map(str, arguments))
+    code = None
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        contextlib.chdir(cwd or Path.cwd()),
+        warnings.catch_warnings(),
+    ):
+        try:
+            main(words)
+        except SystemExit as left:
+            code = left.code
+    assert code is None or isinstance(code, int)
+    return Run(words, code or 0, stdout.getvalue(), stderr.getvalue())
+
+
+def assert_one_line(done: Run, *words: str) -> None:
+    """Exit 2, nothing on stdout, and one line on stderr that holds the words."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
+def run(*arguments: object) -> tuple[dict[str, Any], str]:
     """The JSON of a command that succeeds on two samples, and its stderr."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in (*arguments, "--samples", 2, "--json")])
-    out, err = capsys.readouterr()
-    assert not left.value.code, err
-    return json.loads(out), err
+    done = bnfold(*arguments, "--samples", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refused(*arguments: object) -> str:
     """The one line on stderr of a command that exits with 2 and prints nothing else."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
-    return err
+    done = bnfold(*arguments)
+    assert_one_line(done)
+    return done.stderr

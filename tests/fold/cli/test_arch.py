@@ -55,11 +55,11 @@ def write(file: str, text: str = NET) -> None:
         ("code/my net.v2.py", "code/my net.v2.py:make"),
     ],
 )
-def test_the_users_own_file_comes_first_and_is_recorded(capsys, project, file, arch) -> None:
+def test_the_users_own_file_comes_first_and_is_recorded(project, file, arch) -> None:
     import models.cnn  # noqa: F401, PLC0415  # ours is imported already
 
     write(file)
-    answer, err = run(capsys, "fold", "net.pt", "--arch", arch, "--input", "1,6,6", "--out", "r", "--name", "net")
+    answer, err = run("fold", "net.pt", "--arch", arch, "--input", "1,6,6", "--out", "r", "--name", "net")
     assert f"net.pt: --arch {arch} was found in {file}" in err.splitlines()
     assert answer["arch_file"] == str(Path(file).absolute())
     source = json.loads(Path("r/net/1/manifest.json").read_text())["source"]
@@ -71,27 +71,27 @@ def test_the_users_own_file_comes_first_and_is_recorded(capsys, project, file, a
     np.testing.assert_allclose(served, project(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
 
 
-def test_a_file_in_a_package_may_import_from_it(capsys) -> None:
+def test_a_file_in_a_package_may_import_from_it() -> None:
     write("code/nets/__init__.py", "")
     write("code/nets/parts.py", "SLOPE = 0.3\n")
     write("code/nets/net.py", "from nets.parts import SLOPE\nfrom . import parts\n" + NET)
     fold = ("fold", "net.pt", "--arch", "code/nets/net.py:make", "--input", "1,6,6", "--out", "r")
-    assert run(capsys, *fold)[0]["verdict"]["equivalent"] is True
+    assert run(*fold)[0]["verdict"]["equivalent"] is True
 
 
-def test_a_script_may_import_the_files_beside_it(capsys) -> None:
+def test_a_script_may_import_the_files_beside_it() -> None:
     write("code/nets/parts.py", "SLOPE = 0.3\n")
     write("code/net.py", "from nets.parts import SLOPE\n" + NET)
     fold = ("fold", "net.pt", "--arch", "code/net.py:make", "--input", "1,6,6", "--out", "r")
-    assert run(capsys, *fold)[0]["verdict"]["equivalent"] is True
+    assert run(*fold)[0]["verdict"]["equivalent"] is True
 
 
 @pytest.mark.parametrize("file", ["fold.py", "fold/net.py", "service/__init__.py", "torch/net.py", "random.py"])
-def test_a_name_of_a_module_that_bnfold_uses_is_refused(capsys, file) -> None:
+def test_a_name_of_a_module_that_bnfold_uses_is_refused(file) -> None:
     write(file)
     name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     top = name.partition(".")[0]
-    err = refused(capsys, "fold", "net.pt", "--arch", f"{name}:make", "--input", "1,6,6", "--out", "r")
+    err = refused("fold", "net.pt", "--arch", f"{name}:make", "--input", "1,6,6", "--out", "r")
     assert f"bnfold itself uses a module named {top}; rename yours, or give its file" in err
 
 
@@ -100,20 +100,20 @@ def test_a_folder_of_the_same_name_without_modules_is_none(capsys) -> None:
     inspected = ("inspect", "net.pt", "--arch", "models.cnn:cnn")
     assert "models/cnn.py" in refused_arch(capsys, *inspected)
     write("models/other.py")
-    assert "there is no module 'models.cnn'; did you mean models.other" in refused(capsys, *inspected)
+    assert "there is no module 'models.cnn'; did you mean models.other" in refused(*inspected)
 
 
-def refused_arch(capsys, *arguments: str) -> str:
+def refused_arch(*arguments: str) -> str:
     """Weights that do not fit: the module was found, and it is another one."""
-    err = refused(capsys, *arguments)
+    err = refused(*arguments)
     assert "does not fit --arch" in err
     import models.cnn  # noqa: PLC0415
 
     return str(models.cnn.__file__)
 
 
-def test_a_file_that_there_is_not_is_told_its_neighbours(capsys) -> None:
+def test_a_file_that_there_is_not_is_told_its_neighbours() -> None:
     write("code/net.py")
-    err = refused(capsys, "inspect", "net.pt", "--arch", "code/nett.py:make")
+    err = refused("inspect", "net.pt", "--arch", "code/nett.py:make")
     assert "there is no file" in err
     assert "did you mean net.py?" in err

@@ -1,4 +1,4 @@
-"""The command line as a user has it: a subprocess, its output, its exit code, and what it leaves on disk."""
+"""The command line as a user has it: its output, its exit code, and what it leaves on disk."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,25 +14,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from fold import convert
 from fold.artifact.directory import write_manifest
 from fold.artifact.manifest import Manifest
+from support.commands import Run, assert_one_line, bnfold
 from support.folding import GraphBuilder, architecture, batchnorms, randomise
-
-Run = subprocess.CompletedProcess[str]
-
-
-def bnfold(*arguments: object, cwd: Path | None = None) -> Run:
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "fold", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
-
-
-def assert_one_line(done: Run, *words: str) -> None:
-    """Exit 2, nothing on stdout, and one line on stderr that holds the words."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    for word in words:
-        assert word in line
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +100,19 @@ def test_a_changed_byte_is_refused(published, tmp_path) -> None:
     assert_one_line(bnfold("verify", copy), "model.onnx", "was changed")
 
 
-def test_a_failed_proof_publishes_nothing_and_exits_with_1(checkpoint, tmp_path) -> None:
+def test_a_failed_proof_publishes_nothing_and_exits_with_1(checkpoint, tmp_path, monkeypatch) -> None:
     """A fold that loses a bias, planted into the engine, is caught by the proof of what was written."""
-    code = f"""
-import sys, numpy as np, onnx_ir as ir
-from fold import convert, cli
-right = convert.fold_graph
-def wrong(model, **options):
-    folding = right(model, **options)
-    folded = folding.model
-    bias = folded.graph.initializers["classifier.bias"] if "classifier.bias" in folded.graph.initializers else next(
-        v for n, v in folded.graph.initializers.items() if n.endswith("bias"))
-    bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(1), name=bias.name)
-    return folding
-convert.fold_graph = wrong
-cli.main(["fold", {str(checkpoint)!r}, "--arch", "models.vgg_after:vgg_after", "--input", "1,8,8",
-          "--out", {str(tmp_path)!r}, "--json"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    right = convert.fold_graph
+
+    def wrong(model: ir.Model, **options: Any) -> Any:
+        folding = right(model, **options)
+        bias = next(value for name, value in folding.model.graph.initializers.items() if name.endswith("bias"))
+        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(1), name=bias.name)
+        return folding
+
+    monkeypatch.setattr(convert, "fold_graph", wrong)
+    done = bnfold("fold", checkpoint, "--arch", "models.vgg_after:vgg_after", "--input", "1,8,8",
+                  "--out", tmp_path, "--json")  # fmt: skip
     assert done.returncode == 1, done.stderr
     answer = json.loads(done.stdout)
     assert answer["verdict"]["equivalent"] is False
@@ -296,3 +278,16 @@ def test_help_names_every_option() -> None:
     assert done.returncode == 0
     for option in ("--out", "--arch", "--arch-arg", "--input", "--name", "--version", "--json", "--trust"):
         assert option in done.stdout
+
+
+# --- the same as a process
+
+
+def test_a_process_prints_exits_and_warns_of_nothing(published, tmp_path) -> None:
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "fold"]
+    verify = [*command, "verify", str(published[0] / "digits"), "--samples", "1", "--json"]
+    done = subprocess.run(verify, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["equivalent"] is True
+    done = subprocess.run([*command, "mend"], capture_output=True, text=True, timeout=300, check=False)
+    assert_one_line(done, "mend")

@@ -21,10 +21,10 @@ def averaged(tmp_path) -> Path:
     return tmp_path / "m.pt"
 
 
-def test_averaged_weights_of_a_free_size(capsys, tmp_path, averaged) -> None:
+def test_averaged_weights_of_a_free_size(tmp_path, averaged) -> None:
     fold = ("fold", averaged, "--arch", "support.loadable:plain", "--out", tmp_path / "r")
-    assert "choose with --key, or --ema" in refused(capsys, *fold)
-    answer, err = run(capsys, *fold, "--ema")
+    assert "choose with --key, or --ema" in refused(*fold)
+    answer, err = run(*fold, "--ema")
     assert answer["verdict"]["equivalent"] is True
     assert answer["kept"] == []
     completed, shape = answer["changes"]
@@ -37,12 +37,11 @@ def test_averaged_weights_of_a_free_size(capsys, tmp_path, averaged) -> None:
     assert (source["ema"], source["inputs"], source["changes"]) == (True, ["3,H,W"], answer["changes"])
 
 
-def test_named_weights_with_several_inputs_and_nested_outputs(capsys, tmp_path) -> None:
+def test_named_weights_with_several_inputs_and_nested_outputs(tmp_path) -> None:
     torch.save(
         {"a": loadable.plain().state_dict(), "b": randomise(loadable.Nested(), 1).state_dict()}, tmp_path / "m.pt"
     )
-    answer, _ = run(
-        capsys, "fold", tmp_path / "m.pt", "--arch", "support.loadable:Nested", "--key", "b", "--input", "word::int64",
+    answer, _ = run("fold", tmp_path / "m.pt", "--arch", "support.loadable:Nested", "--key", "b", "--input", "word::int64",
         "--input", "image:3,6,5", "--out", tmp_path / "r",
     )  # fmt: skip
     assert answer["verdict"]["equivalent"] is True
@@ -51,18 +50,18 @@ def test_named_weights_with_several_inputs_and_nested_outputs(capsys, tmp_path) 
     assert [one["name"] for one in manifest["outputs"]] == ["zeta", "aux.logits", "maps_0", "maps_1_0"]
 
 
-def test_a_program_and_a_whole_module(capsys, tmp_path) -> None:
+def test_a_program_and_a_whole_module(tmp_path) -> None:
     module = randomise(loadable.plain(), seed=1).eval()
     with silenced():
         program = torch.export.export(
             module, (torch.randn(3, 3, 7, 9),), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
         torch.export.save(program, tmp_path / "m.pt2")
-    assert "program.example_inputs = None" in refused(capsys, "fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
+    assert "program.example_inputs = None" in refused("fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
     assert "--ema is for checkpoints, not for .pt2" in refused(
-        capsys, "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r"
+        "fold", tmp_path / "m.pt2", "--ema", "--out", tmp_path / "r"
     )
     torch.save(module, tmp_path / "w.pt")
     fold = ("fold", tmp_path / "w.pt", "--input", "3,7,9", "--out", tmp_path / "r")
-    assert "torch.save(model.state_dict(), FILE)" in refused(capsys, *fold)
-    assert run(capsys, *fold, "--trust")[0]["kept"] == []
+    assert "torch.save(model.state_dict(), FILE)" in refused(*fold)
+    assert run(*fold, "--trust")[0]["kept"] == []

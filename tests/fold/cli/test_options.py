@@ -86,17 +86,17 @@ ARCH = ("--arch", "support.loadable:plain")
         ("m.pt2", ("--input", "4,8,8"), "axis 1 of input 'input' is 3 in the file, not 4"),
     ],
 )
-def test_an_option_that_a_source_does_not_read_is_refused(capsys, tmp_path, files, file, options, message) -> None:
+def test_an_option_that_a_source_does_not_read_is_refused(tmp_path, files, file, options, message) -> None:
     for command in (("inspect",), ("fold", "--out", tmp_path / "r")):
-        assert message in refused(capsys, command[0], files / file, *options, *command[1:])
+        assert message in refused(command[0], files / file, *options, *command[1:])
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("file", ["m.onnx", "m.pt2", "m.pt"])
-def test_free_sizes_are_fixed_by_options(capsys, tmp_path, files, file) -> None:
+def test_free_sizes_are_fixed_by_options(tmp_path, files, file) -> None:
     arch = ARCH if file == "m.pt" else ()
     sizes = ("--input", "3,8,10", "--batch", "2")
-    answer, _ = run(capsys, "fold", files / file, *arch, *sizes, "--out", tmp_path / "r", "--name", "m")
+    answer, _ = run("fold", files / file, *arch, *sizes, "--out", tmp_path / "r", "--name", "m")
     assert answer["verdict"]["equivalent"] is True
     manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
     assert manifest["inputs"][0]["shape"] == [2, 3, 8, 10]
@@ -108,8 +108,8 @@ def test_free_sizes_are_fixed_by_options(capsys, tmp_path, files, file) -> None:
     assert list(served.shape) == manifest["outputs"][0]["shape"]
 
 
-def test_a_size_may_be_fixed_without_the_batch(capsys, tmp_path, files) -> None:
-    run(capsys, "fold", files / "m.onnx", "--input", "x:3,8,W:float32", "--out", tmp_path / "r")
+def test_a_size_may_be_fixed_without_the_batch(tmp_path, files) -> None:
+    run("fold", files / "m.onnx", "--input", "x:3,8,W:float32", "--out", tmp_path / "r")
     manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
     assert (manifest["inputs"][0]["shape"], manifest["outputs"][0]["shape"]) == ([-1, 3, 8, -1], [-1, 4, 6, -1])
 
@@ -126,12 +126,12 @@ class Regrouped(nn.Module):
         return self.head(self.layers(x).reshape(2, 6, 6))
 
 
-def test_a_batch_that_the_code_fixes(capsys, tmp_path) -> None:
+def test_a_batch_that_the_code_fixes(tmp_path) -> None:
     module = randomise(Regrouped(), seed=1).eval()
     torch.save(module, tmp_path / "m.pt")
     fold = ("fold", tmp_path / "m.pt", "--trust", "--input", "x:36", "--out", tmp_path / "r")
-    assert "Regrouped: its code fixes the batch; give it, --batch 2" in refused(capsys, *fold)
-    assert run(capsys, *fold, "--batch", "2")[0]["kept"] == []
+    assert "Regrouped: its code fixes the batch; give it, --batch 2" in refused(*fold)
+    assert run(*fold, "--batch", "2")[0]["kept"] == []
     manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
     assert [spec["shape"] for spec in manifest["inputs"] + manifest["outputs"]] == [[2, 36], [2, 6, 3]]
     x = np.random.default_rng(0).standard_normal((2, 36)).astype(np.float32)
@@ -139,13 +139,13 @@ def test_a_batch_that_the_code_fixes(capsys, tmp_path) -> None:
     np.testing.assert_allclose(served, module(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
 
 
-def test_a_published_model_reads_no_options_of_files_and_holds_no_other_model(capsys, tmp_path, files) -> None:
-    run(capsys, "fold", files / "m.onnx", "--out", tmp_path / "r")
-    assert "m: is a published model; --arch" in refused(capsys, "inspect", tmp_path / "r/m", *ARCH)
+def test_a_published_model_reads_no_options_of_files_and_holds_no_other_model(tmp_path, files) -> None:
+    run("fold", files / "m.onnx", "--out", tmp_path / "r")
+    assert "m: is a published model; --arch" in refused("inspect", tmp_path / "r/m", *ARCH)
     for out in ("r/m/1", "r/m/1/x"):
-        err = refused(capsys, "fold", files / "m.onnx", "--out", tmp_path / out)
+        err = refused("fold", files / "m.onnx", "--out", tmp_path / out)
         assert f"lies in the published version {tmp_path}/r/m/1; choose another --out" in err
-    err = refused(capsys, "fold", files / "m.onnx", "--out", tmp_path / "r/m")
+    err = refused("fold", files / "m.onnx", "--out", tmp_path / "r/m")
     assert f"is the folder of a model; give its repository, --out {tmp_path}/r\n" in err
     assert sorted(path.name for path in (tmp_path / "r/m").iterdir()) == ["1", "config.pbtxt"]
 
