@@ -8,10 +8,10 @@ SECONDS ?= 1800
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test coverage soak bench clean
+.PHONY: help demo serve lint types test integration coverage soak bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,9 +34,12 @@ types: $(STAMP)  ## check types (mypy, strict)
 	$(BIN)/mypy
 
 test: lint types  ## check style, imports and types, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not integration"
 
-coverage: $(STAMP)  ## run the tests and list the lines that no test runs (slower)
+integration: $(STAMP)  ## run the tests that start nginx, Prometheus and Chromium, where they are installed
+	$(BIN)/python -m pytest -m integration tests/integration
+
+coverage: $(STAMP)  ## run all tests and list the lines that no test runs (slower)
 	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
 
 soak: $(STAMP)  ## load a service for SECONDS [1800] while its models are reloaded

@@ -19,11 +19,11 @@ import tritonclient.http as triton
 from service.settings import Settings
 from support import ROOT
 from support.served import net
-from support.serving import Service, start
+from support.serving import PATIENCE, ServiceProcess, start_process
 
 CONFIG = (ROOT / "deploy" / "nginx.conf").read_text()
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""
-pytestmark = pytest.mark.skipif(not NGINX, reason="no nginx; .ci/run installs it")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(not NGINX, reason="no nginx; .ci/run installs it")]
 
 IMAGES = np.random.default_rng(3).random((3, 1, 8, 8), np.float32)
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": IMAGES[0].ravel().tolist()}]}
@@ -32,7 +32,7 @@ ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "
 @dataclass
 class Balanced:
     url: str
-    services: list[Service]
+    services: list[ServiceProcess]
 
     @property
     def address(self) -> str:
@@ -43,7 +43,7 @@ class Balanced:
         return [answered(service) for service in self.services]
 
 
-def answered(service: Service) -> float:
+def answered(service: ServiceProcess) -> float:
     return sum(float(n) for n in re.findall(r"^bnfold_requests_total{.*} (\S+)$", service.get("/metrics").text, re.M))
 
 
@@ -58,7 +58,7 @@ def free_port() -> int:
 def balanced(tmp_path: Path) -> Iterator[Balanced]:
     """The configuration as it is, but for the three ports and the place of its files."""
     net(tmp_path / "repository")
-    with start(tmp_path / "repository") as first, start(tmp_path / "repository") as second:
+    with start_process(tmp_path / "repository") as first, start_process(tmp_path / "repository") as second:
         port = free_port()
         config = CONFIG.replace("127.0.0.1:8100", first.address).replace("127.0.0.1:8101", second.address)
         config = config.replace("listen 8080;", f"listen 127.0.0.1:{port};")
@@ -76,7 +76,7 @@ def balanced(tmp_path: Path) -> Iterator[Balanced]:
             yield Balanced(f"http://127.0.0.1:{port}", [first, second])
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE)
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]", folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_who_is_killed_under_load_costs_nobody_an_answer(balanced: Balanced) -> 
                 time.sleep(0.01)
             if least == 200:
                 balanced.services[0].process.send_signal(signal.SIGKILL)
-                balanced.services[0].process.wait(30)
+                balanced.services[0].process.wait(PATIENCE)
     finally:
         done.set()
         for thread in threads:
@@ -160,8 +160,8 @@ def test_who_is_killed_under_load_costs_nobody_an_answer(balanced: Balanced) -> 
 def test_an_error_is_passed_on_and_metrics_are_not(balanced: Balanced) -> None:
     refused = httpx.post(f"{balanced.url}/v2/models/net/infer", json={}, timeout=30)
     assert (refused.status_code, "error" in refused.json()) == (400, True)
-    assert httpx.get(f"{balanced.url}/metrics").status_code == 404
-    assert httpx.get(f"{balanced.url}/v2/health/ready").json() == {"ready": True}
+    assert httpx.get(f"{balanced.url}/metrics", timeout=PATIENCE).status_code == 404
+    assert httpx.get(f"{balanced.url}/v2/health/ready", timeout=PATIENCE).json() == {"ready": True}
 
 
 def test_its_numbers_go_with_the_services_own() -> None:

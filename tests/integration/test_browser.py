@@ -1,4 +1,4 @@
-"""The two pages in a real browser: the service's, and the report that is written beside a model."""
+"""The pages in a real browser: the service's, the report that is written beside a model, and the inspection's."""
 
 import json
 import re
@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from fold.convert import Target, convert
+from fold.inspection import inspect_graph
+from fold.reports import write_inspection_page
 from fold.sources.source import Source
-from support.folding import architecture, randomise
+from support.folding import architecture, randomise, unfolded
 
 CHROMIUM = shutil.which("chromium") or ""
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; .ci/run installs it")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(not CHROMIUM, reason="no chromium; .ci/run installs it")]
 
 
 def dump(url: str, profile: Path, *extra: str) -> str:
@@ -110,3 +112,17 @@ def test_the_report(repository, tmp_path, width, scheme) -> None:
         "covered": [],
         "pictures": 5,
     }
+
+
+def test_the_inspections_page_fits_a_phone_and_loads_nothing(tmp_path) -> None:
+    write_inspection_page(tmp_path / "page.html", inspect_graph(unfolded("densenet")), "net.pt")
+    measure = """<script>
+        const root = document.documentElement;
+        const wide = [root, ...document.querySelectorAll(".scroll")].map((each) => each.scrollWidth - each.clientWidth);
+        parent.postMessage([Math.max(...wide), performance.getEntriesByType("resource").length], "*");
+    </script>"""
+    page = (tmp_path / "page.html").read_text().replace("</body>", f"{measure}</body>")
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", "360"))
+    document = dump((tmp_path / "frame.html").as_uri(), tmp_path / "profile", "--hide-scrollbars")
+    assert "<p>[0,0]</p>" in document

@@ -16,7 +16,7 @@ import yaml
 
 from support import ROOT
 from support.served import net
-from support.serving import Service, start
+from support.serving import PATIENCE, ServiceProcess, start_process
 
 DEPLOY = ROOT / "deploy"
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"
@@ -33,7 +33,11 @@ NOT_YET = {"bnfold_model_broken", "bnfold_errors_total", "bnfold_shadow_disagree
 
 PROMETHEUS = shutil.which("prometheus") or ""
 PROMTOOL = shutil.which("promtool") or ""
-needs_prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="no prometheus; .ci/run installs it")
+
+
+def needs_prometheus(test: Any) -> Any:
+    missing = not (PROMETHEUS and PROMTOOL)
+    return pytest.mark.integration(pytest.mark.skipif(missing, reason="no prometheus; .ci/run installs it")(test))
 
 
 def names(expression: str) -> set[str]:
@@ -50,11 +54,11 @@ def concrete(expression: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A service that has answered, refused, proven and compared."""
     repository = tmp_path_factory.mktemp("watched")
     net(repository)
-    with start(repository, shadow=1.0) as service:
+    with start_process(repository, shadow=1.0) as service:
         row = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
         compared = 'bnfold_shadow_rows_total{model="net",version="1"}'
         deadline = time.monotonic() + 60
@@ -67,7 +71,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def prometheus(service: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Prometheus as compose would start it, but for the addresses and a shorter interval."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load(CONFIG.read_text())
@@ -92,7 +96,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
             yield client
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def query(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
@@ -139,7 +143,7 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is(rule: dict[str, Any]) -> Non
     assert "{{ $labels." in rule["annotations"]["summary"]
 
 
-def test_every_metric_that_is_asked_for_exists(service: Service) -> None:
+def test_every_metric_that_is_asked_for_exists(service: ServiceProcess) -> None:
     """It has a value in a real scrape; or it is named there and comes with a failure, or with a GPU."""
     page = service.get("/metrics").text
     named = set(re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE))
@@ -154,7 +158,7 @@ def test_every_metric_that_is_asked_for_exists(service: Service) -> None:
 
 
 @needs_prometheus
-def test_prometheus_scrapes_the_service(prometheus: httpx.Client, service: Service) -> None:
+def test_prometheus_scrapes_the_service(prometheus: httpx.Client, service: ServiceProcess) -> None:
     [up] = query(prometheus, 'up{job="bnfold"}')
     assert (up["metric"]["instance"], up["value"][1]) == (service.address, "1")
     [rows] = query(prometheus, "bnfold_rows_total")
