@@ -9,7 +9,7 @@ from fold.proof.reference import load_reference
 from fold.runtime.devices import PROVIDERS
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session, placement, run
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, every, published
-from support.serving import start
+from support.serving import start_process
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +48,7 @@ def test_a_served_prediction_and_its_proof(name, precision) -> None:
     spec = read_version(path).manifest.inputs[0]
     x = np.random.default_rng(1).standard_normal((3, *spec.shape[1:])).astype(np.float32)
     expected = load_reference(read_version(path)).exact({spec.name: x})["output"]
-    with start(path.parents[1], device=PROVIDER, max_batch_size=8, batches_in_flight=2) as service:
+    with start_process(path.parents[1], device=PROVIDER, max_batch_size=8, batches_in_flight=2) as service:
         assert f"({PROVIDER})" in service.lines[-1]
         answer = service.post(f"/v1/models/{name}:predict", json={"instances": x.tolist()})
         served = np.array(answer.json()["predictions"])

@@ -16,7 +16,7 @@ from fold.artifact.manifest import PrecisionName
 from fold.proof.reference import load_reference
 from fold.runtime.devices import PROVIDERS
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, needs_gpu, published
-from support.serving import SERVE, start
+from support.serving import SERVE, start_process
 
 pytestmark = pytest.mark.gpu
 
@@ -72,7 +72,7 @@ def parameters(service: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_mixed_batch_sizes_two_in_flight_and_nothing_new_to_the_device(precision, tmp_path) -> None:
-    with start(repository(precision), **SETTINGS) as service:
+    with start_process(repository(precision), **SETTINGS) as service:
         ask(service, tmp_path, precision)
         labels = f'model="{NAME}",version="1"'
         assert service.metric(f"bnfold_cold_shapes_total{{{labels}}}") == 0
@@ -92,7 +92,7 @@ def test_mixed_batch_sizes_two_in_flight_and_nothing_new_to_the_device(precision
 @needs_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_providers_own_options_are_published(precision) -> None:
-    with start(repository(precision), **SETTINGS) as service:
+    with start_process(repository(precision), **SETTINGS) as service:
         told = parameters(service)
     assert told["cuda.use_tf32"] == str(int(precision == "tf32"))
     assert told["cuda.cudnn_conv_algo_search"] == "HEURISTIC"
@@ -103,7 +103,7 @@ def test_the_providers_own_options_are_published(precision) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_answers_are_right_with_each_option(option, tmp_path) -> None:
-    with start(repository("fp32"), **SETTINGS | OPTIONS[option]) as service:
+    with start_process(repository("fp32"), **SETTINGS | OPTIONS[option]) as service:
         ask(service, tmp_path, "fp32")
         verdict = service.post(f"/v2/models/{NAME}/equivalence", json={"samples": 33, "seed": 6}).json()
         assert verdict["equivalent"] is True, verdict
@@ -117,13 +117,13 @@ def test_answers_are_right_with_each_option(option, tmp_path) -> None:
 @needs_gpu
 @pytest.mark.parametrize("option", ["cuda_graphs", "nhwc"])
 def test_options_with_float16(option, tmp_path) -> None:
-    with start(repository("fp16"), **SETTINGS | {option: 1}) as service:
+    with start_process(repository("fp16"), **SETTINGS | {option: 1}) as service:
         ask(service, tmp_path, "fp16", seconds=1.0)
 
 
 @needs_gpu
 def test_metrics_tell_of_the_gpu() -> None:
-    with start(repository("fp32"), **SETTINGS) as service:
+    with start_process(repository("fp32"), **SETTINGS) as service:
         used, total = (service.metric(f'bnfold_gpu_memory_{what}_bytes{{gpu="0"}}') for what in ("used", "total"))
         assert 0 < used < total
         assert 0 <= service.metric('bnfold_gpu_utilization_ratio{gpu="0"}') <= 1
@@ -139,7 +139,7 @@ def test_out_of_memory_is_answered_with_503_and_passes(tmp_path) -> None:
     x = np.random.default_rng(0).standard_normal((1, *spec.shape[1:])).astype(np.float32)
     expected = load_reference(version).exact({spec.name: x})["output"]
     small, large = (rows_of(spec.name, rows) for rows in (x, np.repeat(x, 1024, axis=0)))
-    with start(conversion.path.parents[1], **SETTINGS | limits) as service:
+    with start_process(conversion.path.parents[1], **SETTINGS | limits) as service:
         for asked, status in ((small, 200), (large, 503), (small, 200), (large, 503), (small, 200)):
             answer = service.post("/v2/models/unet/infer", **asked)
             assert answer.status_code == status, answer.text[:300]

@@ -4,6 +4,7 @@ certificate and canary.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,14 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start() -> serving.Start:
-    """Starts the service as a process of its own: `with start(repository, queue_rows=4) as service`."""
+    """Starts the service on a thread: `with start(repository, queue_rows=4) as service`."""
     return serving.start
+
+
+@pytest.fixture(scope="session")
+def start_process() -> Callable[..., Any]:
+    """Starts the service as a process of its own, for what only a process has."""
+    return serving.start_process
 
 
 @pytest.fixture(scope="session")

@@ -19,15 +19,16 @@ from fold.artifact.directory import read_version, write_manifest
 from fold.cli import main
 from fold.errors import BnfoldError
 from service.settings import Settings, load_settings
+from support.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
 
-def ending(start: Callable[..., Any], repository: Path, **settings: Any) -> tuple[int, list[str]]:
-    """Exit code and last words of a service that must not start."""
-    with start(repository, ready=False, **settings) as service:
-        code = service.process.wait(timeout=60)
-    return code, service.lines
+def refusal(start: Callable[..., Any], repository: Path, **settings: Any) -> str:
+    """What a service says that must not start."""
+    with pytest.raises(BnfoldError) as refused, start(repository, **settings):
+        pass
+    return str(refused.value)
 
 
 def test_the_start_line_names_models_address_and_provider(service: Any) -> None:
@@ -37,10 +38,12 @@ def test_the_start_line_names_models_address_and_provider(service: Any) -> None:
     assert serving.endswith(f" on http://127.0.0.1:{service.port} (cpu)")
 
 
-def test_a_taken_port_is_one_clear_line(repository: Path, start: Callable[..., Any], service: Any) -> None:
-    code, lines = ending(start, repository, port=service.port)
-    assert code == 2
-    assert lines == [
+def test_a_taken_port_is_one_clear_line_and_exit_2(
+    repository: Path, start_process: Callable[..., Any], service: Any
+) -> None:
+    with start_process(repository, ready=False, port=service.port) as other:
+        assert other.process.wait(timeout=PATIENCE) == 2
+    assert other.lines == [
         f"bnfold: port {service.port} on 127.0.0.1 is taken; stop what listens there, or choose another with --port"
     ]
 
@@ -48,8 +51,7 @@ def test_a_taken_port_is_one_clear_line(repository: Path, start: Callable[..., A
 def test_a_port_that_is_bound_but_not_listened_on(repository: Path, start: Callable[..., Any]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
-        code, lines = ending(start, repository, port=other.getsockname()[1])
-    assert (code, "is taken" in lines[-1]) == (2, True)
+        assert "is taken" in refusal(start, repository, port=other.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -63,26 +65,21 @@ def test_a_port_that_is_bound_but_not_listened_on(repository: Path, start: Calla
         ({"repository": "/no/such/folder"}, "/no/such/folder: no such folder; expected a model repository"),
     ],
 )
-def test_what_cannot_start_says_why_and_exits_2(
+def test_what_cannot_start_says_why(
     repository: Path, start: Callable[..., Any], settings: dict[str, Any], message: str
 ) -> None:
     folder = Path(settings.pop("repository", repository))
-    code, lines = ending(start, folder, **settings)
-    assert code == 2
-    assert len(lines) == 1
-    assert message in lines[0]
+    assert message in refusal(start, folder, **settings)
 
 
 def test_a_repository_of_which_nothing_can_be_served(
     tmp_path: Path, repository: Path, start: Callable[..., Any]
 ) -> None:
-    code, lines = ending(start, tmp_path)
-    assert (code, "holds no model; expected NAME/VERSION folders" in lines[0]) == (2, True)
+    assert "holds no model; expected NAME/VERSION folders" in refusal(start, tmp_path)
     shutil.copytree(repository / "broken", tmp_path / "broken")
-    code, lines = ending(start, tmp_path)
-    assert (code, len(lines)) == (2, 1)
-    assert "no model can be served: broken/1: " in lines[0]
-    assert "was changed after it was written" in lines[0]
+    message = refusal(start, tmp_path)
+    assert "no model can be served: broken/1: " in message
+    assert "was changed after it was written" in message
 
 
 def test_the_latest_version_serves(tmp_path: Path, start: Callable[..., Any], make_net: Callable[..., None]) -> None:
@@ -95,15 +92,17 @@ def test_the_latest_version_serves(tmp_path: Path, start: Callable[..., Any], ma
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0(repository: Path, start: Callable[..., Any], number: signal.Signals) -> None:
-    with start(repository, grace_seconds=0) as service:
+def test_a_signal_ends_it_with_0(repository: Path, start_process: Callable[..., Any], number: signal.Signals) -> None:
+    with start_process(repository, grace_seconds=0) as service:
         service.process.send_signal(number)
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(PATIENCE) == 0
     assert service.lines[-1].startswith("bnfold: serving"), "nothing more was said"
 
 
-def test_readiness_goes_first_and_requests_are_still_served(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository, grace_seconds=30) as service:
+def test_readiness_goes_first_and_requests_are_still_served(
+    repository: Path, start_process: Callable[..., Any]
+) -> None:
+    with start_process(repository, grace_seconds=30) as service:
         assert service.get("/v2/health/ready").json() == {"ready": True}
         service.process.terminate()
         while (ready := service.get("/v2/health/ready")).is_success:
@@ -115,15 +114,15 @@ def test_readiness_goes_first_and_requests_are_still_served(repository: Path, st
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert service.metric("bnfold_ready") == 0
         service.process.terminate()  # the second signal means now
-        assert service.process.wait(timeout=20) == 0
+        assert service.process.wait(PATIENCE) == 0
 
 
-def test_sigterm_under_load_loses_no_request(repository: Path, start: Callable[..., Any]) -> None:
+def test_sigterm_under_load_loses_no_request(repository: Path, start_process: Callable[..., Any]) -> None:
     """Clients that connect anew for each request: every one is answered in full, or was never let in."""
     answered, lost = [0] * 12, []
     body = json.dumps(ROW).encode()
     request = b"POST /v2/models/free/infer HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with start(repository, grace_seconds=0.3) as service:
+    with start_process(repository, grace_seconds=0.3) as service:
 
         def client(number: int) -> None:
             while True:
@@ -150,14 +149,14 @@ def test_sigterm_under_load_loses_no_request(repository: Path, start: Callable[.
         service.process.terminate()
         for thread in threads:
             thread.join()
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(PATIENCE) == 0
     assert lost == []
 
 
-def test_sigterm_answers_what_is_queued(repository: Path, start: Callable[..., Any]) -> None:
+def test_sigterm_answers_what_is_queued(repository: Path, start_process: Callable[..., Any]) -> None:
     """Kept-alive connections with requests in the queue when the signal comes."""
     statuses: list[int] = []
-    with start(repository, grace_seconds=0) as service:
+    with start_process(repository, grace_seconds=0) as service:
 
         def client() -> None:
             row = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [300]}
@@ -171,7 +170,7 @@ def test_sigterm_answers_what_is_queued(repository: Path, start: Callable[..., A
         service.process.terminate()
         for thread in threads:
             thread.join()
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(PATIENCE) == 0
     assert statuses == [200] * 8
 
 
@@ -184,11 +183,11 @@ print("heavy:", sorted({"torch", "onnx", "onnx_ir", "onnxscript"} & set(sys.modu
 """
 
 
-def test_predictions_never_import_torch_or_onnx(repository: Path, start: Callable[..., Any]) -> None:
+def test_predictions_never_import_torch_or_onnx(repository: Path, start_process: Callable[..., Any]) -> None:
     """The process tells its modules at its end, after every path but the proof was used."""
     image = BytesIO()
     Image.new("L", (8, 8)).save(image, "PNG")
-    with start(repository, code=SERVE_AND_TELL, grace_seconds=0) as service:
+    with start_process(repository, code=SERVE_AND_TELL, grace_seconds=0) as service:
         assert service.post("/v2/models/free/infer", json=ROW).status_code == 200
         assert service.post("/v1/models/single:predict", json={"instances": [[1, 2, 3, 4]]}).status_code == 200
         headers = {"Content-Type": "image/png"}
@@ -196,7 +195,7 @@ def test_predictions_never_import_torch_or_onnx(repository: Path, start: Callabl
         for path in ("/", "/metrics", "/v2", "/v2/models/net", "/docs", "/openapi.json"):
             assert service.get(path).status_code == 200
         service.process.terminate()
-        service.process.wait(timeout=30)
+        service.process.wait(PATIENCE)
     assert service.lines[-1] == "heavy: []"
 
 

@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from fold.cli import main
 
@@ -22,6 +24,7 @@ def bnfold(*arguments: object, cwd: Path | None = None) -> Run:
         contextlib.redirect_stderr(io.StringIO()) as stderr,
         contextlib.chdir(cwd or Path.cwd()),
         warnings.catch_warnings(),
+        mock.patch.object(sys, "path", list(sys.path)),
     ):
         try:
             main(words)

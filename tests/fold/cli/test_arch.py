@@ -95,10 +95,10 @@ def test_a_name_of_a_module_that_bnfold_uses_is_refused(file) -> None:
     assert f"bnfold itself uses a module named {top}; rename yours, or give its file" in err
 
 
-def test_a_folder_of_the_same_name_without_modules_is_none(capsys) -> None:
+def test_a_folder_of_the_same_name_without_modules_is_none() -> None:
     write("models/best.txt")
     inspected = ("inspect", "net.pt", "--arch", "models.cnn:cnn")
-    assert "models/cnn.py" in refused_arch(capsys, *inspected)
+    assert "models/cnn.py" in refused_arch(*inspected)
     write("models/other.py")
     assert "there is no module 'models.cnn'; did you mean models.other" in refused(*inspected)
 

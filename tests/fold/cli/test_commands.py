@@ -41,7 +41,8 @@ def test_named_weights_with_several_inputs_and_nested_outputs(tmp_path) -> None:
     torch.save(
         {"a": loadable.plain().state_dict(), "b": randomise(loadable.Nested(), 1).state_dict()}, tmp_path / "m.pt"
     )
-    answer, _ = run("fold", tmp_path / "m.pt", "--arch", "support.loadable:Nested", "--key", "b", "--input", "word::int64",
+    answer, _ = run(
+        "fold", tmp_path / "m.pt", "--arch", "support.loadable:Nested", "--key", "b", "--input", "word::int64",
         "--input", "image:3,6,5", "--out", tmp_path / "r",
     )  # fmt: skip
     assert answer["verdict"]["equivalent"] is True

@@ -28,7 +28,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
 from support import ROOT
-from support.serving import Service, start
+from support.serving import PATIENCE, Service, ServiceProcess, start, start_process
 
 PROTO = ROOT / "service" / "grpc" / "inference.proto"
 SERVICE = "inference.GRPCInferenceService"
@@ -91,9 +91,9 @@ def client(service: Service) -> Iterator[triton.InferenceServerClient]:
 
 
 @pytest.fixture
-def busy(repository: Path) -> Iterator[Service]:
+def busy(repository: Path) -> Iterator[ServiceProcess]:
     """A service of its own whose model `slow` computes one long request."""
-    with start(repository, grpc_port=0, grace_seconds=0) as running:
+    with start_process(repository, grpc_port=0, grace_seconds=0) as running:
         thread = threading.Thread(target=lambda: running.post("/v2/models/slow/infer", json=row(LONG)))
         thread.start()
         until(lambda: running.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
@@ -166,8 +166,8 @@ def test_the_start_line_tells_both(service: Service) -> None:
 
 def test_a_taken_port_is_one_clear_line(repository: Path, service: Service) -> None:
     port = service.grpc.rsplit(":", 1)[1]
-    with start(repository, ready=False, grpc_port=port) as other:
-        assert other.process.wait(timeout=60) == 2
+    with start_process(repository, ready=False, grpc_port=port) as other:
+        assert other.process.wait(PATIENCE) == 2
     text = f"port {port} on 127.0.0.1 is taken; stop what listens there, or choose another with --grpc-port"
     assert other.lines == [f"bnfold: {text}"]
 
@@ -455,7 +455,7 @@ def test_health(service: Service) -> None:
 def test_who_watches_health_is_told_of_the_end(repository: Path) -> None:
     """Readiness goes first, over both, while requests are still served."""
     with (
-        start(repository, grpc_port=0, grace_seconds=30) as service,
+        start_process(repository, grpc_port=0, grace_seconds=30) as service,
         connected(service) as stub,
         grpc.insecure_channel(service.grpc) as channel,
     ):
@@ -468,7 +468,7 @@ def test_who_watches_health_is_told_of_the_end(repository: Path) -> None:
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
         assert stub.ModelInfer(message("free", "x", np.ones((1, 2), np.float32))).outputs
         service.process.terminate()  # the second signal means now
-        assert service.process.wait(timeout=20) == 0
+        assert service.process.wait(PATIENCE) == 0
 
 
 def test_reflection_tells_what_is_served(service: Service) -> None:
@@ -484,7 +484,7 @@ def test_reflection_tells_what_is_served(service: Service) -> None:
 
 
 def test_the_access_log_has_a_line_for_each_call(repository: Path) -> None:
-    with start(repository, grpc_port=0, access_log=True, log_format="json", grace_seconds=0) as service:
+    with start_process(repository, grpc_port=0, access_log=True, log_format="json", grace_seconds=0) as service:
         address = json.loads(service.lines[-1])["message"].split("grpc://")[1].split(" ")[0]
         with grpc.insecure_channel(address) as channel:
             stub = GRPCInferenceServiceStub(channel)
@@ -508,7 +508,7 @@ def test_sigterm_under_load_loses_no_request(repository: Path, anew: bool) -> No
     """Every request is answered, or refused in words that it was not taken; none is left in doubt."""
     answered, ends = [0] * 12, []
     made = message("free", "x", np.array([[1, 2, 3]], np.float32))
-    with start(repository, grpc_port=0, grace_seconds=0.3) as service:
+    with start_process(repository, grpc_port=0, grace_seconds=0.3) as service:
 
         def client(number: int) -> None:
             while True:
@@ -531,13 +531,13 @@ def test_sigterm_under_load_loses_no_request(repository: Path, anew: bool) -> No
         service.process.terminate()
         for thread in threads:
             thread.join()
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(PATIENCE) == 0
     assert {error.code() for error in ends} == {Code.UNAVAILABLE}
     words = {error.details() for error in ends}
     assert all(text == STOPPING or (anew and text.startswith("failed to connect")) for text in words), words
 
 
-def test_sigterm_answers_what_is_queued(busy: Service) -> None:
+def test_sigterm_answers_what_is_queued(busy: ServiceProcess) -> None:
     """And does not wait for streams on which nobody says anything."""
     with connected(busy) as stub, connected(busy) as streaming, grpc.insecure_channel(busy.grpc) as channel:
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -559,12 +559,12 @@ def test_sigterm_answers_what_is_queued(busy: Service) -> None:
             next(stream)
         ahead.set()
         assert (caught.value.code(), "open the stream elsewhere" in caught.value.details()) == (Code.UNAVAILABLE, True)
-        assert busy.process.wait(timeout=30) == 0
+        assert busy.process.wait(PATIENCE) == 0
     assert busy.lines[-1].startswith("bnfold: serving"), "nothing more was said"
 
 
 def test_a_second_signal_means_now(repository: Path) -> None:
-    with start(repository, grpc_port=0, grace_seconds=0) as service, connected(service) as stub:
+    with start_process(repository, grpc_port=0, grace_seconds=0) as service, connected(service) as stub:
         running = stub.ModelInfer.future(message("slow", "x", [[np.float32(LONG)]]))
         waiting = stub.ModelInfer.future(message("slow", "x", [[np.float32(LONG)]]))
         until(lambda: queued(service) == 1)
@@ -574,5 +574,5 @@ def test_a_second_signal_means_now(repository: Path) -> None:
         service.process.terminate()
         assert code_of(running.result) is not Code.OK
         assert code_of(waiting.result) is not Code.OK
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(PATIENCE) == 0
     assert service.lines[-1].startswith("bnfold: serving"), "nothing more was said"

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from support import ROOT, serving
+from support.serving import PATIENCE
 
 IMAGE = np.random.default_rng(3).normal(size=(1, 1, 8, 8)).astype(np.float32)
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": IMAGE.ravel().tolist()}]}
@@ -48,11 +49,11 @@ def resident(service: Any) -> int:
     return 1024 * int(found[1])
 
 
-def test_killed_at_any_time_it_starts_again_on_the_same_port(folded: Path, start: Callable[..., Any]) -> None:
+def test_killed_at_any_time_it_starts_again_on_the_same_port(folded: Path, start_process: Callable[..., Any]) -> None:
     """Nothing of it is left that holds the port, not even what compares answers."""
     port = 0
     for _ in range(3):
-        with start(folded, port=port, shadow=1) as service:
+        with start_process(folded, port=port, shadow=1) as service:
             port = service.port
             assert service.post(INFER, json=ROW).status_code == 200
             service.process.send_signal(signal.SIGKILL)
@@ -91,27 +92,27 @@ def test_a_log_that_cannot_be_written_stops_nothing(repository: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"REPOSITORY": repository, "PORT": port, "PROVIDER": "cpu", "ACCESS_LOG": "true", "LOG_FORMAT": "json"}
+    settings = {"REPOSITORY": repository, "PORT": port, "DEVICE": "cpu", "ACCESS_LOG": "true", "LOG_FORMAT": "json"}
     environment = {**os.environ, **{f"BNFOLD_{name}": str(value) for name, value in settings.items()}}
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen([sys.executable, "-c", serving.SERVE], env=environment, stderr=full)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + serving.PATIENCE
         while True:
             try:
-                status = httpx.post(f"http://127.0.0.1:{port}{INFER}", json=ROW).status_code
+                status = httpx.post(f"http://127.0.0.1:{port}{INFER}", json=ROW, timeout=serving.PATIENCE).status_code
                 break
             except httpx.TransportError:
                 assert time.monotonic() < end
                 time.sleep(0.05)
         assert status == 200
-        assert httpx.post(f"http://127.0.0.1:{port}{INFER}", json=ROW).status_code == 200
+        assert httpx.post(f"http://127.0.0.1:{port}{INFER}", json=ROW, timeout=serving.PATIENCE).status_code == 200
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(serving.PATIENCE) == 0
 
 
-def test_two_thousand_connections_are_served_at_once(repository: Path, start: Callable[..., Any]) -> None:
+def test_two_thousand_connections_are_served_at_once(repository: Path, start_process: Callable[..., Any]) -> None:
     async def one(port: int, everyone: asyncio.Barrier) -> tuple[int, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         await everyone.wait()
@@ -124,7 +125,7 @@ def test_two_thousand_connections_are_served_at_once(repository: Path, start: Ca
         everyone = asyncio.Barrier(2000)
         return await asyncio.gather(*(one(port, everyone) for _ in range(2000)))
 
-    with start(repository, queue_rows=2000) as service:
+    with start_process(repository, queue_rows=2000) as service:
         answers = asyncio.run(all_of_them(service.port))
     assert {status for status, _ in answers} == {200}
     outputs = np.array([json.loads(body)["outputs"][0]["data"] for _, body in answers])
@@ -132,15 +133,15 @@ def test_two_thousand_connections_are_served_at_once(repository: Path, start: Ca
 
 
 def test_clients_that_die_in_the_middle_of_a_body_leave_nothing_behind(
-    repository: Path, start: Callable[..., Any]
+    repository: Path, start_process: Callable[..., Any]
 ) -> None:
     half = bytes(1 << 20)
-    with start(repository) as service:
+    with start_process(repository) as service:
         head = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (2 * len(half))
 
         def die(times: int) -> None:
             for _ in range(times):
-                with closing(socket.create_connection(("127.0.0.1", service.port))) as connection:
+                with closing(socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)) as connection:
                     connection.sendall(head + half)
             assert service.post(INFER, json=ROW).status_code == 200
 

@@ -21,6 +21,7 @@ from service.errors import ServiceError
 from service.http.npy import read_npy
 from service.protocol.infer_body import decode, encode
 from service.protocol.signature import Signature
+from support.serving import PATIENCE
 
 SIGNATURE = Signature(
     [TensorSpec(name="x", datatype="FP32", shape=(-1, 3)), TensorSpec(name="s", datatype="BYTES", shape=(-1, 1))],
@@ -174,7 +175,7 @@ def test_changed_bytes_of_a_request_are_answered_or_the_connection_ends(
     sent = bytearray(REQUEST % (len(body), body.encode()))
     for at, value in changes:
         sent[at] = value
-    with closing(socket.create_connection(("127.0.0.1", fuzzed.port), timeout=10)) as connection:
+    with closing(socket.create_connection(("127.0.0.1", fuzzed.port), timeout=PATIENCE)) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
@@ -182,4 +183,4 @@ def test_changed_bytes_of_a_request_are_answered_or_the_connection_ends(
             answer += part
     for status in re.findall(rb"HTTP/1\.1 (\d+)", answer):
         assert int(status) < 500, answer
-    assert httpx.get(f"{fuzzed.url}/v2/health/live").status_code == 200
+    assert httpx.get(f"{fuzzed.url}/v2/health/live", timeout=PATIENCE).status_code == 200

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.http.head_cache import HEADS, LARGEST_HEAD, HeadCache, RequestHead
+from support.serving import PATIENCE
 
 INFER = b"/v2/models/free/infer"
 PLAIN = [(b"host", b"a"), (b"content-length", b"8"), (b"inference-header-content-length", b"0")]
@@ -26,7 +27,7 @@ class Client:
     """One connection, and the bytes that were received and not read yet."""
 
     def __init__(self, service: Any) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = b""
 

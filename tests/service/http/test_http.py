@@ -17,6 +17,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from support.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 FREE = "/v2/models/free/infer"
@@ -24,7 +25,7 @@ FREE = "/v2/models/free/infer"
 
 def raw(service: Any, *parts: bytes, pause: float = 0.0) -> tuple[int, dict[str, str], bytes]:
     """Send bytes as they are and read one answer until the connection closes or its body is complete."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
@@ -234,7 +235,7 @@ def test_a_client_that_leaves_takes_its_request_along(repository: Path, start: C
         until(lambda: service.metric(RUNNING) == 1)
         body = json.dumps(slow(7)).encode()
         head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
             connection.sendall(head + body)
             until(lambda: service.metric(QUEUED) == 1)
         until(lambda: service.metric(QUEUED) == 0)
@@ -259,7 +260,7 @@ def test_a_client_that_leaves_takes_its_predictions_along(
             "POST /v1/models/slow:predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode()
-        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
             connection.sendall(head + body)
             until(lambda: service.metric(QUEUED) > 0)
         gone = 'bnfold_errors_total{kind="client_gone",model="slow",version="1"}'
@@ -272,7 +273,7 @@ def test_a_client_that_leaves_takes_its_predictions_along(
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_predictions(service: Any) -> None:
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
         connection.sendall(
             b"POST /v1/models/net:predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"
@@ -282,7 +283,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_predictions(service: Any) -> 
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body(service: Any) -> None:
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
         connection.sendall(f"POST {FREE} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n".encode() + b"{")
     gone = 'bnfold_errors_total{kind="client_gone",model="free",version="1"}'
     until(lambda: f"{gone} 1.0" in service.get("/metrics").text)

@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
+from support.serving import PATIENCE
+
 INFER = "/v2/models/net/infer"
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -27,7 +29,7 @@ def strict(repository: Path, start: Callable[..., Any]) -> Iterator[Any]:
 
 
 def connect(service: Any) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", service.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -52,10 +54,12 @@ def lives(connection: socket.socket) -> bool:
 
 def let_go(connection: socket.socket, sent: bytes) -> bool:
     """Whether the other end closes while this one goes on sending."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
             connection.sendall(sent)
+        except TimeoutError:
+            return False
         except OSError:
             return True
         time.sleep(0.02)
@@ -131,7 +135,7 @@ def test_slow_clients_keep_no_other_waiting(repository: Path, start: Callable[..
         try:
             for connection in slow:
                 connection.sendall(b"POST /v2/models/net/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-            with httpx.Client(base_url=service.url) as client:
+            with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
                 for _ in range(50):
                     assert client.post(INFER, json=ROW).status_code == 200
         finally:
@@ -147,16 +151,18 @@ def test_over_tls_it_serves_as_without(repository: Path, start: Callable[..., An
     with start(repository, tls_certificate=certificate, tls_key=key) as service:
         assert service.url.startswith("https://")
         trusted = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=service.url, verify=trusted) as client:
+        with httpx.Client(base_url=service.url, verify=trusted, timeout=PATIENCE) as client:
             plain = client.post(INFER, json=ROW)
             assert plain.status_code == 200
             assert np.isfinite(plain.json()["outputs"][0]["data"]).all()
 
 
 @pytest.mark.parametrize("given", [{"tls_certificate": "a.pem"}, {"tls_certificate": "a.pem", "tls_key": "b.pem"}])
-def test_tls_without_its_files_is_one_line(repository: Path, start: Callable[..., Any], given: dict[str, str]) -> None:
-    with start(repository, ready=False, **given) as service:
-        assert service.process.wait(30) == 2
+def test_tls_without_its_files_is_one_line(
+    repository: Path, start_process: Callable[..., Any], given: dict[str, str]
+) -> None:
+    with start_process(repository, ready=False, **given) as service:
+        assert service.process.wait(PATIENCE) == 2
     (line,) = service.lines[-1:]
     assert line.startswith("bnfold: ")
     assert "tls_" in line or "a.pem" in line

@@ -13,6 +13,7 @@ import tritonclient.http as triton
 
 from fold.errors import BnfoldError
 from service.settings import load_settings
+from support.serving import PATIENCE
 
 PREFIX = "/team/bnfold"
 
@@ -51,7 +52,7 @@ def test_the_pages_name_and_link_what_is_there(prefixed: Any) -> None:
         for link in re.findall(r'href="([^"]+)"', text):
             if not link.startswith("data:") and not link.endswith("/report"):  # these models have none
                 assert not link.startswith("/"), "a link from the root would leave the prefix"
-                assert httpx.get(urljoin(prefixed.url + PREFIX + page, link)).status_code == 200
+                assert httpx.get(urljoin(prefixed.url + PREFIX + page, link), timeout=PATIENCE).status_code == 200
     assert prefixed.get("/openapi.json").json()["servers"] == [{"url": PREFIX}]
 
 

@@ -88,9 +88,11 @@ def test_a_process_that_dies_is_told_of_and_started_again(folded: Path, comparer
     assert comparer.compare(task(path, 1)).verdict, "and has loaded its reference anew"
 
 
-def test_the_service_goes_on_without_it_and_does_not_leave_it_behind(folded: Path, start: Callable[..., Any]) -> None:
+def test_the_service_goes_on_without_it_and_does_not_leave_it_behind(
+    folded: Path, start_process: Callable[..., Any]
+) -> None:
     rows = 'bnfold_shadow_rows_total{model="net",version="2"}'
-    with start(folded, shadow=1) as service:
+    with start_process(folded, shadow=1) as service:
         send = lambda: service.post("/v2/models/net/infer", json=ROW)  # noqa: E731
         until(lambda: send() and service.metric(rows) > 0)
         (child,) = comparing(service.process.pid)

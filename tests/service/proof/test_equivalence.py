@@ -135,10 +135,10 @@ def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_torch_a_torch_reference_is_501_and_everything_else_works(
-    of_torch: Path, start: Callable[..., Any], without_torch: None
+    of_torch: Path, start_process: Callable[..., Any], without_torch: None
 ) -> None:
     """Verified by its canary, it serves; only proving and watching need torch, and say so."""
-    with start(of_torch, shadow=1) as service:
+    with start_process(of_torch, shadow=1) as service:
         assert service.post("/v2/repository/index").json()[0]["state"] == "READY"
         image = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
         assert service.post("/v2/models/cnn/infer", json={"inputs": [image]}).status_code == 200
@@ -169,9 +169,9 @@ def test_with_torch_the_same_model_is_proven_and_watched(of_torch: Path, start: 
 
 
 def test_without_torch_an_onnx_reference_is_proven_but_not_searched(
-    folded: Path, start: Callable[..., Any], without_torch: None
+    folded: Path, start_process: Callable[..., Any], without_torch: None
 ) -> None:
-    with start(folded) as service:
+    with start_process(folded) as service:
         assert service.post(PROVE).json()["equivalent"] is True
         answer = service.post(PROVE, json={"parts": ["search"]})
         assert (answer.status_code, "torch is not installed here" in answer.json()["error"]) == (501, True)
@@ -183,7 +183,9 @@ def test_algebra_rounding_and_search_on_request(folded: Path, start: Callable[..
     with start(folded) as service:
         assert not {"algebra", "rounding", "search"} & service.post(PROVE).json().keys()
         body = {"samples": 4, "parts": ["algebra", "rounding", "search"], "search_seconds": 0.5}
-        verdict = service.post(PROVE, json=body).json()
+        answer = service.post(PROVE, json=body)
+        assert answer.status_code == 200, answer.text
+        verdict = answer.json()
         assert verdict["equivalent"] is True
         assert verdict["algebra"]["holds"] is True
         assert verdict["rounding"]["holds"] is True

@@ -179,9 +179,9 @@ def test_a_flipped_decision_is_a_disagreement_of_its_own() -> None:
     assert watched.disagreements == {"error": 0, "decision": 1}
 
 
-def test_every_metric_of_watching_is_there_from_the_start(folded: Path, start: Callable[..., Any]) -> None:
+def test_every_metric_of_watching_is_there_from_the_start(folded: Path, start_process: Callable[..., Any]) -> None:
     """An alert on a counter's increase needs the counter before the first disagreement."""
-    with start(folded, code=FROM_THE_COMMAND_LINE) as service:
+    with start_process(folded, code=FROM_THE_COMMAND_LINE) as service:
         watching(service, "net", 2)
         assert service.metric('bnfold_shadow_share{model="net",version="2"}') == 0.001
         families = {family.name: family for family in text_string_to_metric_families(service.get("/metrics").text)}

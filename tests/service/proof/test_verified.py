@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from fold.artifact.directory import read_version, write_manifest
 from fold.artifact.manifest import Manifest
+from support.serving import PATIENCE
 
 IMAGE = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 
@@ -81,12 +82,12 @@ def test_changed_weights_with_right_digests_are_refused_and_the_old_version_serv
         assert service.metric('bnfold_model_broken{cause="certificate",model="net",version="2"}') == 1
 
 
-def test_a_manifest_that_does_not_certify_is_refused(copied: Path, start: Callable[..., Any]) -> None:
+def test_a_manifest_that_does_not_certify_is_refused(copied: Path, start_process: Callable[..., Any]) -> None:
     for version, verdict in (("1", {}), ("2", {"equivalent": False, "message": "NOT equivalent over 16 samples"})):
         folder = copied / "net" / version
         write_manifest(folder, read_manifest(folder).model_copy(update={"verdict": verdict}))
-    with start(copied, ready=False) as service:
-        assert service.process.wait(timeout=60) == 2
+    with start_process(copied, ready=False) as service:
+        assert service.process.wait(PATIENCE) == 2
     (line,) = service.lines
     assert "net/1: " in line
     assert "does not certify that the graph is equivalent: it has no verdict" in line

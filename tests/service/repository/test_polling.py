@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.reloading import REQUEST, WATCH, Load, call, corrupt, right, states, table, wait
-from support.serving import start
+from support.serving import start, start_process
 
 
 @pytest.fixture
@@ -85,6 +85,6 @@ main(["serve", os.environ["BNFOLD_REPOSITORY"], "--watch"])
 
 
 def test_the_command_line_watches(folder: Path) -> None:
-    with start(folder, code=FROM_THE_COMMAND_LINE, watch_seconds=0.05) as service:
+    with start_process(folder, code=FROM_THE_COMMAND_LINE, watch_seconds=0.05) as service:
         table(folder, 2)
         wait(lambda: states(service) == {"table/2": "READY"})

@@ -29,7 +29,7 @@ from support.reloading import (
     table,
     wait,
 )
-from support.serving import Service, start
+from support.serving import PATIENCE, Service, ServiceProcess, start, start_process
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_request_that_came_in_halves_is_answered_by_the_version_that_it_found(
         for path in ("/v2/models/table/infer", "/v2/models/table/versions/1/infer", "/v1/models/table:predict"):
             sent = body if "v2" in path else b'{"instances": [0, 1, 2, 3, 4]}'
             head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(sent)}\r\nContent-Type: application/json\r\n\r\n"
-            connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+            connection = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
             connection.sendall(head.encode() + sent[:9])
             halves.append((connection, sent[9:]))
         before = service.get("/v2/health/live")  # what was sent before has been read by now
@@ -240,7 +240,7 @@ def test_metrics_of_what_has_left_disappear(folder: Path) -> None:
 LOADED = "bnfold_repository_loads_total"
 
 
-def proc(service: Service, key: str) -> int:
+def proc(service: ServiceProcess, key: str) -> int:
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(f"{key}:")).split()[1])
 
@@ -248,7 +248,7 @@ def proc(service: Service, key: str) -> int:
 def test_thirty_reloads_leave_neither_memory_nor_threads(folder: Path) -> None:
     """8 MB of weights each: what stayed of three of them would be seen."""
     size = 2 << 20
-    with start(folder, **EXPLICIT) as service:
+    with start_process(folder, **EXPLICIT) as service:
         sizes = []
         for version in range(2, 36):
             table(folder, version, size)

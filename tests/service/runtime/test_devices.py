@@ -32,6 +32,7 @@ from service.settings import Settings
 from service.telemetry import gpu
 from service.telemetry.gpu import GpuCollector
 from support import serving
+from support.serving import PATIENCE
 
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,3] x, int64[N] k) => (float[N,3] y, int64[N,3] z) {
@@ -171,10 +172,10 @@ def test_a_service_with_buckets_serves_proves_and_tells(folded: Path, start: Cal
     ],
 )
 def test_settings_that_are_none_get_one_line(
-    settings: dict[str, str], words: str, folded: Path, start: Callable[..., Any]
+    settings: dict[str, str], words: str, folded: Path, start_process: Callable[..., Any]
 ) -> None:
-    with start(folded, ready=False, **settings) as service:
-        assert service.process.wait(30) == 2
+    with start_process(folded, ready=False, **settings) as service:
+        assert service.process.wait(PATIENCE) == 2
     [line] = service.lines
     assert words in line
 
@@ -220,9 +221,9 @@ def image(value: float) -> dict[str, Any]:
     return {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [value] * 64}]}
 
 
-def test_memory_comes_back_and_a_lost_device_does_not(folded: Path, start: Callable[..., Any]) -> None:
+def test_memory_comes_back_and_a_lost_device_does_not(folded: Path, start_process: Callable[..., Any]) -> None:
     """Short of memory, one request fails. A device that is lost takes readiness and life with it, and says so."""
-    with start(folded, code=FAILING + serving.SERVE, grpc_port=0) as service:
+    with start_process(folded, code=FAILING + serving.SERVE, grpc_port=0) as service:
         infer = "/v2/models/net/infer"
         assert service.post(infer, json=image(1.0)).status_code == 200
         answer = service.post(infer, json=image(1e6))

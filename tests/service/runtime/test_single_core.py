@@ -83,7 +83,7 @@ def test_what_is_proven_is_what_either_of_them_answers(folded: Path, monkeypatch
         opened(folded, "net")
 
 
-def test_a_crowd_is_answered_right(folded: Path, start: Callable[..., Any]) -> None:
+def test_a_crowd_is_answered_right(folded: Path, start_process: Callable[..., Any]) -> None:
     """By a real service, in which runs have all cores or one, as requests come and go."""
     slow = f"from service.runtime import session\nsession.FAST_SECONDS, session.cores = 0.0, lambda: {CORES}\n"
     spec = read_version(folded / "net" / "2").manifest.inputs[0]
@@ -94,7 +94,7 @@ def test_a_crowd_is_answered_right(folded: Path, start: Callable[..., Any]) -> N
         answer = service.post("/v2/models/net/infer", json={"inputs": [tensor]}).json()["outputs"][0]
         return np.array(answer["data"], np.float32).reshape(answer["shape"])
 
-    with start(folded, code=slow + serving.SERVE, threads=0) as service, ThreadPoolExecutor(16) as clients:
+    with start_process(folded, code=slow + serving.SERVE, threads=0) as service, ThreadPoolExecutor(16) as clients:
         config = service.get("/v2/models/net/config").json()
         assert config["instance_group"][0]["count"] == CORES
         one_by_one = np.concatenate([ask(x[i : i + 1]) for i in range(40)])

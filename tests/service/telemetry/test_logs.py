@@ -12,14 +12,16 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from support.serving import PATIENCE
+
 INFER = "/v2/models/net/infer"
 SECRET = 0.123456789
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [SECRET] * 64}]}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-def test_each_request_is_an_object_with_its_id(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository, log_format="json", access_log=True) as service:
+def test_each_request_is_an_object_with_its_id(repository: Path, start_process: Callable[..., Any]) -> None:
+    with start_process(repository, log_format="json", access_log=True) as service:
         own = service.post(INFER, json=ROW, headers={"X-Request-Id": "my-request/1"})
         traced = service.post(INFER, json=ROW, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         forged = service.get("/v2/nowhere", headers={"X-Request-Id": "two words", "traceparent": "00-0-0-00"})
@@ -52,8 +54,8 @@ def test_without_it_nothing_is_said_of_requests(service: Any) -> None:
     assert len(service.lines) == before
 
 
-def test_for_people_it_is_a_line(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository, access_log=True) as service:
+def test_for_people_it_is_a_line(repository: Path, start_process: Callable[..., Any]) -> None:
+    with start_process(repository, access_log=True) as service:
         service.post(INFER, json=ROW, headers={"X-Request-Id": "abc"})
         service.get("/%0Aforged line")
     first, second = service.lines[-2:]
@@ -96,11 +98,11 @@ def collector() -> Iterator[Collector]:
 
 
 def test_spans_are_children_of_the_clients_trace(
-    repository: Path, start: Callable[..., Any], collector: Collector, monkeypatch: pytest.MonkeyPatch
+    repository: Path, start_process: Callable[..., Any], collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    with start(repository, tracing=True) as service:
+    with start_process(repository, tracing=True) as service:
         service.post(INFER, json=ROW, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
     (span,) = (span for name, span in collector.spans if (name, span.kind) == ("bnfold", span.SPAN_KIND_SERVER))
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
@@ -111,11 +113,14 @@ def test_pages_of_others_may_call_it_only_where_they_are_named(
     service: Any, repository: Path, start: Callable[..., Any]
 ) -> None:
     theirs = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-    for answer in (service.post(INFER, json=ROW, headers=theirs), httpx.options(service.url + INFER, headers=theirs)):
+    for answer in (
+        service.post(INFER, json=ROW, headers=theirs),
+        httpx.options(service.url + INFER, headers=theirs, timeout=PATIENCE),
+    ):
         assert not [name for name in answer.headers if name.startswith("access-control")]
     with start(repository, cors_origins="https://app.example, https://other.example") as allowing:
         for url in (INFER, "/v1/models/net:predict"):
-            asked = httpx.options(allowing.url + url, headers=theirs)
+            asked = httpx.options(allowing.url + url, headers=theirs, timeout=PATIENCE)
             assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, theirs["Origin"])
         told = allowing.post(INFER, json=ROW, headers={"Origin": "https://other.example"})
         assert told.headers["access-control-allow-origin"] == "https://other.example"
