@@ -9,11 +9,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from fold.arrays import Arrays
@@ -66,7 +66,8 @@ class Comparer:
     def __init__(self) -> None:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
-        self._lock = Lock()
+        self._lock = threading.Lock()
+        self._stopped = False
 
     def compare(self, task: Task) -> Comparison:
         with self._lock:
@@ -87,6 +88,7 @@ class Comparer:
 
     def stop(self) -> None:
         """End the process, even in the middle of a task."""
+        self._stopped = True  # the next comparison in the queue would start the process again
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -94,6 +96,8 @@ class Comparer:
 
     def _connected(self) -> Connection:
         if self._connection is None:
+            if self._stopped:
+                raise BnfoldError("the service is stopping")
             context = multiprocessing.get_context("spawn")  # a fork would hold the sockets of this process
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), name="bnfold compares", daemon=True)
@@ -112,6 +116,7 @@ class _Held:
 def _serve(connection: Connection) -> None:
     """Answer tasks until the service ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the service, which ends this process itself
+    threading.Thread(target=_end_with_service, daemon=True).start()
     held: dict[str, _Held] = {}
     with contextlib.suppress(EOFError, OSError):
         connection.send(_answer(connection.recv(), held))
@@ -122,6 +127,14 @@ def _serve(connection: Connection) -> None:
                 _forget(task, held)
             else:
                 connection.send(_answer(task, held))
+
+
+def _end_with_service() -> None:
+    """End this process when the service has died, also in the middle of a comparison, which may take hours."""
+    service = multiprocessing.parent_process()
+    if service is not None:
+        service.join()
+        os._exit(1)
 
 
 def _forget(task: Forget, held: dict[str, _Held]) -> None:

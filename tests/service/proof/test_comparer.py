@@ -13,6 +13,7 @@ import pytest
 from fold.artifact.directory import read_version
 from fold.errors import BnfoldError
 from service.proof.comparer import Comparer, Task
+from support.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 
@@ -53,7 +54,7 @@ def gone(pid: int) -> bool:
 
 
 def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -104,3 +105,27 @@ def test_the_service_goes_on_without_it_and_does_not_leave_it_behind(
         service.process.kill()
         service.process.wait()
         until(lambda: gone(child))
+
+
+def test_a_comparison_under_way_does_not_outlive_the_service(
+    tmp_path: Path, start_process: Callable[..., Any], make_slow: Callable[..., None]
+) -> None:
+    make_slow(tmp_path, quick=True)
+    row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1e7]}]}  # computes for hours
+    watched, busy = (f'bnfold_shadow_{name},version="1"}}' for name in (
+        'share{model="slow"', 'drops_total{model="slow",reason="busy"'
+    ))  # fmt: skip
+    with start_process(tmp_path, shadow=1) as service:
+        until(lambda: service.metric(watched) == 1)
+        until(lambda: service.post("/v2/models/slow/infer", json=row) and service.metric(busy) > 0)
+        (child,) = comparing(service.process.pid)
+        service.process.kill()
+        service.process.wait()
+        until(lambda: gone(child))
+
+
+def test_a_comparer_that_was_stopped_starts_no_process(folded: Path) -> None:
+    comparer = Comparer()
+    comparer.stop()
+    with pytest.raises(BnfoldError, match="is stopping"):
+        comparer.compare(task(folded / "net" / "1"))
