@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import os
 import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -83,17 +85,29 @@ def randomise(module: nn.Module, seed: int, *, hostile: bool = True) -> nn.Modul
     return module
 
 
+EXPORTERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
+"""The libraries that take part in an export."""
+
+
+def export_digest(root: Path, versions: Mapping[str, str]) -> str:
+    """Of all that an export depends on: this file, the networks, all of `fold`, for its parts import each other, and
+    the libraries. It costs less to read than to keep a list of files that is never too short."""
+    folders = (root / "models", root / "fold")
+    sources = [root / "tests" / "support" / "folding.py", *(file for each in folders for file in each.rglob("*.py"))]
+    digest = hashlib.sha256(repr(sorted(versions.items())).encode())
+    for source in sorted(sources):
+        digest.update(f"\0{source.relative_to(root)}\0".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
 @functools.cache
 def export(name: str) -> ir.Model:
     """The unfolded graph of an architecture, with the parameters that it begins with.
 
     Exporting takes most of the time of what is tested on all architectures, so it is done once for every process that
-    tests; the graph is kept on disk, under a digest of the sources that it depends on.
+    tests; the graph is kept on disk, under a digest of what it depends on.
     """
-    root = ROOT
-    folders = (root / "models", root / "fold" / "sources", root / "fold" / "graph")
-    sources = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-    digest = hashlib.sha256(torch.__version__.encode() + b"".join(map(Path.read_bytes, sources))).hexdigest()
+    digest = export_digest(ROOT, {library: version(library) for library in EXPORTERS})
     file = Path(tempfile.gettempdir()) / f"bnfold-tests-{getpass.getuser()}" / f"{name}-{digest[:16]}.onnx"
     if not file.exists():
         torch.manual_seed(7)
