@@ -368,13 +368,13 @@ def graphs(draw):
     return g.finish(*outputs)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=75, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(graphs(), st.integers(0, 1000))
 def test_any_graph_computes_what_it_did(model, seed) -> None:
     check_fold(model, seed=seed)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(graphs())
 def test_folding_again_is_right_and_keeps_no_more(model) -> None:
     folded, report = fold.fold_model(model)
@@ -385,7 +385,7 @@ def test_folding_again_is_right_and_keeps_no_more(model) -> None:
 # --- opened activations
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(graphs(), st.integers(0, 1000))
 def test_any_graph_computes_what_it_did_with_activations_opened(model, seed) -> None:
     closed, opened = fold.fold_model(model)[1], check_fold(model, seed=seed, open_activations=True)[1]

@@ -33,7 +33,7 @@ def ratio_groups(draw):
     return groups
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     ratio_groups(),
     st.lists(st.integers(0, VARIABLES - 1), max_size=3),
@@ -125,7 +125,7 @@ def shift_groups(draw):
     return groups
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(shift_groups(), st.lists(st.integers(0, 2), min_size=VARIABLES, max_size=VARIABLES))
 def test_equations_hold_or_leave_no_trace(groups, preference) -> None:
     shifts = Shifts(np.array(preference))

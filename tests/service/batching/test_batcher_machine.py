@@ -337,4 +337,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestBatcher = Machine.TestCase
-TestBatcher.settings = settings(max_examples=300, stateful_step_count=50, deadline=None, derandomize=True)
+TestBatcher.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, derandomize=True)

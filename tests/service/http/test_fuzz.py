@@ -147,7 +147,7 @@ def test_no_call_that_the_document_allows_is_beyond_the_service(fuzzed: Any) -> 
     for operation in tried:
 
         @given(operation.as_strategy(), st.sampled_from([*names, None]))
-        @settings(EXAMPLES, max_examples=25)
+        @settings(EXAMPLES, max_examples=10)
         def call(case: schemathesis.Case, name: str | None) -> None:
             if name is not None and "name" in case.path_parameters:
                 case.path_parameters["name"] = name
@@ -167,7 +167,7 @@ REQUEST = (
 
 
 @given(st.lists(st.tuples(st.integers(0, 160), st.integers(0, 255)), min_size=1, max_size=3))
-@settings(EXAMPLES, max_examples=150)
+@settings(EXAMPLES, max_examples=75)
 def test_changed_bytes_of_a_request_are_answered_or_the_connection_ends(
     fuzzed: Any, changes: list[tuple[int, int]]
 ) -> None:
