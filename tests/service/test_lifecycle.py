@@ -60,7 +60,7 @@ def test_a_port_that_is_bound_but_not_listened_on(repository: Path, start: Calla
         ({"host": "no.such.host.invalid"}, "host 'no.such.host.invalid': "),
         ({"host": "192.0.2.1"}, "choose another with --host and --port"),
         ({"device": "cuda"}, "device cuda: "),
-        ({"port": 99999}, "port (or BNFOLD_PORT): Input should be less than or equal to 65535, '99999' came"),
+        ({"port": "99999"}, "port (or BNFOLD_PORT): Input should be less than or equal to 65535, '99999' came"),
         ({"max_batch_size": "many"}, "max_batch_size (or BNFOLD_MAX_BATCH_SIZE): "),
         ({"repository": "/no/such/folder"}, "/no/such/folder: no such folder; expected a model repository"),
     ],
