@@ -66,8 +66,9 @@ def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool 
         raise BnfoldError(f"{path}: holds no tensors, expected a state_dict; save model.state_dict()")
     else:
         chosen = _averaged(path, content, found) if ema else _usual(path, found)
-    _refuse_unusual(path, chosen.tensors)
-    return _without_fixed(_completed(chosen, found) if chosen.averaged else chosen)
+    whole = _completed(chosen, found) if chosen.averaged else chosen
+    _refuse_unusual(path, whole.tensors)
+    return _without_fixed(whole)
 
 
 def _refuse_unusual(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -85,9 +86,7 @@ def _unusual(tensor: torch.Tensor) -> str | None:
         return "a quantised tensor; fold the float model that it was made from"
     if tensor.layout != torch.strided:
         return "a sparse tensor; save it as tensor.to_dense()"
-    if tensor.is_nested:
-        return "a nested tensor; expected plain arrays of numbers"
-    return "a tensor of complex numbers; expected real ones" if tensor.is_complex() else None
+    return "a nested tensor; expected plain arrays of numbers" if tensor.is_nested else None
 
 
 def _candidates(content: Any, place: Place = ()) -> Iterator[Weights]:
