@@ -31,7 +31,8 @@ class Bounded(NamedTuple):
 
 def certain(value: np.ndarray) -> Bounded:
     """An array without an error, whose bounds take no memory."""
-    return Bounded(value, np.broadcast_to(np.float64(0), np.shape(value)))
+    shape = value.shape if isinstance(value, np.ndarray) else ()  # of a sequence nothing is off
+    return Bounded(value, np.broadcast_to(np.float64(0), shape))
 
 
 Read = Sequence[Bounded | None]
@@ -44,7 +45,8 @@ FIRST_ONLY = frozenset({"CumSum", "Dropout", "Pow", "Resize", "Upsample"})
 
 def is_data(node: Any, index: int, x: Bounded | None) -> bool:
     """Whether an input holds the numbers that are computed with; all others must be exact for a rule to hold."""
-    return x is not None and x.value.dtype == np.float64 and (index == 0 or node.op_type not in FIRST_ONLY)
+    known = x is not None and isinstance(x.value, np.ndarray) and x.value.dtype == np.float64
+    return known and (index == 0 or node.op_type not in FIRST_ONLY)
 
 
 def _apply(node: Any, read: Read, of: Callable[[Bounded], np.ndarray]) -> Sequence[np.ndarray]:

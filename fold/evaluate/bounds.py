@@ -75,7 +75,8 @@ class RoundingBound:
         uncertain = [x is not None and not x.exact for x in (*read, *context.values())]
         if node.op_type in VALUELESS or not any(uncertain):
             return [certain(value) for value in written]
-        rule = rule_for(node)
+        sequences = any(not isinstance(value, np.ndarray) for value in (*given, *written) if value is not None)
+        rule = None if sequences else rule_for(node)
         data = [is_data(node, index, x) for index, x in enumerate(read)] + [False] * len(context)
         bounds: list[np.ndarray] = []
         if rule is not None and not any(doubt and not held for doubt, held in zip(uncertain, data, strict=True)):
@@ -84,6 +85,8 @@ class RoundingBound:
         bounds += [np.array(np.inf)] * (len(written) - len(bounds))
         return [
             Bounded(y, np.broadcast_to(bound if y.dtype == np.float64 else np.inf, y.shape))
+            if isinstance(y, np.ndarray)
+            else Bounded(y, bound)
             for y, bound in zip(written, bounds, strict=True)
         ]
 

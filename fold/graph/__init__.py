@@ -24,7 +24,7 @@ from fold.graph.reading import (
     text,
 )
 from fold.graph.reshapes import matching_blocks
-from fold.graph.shapes import BATCHNORM, infer_shapes
+from fold.graph.shapes import BATCHNORM, correct_shapes, infer_shapes
 from fold.graph.windows import conv_taps, conv_transpose_taps, explicit_pads, spatial_sizes
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "constant",
     "conv_taps",
     "conv_transpose_taps",
+    "correct_shapes",
     "dims",
     "display_name",
     "explicit_pads",

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from fold.errors import BnfoldError, first_line
 from fold.graph.reading import FLOATS
+from fold.graph.spellings import respell
 
 INLINE_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of weights up to which one file is written; the rest of protobuf's 2 GB is for the graph."""
@@ -43,7 +45,13 @@ def read_graph(path: Path) -> GraphFile:
     Raises `BnfoldError` if the file or a tensor cannot be read.
     """
     try:
-        model = ir.load(path.absolute())  # external data is only read from the folder of the file
+        folder = str(path.absolute().parent)
+        proto = onnx.load(path, load_external_data=False)
+        respelt = respell(proto, folder)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, folder)  # and data is only read from there
+    except BnfoldError as error:
+        raise BnfoldError(f"{path}: {error}") from error
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # protobuf's and onnx_ir's errors share no base
@@ -67,7 +75,7 @@ def read_graph(path: Path) -> GraphFile:
         else:
             loaded = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
             place.attributes["value"] = ir.AttrTensor("value", loaded)
-    return GraphFile(path, model, tuple(sorted(external_files)))
+    return GraphFile(path, model, tuple(sorted(external_files)), as_read=not respelt)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

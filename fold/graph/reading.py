@@ -12,7 +12,8 @@ NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype in FLOATS
+    """Whether a value is a tensor of floats, and not a sequence of them."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype in FLOATS
 
 
 def is_standard(node: ir.Node) -> bool:

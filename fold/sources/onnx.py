@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.errors import BnfoldError
-from fold.graph import GraphFile, Lifted, lift, read_graph
+from fold.graph import GraphFile, Lifted, correct_shapes, lift, read_graph
 from fold.inputs import InputScaling, ResolvedScaling
 from fold.sources.scale_graph import scale_graph
 from fold.sources.sizes import fix_sizes
@@ -40,6 +40,9 @@ def read_onnx(
     from onnxscript import optimizer  # noqa: PLC0415  # takes most of a second to import
 
     given, resolved = read_graph(path), None
+    corrected = correct_shapes(given.model)
+    if corrected is not given.model:
+        given = replace(given, model=corrected, as_read=False)
     try:
         if inputs or batch is not None:
             given = replace(given, model=fix_sizes(given.model, inputs, batch), as_read=False)

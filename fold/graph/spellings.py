@@ -1,0 +1,105 @@
+"""Rewrites spellings of a file that onnx_ir or ONNX Runtime do not take: sparse constants, `ai.onnx` as a domain, and
+empty names of trailing outputs."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from fold.errors import BnfoldError, first_line
+
+VARIADIC = frozenset({"If", "Loop", "Scan", "Split"})
+"""Operators whose number of outputs has a meaning, so that even an empty name counts."""
+LARGEST = 1 << 31
+"""Bytes of a sparse constant when it is written out; more than a protobuf holds."""
+
+
+def respell(proto: onnx.ModelProto, folder: str) -> bool:
+    """Rewrite such spellings in place; whether there were any. Sparse data may lie in a file of `folder`.
+
+    Raises `BnfoldError` for a sparse constant that cannot be read.
+    """
+    changed = False
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        changed |= _respell_domain(imports)
+    for graph in _graphs(proto.graph):
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(_dense(sparse, sparse.values.name, folder))
+        changed |= bool(graph.sparse_initializer)
+        graph.ClearField("sparse_initializer")
+    for node in _nodes(proto):
+        changed |= _respell_node(node, folder)
+    return changed
+
+
+def _respell_domain(imports: "onnx.OperatorSetIdProto") -> bool:  # a list of them
+    spelled = [one for one in imports if one.domain == "ai.onnx"]
+    for one in spelled:
+        if any(other.domain == "" for other in imports):
+            imports.remove(one)
+        else:
+            one.domain = ""
+    return bool(spelled)
+
+
+def _respell_node(node: onnx.NodeProto, folder: str) -> bool:
+    changed = node.domain == "ai.onnx"
+    if changed:
+        node.domain = ""
+    # ONNX Runtime ends in a segmentation fault where a BatchNormalization has empty outputs.
+    while node.op_type not in VARIADIC and len(node.output) > 1 and not node.output[-1]:
+        del node.output[-1]
+        changed = True
+    for attribute in node.attribute:
+        if node.op_type == "Constant" and attribute.name == "sparse_value":
+            dense = _dense(attribute.sparse_tensor, node.output[0], folder)
+            attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+            changed = True
+    return changed
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and those within its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in _within(node):
+            yield from _graphs(inner)
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in _graphs(proto.graph):
+        yield from graph.node
+    for function in proto.functions:
+        for node in function.node:
+            yield node
+            for inner in _within(node):
+                for graph in _graphs(inner):
+                    yield from graph.node
+
+
+def _within(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _dense(sparse: onnx.SparseTensorProto, name: str, folder: str) -> onnx.TensorProto:
+    """A sparse tensor written out; its indices are of the flat tensor, or one for each axis."""
+    try:
+        dims = list(sparse.dims)
+        values = numpy_helper.to_array(sparse.values, folder)
+        indices = numpy_helper.to_array(sparse.indices, folder)
+        if min(dims, default=1) < 0 or math.prod(dims) * values.itemsize > LARGEST:
+            raise ValueError(f"its shape {dims} is too large")
+        dense = np.zeros(dims, values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+    except (OSError, ValueError, IndexError, TypeError) as error:
+        raise BnfoldError(f"sparse tensor {name!r} cannot be read: {first_line(error)}; write it densely") from error
+    return numpy_helper.from_array(dense, name)
