@@ -88,7 +88,7 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
     counts = {
         name.removesuffix(".num_batches_tracked"): int(buffer)
         for name, buffer in program.named_buffers()
-        if name.endswith("num_batches_tracked")
+        if name.endswith("num_batches_tracked") and buffer.numel() == 1
     }
     model = export.export_graph(program, sizes)
     if source.path.suffix == ".pt2":

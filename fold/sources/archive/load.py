@@ -9,6 +9,7 @@ from torch.export.pt2_archive._package import load_pt2
 from fold.errors import BnfoldError, first_line
 from fold.sources.archive.scan import opened, scan
 from fold.sources.checkpoint.limits import refuse_inflated
+from fold.sources.checkpoint.wrappers import refuse_unusual
 from fold.sources.quiet import silenced
 
 
@@ -20,7 +21,10 @@ def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     try:
         with silenced(), opened(path) as stream:
             # torch.export.load falls back to a reader of older archives, which scan() does not see.
-            return torch.export.load(stream) if trust else load_pt2(stream).exported_programs["model"]
+            program = torch.export.load(stream) if trust else load_pt2(stream).exported_programs["model"]
+        tensors = {**program.state_dict, **program.constants}
+        refuse_unusual(path, {name: one for name, one in tensors.items() if isinstance(one, torch.Tensor)})
+        return program
     except BnfoldError:
         raise
     except Exception as error:  # torch.export raises many types for a damaged archive

@@ -54,6 +54,8 @@ def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, tr
     found = wrappers.find_weights(path, content, key=key, ema=ema)
     metadata = _metadata(content, text)
     limits.refuse_metadata(path, metadata)
+    if not isinstance(metadata.get("labels") or [], list | tuple):
+        raise BnfoldError(f"{path}: 'labels' under {METADATA!r} is no list; save a list of texts there")
     return Checkpoint(path, found.tensors, metadata, content, found.places, text, found.module, found.notes)
 
 

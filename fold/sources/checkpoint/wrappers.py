@@ -67,11 +67,11 @@ def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool 
     else:
         chosen = _averaged(path, content, found) if ema else _usual(path, found)
     whole = _completed(chosen, found) if chosen.averaged else chosen
-    _refuse_unusual(path, whole.tensors)
+    refuse_unusual(path, whole.tensors)
     return _without_fixed(whole)
 
 
-def _refuse_unusual(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def refuse_unusual(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise `BnfoldError` for a tensor that is no array of numbers."""
     for name, tensor in tensors.items():
         what = _unusual(tensor)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fold.sources import silenced
 from support import loadable
 from support.commands import refused, run
 from support.folding import randomise
@@ -19,12 +20,12 @@ def state() -> dict[str, torch.Tensor]:
     return randomise(loadable.plain(), seed=1).state_dict()
 
 
-def refusal(capsys, tmp_path: Path, content: Any, *options: str) -> str:
+def refusal(tmp_path: Path, content: Any, *options: str) -> str:
     """How a fold refuses a file with this content, or the file that is there already."""
     if content is not None:
         torch.save(content, tmp_path / "m.pt")
     arch = ("--arch", "support.loadable:plain", "--input", "3,7,9")
-    err = refused(capsys, "fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r", *options)
+    err = refused("fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r", *options)
     assert len(err) < 5000
     assert not (tmp_path / "r").exists()
     return err
@@ -66,12 +67,12 @@ def small_integers(tensor: torch.Tensor) -> torch.Tensor:
         (small_integers, "is torch.int8 in the checkpoint, expected floats"),
     ],
 )
-def test_tensors_that_are_no_arrays_of_floats(capsys, tmp_path, state, change, message) -> None:
+def test_tensors_that_are_no_arrays_of_floats(tmp_path, state, change, message) -> None:
     name = first_weight(state)
     changed = {**state, name: change(state[name])}
-    assert f"{name} {message}" in refusal(capsys, tmp_path, changed)
+    assert f"{name} {message}" in refusal(tmp_path, changed)
     # Two sets of weights are compared before one is chosen.
-    assert "choose with --key" in refusal(capsys, tmp_path, {"a": changed, "b": state})
+    assert "choose with --key" in refusal(tmp_path, {"a": changed, "b": state})
 
 
 def shared(container: Any) -> Any:
@@ -82,65 +83,90 @@ def shared(container: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_lists_that_are_shared_are_walked_once(capsys, tmp_path, state, kind) -> None:
+def test_lists_that_are_shared_are_walked_once(tmp_path, state, kind) -> None:
     torch.save({"state_dict": state, "deep": shared(kind())}, tmp_path / "m.pt")
     fold = ("fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
-    assert run(capsys, *fold)[0]["verdict"]["equivalent"] is True
+    assert run(*fold)[0]["verdict"]["equivalent"] is True
 
 
 @pytest.mark.parametrize("key", ["inputs", "arch_args", "labels"])
-def test_what_a_file_says_of_itself_is_limited(capsys, tmp_path, state, key) -> None:
+def test_what_a_file_says_of_itself_is_limited(tmp_path, state, key) -> None:
     content = {"state_dict": state, "bnfold": {key: shared(["a"])}}
-    assert "has more than 100,000 values under 'bnfold'" in refusal(capsys, tmp_path, content)
+    assert "has more than 100,000 values under 'bnfold'" in refusal(tmp_path, content)
 
 
-def test_a_type_is_not_called(capsys, tmp_path, state) -> None:
+def test_labels_are_a_list(tmp_path, state) -> None:
+    content = {"state_dict": state, "bnfold": {"labels": 5}}
+    assert "'labels' under 'bnfold' is no list; save a list of texts there" in refusal(tmp_path, content)
+
+
+def test_a_damaged_archive(tmp_path, state) -> None:
+    """The name of an entry in its directory is no UTF-8, which zipfile decodes."""
+    torch.save(state, tmp_path / "m.pt")
+    content = (tmp_path / "m.pt").read_bytes()
+    start = content.index(b"PK\x01\x02")
+    flags = start + 8  # of the first entry; bit 11 says that its name is UTF-8
+    content = content[:flags] + b"\x00\x08" + content[flags + 2 : start + 46] + b"\xff" + content[start + 47 :]
+    (tmp_path / "m.pt").write_bytes(content)
+    assert "m.pt: is not a PyTorch checkpoint" in refusal(tmp_path, None)
+
+
+def test_a_program_without_values(tmp_path) -> None:
+    with torch.device("meta"):
+        module = loadable.plain().eval()
+    with silenced():
+        program = torch.export.export(module, (torch.randn(2, 3, 7, 9, device="meta"),))
+        program.example_inputs = None
+        torch.export.save(program, tmp_path / "m.pt2")
+    err = refused("fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
+    assert "is a meta tensor, which has no values" in err
+
+
+def test_a_type_is_not_called(tmp_path, state) -> None:
     class Text:
         """str() of 2^28 places would fill the memory."""
 
         def __reduce__(self) -> tuple:
             return str, (shared([]),)
 
-    assert "is not a PyTorch checkpoint" in refusal(capsys, tmp_path, {"state_dict": state, "text": Text()})
+    assert "is not a PyTorch checkpoint" in refusal(tmp_path, {"state_dict": state, "text": Text()})
 
 
-def test_an_archive_that_inflates(capsys, tmp_path, state, monkeypatch) -> None:
+def test_an_archive_that_inflates(tmp_path, state, monkeypatch) -> None:
     torch.save({**state, "huge": torch.zeros(1 << 20)}, tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "m.pt", "w") as small:
         for entry in whole.infolist():
             small.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED)
     monkeypatch.setattr("fold.sources.checkpoint.limits.LEAST", 1 << 20)
-    err = refusal(capsys, tmp_path, None)
+    err = refusal(tmp_path, None)
     assert "m.pt: unpacks to 4," in err
     assert "to read it, set BNFOLD_MAX_UNPACKED_BYTES=" in err
     monkeypatch.setenv("BNFOLD_MAX_UNPACKED_BYTES", err.rpartition("=")[2].strip())
-    assert "1 unexpected: huge" in refusal(capsys, tmp_path, None)
+    assert "1 unexpected: huge" in refusal(tmp_path, None)
     monkeypatch.setenv("BNFOLD_MAX_UNPACKED_BYTES", "4 GB")
-    assert "BNFOLD_MAX_UNPACKED_BYTES: is '4 GB', expected a number of bytes" in refusal(capsys, tmp_path, None)
+    assert "BNFOLD_MAX_UNPACKED_BYTES: is '4 GB', expected a number of bytes" in refusal(tmp_path, None)
     (tmp_path / "m.pt").rename(tmp_path / "m.pt2")
     monkeypatch.delenv("BNFOLD_MAX_UNPACKED_BYTES")
-    assert "m.pt2: unpacks to 4," in refused(capsys, "fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
+    assert "m.pt2: unpacks to 4," in refused("fold", tmp_path / "m.pt2", "--out", tmp_path / "r")
 
 
-def test_a_tensor_of_a_million_millions(capsys, tmp_path, state) -> None:
+def test_a_tensor_of_a_million_millions(tmp_path, state) -> None:
     """One number, repeated by strides of 0; to compare two such would take hours."""
     huge = {**state, "huge": torch.zeros(1).expand(10**6, 10**6)}
-    assert "unpacks to 4,000,000," in refusal(capsys, tmp_path, {"a": huge, "b": dict(huge)})
+    assert "unpacks to 4,000,000," in refusal(tmp_path, {"a": huge, "b": dict(huge)})
 
 
-def test_names_of_any_length(capsys, tmp_path, state) -> None:
+def test_names_of_any_length(tmp_path, state) -> None:
     long = "x" * 200_000
-    assert "xxx… (200,000 characters)" in refusal(capsys, tmp_path, {**state, long: torch.zeros(3)})
-    assert "is too long; expected at most 200" in refusal(capsys, tmp_path, state, "--name", "x" * 201)
-    assert "File name too long" in refusal(capsys, tmp_path, state, "--name", long)
+    assert "xxx… (200,000 characters)" in refusal(tmp_path, {**state, long: torch.zeros(3)})
+    assert "is too long; expected at most 200" in refusal(tmp_path, state, "--name", "x" * 201)
+    assert "File name too long" in refusal(tmp_path, state, "--name", long)
     for option in ("--labels", "--preprocessing"):
-        assert "File name too long" in refusal(capsys, tmp_path, state, option, f"/tmp/{long}")
-    err = refused(capsys, "fold", tmp_path / f"{long}.pt", "--out", tmp_path / "r")
+        assert "File name too long" in refusal(tmp_path, state, option, f"/tmp/{long}")
+    err = refused("fold", tmp_path / f"{long}.pt", "--out", tmp_path / "r")
     assert "(200," in err
     assert "File name too long" in err
-    err = refused(
-        capsys, "fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--out", tmp_path / ("x" * 256)
-    )
+    err = refused("fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--out", tmp_path / ("x" * 256))
     assert "File name too long" in err
 
 
@@ -153,7 +179,7 @@ def test_names_of_any_length(capsys, tmp_path, state) -> None:
     ],
 )
 @pytest.mark.parametrize("place", ["torch.load", "torch.export.export", "fold.convert.certify"])
-def test_too_little_memory(capsys, tmp_path, state, monkeypatch, place, error) -> None:
+def test_too_little_memory(tmp_path, state, monkeypatch, place, error) -> None:
     """As PyTorch says it under `ulimit -v`, while the file is read, exported and proven."""
 
     def fail(*arguments: Any, **options: Any) -> None:
@@ -162,7 +188,7 @@ def test_too_little_memory(capsys, tmp_path, state, monkeypatch, place, error) -
     monkeypatch.setattr(place, fail)
     torch.save(state, tmp_path / "m.pt")
     arch = ("--arch", "support.loadable:plain", "--input", "3,7,9")
-    err = refused(capsys, "fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r")
+    err = refused("fold", tmp_path / "m.pt", *arch, "--out", tmp_path / "r")
     assert err.startswith("bnfold: too little memory; give the process more (ulimit -v)")
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".incoming")]
 
