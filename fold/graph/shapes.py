@@ -47,10 +47,10 @@ def _restore_sequences(node: ir.Node) -> None:
 
 
 def correct_shapes(model: ir.Model) -> ir.Model:
-    """`model`, or if a stored shape contradicts what the operators write, a copy with inferred shapes alone.
+    """`model`, or if a stored shape contradicts the inferred one, a copy with inferred shapes only.
 
-    Runtimes ignore stored shapes of intermediate tensors, so exporters get by with wrong ones (NHWC sizes of an NCHW
-    tensor); laws of the fold read them. Where one is wrong, none is trusted.
+    Runtimes ignore stored shapes of intermediate tensors, so wrong ones (NHWC sizes of an NCHW tensor) go unnoticed,
+    but the laws of the fold read them. If one is wrong, none is trusted.
     """
     inferred = model.clone()
     for value in _written(inferred):

@@ -1,4 +1,4 @@
-"""Rewrites spellings of a file that onnx_ir or ONNX Runtime do not take: sparse constants, `ai.onnx` as a domain, and
+"""Rewrites forms of a file that onnx_ir or ONNX Runtime do not support: sparse constants, `ai.onnx` as a domain, and
 empty names of trailing outputs."""
 
 import math
@@ -11,13 +11,13 @@ from onnx import numpy_helper
 from fold.errors import BnfoldError, first_line
 
 VARIADIC = frozenset({"If", "Loop", "Scan", "Split"})
-"""Operators whose number of outputs has a meaning, so that even an empty name counts."""
+"""Operators whose number of outputs has a meaning: an empty name counts."""
 LARGEST = 1 << 31
-"""Bytes of a sparse constant when it is written out; more than a protobuf holds."""
+"""Bytes of a sparse constant as a dense one: more than a protobuf holds."""
 
 
 def respell(proto: onnx.ModelProto, folder: str) -> bool:
-    """Rewrite such spellings in place; whether there were any. Sparse data may lie in a file of `folder`.
+    """Rewrite such forms in place; return whether there were any. Sparse data may be in a file of `folder`.
 
     Raises `BnfoldError` for a sparse constant that cannot be read.
     """
@@ -88,7 +88,7 @@ def _within(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _dense(sparse: onnx.SparseTensorProto, name: str, folder: str) -> onnx.TensorProto:
-    """A sparse tensor written out; its indices are of the flat tensor, or one for each axis."""
+    """A sparse tensor as a dense one; its indices are of the flat tensor, or one for each axis."""
     try:
         dims = list(sparse.dims)
         values = numpy_helper.to_array(sparse.values, folder)

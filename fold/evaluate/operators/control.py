@@ -1,5 +1,5 @@
-"""Loop and Scan. onnx's own (1.23) Loop runs no iteration where the condition is left out, and stacks scan outputs of
-two or more axes along an existing axis; its Scan knows neither axes nor directions."""
+"""Loop, Scan and OptionalGetElement. The Loop of onnx 1.23 runs no iteration if the condition is left out, and stacks
+scan outputs of two or more axes along an existing axis; its Scan supports neither axes nor directions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ ITERATIONS = 1_000_000
 
 
 class _Body(OpRun):
-    """An operator that runs a subgraph, `body`, again and again."""
+    """An operator that runs a subgraph, `body`, once per iteration."""
 
     body: ReferenceEvaluator
     _run_body: Callable[..., list[Any]]

@@ -1,9 +1,9 @@
 """Normalisations.
 
-Seen in onnx 1.23: its BatchNormalization trains where opsets 7 to 13 only apply the running statistics; its LRN counts
-channels by the size of the batch and takes four axes only; its LpNormalization sums values in place of their sizes; its
-LogSoftmax takes the logarithm of what has become zero; its MeanVarianceNormalization and GroupNormalization round to
-float32.
+Seen in onnx 1.23: its BatchNormalization trains where opsets 7 to 13 only apply the running statistics. Its LRN loops
+over the batch in place of the channels, and takes four axes only. Its LpNormalization sums values in place of absolute
+values. Its LogSoftmax takes the logarithm of probabilities that underflow. Its MeanVarianceNormalization and
+GroupNormalization round to float32.
 """
 
 import numpy as np

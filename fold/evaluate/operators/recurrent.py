@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM. onnx's own (1.23) ignore the lengths of sequences, clipping and input_forget, and know few
+"""RNN, GRU and LSTM. Those of onnx 1.23 ignore sequence lengths, clipping and input_forget, and lack most
 activations."""
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., np.ndarray], tuple[float, ...]]] = {
     "tanh": (np.tanh, ()),
     "thresholdedrelu": (lambda x, alpha: np.where(x > alpha, x, 0), (1.0,)),
 }
-"""Functions by their names in small letters, with the defaults of alpha and beta where they have such."""
+"""Functions by their lower-case names, with the defaults of alpha and beta if they have these."""
 
 
 def _clipped(function: Callable[..., np.ndarray], bound: float, given: list[float], x: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def _clipped(function: Callable[..., np.ndarray], bound: float, given: list[floa
 
 
 class Recurrent(OpRun):
-    """What the three have in common: directions, lengths, the layout, activations and clipping."""
+    """Common base: directions, sequence lengths, layout, activations and clipping."""
 
     gates: int
     functions: tuple[str, ...]
@@ -46,7 +46,7 @@ class Recurrent(OpRun):
     def step(
         self, x: np.ndarray, state: tuple[np.ndarray, ...], weights: tuple[np.ndarray, ...], act: list[Activation]
     ) -> tuple[np.ndarray, ...]:
-        """The next state (its first part is the output) from x @ W.T [batch, gates * hidden] and the state before."""
+        """The next state (its first part is the output) from x @ W.T [batch, gates * hidden] and the previous state."""
         raise NotImplementedError
 
     def _activations(self) -> Iterator[Activation]:
@@ -138,7 +138,7 @@ class GRU(Recurrent):
 
 
 class LSTM(Recurrent):
-    """Gates i, o, f and c; peepholes see the cell before (i, f) and behind (o)."""
+    """Gates i, o, f and c; peepholes read the previous cell (i, f) or the new one (o)."""
 
     gates = 4
     functions = ("Sigmoid", "Tanh", "Tanh")

@@ -1,10 +1,9 @@
-"""Operators that sample between elements.
+"""Operators that interpolate between elements.
 
-Seen in onnx 1.23: its Resize computes cubic weights in float32, does not know opset 10, and takes `align_corners` by a
-length that is not whole; its Upsample only knows whole factors in opset 9; its GridSample finds places in float32, does
-not know the modes of opset 16, and clamps the place and not each tap where the mode is cubic and the padding `border`
-(PyTorch clamps each tap, and so does ONNX Runtime); its DeformConv uses that GridSample; its AffineGrid writes float32;
-MaxRoiPool is missing.
+Seen in onnx 1.23: its Resize computes cubic weights in float32, lacks opset 10, and uses a fractional output length for
+`align_corners`; its Upsample supports only whole factors in opset 9. Its GridSample computes coordinates in float32 and
+lacks the modes of opset 16; for cubic mode with `border` padding it clamps the coordinate, while PyTorch and ONNX
+Runtime clamp each tap. Its DeformConv uses that GridSample, its AffineGrid writes float32, and MaxRoiPool is missing.
 """
 
 import itertools
@@ -28,25 +27,14 @@ def interpolation(
     roi: tuple[float, float] = (0, 1),
     extrapolated: float = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resizing along one axis: the weights of `n` elements for `out` positions [out, n], and what is added [out].
+    """Resizing along one axis: the weights of `n` elements for `out` positions [out, n], and constants to add [out].
 
-    `scale` is the factor that the graph gives, which `out` may have rounded. The nearest element is found in float32,
-    as runtimes do: where a place lies between two elements, rounding of the factor decides.
+    `scale` is the factor in the graph; `out` may be rounded. The nearest element is chosen in float32, as runtimes do:
+    if a coordinate lies halfway between two elements, the rounding of the factor decides.
     """
     y: np.ndarray = np.arange(out, dtype=np.float32 if mode == "nearest" else np.float64)
     scale = y.dtype.type(scale)
-    at = (y + 0.5) / scale - 0.5
-    if coordinates == "asymmetric":
-        at = y / scale
-    elif coordinates == "align_corners":
-        at = y * (n - 1) / (out - 1) if out > 1 else np.zeros(out)
-    elif coordinates == "half_pixel_symmetric":
-        at += n / 2 * (1 - out / (scale * n))
-    elif coordinates == "pytorch_half_pixel" and out == 1:
-        at = np.zeros(out)
-    elif coordinates == "tf_crop_and_resize":
-        start, end = roi
-        at = (n - 1) * (start + (end - start) * (y / (out - 1) if out > 1 else np.full(out, 0.5)))
+    at = _coordinates(y, n, scale, coordinates, roi)
     outside = (at < 0) | (at > n - 1) if coordinates == "tf_crop_and_resize" else np.zeros(out, bool)
     if mode == "nearest":
         halves = {"round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5)}
@@ -66,6 +54,22 @@ def interpolation(
     np.add.at(matrix, (np.arange(out)[:, None], taps.clip(0, n - 1).astype(np.int64)), weights)
     matrix[outside] = 0
     return matrix, np.where(outside, extrapolated, 0.0)
+
+
+def _coordinates(y: np.ndarray, n: int, scale: float, how: str, roi: tuple[float, float]) -> np.ndarray:
+    """Coordinates, among `n` elements, of the output positions `y`."""
+    out = len(y)
+    if how == "asymmetric":
+        return np.asarray(y / scale)
+    if how == "align_corners":
+        return y * (n - 1) / (out - 1) if out > 1 else np.zeros(out)
+    if how == "tf_crop_and_resize":
+        start, end = roi
+        return np.asarray((n - 1) * (start + (end - start) * (y / (out - 1) if out > 1 else np.full(out, 0.5))))
+    if how == "pytorch_half_pixel" and out == 1:
+        return np.zeros(out)
+    at: np.ndarray = (y + 0.5) / scale - 0.5
+    return at + n / 2 * (1 - out / (scale * n)) if how == "half_pixel_symmetric" else at
 
 
 def _cubic(away: np.ndarray, a: float) -> np.ndarray:
@@ -137,7 +141,7 @@ class Upsample(Resize):
 
 
 class GridSample(OpRun):
-    """Of any number of spatial axes: each tap outside of X is taken from within as `padding_mode` says."""
+    """Of any number of spatial axes; `padding_mode` maps each tap outside of X to a tap inside."""
 
     def _run(
         self,
@@ -216,7 +220,7 @@ class MaxRoiPool(OpRun):
 
 
 def _cells(first: int, last: int, count: int, n: int) -> list[slice]:
-    """Where each of `count` cells of a region lies along an axis of `n` elements."""
+    """The range of each of `count` cells of a region, along an axis of `n` elements."""
     size = max(last - first + 1, 1) / count
     starts, ends = (np.floor(np.arange(count) * size), np.ceil(np.arange(1, count + 1) * size))
     return [
@@ -226,7 +230,7 @@ def _cells(first: int, last: int, count: int, n: int) -> list[slice]:
 
 
 class DeformConv(OpRun):
-    """Convolution in two axes whose taps are moved by offsets, between elements, and weighed by a mask."""
+    """Convolution in two axes; offsets move the taps, a mask weights them."""
 
     def _run(
         self,
@@ -264,8 +268,8 @@ class DeformConv(OpRun):
 
 
 def _bilinear(X: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """X [batch, groups, channels, height, width] between its elements, zero outside of them, at places [batch, groups,
-    *out]: [batch, groups, channels, *out]."""
+    """X [batch, groups, channels, height, width] interpolated at coordinates [batch, groups, *out], with zeros outside:
+    [batch, groups, channels, *out]."""
     height, width = X.shape[3:]
     groups = np.ogrid[: X.shape[0], : X.shape[1]]
     at = tuple(index[..., None, None] for index in groups)

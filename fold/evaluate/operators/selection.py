@@ -1,7 +1,7 @@
 """Operators that select elements.
 
-Seen in onnx 1.23: its GatherElements wants indices of the size of the data, and no more than 32 of them along the axis;
-its NonMaxSuppression wants all of its inputs, as vectors; its OneHot wants the depth without an axis.
+Seen in onnx 1.23: its GatherElements requires indices of the size of the data, and at most 32 along the axis; its
+NonMaxSuppression requires all of its inputs, as vectors; its OneHot requires a depth of rank 0.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ class GatherElements(OpRun):
 
 
 class NonMaxSuppression(op_non_max_suppression.NonMaxSuppression):
-    """With thresholds left out or without an axis."""
+    """Thresholds may be left out or be scalars."""
 
     def _run(
         self,

@@ -20,7 +20,7 @@ from fold.graph import lift
 from fold.runtime import open_session, run
 from support.operators import CASES, NEWEST, OLDEST, ROUNDING, Array, Case, drawn
 
-IN_ALL_VERSIONS = 5
+IN_ALL_VERSIONS = 4
 """So many rows of an operator are tried in all of its versions."""
 
 LEFT_OUT = {
