@@ -1,6 +1,5 @@
-"""The operators that replace onnx's own in the float64 evaluator, against ONNX Runtime."""
-
-import itertools
+"""What the sweep of operators (test_operators_sweep.py) does not vary: blocks of a convolution, fillings of a Pad, and
+exactness of cubic weights."""
 
 import numpy as np
 import onnx_ir as ir
@@ -29,33 +28,6 @@ def check(shape, op, *constants, opset=20, outputs=1, **attributes) -> None:
     for name, array in expected.items():
         assert actual[name].dtype == (np.int64 if array.dtype == np.int64 else np.float64)
         np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-4)
-
-
-POOLS = [
-    {"pads": [1, 0, 1, 0, 1, 0]},
-    {"pads": [0, 1, 0, 1, 1, 1], "ceil_mode": 1, "strides": [2, 3, 2]},
-    {"ceil_mode": 1, "strides": [4, 4, 4]},
-    {"dilations": [2, 1, 2], "strides": [1, 2, 1]},
-    {"auto_pad": "SAME_UPPER", "strides": [2, 1, 3]},
-    {"auto_pad": "SAME_LOWER", "strides": [2, 2, 2]},
-    {"auto_pad": "VALID", "strides": [2, 1, 1]},
-    {},
-]
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("attributes", POOLS, ids=str)
-def test_pools(attributes, rank) -> None:
-    def cut(name: str, value):
-        behind = value[3 : 3 + rank] if name == "pads" else []
-        return value[:rank] + behind if isinstance(value, list) else value
-
-    attributes = {name: cut(name, value) for name, value in attributes.items()} | {"kernel_shape": [3, 2, 3][:rank]}
-    shape = (2, 3, *(8, 7, 6)[:rank])
-    for counted in (0, 1):
-        check(shape, "AveragePool", count_include_pad=counted, **attributes)
-    for order in (0, 1):
-        check(shape, "MaxPool", outputs=2, storage_order=order if rank > 1 else 0, **attributes)
 
 
 CONVOLUTIONS = [
@@ -111,29 +83,6 @@ def test_padding_with_a_number(filling) -> None:
     check((2, 3, 5, 6), "Pad", np.array([0, 0, 1, 2, 0, 0, 2, 1]), np.array(filling, np.float32))
     if np.isfinite(filling):
         check((2, 3, 5, 6), "Pad", opset=10, pads=[0, 1, 1, 2, 0, 0, 2, 1], value=filling)
-
-
-MODES = list(itertools.product(["nearest", "linear", "cubic"], ["half_pixel", "pytorch_half_pixel", "asymmetric"]))
-
-
-@pytest.mark.parametrize(("mode", "coordinates"), MODES)
-def test_resize(mode, coordinates) -> None:
-    attributes = {"mode": mode, "coordinate_transformation_mode": coordinates}
-    for scales in ([1, 1, 2, 1.7], [1, 1, 0.6, 0.5]):
-        check((2, 3, 5, 6), "Resize", None, np.array(scales, np.float32), **attributes)
-    check((2, 3, 5, 6), "Resize", None, None, np.array([7, 3]), axes=[-2, -1], **attributes)
-    if mode == "cubic":
-        check((2, 3, 5, 6), "Resize", None, np.array([1, 1, 2, 3], np.float32), cubic_coeff_a=-0.5, **attributes)
-
-
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
-def test_older_ways_to_resize(mode) -> None:
-    scales = np.array([1, 1, 2, 3], np.float32)
-    check((2, 3, 5, 6), "Upsample", opset=7, mode=mode, scales=scales.tolist())
-    check((2, 3, 5, 6), "Upsample", scales, opset=9, mode=mode)
-    check((2, 3, 5, 6), "Upsample", np.array([1, 1, 1.5, 2.5], np.float32), opset=9, mode=mode)
-    check((2, 3, 5, 6), "Resize", scales, opset=10, mode=mode)
-    check((2, 3, 5, 6), "Resize", np.zeros(0, np.float32), scales, opset=11, mode=mode)
 
 
 def test_cubic_weights_sum_to_one_in_float64() -> None:
