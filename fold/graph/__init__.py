@@ -24,7 +24,7 @@ from fold.graph.reading import (
     text,
 )
 from fold.graph.reshapes import matching_blocks
-from fold.graph.shapes import BATCHNORM, correct_shapes, infer_shapes
+from fold.graph.shapes import BATCHNORM, correct_shapes, infer_all_shapes, infer_shapes
 from fold.graph.windows import conv_taps, conv_transpose_taps, explicit_pads, spatial_sizes
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "explicit_pads",
     "first_input",
     "float64",
+    "infer_all_shapes",
     "infer_shapes",
     "integer",
     "integers",

@@ -12,10 +12,14 @@ def infer_shapes(model: ir.Model) -> None:
     """Add missing types and shapes, in place."""
     outputs = [value for node in model.graph for value in node.outputs]
     if any(value.dtype is None or (is_float(value) and value.shape is None) for value in outputs):
-        _run_inference(model)
+        infer_all_shapes(model)
 
 
-def _run_inference(model: ir.Model, *, strict: bool = True) -> None:
+def infer_all_shapes(model: ir.Model, *, strict: bool = True) -> None:
+    """Infer all types and shapes, in place, also where some are stored.
+
+    Without `strict`, a node whose inference fails is left as it is; with it, the whole graph is.
+    """
     common.ShapeInferencePass(strict_mode=strict)(model)
     for graph in reversed(list(model.graphs())):  # branches before their node
         for node in graph:
@@ -55,7 +59,7 @@ def correct_shapes(model: ir.Model) -> ir.Model:
     inferred = model.clone()
     for value in _written(inferred):
         value.shape = None
-    _run_inference(inferred, strict=False)
+    infer_all_shapes(inferred, strict=False)
     wrong = any(_contradicts(old, new) for old, new in zip(_written(model), _written(inferred), strict=True))
     return inferred if wrong else model
 

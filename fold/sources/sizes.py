@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from fold.errors import BnfoldError
+from fold.graph import infer_all_shapes
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -68,7 +68,7 @@ def fix_sizes(model: ir.Model, inputs: Sequence[str], batch: int | None) -> ir.M
     for one in (*model.graph.inputs, *model.graph.outputs, *inner):
         if one is not None and one.shape is not None:
             one.shape = ir.Shape([_replaced(dim, fixed) for dim in one.shape])
-    common.ShapeInferencePass()(model)
+    infer_all_shapes(model)
     return model
 
 

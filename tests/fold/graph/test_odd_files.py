@@ -230,6 +230,13 @@ def test_operators_that_the_evaluator_refused_or_got_wrong(capsys, tmp_path, bui
     assert answer["folded"]
 
 
+@pytest.mark.parametrize("options", [("--batch", "3"), ("--input", "x:3,6,5")], ids=" ".join)
+@pytest.mark.parametrize("build", [split, joined])
+def test_sizes_may_be_fixed_in_a_graph_with_sequences(capsys, tmp_path, build, options) -> None:
+    answer = folded(capsys, tmp_path, build(Net()), None, *options)
+    assert (len(answer["folded"]), answer["kept"]) == (1, [])
+
+
 def test_a_network_that_draws_numbers_gets_one_line(capsys, tmp_path) -> None:
     net = Net()
     noise = net.op("RandomNormalLike", [net.conv_bn()], "noise")
