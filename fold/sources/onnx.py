@@ -15,6 +15,9 @@ from fold.sources.sizes import fix_sizes
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Exporters put these between parameters and their consumers. They are folded at any size: none enlarges a tensor."""
+NUM_OUTPUTS_OPSET = 18
+"""Split has had `num_outputs` since this opset. onnxscript writes it at any opset in place of an even SplitToSequence;
+before, a Split without sizes is even."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +57,9 @@ def read_onnx(
         raise BnfoldError(f"{path}: {error}") from error
     model = lifted.model.clone()
     optimizer.fold_constants(model, should_fold=lambda node: node.op_type in OF_PARAMETERS or None)
+    if lifted.model.opset_imports.get("", 1) < NUM_OUTPUTS_OPSET:
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if node.op_type == "Split":
+                node.attributes.pop("num_outputs", None)
     common.RemoveUnusedNodesPass()(model)
     return OnnxSource(given, lifted, model, resolved)
