@@ -247,8 +247,8 @@ def _answer_errors_in_json(app: FastAPI) -> None:
     async def unrouted(request: Request, error: HTTPException) -> Response:
         where = f"{request.method} {request.url.path[:200]}"
         texts = {
-            404: f"{where}: no such path; /docs lists those that there are",
-            405: f"{where}: not this method; expected {(error.headers or {}).get('Allow', 'another')}",
+            404: f"{where}: no such path; /docs lists all paths",
+            405: f"{where}: this method is not allowed; expected {(error.headers or {}).get('Allow', 'another')}",
         }
         return _response(
             error.status_code, error_body(texts.get(error.status_code, f"{where}: {error.detail}")), error.headers

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     """Origins whose pages may call the service, separated by commas, or `*`; none by default."""
     shadow: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the answers that are compared with the reference in the background."""
+    """Share of the responses that are compared with the reference in the background."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 1 << 25
 
 

@@ -28,10 +28,10 @@ _released = [0]
 
 
 def start_with_huge_pages() -> None:
-    """Start this process again, with the same id and arguments, so that glibc asks for huge pages, where Linux gives
-    them to programs that ask. Returns where that is so already, or cannot be.
+    """Start this process again, with the same id and arguments, so that glibc asks for huge pages. Returns if Linux
+    does not give them on request, or if the user has set this tunable.
 
-    Weights and activations lie on tens of thousands of small pages, and the processor remembers the places of two
+    Weights and activations lie on tens of thousands of small pages, and a processor's TLB holds the addresses of two
     thousand. glibc reads its tunables only at the start.
     """
     with contextlib.suppress(OSError):  # no Linux, or no right to look
@@ -43,10 +43,10 @@ def start_with_huge_pages() -> None:
 
 
 def release_memory() -> None:
-    """Give back what is not needed any more, if there may be much: graphs hold themselves in cycles, and glibc keeps
-    what was freed.
+    """Return unused memory to the system, if the process has grown by more than `GROWN`. Graphs are in reference
+    cycles, and glibc keeps what was freed.
 
-    To look for cycles among all that PyTorch holds takes a fifth of a second, as long as all steps of a small proof.
+    Finding cycles among all objects of PyTorch takes a fifth of a second, as long as all steps of a small proof.
     """
     if _resident() < _released[0] + GROWN:
         return
@@ -56,7 +56,7 @@ def release_memory() -> None:
 
 
 def return_freed() -> None:
-    """Give the system what glibc keeps of what was freed."""
+    """Return the freed memory that glibc keeps to the system."""
     if not _user_has_set("trim_threshold"):
         with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -67,7 +67,7 @@ class Model:
     proof: Proof | None = None
     """Of the last check that was asked for over HTTP."""
     observer: Observer | None = None
-    """Compares a share of the answers with the reference."""
+    """Compares a share of the responses with the reference."""
     fault: Absent | None = None
     """Why its present files could not be loaded in its place."""
     retired: bool = False

@@ -259,7 +259,9 @@ class Metrics:
         models = self._repository.ready()
         labels = ["model", "version"]
         shares = [(_labels(model), model.observer.share if model.observer else 0.0) for model in models]
-        yield _gauge("bnfold_shadow_share", "Share of the answers that is compared with the reference", labels, shares)
+        yield _gauge(
+            "bnfold_shadow_share", "Share of the responses that are compared with the reference", labels, shares
+        )
         observers = [(_labels(model), model.observer) for model in models if model.observer is not None]
         rows = CounterMetricFamily("bnfold_shadow_rows", "Rows compared with the reference", labels=labels)
         wrong = CounterMetricFamily(

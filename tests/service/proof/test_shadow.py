@@ -61,7 +61,7 @@ def test_answers_are_compared_and_agree(folded: Path, start: Callable[..., Any])
         for kind in ("error", "decision"):
             assert service.metric(f'bnfold_shadow_disagreements_total{{kind="{kind}",{labels}}}') == 0
         assert 0 < service.metric(f"bnfold_shadow_error_ratio{{{labels}}}") <= 1
-        assert "Shadow check: 100 % of the answers" in service.get("/").text
+        assert "Shadow check: 100 % of the responses" in service.get("/").text
     assert service.lines[-1].startswith("bnfold: serving"), "nothing is said of answers that agree"
 
 
