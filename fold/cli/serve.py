@@ -23,7 +23,9 @@ def serve(
     device: Annotated[
         str | None, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes.", show_default="auto")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=0, help="Threads inside one operator, 0 for all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=0, help="Threads inside one operator; 0 chooses for each model.", show_default="0")
+    ] = None,
     max_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in one batch.", show_default="64")] = None,
     shadow: Annotated[
         float | None,
