@@ -37,6 +37,11 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def printable(text: str) -> str:
+    """`text` with escapes (`\\x1b`) in place of what does not show: control characters, line breaks, directions."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 LONGEST_NAME = 200
 
 

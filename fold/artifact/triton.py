@@ -5,6 +5,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.text_encoding import CEscape
+
 from fold.artifact.directory import INCOMING
 from fold.artifact.manifest import Manifest, TensorSpec
 
@@ -43,7 +45,9 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
         dims = ", ".join(map(str, tensor["dims"]))
         shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton has no empty dims
         labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
-        return f'  {{ name: "{tensor["name"]}" data_type: {tensor["data_type"]} {shape}{labels} }}'
+        return (
+            f'  {{ name: "{CEscape(tensor["name"], as_utf8=True)}" data_type: {tensor["data_type"]} {shape}{labels} }}'
+        )
 
     text = f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
     text += f"max_batch_size: {max_batch_size if manifest.batched else 0}\n"

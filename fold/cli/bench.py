@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json, version_folder
+from fold.terminal import escape
 
 
 def bench(

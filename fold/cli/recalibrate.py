@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_changes, print_json
 from fold.sources import Source
+from fold.terminal import escape
 
 if TYPE_CHECKING:
     from rich.table import Table

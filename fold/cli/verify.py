@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from fold.cli.options import PROOF_FAILED, AsJson, Device, Samples, Seed, console, print_json, version_folder
 from fold.errors import BnfoldError
+from fold.terminal import escape
 
 
 def verify(

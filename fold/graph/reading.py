@@ -120,8 +120,11 @@ def display_name(node: ir.Node) -> str:
     """The module's name in the checkpoint if the exporter recorded it, else the node's name, else its output's."""
     scopes = node.metadata_props.get(NAME_SCOPES)
     if scopes:
-        names = ast.literal_eval(scopes)
-        if len(names) > 1 and names[-2]:
+        try:
+            names = ast.literal_eval(scopes)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # another tool's, or no exporter's
+            names = None
+        if isinstance(names, list | tuple) and len(names) > 1 and names[-2]:
             return str(names[-2])
     if node.op_type == "BatchNormalization":
         for value, suffix in zip(node.inputs[1:], (".weight", ".bias", ".running_mean", ".running_var"), strict=False):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fold.errors import BnfoldError
 from fold.inspection import Span, listed
+from fold.terminal import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +75,6 @@ def weights_listing(inspection: "Inspection") -> Listing:
 
 def inspection_table(listing: Listing) -> "Table":
     """A listing as a table for a terminal."""
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")

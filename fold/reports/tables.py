@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fold.engine import FoldReport
+from fold.terminal import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 def fold_table(report: FoldReport) -> "Table":
     """A row for each BatchNorm, kept ones first, because the user must see these."""
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
@@ -27,7 +27,6 @@ def fold_table(report: FoldReport) -> "Table":
 
 def certificate_table(certificate: "Certificate") -> "Table":
     """A row for each part of the certificate, and for each output of the part that compares outputs."""
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict

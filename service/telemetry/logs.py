@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fold.errors import printable
 from service.settings import LogFormat
 
 REQUEST_ID = b"x-request-id"
@@ -31,7 +32,11 @@ _current: ContextVar[Identity | None] = ContextVar("request", default=None)
 
 
 class _Lines(logging.Formatter):
-    """Text: the message, and the traceback of a failure."""
+    """Text: the message in one line, and the traceback of a failure."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
