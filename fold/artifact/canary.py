@@ -18,9 +18,13 @@ INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
 
 
 def write_canary(folder: Path, inputs: Arrays, exact: Arrays, limits: Mapping[str, float]) -> None:
-    """Write inputs, their exact outputs, and for each output the largest error that a session may have (C's limit)."""
+    """Write inputs, their exact outputs, and for each output the largest error that a session may have (C's limit).
+
+    Texts must be equal.
+    """
     arrays = {f"{INPUT}{name}": array for name, array in inputs.items()}
-    arrays |= {f"{EXACT}{name}": array for name, array in exact.items()}
+    texts = {name: array.astype(str) for name, array in exact.items() if array.dtype.kind == "O"}  # never pickled
+    arrays |= {f"{EXACT}{name}": array for name, array in (exact | texts).items()}
     arrays |= {f"{LIMIT}{name}": np.asarray(limit) for name, limit in limits.items()}
     np.savez_compressed(folder / CANARY_FILE, **arrays)  # type: ignore[arg-type]  # numpy's stub does not allow named arrays
 
@@ -43,6 +47,10 @@ def check_canary(folder: Path, run: Run) -> str | None:
         output, limit = outputs.get(name), float(limits[name])
         if output is None or output.shape != exact.shape:
             return f"output {name!r} is missing or of another shape than was proven"
+        if exact.dtype.kind == "U":
+            if not np.array_equal(output.astype(str), exact):
+                return f"output {name!r} is another text than was proven"
+            continue
         finite = np.isfinite(exact)
         distance = np.abs(output[finite].astype(np.float64) - exact[finite]).max(initial=0)
         if not distance <= limit:  # false for NaN, too

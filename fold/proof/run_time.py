@@ -112,8 +112,10 @@ def judge(
 ) -> OutputVerdict:
     """The verdict on one output from R, U and F, arrays of one shape with the batch first; `precision` is that of F.
 
-    Integers must equal R, except where U differs from R.
+    Integers and texts must equal R, except where U differs from R. Texts are 1 apart where they differ.
     """
+    if exact.dtype.kind in "OSU":
+        exact, unfolded, folded = np.zeros(exact.shape, np.int64), *(1 * (each != exact) for each in (unfolded, folded))
     if not np.issubdtype(exact.dtype, np.floating):
         folded = np.where(unfolded == exact, folded, exact)
         unfolded = exact

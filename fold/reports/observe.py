@@ -210,11 +210,12 @@ def _sampled_tensors(model: ir.Model, inputs: Arrays, names: AbstractSet[str]) -
 def _errors(R: Arrays, U: Arrays, F: Arrays) -> Errors:
     distances: list[list[np.ndarray]] = [[], []]
     for name, truth in R.items():
+        if not np.issubdtype(truth.dtype, np.floating):
+            continue
         right, *others = (_sample(arrays[name]).values for arrays in (R, U, F))
         finite = np.all([np.isfinite(each) for each in (right, *others)], axis=0)
-        if np.issubdtype(truth.dtype, np.floating):
-            for kept, other in zip(distances, others, strict=True):
-                kept.append(np.abs(other - right)[finite])
+        for kept, other in zip(distances, others, strict=True):
+            kept.append(np.abs(other - right)[finite])
     return Errors(*(np.concatenate([np.empty(0), *kept]) for kept in distances))
 
 
