@@ -150,7 +150,7 @@ def convert(
             # 7. Write the rest of the model directory; it is published when the block ends.
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
-            inputs = draw_inputs(manifest.inputs, min(samples, OBSERVED_ROWS), seed)
+            inputs = draw_inputs(manifest.required_inputs, min(samples, OBSERVED_ROWS), seed)
             stored = read_graph(folder / "model.onnx").model
             observed = observe_layers(graph, stored, carried, report, inputs)
             write_html(folder / "report.html", manifest, report, observed)

@@ -98,6 +98,12 @@ class Manifest(_Strict):
     digest: str = ""
 
     @property
+    def required_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that have no stored value which a caller may override."""
+        optional = self.source.get("overridable", ())
+        return tuple(spec for spec in self.inputs if spec.name not in optional)
+
+    @property
     def precision(self) -> PrecisionName:
         """The type in which the graph computes: float32 for a manifest from before there was a choice."""
         precision: PrecisionName = self.fold.get("precision", {}).get("type", "fp32")

@@ -171,7 +171,7 @@ def bench_version(
     for batch in batches:
         # 2. Compute the reference once for each batch size.
         announce(f"batch {batch}: computing the reference")
-        inputs = draw_inputs(manifest.inputs, _checked_rows(manifest, batch), seed)
+        inputs = draw_inputs(manifest.required_inputs, _checked_rows(manifest, batch), seed)
         with _one_line_errors(f"{version.reference_file} at batch {batch}"):
             truth = _Answers(reference.exact(inputs), reference.unfolded(inputs))
         timed = next(_in_batches(manifest, inputs, batch))

@@ -3,6 +3,7 @@
 Exit 0: done. 1: the proof failed. 2: bad input or usage, explained in one line on stderr.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None and sys.argv[1:2] == ["serve"]:
         start_with_huge_pages()
     warnings.simplefilter("ignore")  # they come from libraries, and a user cannot act on them
+    for library in ("onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
     except BnfoldError as error:

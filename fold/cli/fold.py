@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from fold.cli.options import (
     PROOF_FAILED,
@@ -16,6 +15,7 @@ from fold.cli.options import (
     Ema,
     Inputs,
     Key,
+    Overridable,
     Samples,
     Seed,
     SourceFile,
@@ -26,6 +26,7 @@ from fold.cli.options import (
 )
 from fold.errors import BnfoldError
 from fold.sources import Source
+from fold.terminal import escape
 
 if TYPE_CHECKING:
     from fold.convert import Conversion
@@ -66,6 +67,7 @@ def fold(
     arch_arg: ArchArg = None,
     inputs: Inputs = None,
     batch: Batch = None,
+    overridable: Overridable = False,
     key: Key = None,
     ema: Ema = False,
     labels: Annotated[Path | None, typer.Option(help="A text file with one class label on each line.")] = None,
@@ -95,7 +97,7 @@ def fold(
     # 2. Read, fold, prove and publish.
     with console.status("starting") as status:
         conversion = convert(
-            Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch),
+            Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch, overridable),
             Target(out, name, version, labels, preprocessing),
             open_activations=open_activations,
             precision=precision,

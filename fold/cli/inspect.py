@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fold.cli.options import (
     Arch,
@@ -14,6 +13,7 @@ from fold.cli.options import (
     Ema,
     Inputs,
     Key,
+    Overridable,
     Trust,
     console,
     print_changes,
@@ -22,6 +22,7 @@ from fold.cli.options import (
 )
 from fold.errors import BnfoldError
 from fold.sources import Source, read_source
+from fold.terminal import escape
 
 
 def inspect(
@@ -39,11 +40,11 @@ def inspect(
         bool, typer.Option("--open-activations", help="Show where BatchNorms would be folded with opened activations.")
     ] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as an HTML page.")] = None,
+    overridable: Overridable = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
-    from fold.artifact import read_version  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import (  # noqa: PLC0415
         check_inspection_page,
@@ -62,13 +63,24 @@ def inspect(
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
         if source.is_dir():
-            if arch or arch_arg or inputs or batch or key or ema or trust:
+            if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
                     f"{source}: is a published model; --arch, --input and such are for files, leave them out"
                 )
-            given = Source(read_version(version_folder(source)).reference_file)
+            given = _reference(source)
         else:
-            given = Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, batch=batch)
+            given = Source(
+                source,
+                arch,
+                arch_arg or (),
+                inputs or (),
+                trust,
+                key,
+                ema,
+                batch=batch,
+                overridable=overridable,
+                trial="load",
+            )
         unfolded = read_source(given, lambda step: status.update(escape(step)))
         status.update("folding")
         inspection = inspect_graph(
@@ -95,3 +107,11 @@ def inspect(
     if html is not None:
         write_inspection_page(html, inspection, source.name)
         console.print(f"written to {escape(str(html))}", soft_wrap=True, highlight=False)
+
+
+def _reference(model_dir: Path) -> Source:
+    """The reference of a published model, which ran in ONNX Runtime when it was published."""
+    from fold.artifact import read_version  # noqa: PLC0415
+
+    version = read_version(version_folder(model_dir))
+    return Source(version.reference_file, overridable=bool(version.manifest.source.get("overridable")), trial=None)

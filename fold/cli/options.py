@@ -11,15 +11,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from fold.errors import short
+from fold.errors import printable, short
+from fold.terminal import escape
 
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 LONGEST_WORD = 1000
 """Characters of a word in an error message, which may be a name from a file."""
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 
 DEVICES = "auto|cpu|cuda[:N]"
 Device = Annotated[
@@ -54,6 +54,12 @@ Key = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The key in the file that has the weights, such as ema.state_dict."),
 ]
+Overridable = Annotated[
+    bool,
+    typer.Option(
+        "--overridable", help="Callers override inputs of an .onnx that have stored values, so these are no constants."
+    ),
+]
 Ema = Annotated[bool, typer.Option("--ema", help="Use the averaged weights (EMA, SWA) of the file.")]
 Trust = Annotated[
     bool,
@@ -64,7 +70,7 @@ Trust = Annotated[
 def complain(message: str, code: int = BAD_INPUT) -> int:
     """Print one line on stderr and return the exit code."""
     text = " ".join(word if len(word) <= LONGEST_WORD else short(word) for word in message.split())
-    sys.stderr.write(f"bnfold: {''.join(one if one.isprintable() else ascii(one)[1:-1] for one in text)}\n")
+    sys.stderr.write(f"bnfold: {printable(text)}\n")
     return code
 
 

@@ -1,7 +1,7 @@
 """Reads ONNX files and onnx_ir graphs: constants, attributes, shapes, names; upgrades old opsets."""
 
 from fold.graph.file import GraphFile, read_graph, save_graph
-from fold.graph.lifting import CONSTANT_IR, Lifted, lift, needs_lifting
+from fold.graph.lifting import CONSTANT_IR, Lifted, close_initializers, lift, needs_lifting
 from fold.graph.reading import (
     FLOATS,
     SCALE,
@@ -36,6 +36,7 @@ __all__ = [
     "VALUELESS",
     "GraphFile",
     "Lifted",
+    "close_initializers",
     "computed",
     "constant",
     "conv_taps",

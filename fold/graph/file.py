@@ -11,7 +11,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from fold.errors import BnfoldError, first_line
+from fold.errors import BnfoldError, first_line, root_cause
+from fold.graph.checks import check_model
 from fold.graph.reading import FLOATS
 from fold.graph.spellings import respell
 
@@ -55,13 +56,18 @@ def read_graph(path: Path) -> GraphFile:
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # protobuf's and onnx_ir's errors share no base
-        raise BnfoldError(f"{path}: is no ONNX model: {first_line(error)}") from error
+        raise BnfoldError(f"{path}: is no ONNX model: {first_line(root_cause(error))}") from error
     if not len(model.graph.outputs):
         raise BnfoldError(f"{path}: is no ONNX model: its graph has no output")
+    try:
+        check_model(model)
+    except BnfoldError as error:
+        raise BnfoldError(f"{path}: {error}") from error
     mapped = _weight_bytes(model) > INLINE_LIMIT
     external_files = set()
     for place, tensor in _external_tensors(model):
         try:
+            _check_external(tensor)
             array = tensor.numpy()  # checks where the file lies and how long it is
         except (OSError, ValueError, TypeError) as error:
             raise BnfoldError(
@@ -76,6 +82,14 @@ def read_graph(path: Path) -> GraphFile:
             loaded = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
             place.attributes["value"] = ir.AttrTensor("value", loaded)
     return GraphFile(path, model, tuple(sorted(external_files)), as_read=not respelt)
+
+
+def _check_external(tensor: ir.ExternalTensor) -> None:
+    """Raise `ValueError` for data that is no file, such as a pipe, which would never end, or of another length."""
+    if Path(tensor.path).exists() and not Path(tensor.path).is_file():
+        raise ValueError("it is no file")
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise ValueError(f"its length is {tensor.length:,} bytes, and its shape and type need {tensor.nbytes:,}")
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

@@ -62,16 +62,15 @@ def lift(model: ir.Model) -> Lifted:
     if not needs_lifting(model):
         return Lifted(model, opset, 0)
     model = model.clone()
-    constants = 0
-    if model.ir_version < CONSTANT_IR:
-        constants = _close_initializers(model)
+    constants = close_initializers(model) if model.ir_version < CONSTANT_IR else 0
     if opset < OLDEST_OPSET:
         model = _convert(model, opset)
     model.ir_version = max(model.ir_version, LIFTED_IR)
     return Lifted(model, opset, constants)
 
 
-def _close_initializers(model: ir.Model) -> int:
+def close_initializers(model: ir.Model) -> int:
+    """Remove the initializers from the inputs of a graph, in place, so that they are constants; how many they were."""
     inputs = model.graph.inputs
     listed = [value for value in inputs if value.is_initializer()]
     for value in listed:

@@ -121,10 +121,10 @@ def as_stored(exact: ir.Model, manifest: Manifest) -> ir.Model:
 def range_inputs(manifest: Manifest, seed: int, given: Arrays | None = None) -> Iterator[Arrays]:
     """Inputs on which ranges are measured: drawn families, random images if the model takes images, and `given`."""
     for index, family in enumerate(FAMILIES):
-        yield draw_inputs(manifest.inputs, 1 if family == "single" else ROWS, seed + index, family=family)
+        yield draw_inputs(manifest.required_inputs, 1 if family == "single" else ROWS, seed + index, family=family)
     image = manifest.preprocessing
     if image is not None:
-        drawn = draw_inputs(manifest.inputs, ROWS, seed)
+        drawn = draw_inputs(manifest.required_inputs, ROWS, seed)
         x = drawn[image.input]
         if x.ndim == 4:
             pixels = np.random.default_rng(seed).integers(0, 256, x.shape).astype(np.float64)

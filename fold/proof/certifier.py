@@ -76,7 +76,8 @@ def certify(
     refuse_tf32(precision, provider, str(version.model_file))
 
     # 1. The inputs
-    rows = draw_inputs(manifest.inputs, samples, seed) if inputs is None else check_inputs(manifest.inputs, inputs)
+    needed = manifest.required_inputs
+    rows = draw_inputs(needed, samples, seed) if inputs is None else check_inputs(manifest.inputs, inputs)
 
     # 2. The unfolded graph. For fp32 it is needed in step 3 alone, which then reads and releases it itself.
     source = unfolded
@@ -151,7 +152,7 @@ def prove_graphs(
     ends the proof. Raises `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if a part needs
     PyTorch and it is not installed.
     """
-    manifest, specs = version.manifest, version.manifest.inputs
+    manifest, specs = version.manifest, version.manifest.required_inputs
     opened = bool(manifest.fold.get("open_activations"))
     source = unfolded  # what the caller has stays in memory; what is read here is released
 

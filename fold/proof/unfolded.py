@@ -15,7 +15,9 @@ from fold.sources import read_onnx
 def load_unfolded(version: ModelVersion) -> ir.Model:
     """The graph that `version` was folded from, made again from its reference. Imports PyTorch for a `.pt2`."""
     if version.manifest.reference == "unfolded.onnx":
-        return read_onnx(version.reference_file).model
+        # Before initializers among the inputs became constants, they stayed inputs, and the manifest did not list them.
+        overridable = bool(version.manifest.source.get("overridable", True))
+        return read_onnx(version.reference_file, overridable=overridable).model
     from fold.sources import export_graph, load_program  # noqa: PLC0415
 
     return export_graph(load_program(version.reference_file))

@@ -28,16 +28,20 @@ if TYPE_CHECKING:
         provider_of,
         run,
     )
+    from fold.runtime.trial import CannotLoadError, Trial, TrialKind
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is first imported
 
 __all__ = [
     "PROVIDERS",
     "SPIN_MICROSECONDS",
+    "CannotLoadError",
     "CudaOptions",
     "Machine",
     "Provider",
     "ProviderUnavailableError",
+    "Trial",
+    "TrialKind",
     "computed_elsewhere",
     "cores",
     "device_number",
@@ -66,6 +70,9 @@ __getattr__ = lazy_names(
         "Provider": "devices",
         "ProviderUnavailableError": "devices",
         "SPIN_MICROSECONDS": "session",
+        "CannotLoadError": "trial",
+        "Trial": "trial",
+        "TrialKind": "trial",
         "computed_elsewhere": "session",
         "cores": "machine",
         "device_number": "devices",

@@ -5,6 +5,7 @@ numbers when sizes coincide), TF32 off unless asked for, and no silent fall back
 """
 
 import contextlib
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ SHAPE_OPERATORS = frozenset(
     }
 )
 """Operators that compute the dimensions of tensors: ONNX Runtime leaves these few integers on the CPU by design."""
+
+
+DECORATION = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : (Load model from .*? failed:)?"
+    r"(\S+\.(cc|h):\d+ ([^()]*::[^()]*\(.*?\) |\w+ ))?(This is an invalid model\. )?(Error: )?"
+)
+"""What ONNX Runtime writes before the reason of a failure: a code, the file, its own source position."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def open_session(
             source, options, providers=providers, disabled_optimizers=FAULTY_OPTIMIZERS, enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        text = first_line(error)
+        text = runtime_reason(error)
         if wanted == "cuda":
             raise ProviderUnavailableError(f"device cuda: {text}; check the driver, or use --device cpu") from error
         name = "the model" if isinstance(model, bytes) else str(model)
@@ -138,6 +146,11 @@ def open_session(
             "device cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --device cpu"
         )
     return session
+
+
+def runtime_reason(error: Exception) -> str:
+    """The reason in an exception of ONNX Runtime, without its code, the file and the position in its own source."""
+    return DECORATION.sub("", first_line(error))
 
 
 def _present_device(provider: Provider) -> int:
@@ -186,7 +199,7 @@ def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[st
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise BnfoldError(
-            f"ONNX Runtime cannot run the graph on inputs of shape {shapes}: {first_line(error)}"
+            f"ONNX Runtime cannot run the graph on inputs of shape {shapes}: {runtime_reason(error)}"
         ) from error
 
 

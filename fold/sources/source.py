@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from fold.inputs import InputScaling, ResolvedScaling
+    from fold.runtime import TrialKind
     from fold.sources.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Source:
-    """What to read: a checkpoint with its architecture and input shapes, a `.pt2`, or an `.onnx`."""
+    """What to read: a checkpoint with its architecture and input shapes, a `.pt2`, or an `.onnx`.
+
+    With `overridable`, callers may override stored values of an `.onnx`. `trial`: see `read_onnx`.
+    """
 
     path: Path
     arch: str | None = None
@@ -31,6 +35,8 @@ class Source:
     ema: bool = False
     input_scaling: "InputScaling | None" = None
     batch: int | None = None
+    overridable: bool = False
+    trial: "TrialKind | None" = "run"
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ def _refuse_unread(source: Source) -> None:
         )
     if suffix in (".onnx", ".safetensors") and source.trust:
         raise BnfoldError(f"{source.path}: --trust is for files that can run code, not for {suffix}; leave it out")
+    if suffix != ".onnx" and source.overridable:
+        raise BnfoldError(f"{source.path}: --overridable is for the inputs of an .onnx, not for {suffix}; leave it out")
     if source.arch_args and source.arch is None:
         raise BnfoldError(f"{source.path}: --arch-arg is an argument of --arch; give --arch, or leave it out")
 
@@ -194,14 +202,22 @@ def _sizes_given(source: Source) -> dict[str, Any]:
 def _read_onnx(source: Source) -> Unfolded:
     from fold.sources.onnx import read_onnx  # noqa: PLC0415
 
-    read = read_onnx(source.path, source.input_scaling, source.inputs, source.batch)
+    read = read_onnx(
+        source.path,
+        source.input_scaling,
+        source.inputs,
+        source.batch,
+        overridable=source.overridable,
+        trial=source.trial,
+    )
     folder = source.path.absolute().parent
     described = {
         "kind": "onnx",
         **_sizes_given(source),
         "opset": read.lifted.opset,
         "ir_version": read.given.model.ir_version,
-        "changes": read.lifted.notes,
+        "changes": read.notes,
+        "overridable": list(read.overridable),
         "external_data": {str(file.relative_to(folder)): sha256(file) for file in read.given.external_files},
     }
     return Unfolded(read.model, "unfolded.onnx", read.given.copy_to, described, input_scaling=read.input_scaling)

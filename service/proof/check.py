@@ -48,7 +48,7 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
 
     # 1. The inputs
     if asked.given is None:
-        inputs = draw_inputs(model.manifest.inputs, asked.samples, asked.seed)
+        inputs = draw_inputs(model.manifest.required_inputs, asked.samples, asked.seed)
     else:
         inputs = {name: np.array(array) for name, array in asked.given.items()}  # views of a body may be unaligned
 

@@ -212,7 +212,7 @@ def test_an_input_that_a_caller_may_override_stays_one(tmp_path) -> None:
     mean = proto.graph.node[-1].input[3]
     proto.graph.input.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, [4]))
     onnx.save(proto, path)
-    conversion = published(path, tmp_path / "repository")
+    conversion = convert(Source(path, overridable=True), Target(tmp_path / "repository"), samples=5)
     assert conversion.path is not None
     assert [entry.reason for entry in conversion.report.kept] == [
         "its parameters or statistics are computed, or are inputs that a caller may override"

@@ -1,0 +1,116 @@
+"""Checks of a graph from a file that are made before anything else reads it: names, order, functions, texts."""
+
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+
+import onnx_ir as ir
+
+from fold.errors import BnfoldError, short
+from fold.limits import limit
+
+LONGEST_NAME = 4096
+"""Characters of a name. Names of deeply nested modules have some hundreds."""
+NODES_SETTING = "BNFOLD_MAX_NODES"
+"""Environment variable with the most nodes that a graph may have after its functions are inlined."""
+MOST_NODES = 100_000
+"""Without the setting. The largest networks have some ten thousand; functions that call functions have any number."""
+
+
+def check_model(model: ir.Model) -> None:
+    """Sort the nodes so that each comes after those whose outputs it reads.
+
+    Raises `BnfoldError` for a graph with a cycle, for functions that inline to more nodes than the limit or call
+    themselves, for names of any length, and for strings that are not UTF-8.
+    """
+    _check_size(model)
+    for function in model.functions.values():
+        _check_nodes(function)
+    for graph in model.graphs():
+        _check_names(graph)
+        _check_nodes(graph)
+        for value in graph.initializers.values():
+            _check_text(value.const_value)
+    if any(not _ordered(graph) for graph in model.graphs()):
+        try:
+            model.graph.sort()
+        except ValueError as error:
+            raise BnfoldError("its graph has a cycle; expected nodes that read only what comes before them") from error
+
+
+def _check_size(model: ir.Model) -> None:
+    functions = model.functions
+    calls = {
+        name: {node.op_identifier() for node in function.all_nodes()} & functions.keys()
+        for name, function in functions.items()
+    }
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+
+    def inlined(nodes: Iterator[ir.Node]) -> int:
+        return sum(sizes.get(node.op_identifier(), 1) for node in nodes)
+
+    try:
+        for name in TopologicalSorter(calls).static_order():
+            sizes[name] = inlined(functions[name].all_nodes())
+    except CycleError as error:
+        raise BnfoldError(f"its function {short(error.args[1][0][1])!r} calls itself") from error
+    count, most = inlined(model.graph.all_nodes()), limit(NODES_SETTING, MOST_NODES, "nodes")
+    if count > most:
+        raise BnfoldError(
+            f"has {count:,} nodes after its functions are inlined, more than the limit of {most:,}; "
+            f"to read it, set {NODES_SETTING}={count}"
+        )
+
+
+def _check_names(graph: ir.Graph) -> None:
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        _check_name(value.name)
+    if any(not value.name for value in (*graph.inputs, *graph.outputs)):
+        raise BnfoldError("an input or output of its graph has no name; export it with names")
+
+
+def _check_nodes(body: ir.Graph | ir.Function) -> None:
+    for node in body:
+        for name in (node.name, node.op_type, *(value.name for value in node.outputs)):
+            _check_name(name)
+        attribute = node.attributes.get("value")
+        if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+            _check_text(attribute.as_tensor())
+
+
+def _check_name(name: str | None) -> None:
+    if name and len(name) > LONGEST_NAME:
+        raise BnfoldError(f"has the name {short(name)!r}; expected at most {LONGEST_NAME:,} characters")
+
+
+def _check_text(tensor: ir.TensorProtocol | None) -> None:
+    if tensor is None or tensor.dtype != ir.DataType.STRING:
+        return
+    for text in tensor.numpy().reshape(-1):
+        try:
+            bytes(text).decode()
+        except UnicodeDecodeError as error:
+            raise BnfoldError(
+                f"the tensor {tensor.name!r} holds strings that are not UTF-8 ({error.reason}), as ONNX wants"
+            ) from error
+
+
+def _ordered(graph: ir.Graph) -> bool:
+    """Whether each node comes after those of its graph whose outputs it reads, itself or in its subgraphs."""
+    seen = set[ir.Node]()
+    for node in graph:
+        for inner in (node, *_within(node)):
+            for value in inner.inputs:
+                producer = None if value is None else value.producer()
+                if producer is not None and producer.graph is graph and producer not in seen:
+                    return False
+        seen.add(node)
+    return True
+
+
+def _within(node: ir.Node) -> Iterator[ir.Node]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()
