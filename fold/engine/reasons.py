@@ -17,8 +17,8 @@ class Code(Enum):
     TRAINING_MODE = "it is in training mode and normalises by the batch; export the model in eval mode"
     COMPUTED_PARAMETERS = "its parameters or statistics are computed, or are inputs that a caller may override"
     NOT_FINITE = "its parameters or statistics hold a value that is not finite"
-    NEGATIVE_VARIANCE = "the variance of channel {channel} is {variance:.3g}, and no square root exists"
-    NO_CHANNELS = "its input has one axis, and so no channels"
+    NEGATIVE_VARIANCE = "variance + ε of channel {channel} is {variance:.3g}, and must be positive"
+    NO_CHANNELS = "its input has one axis, or a channel axis of size 0, and so no channels"
     UNKNOWN_SHAPE = "the shape of its input is not known"
     IN_SUBGRAPH = "it is inside a subgraph, where folding stops"
     DROWNING_SHIFT = (

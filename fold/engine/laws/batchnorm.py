@@ -53,7 +53,9 @@ def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | Reason:
     epsilon = _epsilon(node)
     if (variance + epsilon <= 0).any():
         channel = int(np.flatnonzero(variance + epsilon <= 0)[0])
-        return Reason(Code.NEGATIVE_VARIANCE, name, {"channel": channel, "variance": float(variance[channel])})
+        return Reason(
+            Code.NEGATIVE_VARIANCE, name, {"channel": channel, "variance": float(variance[channel] + epsilon)}
+        )
     return affine.batchnorm(gamma, beta, mean, variance, epsilon)
 
 
@@ -66,7 +68,7 @@ def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
     found = scale_and_shift(node)
     if isinstance(found, Reason):
         return gauges.keep(node, found)
-    if x.shape is None or len(x.shape) < 2:
+    if x.shape is None or len(x.shape) < 2 or not len(found[0]):
         return gauges.keep(node, Reason(Code.NO_CHANNELS, display_name(node)))
     (s, t), epsilon = found, _epsilon(node)
     mean, variance = (float64(tensor) for value in node.inputs[3:5] if (tensor := constant(value)) is not None)
