@@ -197,9 +197,10 @@ class _Rounded:
             small = (np.abs(exact) < smallest) & (exact != 0)
             self.flushed += int(small.sum())
             array = np.where(small, np.zeros((), array.dtype), array) if small.any() else array
+        # not ascontiguousarray, which makes a number an array of one axis
         if self._keep:
-            return Constant(ir.tensor(np.ascontiguousarray(exact)), dtype)
-        return Constant(ir.tensor(np.ascontiguousarray(array).reshape(exact.shape), dtype=dtype), dtype)
+            return Constant(ir.tensor(np.asarray(exact, order="C")), dtype)
+        return Constant(ir.tensor(np.asarray(array, order="C"), dtype=dtype), dtype)
 
 
 def _store(graph: ir.Graph, node: ir.Node, index: int, stored: Constant, left_over: list[ir.Value]) -> ir.Value:

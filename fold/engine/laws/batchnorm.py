@@ -211,8 +211,8 @@ def _operand(node: ir.Node) -> tuple[ir.Value | None, ir.TensorProtocol | None, 
 def _chain(node: ir.Node) -> _Chain | None:
     """All products and sums with constants from `node` on, each the only reader of the previous one."""
     first, nodes = node, list[ir.Node]()
-    s: Array = np.ones(1)
-    t: Array = np.zeros(1)
+    s: Array = np.ones(())
+    t: Array = np.zeros(())
     while (step := affine_step(node)) is not None:
         if nodes and (scales_input(node) or scales_input(nodes[-1])):
             break  # the scale and the shift of an input are two candidates
