@@ -14,9 +14,10 @@ from fold.engine.branches import find_branches
 from fold.engine.gauge import Candidate, Gauges
 from fold.engine.laws import LAWS, scales_input, written_out
 from fold.engine.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
+from fold.engine.padding import find_padding
 from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
-from fold.engine.rewrite import Change, apply, can_store, express, merge, round_weights
+from fold.engine.rewrite import Change, apply, can_store, express, merge, merge_padding, round_weights
 from fold.engine.solver import Solution, sharing_scales, solve, with_large_shifts
 from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float, is_standard
 
@@ -63,8 +64,10 @@ def fold_graph(
     batchnorms = _find_batchnorms(model)
     if not batchnorms and not any(scales_input(node) for node in graph):
         return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
-    # 2. Merge parallel branches, then solve the gauges and compute the new weights.
+    # 2. Merge padding and parallel branches, then solve the gauges and compute the new weights.
     excluded = {found.node for found in batchnorms if found.name in leave}
+    for padding in list(find_padding(graph)):
+        merge_padding(graph, padding)
     merged, branches_merged = _merge(graph, excluded)
     gauges, solution, changes = _solve(model, open_activations, excluded, exact=exact)
     # 3. Note which weights absorb what, while the graph is still the source's.

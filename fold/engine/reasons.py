@@ -47,6 +47,10 @@ class Code(Enum):
         "{culprit} sums another part of its kernel at each output position, so its input may carry no shift"
     )
     COMPUTED_WEIGHTS = "{culprit} ({operator}) has weights or a bias that are not constant"
+    QUANTIZED_WEIGHTS = (
+        "{culprit} has quantised weights with a scale for each output channel, so its input is carried as it is"
+    )
+    QUANTIZED_SIGN = "{culprit} has quantised weights whose negative does not fit into their type"
     INPUT_CHANNELS = "{culprit} reads one gauge for each input channel"
     INPUT_FEATURES = "{culprit} reads one gauge for each input feature"
     TENSOR_PRODUCT = "{culprit} ({operator}) is not a product of a tensor with constant weights of its rank or less"
@@ -101,6 +105,9 @@ class Code(Enum):
     TYPE_CHANGE = "{culprit} ({operator}) converts to another type"
     DROPOUT = "{culprit} ({operator}) may be in training mode"
     INFINITE_PADDING = "{culprit} pads its input with infinities, which lets only positive scales pass"
+    COMPUTED_PADDING = (
+        "{culprit} pads by amounts that are known only at run time, over which the gauge must be the same"
+    )
     COPIED_PADDING = "{culprit} pads with what lies along the same axis, over which the gauge must be the same"
     NUMBER_PADDING = "{culprit} ({operator}) pads with a number that is neither zero nor infinite"
     INTERPOLATION = "{culprit} interpolates, which lets one gauge along all that it resizes pass"

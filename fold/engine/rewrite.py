@@ -15,8 +15,9 @@ import onnx_ir as ir
 from fold.engine.affine import Array
 from fold.engine.gauge import BEHIND, IN_FRONT, Absorber, Candidate
 from fold.engine.kernels import Branches
+from fold.engine.padding import Padding
 from fold.engine.solver import Solution
-from fold.graph import constant
+from fold.graph import FLOATS, constant, first_input, integers, parameter
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 """Types whose subnormal numbers are set to zero: they slow a CPU down and are too small to matter. float16 keeps
@@ -60,8 +61,8 @@ def express(absorber: Absorber, solution: Solution, *, exact: bool = False) -> C
         existing = node.inputs[index] if 0 <= index < len(node.inputs) else None
         if existing is None and not array.any():
             continue  # there is no bias, and none is needed
-        weights = next(value for value in absorber.node.inputs if value is not None and constant(value) is not None)
-        constants[node, index] = rounded.constant(array, existing or weights)
+        weights = (value for value in absorber.node.inputs if value is not None and constant(value) is not None)
+        constants[node, index] = rounded.constant(array, existing or next(weights, absorber.result))
     return Change(absorber, constants, None, rounded.flushed, rounded.overflows)
 
 
@@ -107,6 +108,30 @@ def merge(graph: ir.Graph, root: ir.Node, branches: Branches) -> tuple[str, str]
     conv.replace_input_with(1, weights)
     conv.replace_input_with(2, bias)
     return weights.name or "", bias.name or ""
+
+
+def merge_padding(graph: ir.Graph, padding: Padding) -> None:
+    """Let the convolution pad, and remove the Pad."""
+    conv, pad = padding.conv, padding.pad
+    conv.attributes.pop("auto_pad", None)
+    conv.attributes["pads"] = ir.AttrInt64s("pads", padding.pads)
+    x = pad.inputs[0]
+    assert x is not None
+    _replace_readers(graph, pad.outputs[0], x)
+    for node in padding.between:
+        moved = first_input(node).shape
+        assert moved is not None
+        if node.op_type == "Transpose":
+            order = integers(node, "perm") or list(range(len(moved)))[::-1]
+            node.outputs[0].shape = ir.Shape([moved[axis] for axis in order])
+        else:  # an Unsqueeze: the axes that it adds keep their size, 1
+            rank, kept = len(node.outputs[0].shape or ()), iter(moved)
+            axes = parameter(node, 1, "axes")
+            new = set() if axes is None else {int(axis) % rank for axis in axes.ravel()}
+            node.outputs[0].shape = ir.Shape([1 if axis in new else next(kept) for axis in range(rank)])
+    read = [value for value in pad.inputs[1:] if value is not None]
+    graph.remove(pad, safe=True)
+    _discard_unused(graph, read)
 
 
 def can_store(branches: Branches, value: ir.Value) -> bool:
@@ -198,7 +223,7 @@ class _Rounded:
             self.flushed += int(small.sum())
             array = np.where(small, np.zeros((), array.dtype), array) if small.any() else array
         # not ascontiguousarray, which makes a number an array of one axis
-        if self._keep:
+        if self._keep and dtype in FLOATS:
             return Constant(ir.tensor(np.asarray(exact, order="C")), dtype)
         return Constant(ir.tensor(np.asarray(array, order="C"), dtype=dtype), dtype)
 

@@ -8,6 +8,7 @@ tensors around it are carried as they are. docs/folding.md has the full table.
     operator                                   file         law
     Conv, Gemm, MatMul with constant W         weights      any gauges; zero padding needs q_in = 0
     ConvTranspose with constant W              weights      any gauges, but q_in = 0
+    the same with W behind DequantizeLinear    quantized    any gauge of the output; its input is carried as it is
     BatchNormalization                         batchnorm    any gauges; removed if p_u = s*p_v and q_u = t*p_v + q_v
     Add, Sub, Mul, Div with constants          batchnorm    any gauges; a chain is one map v = s*u + t
     Relu, Clip, LeakyRelu, PRelu, Abs          activations  p_out = p_in > 0, both q = 0; opened Relu, Clip: any gauge
@@ -54,10 +55,13 @@ from fold.engine.laws.movement import (
     slice_,
     space_to_depth,
     split,
+    squeeze,
     tile,
     transpose,
+    unsqueeze,
 )
 from fold.engine.laws.pools import average_pool, max_pool, reduce_extremum, reduce_mean, reduce_sum
+from fold.engine.laws.quantized import dequantize
 from fold.engine.laws.weights import (
     can_read_shifts,
     conv,
@@ -94,6 +98,7 @@ LAWS: dict[str, Law] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "DepthToSpace": depth_to_space,
+    "DequantizeLinear": dequantize,
     "Div": affine_or_tensors,
     "Dropout": dropout,
     "Expand": expand,
@@ -126,11 +131,11 @@ LAWS: dict[str, Law] = {
     "Slice": slice_,
     "SpaceToDepth": space_to_depth,
     "Split": split,
-    "Squeeze": reshape,
+    "Squeeze": squeeze,
     "Sub": affine_or_tensors,
     "Sum": total,
     "Tile": tile,
     "Transpose": transpose,
-    "Unsqueeze": reshape,
+    "Unsqueeze": unsqueeze,
     "Upsample": resize,
 }

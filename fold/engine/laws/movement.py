@@ -156,7 +156,7 @@ def transpose(node: ir.Node, gauges: Gauges) -> None:
 
 
 def reshape(node: ir.Node, gauges: Gauges) -> None:
-    """Reshape, Flatten, Squeeze and Unsqueeze keep the order of elements, so dimensions split and merge in blocks."""
+    """Reshape and Flatten keep the order of elements, so dimensions split and merge in blocks."""
     x, y = first_input(node), node.outputs[0]
     before, after = dims(x), dims(y)
     blocks = None if before is None or after is None else matching_blocks(before, after)
@@ -179,6 +179,23 @@ def reshape(node: ir.Node, gauges: Gauges) -> None:
         return np.broadcast_to(ids, full).reshape(shape)
 
     return gauges.set(y, layout.map(move))
+
+
+def unsqueeze(node: ir.Node, gauges: Gauges) -> None:
+    axes = None if computed(node, 1) else parameter(node, 1, "axes")
+    if axes is None:
+        return reshape(node, gauges)
+    where = tuple(int(axis) for axis in axes.ravel())
+    return gauges.set(node.outputs[0], gauges.of(first_input(node)).map(lambda ids: np.expand_dims(ids, where)))
+
+
+def squeeze(node: ir.Node, gauges: Gauges) -> None:
+    """Without axes it removes all of size 1, so all sizes must be known."""
+    axes = None if computed(node, 1) else parameter(node, 1, "axes")
+    if axes is None:
+        return reshape(node, gauges)
+    where = tuple(int(axis) for axis in axes.ravel())
+    return gauges.set(node.outputs[0], gauges.of(first_input(node)).map(lambda ids: np.squeeze(ids, where)))
 
 
 def identity(node: ir.Node, gauges: Gauges) -> None:
@@ -217,7 +234,9 @@ def pad(node: ir.Node, gauges: Gauges) -> None:
     if growing and (computed(node, 2) or (filling != 0 and np.isfinite(filling))):
         return gauges.boundary(node, Code.NUMBER_PADDING)
     cause = gauges.cause(node, Code.ZERO_PADDING if filling == 0 else Code.INFINITE_PADDING)
-    layout = gauges.uniform(x, [] if known else growing, cause)
+    layout = gauges.of(x)
+    if not known:
+        layout = gauges.uniform(x, growing, gauges.cause(node, Code.COMPUTED_PADDING))
     scale, shift = _grown(layout.scale, amounts), _grown(layout.shift, amounts)
     scale[scale == NEW] = gauges.fresh((int((scale == NEW).sum()),)).scale
     shift[shift == NEW] = gauges.fresh_shift((int((shift == NEW).sum()),))

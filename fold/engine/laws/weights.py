@@ -7,6 +7,7 @@ from fold.engine import affine
 from fold.engine.affine import Gauge, Reading
 from fold.engine.gauge import BEHIND, FROM_WEIGHTS, IN_FRONT, Absorber, Gauges, Parameters
 from fold.engine.laws.movement import gather
+from fold.engine.laws.quantized import quantized_weights
 from fold.engine.reasons import Code
 from fold.graph import (
     constant,
@@ -33,7 +34,7 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
     same."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
+        return quantized_weights(node, gauges)
     groups = integer(node, "group", 1)
     outputs, inputs = weights.shape.numpy()[0], weights.shape.numpy()[1] * groups
     cause = gauges.cause(node, Code.INPUT_CHANNELS)
@@ -65,7 +66,7 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
     map is added to the output, or a channel of ones to the input."""
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
+        return quantized_weights(node, gauges)
     groups = integer(node, "group", 1)
     inputs, outputs = weights.shape.numpy()[0], weights.shape.numpy()[1] * groups
     cause = gauges.cause(node, Code.TRANSPOSED_KERNEL)
@@ -93,7 +94,7 @@ def conv_transpose(node: ir.Node, gauges: Gauges) -> None:
 def gemm(node: ir.Node, gauges: Gauges) -> None:
     x, weights, bias = _linear_inputs(node)
     if weights is None:
-        return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
+        return quantized_weights(node, gauges)
     alpha, beta = real(node, "alpha", 1.0), real(node, "beta", 1.0)
     transposed = bool(integer(node, "transB", 0))
     K, N = weights.shape.numpy()[:: -1 if transposed else 1]

@@ -20,6 +20,8 @@ ON_DEMAND = {Code.LEFT}
 DEAD = (1.0, 0.0, 1.0, 1.0)
 FOUR = {"g": [1.0, 2.0, 3.0, 4.0], "b": (4,)}
 
+INT8 = np.resize(np.array([3, -128, 5, 7], np.int8), (4, 4, 1, 1))
+
 CASES = [
     # of the BatchNorm itself
     itself(
@@ -266,10 +268,24 @@ CASES = [
         "e = Slice(v, none, none, last) z = Reshape <allowzero = 1> (e, shape) y = ReduceSum(z, axes)",
         tensors={"none": [0], "last": [3], "shape": [2, 0], "axes": [1]}, x="2, 4, 6, 7",
     ),
+    shifted(
+        Code.QUANTIZED_WEIGHTS, "y",
+        "d = DequantizeLinear <axis = 0> (Q, s) y = Conv(v, d)",
+        tensors={"Q": INT8, "s": np.full(4, 0.25, np.float16)}, dtype="float16",
+    ),
+    Case(
+        Code.QUANTIZED_SIGN, "c", "d = DequantizeLinear <axis = 0> (Q, s) c = Conv(x, d) v = BN(c) y = Tanh(v)",
+        {"Q": INT8, "s": np.full(4, 0.25, np.float16)}, dtype="float16", blocked=BlockedPart.SCALE,
+    ),
     shifted(Code.TYPE_CHANGE, "i", "i = Cast <to = 6> (v) d = Cast <to = 11> (i) y = Tanh(d)"),
     Case(
         Code.DROPOUT, "d", "c = Conv(x, W) d = Dropout(c, ratio, training) v = BN(d) y = Tanh(v)",
         {"ratio": 0.0, "training": True}, gamma=DEAD, blocked=BlockedPart.DEAD_CHANNEL,
+    ),
+    uniform(
+        Code.COMPUTED_PADDING, "z",
+        "amounts = Abs(pads) z = Pad(v, amounts) y = Conv(z, K)",
+        tensors={"K": (3, 4, 1, 1), "pads": [0, 0, 1, 0, 0, 0, 0, 0]},
     ),
     Case(
         Code.INFINITE_PADDING, "z",
