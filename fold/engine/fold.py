@@ -19,7 +19,16 @@ from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, merge_padding, round_weights
 from fold.engine.solver import Solution, sharing_scales, solve, with_large_shifts
-from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float, is_standard
+from fold.graph import (
+    constant,
+    correct_shapes,
+    display_name,
+    float64,
+    infer_shapes,
+    is_batchnorm,
+    is_float,
+    is_standard,
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,10 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
     leaves fewer BatchNorms, and is not always faster. Without it, it is done only where no pass over a tensor is added.
 
     Returns a new model and a report on each BatchNorm; `model` is not changed. A model without BatchNorm is returned
-    equal. All arithmetic is in float64, and every weight is rounded once, to the type in which it was stored.
+    equal. Stored shapes that contradict the operators are inferred anew. All arithmetic is in float64, and every weight
+    is rounded once, to the type in which it was stored.
     """
-    folding = fold_graph(model, open_activations=open_activations)
+    folding = fold_graph(correct_shapes(model), open_activations=open_activations)
     return folding.model, folding.report
 
 

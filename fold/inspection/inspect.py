@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.engine import Folded, Kept, batchnorm_nodes, fold_graph
-from fold.graph import constant, display_name, float64, infer_shapes, is_batchnorm, is_float
+from fold.graph import constant, correct_shapes, display_name, float64, infer_shapes, is_batchnorm, is_float
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, folded_tensors, half_precision, merged_half
 from fold.inspection.placement import placement
@@ -91,7 +91,7 @@ def inspect_graph(
 def _prepared(model: ir.Model) -> ir.Model:
     """A copy with inferred shapes, without BatchNorms in functions, and with a unique name for each node: that of its
     first output where it has none."""
-    model = model.clone()
+    model = correct_shapes(model).clone()
     if any(is_batchnorm(node) for function in model.functions.values() for node in function):
         common.InlinePass()(model)
     infer_shapes(model)
