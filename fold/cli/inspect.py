@@ -70,16 +70,7 @@ def inspect(
             given = _reference(source)
         else:
             given = Source(
-                source,
-                arch,
-                arch_arg or (),
-                inputs or (),
-                trust,
-                key,
-                ema,
-                batch=batch,
-                overridable=overridable,
-                trial="load",
+                source, arch, arch_arg or (), inputs or (), trust, key, ema, None, batch, overridable, "load"
             )
         unfolded = read_source(given, lambda step: status.update(escape(step)))
         status.update("folding")
