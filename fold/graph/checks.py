@@ -20,7 +20,7 @@ def check_model(model: ir.Model) -> None:
     """Sort the nodes so that each comes after those whose outputs it reads.
 
     Raises `BnfoldError` for a graph with a cycle, for functions that inline to more nodes than the limit or call
-    themselves, for names of any length, and for strings that are not UTF-8.
+    themselves, for tensors that nothing gives, for names of any length, and for strings that are not UTF-8.
     """
     _check_size(model)
     for function in model.functions.values():
@@ -64,6 +64,8 @@ def _check_size(model: ir.Model) -> None:
 def _check_names(graph: ir.Graph) -> None:
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         _check_name(value.name)
+    for value in graph.outputs:
+        _check_given(value)
     if any(not value.name for value in (*graph.inputs, *graph.outputs)):
         raise BnfoldError("an input or output of its graph has no name; export it with names")
 
@@ -72,9 +74,16 @@ def _check_nodes(body: ir.Graph | ir.Function) -> None:
     for node in body:
         for name in (node.name, node.op_type, *(value.name for value in node.outputs)):
             _check_name(name)
+        for value in node.inputs:
+            _check_given(value)
         attribute = node.attributes.get("value")
         if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
             _check_text(attribute.as_tensor())
+
+
+def _check_given(value: ir.Value | None) -> None:
+    if value is not None and value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+        raise BnfoldError(f"nothing in its graph gives the tensor {short(value.name or '')!r}, which is read")
 
 
 def _check_name(name: str | None) -> None:

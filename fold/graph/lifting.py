@@ -5,6 +5,7 @@ protobuf holds at most 2 GB. The proof of the fold also checks that the lifted g
 (`fold.proof.reference.GraphReference`).
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -127,7 +128,9 @@ def _take_weights(model: ir.Model) -> dict[str | None, ir.TensorProtocol]:
 
 def _culprit(proto: onnx.ModelProto) -> str:
     """The first node that cannot be lifted by itself."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    with contextlib.suppress(onnx.shape_inference.InferenceError):  # without shapes a node may still be found
+        proto = onnx.shape_inference.infer_shapes(proto)
+    graph = proto.graph
     known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
     held = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:

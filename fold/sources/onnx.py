@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.errors import BnfoldError, short
+from fold.errors import BnfoldError, first_line, root_cause, short
 from fold.graph import GraphFile, Lifted, close_initializers, correct_shapes, dims, lift, read_graph, save_graph
 from fold.inputs import FREE_SIZES, InputScaling, ResolvedScaling
 from fold.limits import limit
@@ -112,10 +112,11 @@ def _corrected(given: GraphFile, trial: TrialKind | None) -> GraphFile:
             failure = error
     try:
         corrected = correct_shapes(given.model)
-    except Exception:
-        if failure is not None:  # it is no graph at all
-            raise failure from None
-        raise
+    except Exception as error:
+        if failure is None and trial is not None:
+            raise
+        # ONNX Runtime did not take it either, or is not asked: it runs no graph of so old an opset.
+        raise failure or BnfoldError(f"is no graph that onnx can read: {first_line(root_cause(error))}") from error
     if corrected is not given.model:
         given = replace(given, model=corrected, as_read=False)
         if failure is not None and trial is not None:

@@ -95,8 +95,8 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "duplicate node names": (_same_names, "ONNX Runtime cannot load it: two nodes with same node name (same)."),
     "broken casts": (_half, "ONNX Runtime cannot load it: Type Error: Type parameter (T) of Optype (Conv) bound to"),
     "Paddle's NHWC": (_channels_last, "Unrecognized attribute: data_layout for operator BatchNormalization"),
-    "a tensor from nowhere": (lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"), "Node input 'nowhere'"),
-    "an output from nowhere": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "(nowhere) does not exist"),
+    "a tensor from nowhere": (lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"), "gives the tensor 'nowhere'"),
+    "an output from nowhere": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "gives the tensor 'nowhere'"),
     "an operator that is not known": (lambda m: setattr(m.graph.node[0], "op_type", "Konv"), "No Op registered for"),
     "a type that is not known": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "99 is not a valid"),
     "a training graph": (
