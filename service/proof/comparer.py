@@ -87,11 +87,11 @@ class Comparer:
                 self._connection.send(Forget(key, digest))
 
     def stop(self) -> None:
-        """End the process, even in the middle of a task."""
+        """End the process, whatever it does: it holds nothing that is not written. No signal that code could catch."""
         self._stopped = True  # the next comparison in the queue would start the process again
         process, self._process = self._process, None
         if process is not None:
-            process.terminate()
+            process.kill()
             process.join(STOP_SECONDS)
 
     def _connected(self) -> Connection:
