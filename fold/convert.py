@@ -25,7 +25,7 @@ from fold.artifact import (
 from fold.engine import FoldReport, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, save_graph
-from fold.inputs import draw_inputs, read_preprocessing, refuse_misfit, unscaled
+from fold.inputs import drawn_inputs, read_preprocessing, refuse_misfit, unscaled, working_sizes
 from fold.precision import Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import OBSERVED_ROWS, observe_layers, write_html
@@ -114,6 +114,8 @@ def convert(
     model, report, carried = folding.model, folding.report, folding.carried
     del folding
     manifest = _manifest(source, target, name, version, unfolded, model)
+    sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
+    manifest = manifest.model_copy(update={"free_sizes": sizes})
 
     # 4. Convert the folded graph to a reduced precision, if one was asked for.
     stored_in = Precision(precision)
@@ -150,7 +152,7 @@ def convert(
             # 7. Write the rest of the model directory; it is published when the block ends.
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
-            inputs = draw_inputs(manifest.required_inputs, min(samples, OBSERVED_ROWS), seed)
+            inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
             stored = read_graph(folder / "model.onnx").model
             observed = observe_layers(graph, stored, carried, report, inputs)
             write_html(folder / "report.html", manifest, report, observed)

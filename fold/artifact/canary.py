@@ -20,7 +20,7 @@ INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
 def write_canary(folder: Path, inputs: Arrays, exact: Arrays, limits: Mapping[str, float]) -> None:
     """Write inputs, their exact outputs, and for each output the largest error that a session may have (C's limit).
 
-    Texts must be equal.
+    Texts must be equal. Where the model itself overflows, `exact` holds the infinity or NaN that a session must answer.
     """
     arrays = {f"{INPUT}{name}": array for name, array in inputs.items()}
     texts = {name: array.astype(str) for name, array in exact.items() if array.dtype.kind == "O"}  # never pickled
@@ -42,6 +42,7 @@ def check_canary(folder: Path, run: Run) -> str | None:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
+    compared = 0
     outputs, limits = run(_with_prefix(INPUT, arrays)), _with_prefix(LIMIT, arrays)
     for name, exact in _with_prefix(EXACT, arrays).items():
         output, limit = outputs.get(name), float(limits[name])
@@ -50,12 +51,16 @@ def check_canary(folder: Path, run: Run) -> str | None:
         if exact.dtype.kind == "U":
             if not np.array_equal(output.astype(str), exact):
                 return f"output {name!r} is another text than was proven"
+            compared += exact.size
             continue
         finite = np.isfinite(exact)
+        if not np.array_equal(output[~finite], exact[~finite], equal_nan=not finite.all()):
+            return f"output {name!r} has infinities or NaN at other places than was proven"
         distance = np.abs(output[finite].astype(np.float64) - exact[finite]).max(initial=0)
         if not distance <= limit:  # false for NaN, too
             return f"output {name!r} is {distance:.3g} from the exact one, and the proven limit is {limit:.3g}"
-    return None
+        compared += int(finite.sum())
+    return None if compared else "its canary has no finite output, so nothing was compared; fold the model again"
 
 
 def _with_prefix(prefix: str, arrays: Arrays) -> Arrays:

@@ -79,7 +79,8 @@ def all_batched(specs: Iterable[TensorSpec]) -> bool:
 
 
 class Manifest(_Strict):
-    """The content of `manifest.json`: one version of a model."""
+    """The content of `manifest.json`: one version of a model. `free_sizes` are the sizes that inputs are drawn with in
+    place of free dimensions behind the batch (`fold.inputs`)."""
 
     format: Literal[1] = 1
     name: str
@@ -91,6 +92,7 @@ class Manifest(_Strict):
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    free_sizes: tuple[int, ...] | None = None
     fold: dict[str, Any]
     verdict: dict[str, Any]
     versions: dict[str, str]

@@ -27,7 +27,7 @@ from fold.arrays import Arrays, join_rows
 from fold.artifact import Manifest, ModelVersion
 from fold.errors import BnfoldError, first_line
 from fold.graph import save_graph
-from fold.inputs import draw_inputs
+from fold.inputs import drawn_inputs
 from fold.proof import Reference, compare, load_reference, load_unfolded
 from fold.runtime import (
     CudaOptions,
@@ -135,6 +135,8 @@ class _Answers:
 
     R: Arrays
     U: Arrays
+    noisy: Callable[[Arrays, int], Arrays]
+    mixed: bool
 
     def exact(self, inputs: Arrays) -> Arrays:
         return self.R
@@ -171,9 +173,9 @@ def bench_version(
     for batch in batches:
         # 2. Compute the reference once for each batch size.
         announce(f"batch {batch}: computing the reference")
-        inputs = draw_inputs(manifest.required_inputs, _checked_rows(manifest, batch), seed)
+        inputs = drawn_inputs(manifest, _checked_rows(manifest, batch), seed)
         with _one_line_errors(f"{version.reference_file} at batch {batch}"):
-            truth = _Answers(reference.exact(inputs), reference.unfolded(inputs))
+            truth = _Answers(reference.exact(inputs), reference.unfolded(inputs), reference.noisy, reference.mixed)
         timed = next(_in_batches(manifest, inputs, batch))
         for where in providers:
             # 3. Compare the outputs of both graphs with it.

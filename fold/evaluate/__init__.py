@@ -8,16 +8,29 @@ if TYPE_CHECKING:
     from fold.evaluate.autograd import TorchGraph
     from fold.evaluate.bounds import RoundingBound
     from fold.evaluate.float64 import Evaluator
+    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
     from fold.evaluate.program import InFloat64
+    from fold.evaluate.torch_noise import TorchNoise
 
-__all__ = ["Evaluator", "InFloat64", "RoundingBound", "TorchGraph"]
+__all__ = [
+    "AMPLITUDE_REDUCED",
+    "Evaluator",
+    "InFloat64",
+    "NoisyEvaluator",
+    "RoundingBound",
+    "TorchGraph",
+    "TorchNoise",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "AMPLITUDE_REDUCED": "noise",
         "Evaluator": "float64",
         "InFloat64": "program",
+        "NoisyEvaluator": "noise",
         "RoundingBound": "bounds",
         "TorchGraph": "autograd",
+        "TorchNoise": "torch_noise",
     },
 )

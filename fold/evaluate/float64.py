@@ -19,7 +19,7 @@ from fold.errors import BnfoldError, first_line
 from fold.evaluate.operators import OPERATORS
 from fold.graph import FLOATS, display_name, is_standard
 
-OnTensor = Callable[[str, np.ndarray], None]
+OnTensor = Callable[[str, np.ndarray], np.ndarray | None]
 T = TypeVar("T")
 
 RANDOM = frozenset(
@@ -132,13 +132,15 @@ class Evaluator:
         self._last_used = self._last_uses()
 
     def __call__(self, inputs: dict[str, np.ndarray], on_tensor: OnTensor | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes."""
+        """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes; an array
+        that it returns takes the tensor's place."""
 
         def step(node: OpRun, read: list[np.ndarray | None], context: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-            written = self.run(node, read, context)
-            for name, array in zip(node.output, written, strict=False):
+            written = list(self.run(node, read, context))
+            for position, (name, array) in enumerate(zip(node.output, written, strict=False)):
                 if on_tensor is not None and name and isinstance(array, np.ndarray) and array.dtype == np.float64:
-                    on_tensor(name, array)
+                    other = on_tensor(name, array)
+                    written[position] = array if other is None else other
             return written
 
         return self.walk(widened(inputs), self.weight, step)

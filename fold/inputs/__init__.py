@@ -1,10 +1,11 @@
 """Inputs of a model: drawn from a seed, read from files or made from images; and input scaling (`--normalize`)."""
 
 from fold.inputs.dataset import DataSet, open_dataset
-from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs
+from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs, drawn_inputs
 from fold.inputs.given import by_name, check_inputs, read_inputs
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
 from fold.inputs.scaling import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling, parse_scaling, unscaled
+from fold.inputs.sizes import working_sizes, works
 
 __all__ = [
     "ALREADY",
@@ -19,6 +20,7 @@ __all__ = [
     "check_inputs",
     "decode_image",
     "draw_inputs",
+    "drawn_inputs",
     "image_tensor",
     "open_dataset",
     "parse_scaling",
@@ -26,4 +28,6 @@ __all__ = [
     "read_preprocessing",
     "refuse_misfit",
     "unscaled",
+    "working_sizes",
+    "works",
 ]

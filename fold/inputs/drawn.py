@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from fold.arrays import Arrays
-from fold.artifact import DATATYPES, TensorSpec
+from fold.artifact import DATATYPES, Manifest, TensorSpec
 from fold.errors import BnfoldError
 
 FREE_SIZES = (32,)
@@ -18,6 +18,12 @@ FLAT = 16
 """Contrast of bytes is divided by this in the family `offset`."""
 ZEROS = 0.9
 IMAGES = (".png", ".jpg", ".jpeg")
+
+
+def drawn_inputs(manifest: Manifest, samples: int, seed: int, family: Family = "normal") -> Arrays:
+    """`draw_inputs` for a published model, with the sizes that it was proven with."""
+    free = manifest.free_sizes or FREE_SIZES
+    return draw_inputs(manifest.required_inputs, samples, seed, family=family, free=free)
 
 
 def draw_inputs(

@@ -18,7 +18,7 @@ from fold.artifact import Manifest
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
 from fold.graph import FLOATS, VALUELESS, constant, display_name, is_standard
-from fold.inputs import Family, draw_inputs
+from fold.inputs import Family, drawn_inputs
 from fold.precision.formats import FORMATS, Format, ReducedPrecision
 from fold.precision.lowering import (
     allows,
@@ -121,10 +121,10 @@ def as_stored(exact: ir.Model, manifest: Manifest) -> ir.Model:
 def range_inputs(manifest: Manifest, seed: int, given: Arrays | None = None) -> Iterator[Arrays]:
     """Inputs on which ranges are measured: drawn families, random images if the model takes images, and `given`."""
     for index, family in enumerate(FAMILIES):
-        yield draw_inputs(manifest.required_inputs, 1 if family == "single" else ROWS, seed + index, family=family)
+        yield drawn_inputs(manifest, 1 if family == "single" else ROWS, seed + index, family)
     image = manifest.preprocessing
     if image is not None:
-        drawn = draw_inputs(manifest.required_inputs, ROWS, seed)
+        drawn = drawn_inputs(manifest, ROWS, seed)
         x = drawn[image.input]
         if x.ndim == 4:
             pixels = np.random.default_rng(seed).integers(0, 256, x.shape).astype(np.float64)

@@ -16,7 +16,7 @@ from fold.artifact import TensorSpec, all_batched
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
 from fold.graph import constant
-from fold.inputs import FREE_SIZES, Family, draw_inputs
+from fold.inputs import FREE_SIZES, Family, draw_inputs, works
 
 LIMIT = 1e-12
 """The largest relative difference for each layer of depth."""
@@ -25,28 +25,38 @@ FAMILIES: tuple[Family, ...] = ("normal", "single", "offset", "sparse")
 ROWS = 2
 SPREAD_SIZES = (8, 16, 24, 32, 40)
 """Sizes of free dimensions: pairwise different, so that mixed-up axes are noticed, and divisible by 8 for strides."""
+SPREAD_STEP = 32
+"""The distance of such sizes if the graph does not work with small ones."""
 
 
 @dataclass(frozen=True)
 class FamilyDifference:
-    """The largest difference on one family of inputs, relative to the largest value of the `output` that it is in."""
+    """The largest difference on one family of inputs, relative to the largest value of the `output` that it is in.
+    `compared` counts the finite values."""
 
     name: str
     rows: int
     difference: float
     output: str
+    compared: int
 
 
 @dataclass(frozen=True)
 class Algebra:
-    """True if the graphs differ by at most `limit` on every family of inputs: 1e-12 for each layer of `depth`."""
+    """True if the graphs differ by at most `limit` on every family of inputs: 1e-12 for each layer of `depth`; false if
+    no finite value was compared."""
 
     depth: int
     limit: float
     families: tuple[FamilyDifference, ...]
 
     def __bool__(self) -> bool:
-        return all(family.difference <= self.limit for family in self.families)  # false for NaN, too
+        holds = all(family.difference <= self.limit for family in self.families)  # false for NaN, too
+        return holds and self.compared > 0
+
+    @property
+    def compared(self) -> int:
+        return sum(family.compared for family in self.families)
 
     @property
     def worst(self) -> FamilyDifference:
@@ -55,12 +65,20 @@ class Algebra:
     @property
     def failure(self) -> str:
         """What does not hold, for the certificate's message."""
+        if not self.compared:
+            return "algebra proves nothing; no output of the unfolded model has a finite value in float64"
         difference, output, family = self.worst.difference, self.worst.output, self.worst.name
         return f"algebra does not hold; in float64 output {output!r} differs by {difference:.3g} ({family} inputs)"
 
     def to_dict(self) -> dict[str, Any]:
         families = [asdict(family) for family in self.families]
-        return {"holds": bool(self), "depth": self.depth, "limit": self.limit, "families": families}
+        return {
+            "holds": bool(self),
+            "depth": self.depth,
+            "limit": self.limit,
+            "compared": self.compared,
+            "families": families,
+        }
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,19 @@ class Truth:
     families: dict[str, tuple[Arrays, Arrays]]
 
 
-def find_truth(unfolded: ir.Model, specs: Sequence[TensorSpec], seed: int, given: Arrays | None = None) -> Truth:
-    """Evaluate the unfolded graph on every family of inputs, and on `given`. The graph may be released afterwards."""
+def find_truth(
+    unfolded: ir.Model,
+    specs: Sequence[TensorSpec],
+    seed: int,
+    given: Arrays | None = None,
+    free: Sequence[int] = FREE_SIZES,
+) -> Truth:
+    """Evaluate the unfolded graph on every family of inputs, and on `given`. The graph may be released afterwards.
+
+    `free` are sizes of free dimensions with which the graph works.
+    """
     run = Evaluator(unfolded)
-    families = _families(specs, seed, _sizes(run, specs, seed), given)
+    families = _families(specs, seed, _sizes(run, specs, seed, free), given)
     return Truth(depth(unfolded.graph), {name: (inputs, run(inputs)) for name, inputs in families})
 
 
@@ -83,8 +110,16 @@ def check_algebra(truth: Truth, exact: ir.Model) -> Algebra:
     run, families = Evaluator(exact), []
     for name, (inputs, outputs) in truth.families.items():
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
-        families.append(FamilyDifference(name, rows, *largest_difference(outputs, run(inputs))))
+        families.append(FamilyDifference(name, rows, *largest_difference(outputs, run(inputs)), finite_values(outputs)))
     return Algebra(truth.depth, LIMIT * max(truth.depth, 1), tuple(families))
+
+
+def finite_values(arrays: Arrays) -> int:
+    """The number of finite values in all arrays; of integers, texts and Booleans all."""
+    return sum(
+        int(np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else array.size
+        for array in arrays.values()
+    )
 
 
 def largest_difference(truth: Arrays, other: Arrays) -> tuple[float, str]:
@@ -119,14 +154,16 @@ def depth(graph: ir.Graph) -> int:
     return max(deepest.values(), default=0)
 
 
-def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int) -> Sequence[int]:
-    """Different sizes for the free dimensions, unless the graph cannot take these."""
-    if any(size < 0 for spec in specs for size in spec.shape[1:]):
-        try:
-            run(draw_inputs(specs, 1, seed, free=SPREAD_SIZES))
-        except BnfoldError:
-            return FREE_SIZES
-    return SPREAD_SIZES
+def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int, free: Sequence[int]) -> Sequence[int]:
+    """Different sizes for the free dimensions, unless the graph does not work with these."""
+    if all(size >= 0 for spec in specs for size in spec.shape[1:]):
+        return free
+    small = tuple(free) == FREE_SIZES
+    spread = SPREAD_SIZES if small else tuple(free[-1] + step * SPREAD_STEP for step in range(len(SPREAD_SIZES)))
+    try:
+        return spread if works(run(draw_inputs(specs, 1, seed, free=spread))) else free
+    except BnfoldError:
+        return free
 
 
 def _families(

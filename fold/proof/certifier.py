@@ -9,24 +9,25 @@ its own. Weights in float64 are large, so each step releases what the next one d
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fold.arrays import Arrays, Run, first_rows, in_chunks
+from fold.arrays import Arrays, first_rows, in_chunks
 from fold.artifact import ModelVersion, all_batched, sha256
 from fold.engine import fold_graph
 from fold.graph import read_graph
-from fold.inputs import check_inputs, draw_inputs
+from fold.inputs import FREE_SIZES, check_inputs, drawn_inputs
 from fold.precision import as_stored, refuse_tf32
 from fold.proof.algebra import check_algebra, find_truth
 from fold.proof.certificate import Certificate, GraphParts
-from fold.proof.locate import Located, of_algebra, of_rounding, of_run_time
+from fold.proof.locate import Located, of_algebra, of_nothing, of_reference, of_rounding, of_run_time
 from fold.proof.reference import load_reference
 from fold.proof.rounding import check_rounding
 from fold.proof.run_time import Verdict
-from fold.proof.unfolded import load_unfolded, run_unfolded
-from fold.proof.verify import compare
+from fold.proof.unfolded import Reduced, load_unfolded, run_unfolded
+from fold.proof.verify import compare, disagreement
 from fold.runtime import (
     CudaOptions,
     Provider,
@@ -76,8 +77,7 @@ def certify(
     refuse_tf32(precision, provider, str(version.model_file))
 
     # 1. The inputs
-    needed = manifest.required_inputs
-    rows = draw_inputs(needed, samples, seed) if inputs is None else check_inputs(manifest.inputs, inputs)
+    rows = drawn_inputs(manifest, samples, seed) if inputs is None else check_inputs(manifest.inputs, inputs)
 
     # 2. The unfolded graph. For fp32 it is needed in step 3 alone, which then reads and releases it itself.
     source = unfolded
@@ -99,7 +99,7 @@ def certify(
     )
 
     # 4. U for parts C and D, if the graph is served in a reduced precision
-    reduced: Run | None = None
+    reduced: Reduced | None = None
     if precision != "fp32":
         assert source is not None
         announce(f"opening the unfolded graph in {precision}")
@@ -115,8 +115,9 @@ def certify(
 
     # 6. Parts C and D: F compared with the reference
     announce("parts C and D: the served graph and the reference")
+    reference = load_reference(version, provider=provider, unfolded=unfolded, reduced=reduced)
     verdict = compare(
-        load_reference(version, provider=provider, unfolded=unfolded, reduced=reduced),
+        reference,
         folded,
         rows,
         seed=seed if inputs is None else None,
@@ -125,12 +126,22 @@ def certify(
         rows=at_a_time,
     )
 
-    # 7. The first layer that is computed wrongly, if only C or D fails
+    if manifest.reference == "reference.pt2" and graphs.witness is not None:
+        verdict = replace(verdict, disagreement=disagreement(reference, *graphs.witness))
+
+    # 7. The first node where the reference is in doubt, or that is computed wrongly if only C or D fails
     located = graphs.located
-    if located is None and not verdict:
+    if verdict.doubt is not None:
+        announce("locating the node where the reference is in doubt")
+        located = _locate_doubt(version, rows, unfolded)
+    elif verdict.empty is not None:
+        announce("locating the node that writes no finite number")
+        located = of_nothing(load_unfolded(version) if unfolded is None else unfolded, rows)
+    elif located is None and not verdict:
         announce("locating the layer that is computed wrongly")
         located = _locate_run_time(version, rows, provider)
-    return _certificate(version, graphs, verdict, located)
+    drawn = {name: array.shape for name, array in rows.items()} if inputs is None else None
+    return _certificate(version, graphs, verdict, located, drawn)
 
 
 def prove_graphs(
@@ -163,7 +174,7 @@ def prove_graphs(
     truth = None
     if "algebra" in parts:
         announce("part A, algebra: the unfolded graph in float64")
-        truth = find_truth(source, specs, seed, inputs if given else None)
+        truth = find_truth(source, specs, seed, inputs if given else None, manifest.free_sizes or FREE_SIZES)
 
     # 2. The exact graph
     announce("folding the graph again, with exact weights")
@@ -172,8 +183,9 @@ def prove_graphs(
     release_memory()
 
     # 3. Part A
-    algebra = None
+    algebra = witness = None
     if truth is not None:
+        witness = truth.families["normal"]
         announce("part A, algebra: the exact graph in float64")
         algebra = check_algebra(truth, folding.model)
     del truth
@@ -202,13 +214,13 @@ def prove_graphs(
 
     # 6. Where the fault is, if A or B fails
     located: Located | None = None
-    if algebra is not None and not algebra:
+    if algebra is not None and not algebra and algebra.compared:
         announce("locating the wrong fold")
         source = load_unfolded(version) if unfolded is None else unfolded
-        located = of_algebra(source, draw_inputs(specs, 2, seed), open_activations=opened)
+        located = of_algebra(source, drawn_inputs(manifest, 2, seed), open_activations=opened)
     elif rounding is not None and rounding.faults:
         located = of_rounding(rounding.faults, report)
-    return GraphParts(algebra, rounding, search, located)
+    return GraphParts(algebra, rounding, search, located, witness)
 
 
 def _run_served(version: ModelVersion, inputs: Arrays, provider: Provider, at_a_time: int) -> tuple[Arrays, str]:
@@ -238,7 +250,21 @@ def _locate_run_time(version: ModelVersion, inputs: Arrays, provider: Provider) 
     )
 
 
-def _certificate(version: ModelVersion, graphs: GraphParts, verdict: Verdict, located: Located | None) -> Certificate:
+def _locate_doubt(version: ModelVersion, inputs: Arrays, unfolded: "ir.Model | None") -> Located:
+    return of_reference(
+        load_unfolded(version) if unfolded is None else unfolded,
+        first_rows(inputs, ROWS) if version.manifest.batched else inputs,
+        lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays),
+    )
+
+
+def _certificate(
+    version: ModelVersion,
+    graphs: GraphParts,
+    verdict: Verdict,
+    located: Located | None,
+    drawn: dict[str, tuple[int, ...]] | None,
+) -> Certificate:
     assert graphs.algebra is not None
     assert graphs.rounding is not None
     machine = this_machine(gpu=verdict.provider == "cuda")
@@ -253,6 +279,7 @@ def _certificate(version: ModelVersion, graphs: GraphParts, verdict: Verdict, lo
         verdict,
         graphs.search,
         located,
+        drawn,
         subject,
         machine.gpu or machine.cpu,
         tool_versions(),

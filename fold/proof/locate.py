@@ -1,7 +1,7 @@
 """Where the fault is if a certificate fails: the wrong fold, and the first layer whose activations differ."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import onnx_ir as ir
 from fold.arrays import Arrays
 from fold.engine import FoldReport, Gauge, fold_graph
 from fold.errors import BnfoldError
-from fold.evaluate import Evaluator
-from fold.graph import display_name, is_float
+from fold.evaluate import Evaluator, NoisyEvaluator
+from fold.graph import display_name, infer_shapes, is_float
 from fold.proof.algebra import LIMIT, depth, largest_difference
 from fold.proof.decisions import FACTOR, FLOORS
 from fold.proof.rounding import Fault
@@ -19,27 +19,33 @@ from fold.proof.rounding import Fault
 NOISE = 1e-9
 """A relative difference of activations, far above float64's rounding within a model, far below that of a wrong fold."""
 
+REPORT_REFERENCE = (
+    "nothing is proven by such a reference: report the node and its attributes as an error of bnfold, and serve the "
+    "unfolded model"
+)
+
 RunAll = Callable[[ir.Model, Arrays], Arrays]
 """Runs a graph all of whose tensors are outputs, as it is served."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """`batchnorm` is the BatchNorm whose fold is wrong, `layer` the first layer whose activations differ; None if there
-    is none. `advice` says what to do."""
+    """`batchnorm` is the BatchNorm whose fold is wrong, `layer` the first layer whose activations are wrong; None if
+    there is none. `fault` says how they are wrong, `advice` what to do."""
 
     batchnorm: str | None
     layer: str | None
     advice: str
+    fault: str = "the first layer that differs is"
 
     @property
     def message(self) -> str:
         what = [f"the fold of {self.batchnorm} is wrong"] if self.batchnorm else []
-        what += [f"the first layer that differs is {self.layer}"] if self.layer else []
+        what += [f"{self.fault} {self.layer}"] if self.layer else []
         return "; ".join([*what, self.advice])
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "message": self.message}
+        return {"batchnorm": self.batchnorm, "layer": self.layer, "advice": self.advice, "message": self.message}
 
 
 def of_algebra(unfolded: ir.Model, inputs: Arrays, *, open_activations: bool) -> Located:
@@ -91,6 +97,65 @@ def of_run_time(stored: ir.Model, inputs: Arrays, served: RunAll, plain: RunAll,
                 if not np.abs(F - R).max(initial=0) <= allowed:
                     layer = display_name(node)
     return Located(None, layer, "the graph is right, but this provider computes it less exactly; serve it on another")
+
+
+def of_reference(unfolded: ir.Model, inputs: Arrays, plain: RunAll) -> Located:
+    """Where R and U part: the first node whose tensor in float64 is further from that of ONNX Runtime, run node by node
+    (`plain`), than a multiple of rounding moves it."""
+    truth: Arrays = {}
+    noisy: Arrays = {}
+    layer, fault = None, "the first node where they part is"
+    unfolded = unfolded.clone()
+    infer_shapes(unfolded)
+    try:
+        Evaluator(unfolded)(inputs, on_tensor=truth.__setitem__)
+        NoisyEvaluator(unfolded)(inputs, 0, record=noisy)
+        written = plain(_all_outputs(unfolded), inputs)
+    except BnfoldError:
+        return Located(None, None, REPORT_REFERENCE)
+    for node in unfolded.graph:
+        names = [output.name for output in node.outputs if output.name in truth and output.name in written]
+        if any(_part(truth[name], noisy[name], written[name]) for name in names if name is not None):
+            layer = _with_operator(node)
+            break
+    return Located(None, layer, REPORT_REFERENCE, fault)
+
+
+def of_nothing(unfolded: ir.Model, inputs: Arrays) -> Located:
+    """The first node that writes no finite number, if an output has none."""
+    empty: set[str] = set()
+
+    def note(name: str, array: np.ndarray) -> None:
+        if not np.isfinite(array).any():
+            empty.add(name)
+
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+    advice = f"the inputs were {shapes}; if other sizes are needed, give them by --input"
+    try:
+        Evaluator(unfolded)(inputs, on_tensor=note)
+    except BnfoldError:
+        return Located(None, None, advice)
+    nodes = (node for node in unfolded.graph if node.op_type != "Constant")
+    first = next((node for node in nodes if any(output.name in empty for output in node.outputs)), None)
+    layer = None if first is None else _with_operator(first)
+    return Located(None, layer, advice, "the first node that writes no finite number is")
+
+
+def _with_operator(node: ir.Node) -> str:
+    name = display_name(node)
+    return name if name == node.op_type else f"{name} ({node.op_type})"
+
+
+def _part(exact: np.ndarray, noisy: np.ndarray, other: np.ndarray) -> bool:
+    if exact.shape != other.shape or exact.shape != noisy.shape:
+        return True
+    wide = other.astype(np.float64)
+    finite = np.isfinite(exact) & np.isfinite(wide)
+    if (~np.isfinite(exact) & np.isfinite(wide)).any():
+        return True
+    size = np.abs(exact[finite]).max(initial=0)
+    explained = np.abs(noisy - exact)[finite & np.isfinite(noisy)].max(initial=0)
+    return bool(np.abs(wide - exact)[finite].max(initial=0) > max(FLOORS["fp32"] * size, explained))
 
 
 def _first_different(unfolded: ir.Model, folded: ir.Model, carried: dict[str, Gauge], inputs: Arrays) -> str | None:

@@ -4,7 +4,7 @@ PyTorch is imported only when a PyTorch reference is loaded.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from fold.runtime import open_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
     from torch import nn
     from torch.export import ExportedProgram
 
+    from fold.proof.unfolded import Reduced
     from fold.runtime import Provider
 
 ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
@@ -32,14 +34,27 @@ RUNTIME_OPSET = 7
 """The oldest opset that ONNX Runtime runs; older graphs are compared with onnx's reference implementation."""
 
 
+REDUCED = frozenset({"FLOAT16", "BFLOAT16"})
+"""Types that are coarser than float32."""
+
+
 class Reference(Protocol):
-    """The unfolded model in two precisions. Inputs and outputs are arrays by name, the batch first."""
+    """The unfolded model in two precisions. Inputs and outputs are arrays by name, the batch first.
+
+    `mixed` is true if the model itself stores tensors in types coarser than float32.
+    """
+
+    @property
+    def mixed(self) -> bool: ...
 
     def exact(self, inputs: Arrays) -> Arrays:
         """R: computed in float64."""
 
     def unfolded(self, inputs: Arrays) -> Arrays:
         """U: computed in float32, or in the reduced precision of the folded graph."""
+
+    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+        """R with noise, a multiple of U's rounding (fold.evaluate.noise)."""
 
 
 class ModuleReference:
@@ -49,6 +64,8 @@ class ModuleReference:
         from fold.sources import silenced  # noqa: PLC0415
 
         self._single = module
+        self._stored = _coarsest(tensor.dtype for tensor in (*module.parameters(), *module.buffers()))
+        self.mixed = _is_reduced(self._stored)
         with silenced():
             self._double = copy.deepcopy(module).double()
         self._input_names = input_names
@@ -59,6 +76,12 @@ class ModuleReference:
 
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._single, inputs, self._input_names, self._output_names)
+
+    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+        from fold.evaluate import TorchNoise  # noqa: PLC0415
+
+        with TorchNoise(self._stored, seed):
+            return self.exact(inputs)
 
 
 class ProgramReference:
@@ -77,6 +100,9 @@ class ProgramReference:
 
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             program = move_to_device_pass(program, device)
+        values = (node.meta.get("val") for node in program.graph.nodes)
+        self._stored = _coarsest(value.dtype for value in values if hasattr(value, "dtype"))
+        self.mixed = _is_reduced(self._stored)
         self._module = program.module(check_guards=False)  # the guards accept only the sizes of the example
         self._input_names = input_names
         self._output_names = output_names
@@ -90,6 +116,12 @@ class ProgramReference:
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._module, inputs, self._input_names, self._output_names, self._device)
 
+    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+        from fold.evaluate import TorchNoise  # noqa: PLC0415
+
+        with TorchNoise(self._stored, seed):
+            return self.exact(inputs)
+
 
 class GraphReference:
     """An unfolded ONNX graph: float64 by onnx's reference implementation, float32 by ONNX Runtime on the CPU.
@@ -102,7 +134,7 @@ class GraphReference:
 
     def __init__(self, path: Path, lifted: "ir.Model | None" = None) -> None:
         from fold.evaluate import Evaluator  # noqa: PLC0415
-        from fold.graph import lift, needs_lifting, read_graph  # noqa: PLC0415
+        from fold.graph import infer_shapes, lift, needs_lifting, read_graph  # noqa: PLC0415
         from fold.runtime import open_session, run  # noqa: PLC0415
 
         given = read_graph(path).model
@@ -110,10 +142,17 @@ class GraphReference:
         self._lifted: Run | None = None
         if needs_lifting(given):
             model = lift(given).model if lifted is None else lifted
-            self._exact: Run = Evaluator(model)
             self._lifted = partial(run, open_graph(model))
         else:
-            self._exact = Evaluator(given)
+            model = given
+        self._exact: Run = Evaluator(model)
+        if any(value.dtype is None for node in model.graph for value in node.outputs):
+            model = model.clone()
+            infer_shapes(model)  # noise depends on the type of each tensor
+        self._model = model
+        self.mixed = any(
+            value.dtype is not None and value.dtype.name in REDUCED for node in model.graph for value in node.outputs
+        )
         self._given: Run
         self._unfolded: Run
         if self._lifted is not None and self._opset < RUNTIME_OPSET:
@@ -130,13 +169,34 @@ class GraphReference:
     def unfolded(self, inputs: Arrays) -> Arrays:
         return self._unfolded(inputs)
 
+    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+        from fold.evaluate import NoisyEvaluator  # noqa: PLC0415
+
+        return NoisyEvaluator(self._model)(inputs, seed)
+
     def _check_lifting(self, exact: Arrays, lifted: Arrays, given: Arrays) -> None:
         for name, truth in exact.items():
-            if given[name].shape != truth.shape or not judge(name, truth, lifted[name], given[name]).equivalent:
+            # `compare` checks whether R is right; here both may be far from it in the same way
+            same = given[name].shape == truth.shape
+            if not same or not judge(name, truth, lifted[name], given[name], noise=np.inf).equivalent:
                 raise BnfoldError(
                     f"the graph of opset {self._opset} cannot be lifted: its output {name!r} changes; "
                     "export the model again with a recent opset"
                 )
+
+
+def _coarsest(types: "Iterable[torch.dtype]") -> "torch.dtype":
+    """The float type with the largest rounding error, at least float32's."""
+    import torch  # noqa: PLC0415
+
+    floats = [kind for kind in types if kind.is_floating_point]
+    return max((torch.float32, *floats), key=lambda kind: torch.finfo(kind).eps)
+
+
+def _is_reduced(kind: "torch.dtype") -> bool:
+    import torch  # noqa: PLC0415
+
+    return kind != torch.float32
 
 
 def _run(
@@ -158,6 +218,8 @@ class ReducedReference:
 
     exact: Run
     unfolded: Run
+    noisy: Callable[[Arrays, int], Arrays]
+    mixed: bool = False
 
 
 def load_reference(
@@ -165,7 +227,7 @@ def load_reference(
     *,
     provider: "Provider" = "cpu",
     unfolded: "ir.Model | None" = None,
-    reduced: Run | None = None,
+    reduced: "Reduced | None" = None,
     beside: bool = False,
 ) -> Reference:
     """The reference that a model directory was published with. Imports PyTorch for a `.pt2`.
@@ -184,7 +246,7 @@ def load_reference(
         from fold.proof.unfolded import load_unfolded, run_unfolded  # noqa: PLC0415
 
         reduced = run_unfolded(version, provider, load_unfolded(version) if unfolded is None else unfolded)
-    return ReducedReference(reference.exact, reduced)
+    return ReducedReference(reference.exact, reduced.unfolded, reduced.noisy)
 
 
 def _load_float32(version: ModelVersion, provider: "Provider", unfolded: "ir.Model | None") -> Reference:

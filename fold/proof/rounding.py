@@ -16,6 +16,7 @@ from fold.arrays import Arrays
 from fold.engine import round_weights, rounded_when_read
 from fold.evaluate import Evaluator, RoundingBound
 from fold.graph import display_name
+from fold.proof.algebra import finite_values
 from fold.runtime import release_memory
 
 SHOWN = 5
@@ -35,29 +36,32 @@ class Fault:
 @dataclass(frozen=True)
 class RoundingEffect:
     """The effect of rounding the weights on one output: the largest measured difference, the largest bound, and the
-    largest ratio of the two at any element. Both are None if an operator before the output has no bound."""
+    largest ratio of the two at any element. Both are None if an operator before the output has no bound. `compared`
+    counts the finite values; without any it is false."""
 
     name: str
     difference: float
     bound: float | None
     ratio: float | None
+    compared: int
 
     def __bool__(self) -> bool:
-        return self.ratio is None or self.ratio <= 1
+        return self.compared > 0 and (self.ratio is None or self.ratio <= 1)
 
 
 @dataclass(frozen=True)
 class Rounding:
     """True if all weights are rounded correctly and each output stays within its bound. `unbounded` names operators
-    that have no bound."""
+    that have no bound. `compared` counts the finite values of weights and outputs; without any it is false."""
 
     weights: int
     faults: tuple[Fault, ...]
     outputs: tuple[RoundingEffect, ...]
     unbounded: tuple[str, ...]
+    compared: int
 
     def __bool__(self) -> bool:
-        return not self.faults and all(self.outputs)
+        return not self.faults and all(self.outputs) and self.compared > 0
 
     @property
     def failure(self) -> str:
@@ -66,6 +70,9 @@ class Rounding:
             count = len(self.faults)
             what = "1 weight or node is" if count == 1 else f"{count} weights or nodes are"
             return f"rounding does not hold; {what} not what folding gives"
+        empty = next((output.name for output in self.outputs if not output.compared), None)
+        if empty is not None or not self.compared:
+            return f"rounding proves nothing; output {empty!r} of the stored graph has no finite value in float64"
         worst = max(self.outputs, key=lambda output: output.ratio or 0)
         return f"rounding does not hold; output {worst.name!r} differs by {worst.ratio:.3g} times the bound"
 
@@ -73,6 +80,7 @@ class Rounding:
         return {
             "holds": bool(self),
             "weights": self.weights,
+            "compared": self.compared,
             "wrong": len(self.faults),
             "faults": [asdict(fault) for fault in self.faults[:SHOWN]],
             "outputs": [asdict(output) for output in self.outputs],
@@ -95,23 +103,30 @@ def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], inputs:
     faults = (*_nodes(exact.graph, stored.graph), *_weights(exact.graph, stored.graph))
     weights = sum(1 for value in exact.graph.initializers.values() if value.const_value is not None)
     if faults:
-        return Rounding(weights, faults, (), ())
+        return Rounding(weights, faults, (), (), 0)
     rounded = Evaluator(stored)(inputs)
     outputs = (_rounding_effect(name, *bounded[name], rounded[name]) for name in bounded)
-    return Rounding(weights, (), tuple(output for output in outputs if output is not None), unbounded)
+    effects = tuple(output for output in outputs if output is not None)
+    compared = finite_values(rounded) + finite_values(_arrays(stored.graph))
+    return Rounding(weights, (), effects, unbounded, compared)
+
+
+def _arrays(graph: ir.Graph) -> Arrays:
+    values = graph.initializers.items()
+    return {name: value.const_value.numpy() for name, value in values if value.const_value is not None}
 
 
 def _rounding_effect(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> RoundingEffect | None:
-    """None for an output of integers, which are not rounded."""
-    if not np.issubdtype(exact.dtype, np.floating):
+    """None for an output of integers, which are not rounded, and for an empty one."""
+    if not np.issubdtype(exact.dtype, np.floating) or not exact.size:
         return None
     finite = np.isfinite(exact) & np.isfinite(rounded)
     difference, limits = np.abs(rounded - exact)[finite], limit[finite]
     largest = float(difference.max(initial=0))
     if not np.isfinite(limits).all():
-        return RoundingEffect(name, largest, None, None)
+        return RoundingEffect(name, largest, None, None, int(finite.sum()))
     ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
-    return RoundingEffect(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)))
+    return RoundingEffect(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)), int(finite.sum()))
 
 
 def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:

@@ -4,6 +4,9 @@ R is the unfolded model in float64, U the unfolded model in float32, F the folde
 equivalent if its distance from R is explained by the rounding error of the unfolded model:
 `max|F-R| <= 4*max|U-R| + 8*eps*max|R|`, for each output (docs/design.md, "Equivalence"). If the graph is served in a
 reduced precision, U is the unfolded model in that precision, and eps is that of its type (docs/certificate.md).
+
+R and U are computed independently. Where they differ by more than rounding explains, R is in doubt, and no F is
+equivalent: a limit that grew with |U-R| would accept anything.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -20,8 +23,10 @@ class OutputVerdict:
     """The distance of one output from the truth R. Errors are maxima over all elements and samples, in the output's
     unit.
 
-    `folded_error` must not exceed `limit`. `relative_error` is `folded_error/max|R|`, `ulp` is `folded_error` in steps
-    of the served type at `max|R|`, `cosine` is between F and R, `worst_sample` is the row with `folded_error`.
+    `folded_error` must not exceed `limit`, and `unfolded_error` must not exceed `unfolded_limit`: otherwise R is in
+    doubt. `compared` counts the values that are finite in R and U. `relative_error` is `folded_error/max|R|`, `ulp` is
+    `folded_error` in steps of the served type at `max|R|`, `cosine` is between F and R, `worst_sample` is the row with
+    `folded_error`.
     """
 
     name: str
@@ -33,6 +38,12 @@ class OutputVerdict:
     ulp: float
     cosine: float
     worst_sample: int
+    compared: int
+    unfolded_limit: float
+
+    @property
+    def doubted(self) -> bool:
+        return not self.unfolded_error <= self.unfolded_limit  # true for NaN, too
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Evidence:
 @dataclass(frozen=True)
 class Verdict:
     """True if every output is equivalent and every flipped decision is explained by rounding. `seed` is None if the
-    caller gave the inputs."""
+    caller gave the inputs. `disagreement` says how the unfolded graph differs from PyTorch in float64, if it does."""
 
     outputs: tuple[OutputVerdict, ...]
     decisions: tuple[Decision, ...]
@@ -55,14 +66,51 @@ class Verdict:
     provider: str
     precision: str
     seconds: float
+    disagreement: str | None = None
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
-        return all(output.equivalent for output in self.outputs) and all(self.decisions)
+        return (
+            self.compared > 0
+            and self.disagreement is None
+            and all(output.equivalent for output in self.outputs)
+            and all(self.decisions)
+        )
+
+    @property
+    def compared(self) -> int:
+        """The number of finite values that C compared."""
+        return sum(output.compared for output in self.outputs)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the reference is in doubt, or None."""
+        doubted = [output for output in self.outputs if output.doubted]
+        if not doubted:
+            return None if self.disagreement is None else f"the reference is in doubt: {self.disagreement}"
+        first = max(doubted, key=lambda output: np.nan_to_num(output.unfolded_error, nan=np.inf))
+        how_far = f"{first.unfolded_error:.3g}" if np.isfinite(first.unfolded_error) else "infinitely far"
+        return (
+            f"the reference is in doubt: output {first.name!r} of the unfolded model is {how_far} apart in float64 "
+            f"and in {self.precision}, and rounding explains at most {first.unfolded_limit:.3g}"
+        )
+
+    @property
+    def empty(self) -> str | None:
+        """The first output that has no finite value; if all are empty arrays, the first one."""
+        names = [output.name for output in self.outputs if not output.compared and not output.equivalent]
+        return next(iter(names if self.compared else [output.name for output in self.outputs]), None)
 
     @property
     def message(self) -> str:
         """The verdict in one sentence."""
+        if self.doubt is not None:
+            return f"NOT proven: {self.doubt}"
+        if self.empty is not None:
+            return (
+                f"NOT proven over {self.samples} samples on {self.provider} in {self.precision}: "
+                f"output {self.empty!r} of the unfolded model has no finite value, so nothing of it was compared"
+            )
         worst = max(self.outputs, key=lambda output: output.folded_error / output.limit if output.limit else 0.0)
         numbers = (
             f"output {worst.name!r} is at most {worst.folded_error:.3g} from float64, "
@@ -102,23 +150,37 @@ class Verdict:
             "max_relative_error": self.max_relative_error,
             "decision_agreement": self.decision_agreement,
             "seconds": round(self.seconds, 4),
+            "compared": self.compared,
             "outputs": [asdict(output) for output in self.outputs],
             "decisions": [decision.to_dict() for decision in self.decisions],
         }
 
 
 def judge(
-    name: str, exact: np.ndarray, unfolded: np.ndarray, folded: np.ndarray, precision: str = "fp32"
+    name: str,
+    exact: np.ndarray,
+    unfolded: np.ndarray,
+    folded: np.ndarray,
+    precision: str = "fp32",
+    *,
+    noise: float = 0.0,
+    rounding: float = 0.0,
 ) -> OutputVerdict:
     """The verdict on one output from R, U and F, arrays of one shape with the batch first; `precision` is that of F.
 
-    Integers and texts must equal R, except where U differs from R. Texts are 1 apart where they differ.
+    `noise` is how far a multiple of rounding moves R, measured: |U-R| may be as large. `rounding` is how far rounding
+    itself moves R, for a model that stores coarser types than float32: F may be 4 times as far, even if U is nearer.
+    Integers and texts must equal R, except where U differs from R and `noise` is not 0: then a few decisions of the
+    model hang on rounding.
+    Texts are 1 apart where they differ.
     """
     if exact.dtype.kind in "OSU":
         exact, unfolded, folded = np.zeros(exact.shape, np.int64), *(1 * (each != exact) for each in (unfolded, folded))
+    doubted = False
     if not np.issubdtype(exact.dtype, np.floating):
+        doubted = noise == 0 and not np.array_equal(unfolded, exact)
         folded = np.where(unfolded == exact, folded, exact)
-        unfolded = exact
+        unfolded, noise = exact, 0.0
     R, U, F = (array.astype(np.float64) for array in (exact, unfolded, folded))
     # Where the unfolded model itself overflows, F must hold the same infinity or NaN.
     finite = np.isfinite(R) & np.isfinite(U)
@@ -127,13 +189,21 @@ def judge(
     errors = np.zeros_like(R)
     errors[finite] = np.abs(F[finite] - R[finite])
     unfolded_error = float(np.abs(U[finite] - R[finite]).max(initial=0))
+    if doubted or (~np.isfinite(R) & np.isfinite(U)).any():  # no rounding takes float64 alone out of range
+        unfolded_error = np.inf
+    unfolded_limit = max(FLOORS[precision] * size, noise)
     folded_error = float(errors.max(initial=0))
-    limit = FACTOR * unfolded_error + FLOORS[precision] * size
+    limit = FACTOR * max(unfolded_error, rounding) + FLOORS[precision] * size
     rows = errors.reshape(errors.shape[0], -1).max(axis=1, initial=0) if errors.ndim else errors.reshape(1)
     norms = float(np.linalg.norm(R[finite]) * np.linalg.norm(F[finite]))
+    compared = int(finite.sum())
     return OutputVerdict(
         name=name,
-        equivalent=same and folded_error <= limit,  # false for NaN, too
+        # false for NaN, too, and if nothing could be compared of what the model wrote
+        equivalent=same
+        and folded_error <= limit
+        and unfolded_error <= unfolded_limit
+        and (compared > 0 or R.size == 0),
         unfolded_error=unfolded_error,
         folded_error=folded_error,
         limit=limit,
@@ -141,4 +211,6 @@ def judge(
         ulp=folded_error / float(np.spacing(np.float32(size))) / (EPS[precision] / EPS["fp32"]),
         cosine=float(np.dot(R[finite], F[finite])) / norms if norms else 1.0,
         worst_sample=int(np.argmax(rows)) if rows.size else 0,
+        compared=compared,
+        unfolded_limit=unfolded_limit,
     )

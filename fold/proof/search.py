@@ -44,14 +44,15 @@ class OutputSearch:
     """The largest difference of one output that was found, relative to `scale`.
 
     `scale` is the largest |exact| over the starts (1 if that is 0), `start` the largest difference over the starts,
-    `found` the largest over all inputs that were tried, `row` the start from which it was reached, `inputs` the input
-    with it.
+    `found` the largest over all inputs that were tried, `row` the start from which it was reached, `compared` the
+    number of finite values that were compared over the starts, `inputs` the input with it.
     """
 
     scale: float
     start: float
     found: float
     row: int
+    compared: int
     inputs: Arrays = field(repr=False, compare=False)
 
     @property
@@ -60,7 +61,14 @@ class OutputSearch:
         return self.found / self.start if self.start else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale, "start": self.start, "found": self.found, "gain": self.gain, "row": self.row}
+        return {
+            "scale": self.scale,
+            "start": self.start,
+            "found": self.found,
+            "gain": self.gain,
+            "row": self.row,
+            "compared": self.compared,
+        }
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,10 @@ class SearchResult:
     evaluations: int
     seed: int
     seconds: float
+
+    def __bool__(self) -> bool:
+        """False if an output has no finite value: then nothing was searched."""
+        return all(output.compared for output in self.outputs.values())
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -155,8 +167,8 @@ class _Pair:
 
         self._exact, self._stored, self._batched = TorchGraph(exact), TorchGraph(stored), batched
 
-    def measure(self, inputs: Arrays) -> tuple[Arrays, dict[str, float]]:
-        """The difference of each row, and max|exact| over all of them, by float output."""
+    def measure(self, inputs: Arrays) -> tuple[Arrays, dict[str, float], dict[str, int]]:
+        """The difference of each row, and over all of them max|exact| and the finite values, by float output."""
         import torch  # noqa: PLC0415
 
         with torch.no_grad():
@@ -164,7 +176,8 @@ class _Pair:
             exact, stored = self._exact(tensors), self._stored(tensors)
         floats = {name: truth for name, truth in exact.items() if truth.is_floating_point() and truth.numel()}
         differences = {name: self._by_row(stored[name], truth).numpy() for name, truth in floats.items()}
-        return differences, {name: float(_finite(truth.abs()).max()) for name, truth in floats.items()}
+        sizes = {name: float(_finite(truth.abs()).max()) for name, truth in floats.items()}
+        return differences, sizes, {name: int(truth.isfinite().sum()) for name, truth in floats.items()}
 
     def slopes(self, inputs: Arrays, wanted: Sequence[str]) -> tuple[np.ndarray, list[Arrays]]:
         """For each row the difference of its output in `wanted`, [rows], and the gradient by float input."""
@@ -215,6 +228,7 @@ class _Ascent:
         names = list(parts[0][0])
         differences = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
         self._scales = {name: max(part[1][name] for part in parts) or 1.0 for name in names}
+        self._compared = {name: sum(part[2][name] for part in parts) for name in names}
         self._before = {name: float(rows.max()) for name, rows in differences.items()}
         self._best = {name: (float(rows.max()), int(rows.argmax())) for name, rows in differences.items()}
         self._best_inputs = {name: pool[row] for name, (_, row) in self._best.items()}
@@ -232,6 +246,7 @@ class _Ascent:
                 self._before[name] / scale,
                 self._best[name][0] / scale,
                 self._best[name][1],
+                self._compared[name],
                 self._best_inputs[name],
             )
             for name, scale in self._scales.items()

@@ -1,5 +1,7 @@
 """The unfolded graph of a published version: read again from its reference, and run in a reduced precision."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import onnx_ir as ir
@@ -7,9 +9,18 @@ import onnx_ir as ir
 from fold.arrays import Arrays, Run
 from fold.artifact import ModelVersion
 from fold.engine import round_weights
+from fold.evaluate import NoisyEvaluator
 from fold.precision import FORMATS, Precision, keep_float32, lower, prepare, range_inputs
 from fold.runtime import CudaOptions, Provider, open_graph, run
 from fold.sources import read_onnx
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The unfolded graph in a reduced precision: U, and R with the noise of that precision."""
+
+    unfolded: Run
+    noisy: Callable[[Arrays, int], Arrays]
 
 
 def load_unfolded(version: ModelVersion) -> ir.Model:
@@ -30,8 +41,8 @@ def run_unfolded(
     *,
     seed: int = 0,
     given: Arrays | None = None,
-) -> Run:
-    """U: the unfolded graph in the reduced precision of the served one, in the same runtime.
+) -> Reduced:
+    """The unfolded graph in the reduced precision of the served one, in the same runtime.
 
     A node stays in float32 if it does so in the served graph, or if the unfolded graph needs it, on inputs drawn from
     `seed` and on `given`.
@@ -39,9 +50,16 @@ def run_unfolded(
     manifest = version.manifest
     assert manifest.precision != "fp32"
     if manifest.precision == "tf32":
-        return partial(run, open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True)))
+        session = open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True))
+        return Reduced(partial(run, session), partial(_noisy, unfolded, True))
     graph = prepare(unfolded, manifest.precision)
     kept = keep_float32(graph, FORMATS[manifest.precision], range_inputs(manifest, seed, given), provider)
     lower(graph, manifest.precision, Precision.of(manifest).tensors | {entry.tensor for entry in kept})
     round_weights(graph.graph)
-    return partial(run, open_graph(graph, provider=provider))
+    session = open_graph(graph, provider=provider)
+    return Reduced(partial(run, session), partial(_noisy, graph, False))
+
+
+def _noisy(graph: ir.Model, tf32: bool, inputs: Arrays, seed: int) -> Arrays:
+    """Prepared only when it is needed, which is seldom, and not kept."""
+    return NoisyEvaluator(graph, tf32=tf32)(inputs, seed)

@@ -12,8 +12,9 @@ import numpy as np
 
 from fold.arrays import Arrays, Run, first_rows, in_chunks
 from fold.errors import BnfoldError
+from fold.evaluate import AMPLITUDE_REDUCED
 from fold.inputs import by_name, check_inputs, draw_inputs
-from fold.proof.decisions import decide
+from fold.proof.decisions import FLOORS, decide
 from fold.proof.reference import ModuleReference, Reference
 from fold.proof.run_time import Evidence, Verdict, judge
 from fold.runtime import open_graph
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EVIDENCE = 8
 """Rows that a verdict keeps for the canary."""
+NOISE_DRAWS = 2
+"""How often R is computed with noise, on as many rows as are in question: seldom more than one for each output."""
 
 
 def verify_model(
@@ -75,18 +78,97 @@ def compare(
         raise BnfoldError("equivalence: no samples were given; expected at least one row")
     answers = folded if isinstance(folded, dict) else in_chunks(folded, inputs, rows)
     exact, unfolded = (in_chunks(each, inputs, rows) for each in (reference.exact, reference.unfolded))
-    outputs, decisions = [], []
     for name, truth in exact.items():
         if name not in answers or answers[name].shape != truth.shape:
             shape = answers[name].shape if name in answers else "nothing"
             raise BnfoldError(f"output {name!r}: the folded graph gives {shape}, the reference {truth.shape}")
-        rounded = unfolded[name]
         if precision != "fp32":  # an overflow of the unfolded model does not excuse one of the folded graph
-            rounded = np.where(np.isfinite(truth) & ~np.isfinite(rounded), truth, rounded)
-        outputs.append(judge(name, truth, rounded, answers[name], precision))
-        decision = decide(name, truth, rounded, answers[name], precision)
+            overflow = np.isfinite(truth) & ~np.isfinite(unfolded[name])
+            unfolded[name] = np.where(overflow, truth, unfolded[name])
+    noise = _noise(reference, inputs, exact, unfolded, precision, batched=rows > 0)
+    outputs, decisions = [], []
+    for name, truth in exact.items():
+        compared = truth, unfolded[name], answers[name], precision
+        explained = noise.get(name, 0.0)
+        rounding = explained / AMPLITUDE_REDUCED if reference.mixed and precision == "fp32" else 0.0
+        outputs.append(judge(name, *compared, noise=explained, rounding=rounding))
+        decision = decide(name, *compared, rounding=rounding)
         decisions += [] if decision is None else [decision]
     seconds = time.perf_counter() - started
     kept = EVIDENCE if rows else samples  # with rows=0 the batch may be fixed
-    evidence = Evidence(first_rows(inputs, kept), first_rows(exact, kept))
-    return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence)
+    evidence = Evidence(first_rows(inputs, kept), first_rows(_served_truth(exact, unfolded), kept))
+    return Verdict(tuple(outputs), tuple(decisions), samples, seed, provider, precision, seconds, evidence=evidence)
+
+
+def disagreement(reference: Reference, inputs: Arrays, graph: Arrays) -> str | None:
+    """Whether `graph`, what the unfolded graph computes in float64, differs from R by more than rounding explains.
+
+    For a PyTorch reference, whose R and U are computed by the same code: the exported graph, evaluated by other code,
+    is an independent witness of R, and R of the float64 evaluator that parts A and B trust.
+    """
+    exact = reference.exact(inputs)
+    names = [name for name in exact if name in graph and graph[name].shape == exact[name].shape]
+    if len(names) < len(exact):
+        return "the outputs of the exported graph have other shapes than PyTorch's"
+    noise = _noise(reference, inputs, exact, graph, "fp32", batched=False)
+    for name in names:
+        found = judge(name, exact[name], graph[name], graph[name], noise=noise.get(name, 0.0))
+        if found.doubted:
+            return (
+                f"output {name!r} of the exported graph is {found.unfolded_error:.3g} from PyTorch's, both in float64, "
+                f"and rounding explains at most {found.unfolded_limit:.3g}"
+            )
+    return None
+
+
+def _served_truth(exact: Arrays, unfolded: Arrays) -> Arrays:
+    """R, with U's infinities and NaN where U has some: what a right session answers."""
+    floats = {name for name, truth in exact.items() if np.issubdtype(truth.dtype, np.floating)}
+    return {
+        name: np.where(np.isfinite(unfolded[name]), truth, unfolded[name]) if name in floats else truth
+        for name, truth in exact.items()
+    }
+
+
+def _noise(
+    reference: Reference, inputs: Arrays, exact: Arrays, unfolded: Arrays, precision: str, *, batched: bool
+) -> dict[str, float]:
+    """How far a multiple of rounding moves each output, measured on the row where U is furthest from R.
+
+    Only for outputs where it decides: U within C's floor of R needs no other explanation. For an output of integers or
+    texts: 1 if it changes any.
+    """
+    gaps = {name: _gaps(exact[name], unfolded[name]) for name in exact}
+    floors = {name: FLOORS[precision] * _largest(exact[name], unfolded[name]) for name in exact}
+    wanted = [name for name, gap in gaps.items() if reference.mixed or gap.max(initial=0) > floors[name]]
+    if not wanted:
+        return {}
+    cut, truths = inputs, exact
+    if batched:
+        rows = sorted({int(gaps[name].argmax()) for name in wanted if gaps[name].size})
+        cut = {name: array[rows] for name, array in inputs.items()}
+        truths = reference.exact(cut)  # a wrong R may depend on the other rows
+    noise = dict.fromkeys(wanted, 0.0)
+    for seed in range(NOISE_DRAWS):
+        moved = reference.noisy(cut, seed)
+        for name in wanted:
+            noise[name] = max(noise[name], float(_gaps(truths[name], moved[name]).max(initial=0)))
+    return noise
+
+
+def _gaps(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference within each row, of what is finite in both; 1 for integers or texts that differ."""
+    if np.issubdtype(exact.dtype, np.floating):
+        finite = np.isfinite(exact) & np.isfinite(other)
+        differences = np.zeros(exact.shape)
+        differences[finite] = np.abs(other[finite].astype(np.float64) - exact[finite])
+    else:
+        differences = (other != exact).astype(np.float64)
+    return differences.reshape(len(exact), -1).max(axis=1, initial=0) if exact.ndim else differences.reshape(1)
+
+
+def _largest(exact: np.ndarray, other: np.ndarray) -> float:
+    """The largest magnitude that is finite in both; 0 for integers and texts, which need no floor."""
+    if not np.issubdtype(exact.dtype, np.floating):
+        return 0.0
+    return float(np.abs(exact[np.isfinite(exact) & np.isfinite(other)]).max(initial=0))

@@ -43,12 +43,12 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
     Raises `BnfoldError` for a model that cannot be proven, `ModuleNotFoundError` if a part needs PyTorch and it is not
     installed.
     """
-    from fold.inputs import draw_inputs  # noqa: PLC0415  # only a check pays for these imports
+    from fold.inputs import drawn_inputs  # noqa: PLC0415  # only a check pays for these imports
     from fold.proof import compare, prove_graphs  # noqa: PLC0415
 
     # 1. The inputs
     if asked.given is None:
-        inputs = draw_inputs(model.manifest.required_inputs, asked.samples, asked.seed)
+        inputs = drawn_inputs(model.manifest, asked.samples, asked.seed)
     else:
         inputs = {name: np.array(array) for name, array in asked.given.items()}  # views of a body may be unaligned
 
@@ -94,3 +94,4 @@ class _HaltingReference:
 
     def __init__(self, reference: "Reference", halt: Halt) -> None:
         self.exact, self.unfolded = _halting(reference.exact, halt), _halting(reference.unfolded, halt)
+        self.noisy, self.mixed = reference.noisy, reference.mixed

@@ -93,10 +93,12 @@ def test_neither_argument_is_touched(module, folded) -> None:
 
 
 class Given:
-    """A reference whose answers are given."""
+    """A reference whose answers are given; `noise` is how far rounding moves its exact one."""
 
-    def __init__(self, exact: np.ndarray, unfolded: np.ndarray) -> None:
-        self._exact, self._unfolded = exact, unfolded
+    mixed = False
+
+    def __init__(self, exact: np.ndarray, unfolded: np.ndarray, noise: float = 0.0) -> None:
+        self._exact, self._unfolded, self._noise = exact, unfolded, noise
 
     def exact(self, inputs):
         return {"y": self._exact}
@@ -104,13 +106,16 @@ class Given:
     def unfolded(self, inputs):
         return {"y": self._unfolded}
 
+    def noisy(self, inputs, seed):
+        return {"y": self._exact + self._noise}
+
 
 @pytest.mark.parametrize(("times", "equivalent"), [(1.0, True), (3.9, True), (4.5, False)])
 def test_the_limit_is_four_times_the_rounding_of_the_unfolded_model(times, equivalent) -> None:
     R = np.array([[1.0, -2.0], [3.0, 0.5]])
     U = R + np.array([[0, 1e-3], [0, 0]])
     F = R + np.array([[0, 0], [times * 1e-3, 0]])
-    verdict = compare(Given(R, U), lambda inputs: {"y": F}, {"x": np.zeros((2, 1))})
+    verdict = compare(Given(R, U, noise=1e-3), lambda inputs: {"y": F}, {"x": np.zeros((2, 1))})
     assert bool(verdict) is equivalent
     (output,) = verdict.outputs
     assert output.limit == pytest.approx(4e-3 + FLOORS["fp32"] * 3)

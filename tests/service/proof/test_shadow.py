@@ -132,7 +132,7 @@ def test_a_reference_that_fails_is_counted_and_told_once(
 
 
 def verdict(error: float, limit: float, *, flips: int = 0) -> Verdict:
-    output = OutputVerdict("y", error <= limit, limit / 4, error, limit, 0.0, 0.0, 1.0, 0)
+    output = OutputVerdict("y", error <= limit, limit / 4, error, limit, 0.0, 0.0, 1.0, 0, 1, limit)
     return Verdict((output,), (Decision("y", 1, flips, 0, 1.0),), 1, None, "cpu", "fp32", 0.01)
 
 

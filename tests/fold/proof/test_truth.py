@@ -1,0 +1,262 @@
+"""No certificate on a false or an empty truth: a wrong reference is doubted, a part that compared nothing fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+from onnx.reference.op_run import OpRun
+
+from fold.artifact import check_canary, read_version, write_canary
+from fold.cli import main
+from fold.evaluate import float64
+from fold.proof.decisions import decide
+from fold.proof.run_time import judge
+from support.folding import architecture, randomise
+
+RANDOM = np.random.default_rng(0)
+BATCHNORM = {
+    "s": RANDOM.uniform(0.5, 2, 6),
+    "b": RANDOM.standard_normal(6),
+    "m": RANDOM.standard_normal(6),
+    "v": RANDOM.uniform(0.5, 2, 6),
+}
+CONV = RANDOM.standard_normal((6, 3, 3, 3))
+NORMALISED = "h = Conv<pads=[1,1,1,1]>(x, w) n = BatchNormalization(h, s, b, m, v)"
+
+
+def write(file: Path, body: str, shapes: str = "float[n,3,8,8] x) => (float[n,6,8,8] y", **weights: Any) -> Path:
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> g ({shapes}) {{ {body} }}')
+    for name, values in {"w": CONV, **BATCHNORM, **weights}.items():
+        array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, file)
+    return file
+
+
+def fold(capsys: pytest.CaptureFixture[str], source: Path, *arguments: object) -> tuple[int, dict[str, Any], str]:
+    """The exit code, the JSON and the last line on stderr of `bnfold fold`, into a repository beside the source."""
+    command = ["fold", source, "--out", source.parent / "repository", "--samples", 4, "--json", *arguments]
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in command])
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), json.loads(out) if out else {}, err.strip().splitlines()[-1]
+
+
+def published(source: Path) -> list[Path]:
+    return sorted((source.parent / "repository").glob("*/[0-9]*"))
+
+
+# --- A false reference
+
+
+def test_the_reference_is_doubted_where_the_float64_evaluator_has_a_wrong_operator(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    """onnx's own LRN loops over the batch in place of the channels (onnx issue 7805)."""
+    source = write(tmp_path / "net.onnx", f"{NORMALISED} a = Relu(n) l = LRN<size=3>(a) y = Neg(l)")
+    with monkeypatch.context() as patched:
+        patched.setattr(float64, "OPERATORS", [op for op in float64.OPERATORS if op.__name__ != "LRN"])
+        code, conversion, said = fold(capsys, source)
+    assert code == 1
+    assert published(source) == []
+    assert said.startswith("NOT proven: the reference is in doubt: output 'y' of the unfolded model is ")
+    assert "; the first node where they part is l (LRN); " in said
+    verdict = conversion["verdict"]
+    assert not verdict["equivalent"]
+    assert verdict["located"]["layer"] == "l (LRN)"
+    assert verdict["outputs"][0]["unfolded_error"] > 10 * verdict["outputs"][0]["unfolded_limit"]
+    assert fold(capsys, source)[0] == 0, "with a right operator it is published"
+
+
+class Relu(OpRun):
+    """Passes a little of what is negative."""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.maximum(x, -0.01),)
+
+
+def test_a_wrong_operator_is_noticed_beside_a_pytorch_reference_too(tmp_path, capsys, monkeypatch) -> None:
+    torch.save({"state_dict": randomise(architecture("resnet"), 3).state_dict()}, tmp_path / "net.pt")
+    arguments = ("--arch", "models.resnet:resnet", "--input", "1,8,8")
+    monkeypatch.setattr(float64, "OPERATORS", [*float64.OPERATORS, Relu])
+    code, _, said = fold(capsys, tmp_path / "net.pt", *arguments)
+    assert code == 1
+    assert published(tmp_path / "net.pt") == []
+    assert said.startswith("NOT proven: the reference is in doubt: output 'output' of the exported graph is ")
+    assert "; the first node where they part is relu (Relu); " in said
+
+
+@pytest.mark.parametrize("factor", [0, -1, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_multiple_of_the_model_is_accepted_because_the_reference_is_wrong(factor, seed) -> None:
+    U = np.random.default_rng(seed).standard_normal((4, 10)) + 1
+    for wrong in (np.zeros_like(U), 20 * U, -U, U[::-1], U + 0.1, np.full_like(U, np.nan)):
+        for noise in (0.0, 1e-5):
+            assert not judge("y", wrong, U, factor * U, noise=noise).equivalent
+    assert judge("y", U, U, U).equivalent
+    assert not judge("y", U, U, factor * U).equivalent
+
+
+def test_integers_and_texts_are_excused_only_where_rounding_decides() -> None:
+    R, U, F = np.array([[1, 2]]), np.array([[1, 3]]), np.array([[1, 5]])
+    assert not judge("y", R, U, F).equivalent
+    assert judge("y", R, U, F, noise=1.0).equivalent
+    texts = [np.array([["cat", word]], object) for word in ("dog", "cow", "dog")]
+    assert not judge("y", *texts).equivalent
+    assert judge("y", *texts, noise=1.0).equivalent
+    assert not judge("y", texts[0], texts[0], texts[1]).equivalent
+
+
+def test_a_flip_is_excused_only_by_a_rounding_that_is_small_beside_the_output() -> None:
+    R, F = np.array([[1.0, 0.9, 0.0]]), np.array([[0.9, 1.0, 0.0]])
+    near, far = np.array([[0, 0.05, 0]]), np.array([[0, 0.5, 0]])
+    small, large = decide("y", R, R + near, F), decide("y", R, R + far, F)
+    assert small is not None
+    assert large is not None
+    assert (small.flips, small.excused) == (1, 1)
+    assert (large.flips, large.excused) == (1, 0)
+
+
+def test_a_mask_of_infinities_is_no_obstacle_to_decisions() -> None:
+    R = np.array([[1.0, -np.inf, 0.0], [0.0, 2.0, -np.inf]])
+    made = decide("y", R, R, R)
+    assert made is not None
+    assert (made.decisions, made.flips) == (2, 0)
+    assert made
+    assert not decide("y", R * np.nan, R, R)
+
+
+# --- An empty truth
+
+
+@pytest.mark.parametrize(
+    ("weights", "attribute"),
+    [
+        ({"w": np.full_like(CONV, np.nan)}, ""),
+        ({"m": np.full(6, np.nan)}, ""),
+        ({"v": np.full(6, -1.0)}, ""),
+        ({}, "<epsilon=-9.0>"),
+    ],
+    ids=["weights of NaN", "a mean of NaN", "a negative variance", "a negative epsilon"],
+)
+@pytest.mark.parametrize("sizes", ["8,8", "height,width"])
+def test_a_model_without_a_finite_output_is_not_published(weights, attribute, sizes, tmp_path, capsys) -> None:
+    body = f"h = Conv<pads=[1,1,1,1]>(x, w) n = BatchNormalization{attribute}(h, s, b, m, v) y = Sigmoid(n)"
+    source = write(tmp_path / "net.onnx", body, f"float[n,3,{sizes}] x) => (float[n,6,{sizes}] y", **weights)
+    code, conversion, said = fold(capsys, source)
+    assert code == 1
+    assert published(source) == []
+    assert "output 'y' of the unfolded model has no finite value, so nothing of it was compared" in said
+    first = "h (Conv)" if "w" in weights else "n (BatchNormalization)"
+    assert f"the first node that writes no finite number is {first}" in said
+    assert f"the inputs were x [4, 3, {'8, 8' if sizes == '8,8' else '32, 32'}]" in said
+    assert "--input" in said
+    verdict = conversion["verdict"]
+    assert (verdict["compared"], verdict["algebra"]["compared"], verdict["algebra"]["holds"]) == (0, 0, False)
+    assert not verdict["rounding"]["holds"]
+    assert not verdict["runtime_holds"]
+
+
+def test_a_batchnorm_of_no_channels_is_not_published(tmp_path, capsys) -> None:
+    none = {name: np.zeros(0) for name in "sbmv"}
+    source = write(
+        tmp_path / "net.onnx", "y = BatchNormalization(x, s, b, m, v)", "float[n,0,4] x) => (float[n,0,4] y", **none
+    )
+    code, _, said = fold(capsys, source)
+    assert code == 1
+    assert published(source) == []
+    assert "nothing of it was compared; the first node that writes no finite number is y (BatchNormalization)" in said
+
+
+def test_parts_say_how_many_values_they_compared(tmp_path, capsys) -> None:
+    source = write(tmp_path / "net.onnx", f"{NORMALISED} y = Relu(n)")
+    with pytest.raises(SystemExit):
+        main(["fold", str(source), "--out", str(tmp_path / "repository"), "--samples", "4"])
+    table = capsys.readouterr().err
+    assert "Compared" in table
+    assert " 1536 " in table, "C: 4 rows of 6 x 8 x 8"
+    assert " 2688 " in table, "A: 7 rows"
+    assert " 256 " in table, "D: 4 rows of 8 x 8 decisions"
+
+
+# --- Free sizes
+
+
+POOLED = "h = Conv<strides=[8,8],kernel_shape=[8,8]>(x, w) n = BatchNormalization(h, s, b, m, v) y = {}(n)"
+FREE = "float[n,3,height,width] x) => (float[n,6,rows,columns] y"
+WIDE = np.random.default_rng(1).standard_normal((6, 3, 8, 8))
+
+
+def test_larger_sizes_are_tried_where_a_late_pool_has_nothing_to_pool(tmp_path, capsys) -> None:
+    source = write(tmp_path / "net.onnx", POOLED.format("MaxPool<kernel_shape=[5,5]>"), FREE, w=WIDE)
+    code, conversion, said = fold(capsys, source)
+    assert code == 0, said
+    assert conversion["verdict"]["drawn"] == {"x": [4, 3, 64, 64]}
+    (folder,) = published(source)
+    assert read_version(folder).manifest.free_sizes == (64,)
+    with np.load(folder / "canary.npz") as canary:
+        assert canary["input/x"].shape == (4, 3, 64, 64)
+    with pytest.raises(SystemExit) as left:
+        main(["verify", str(folder), "--samples", "2", "--json"])
+    assert not left.value.code
+    assert json.loads(capsys.readouterr().out)["drawn"] == {"x": [2, 3, 64, 64]}
+
+
+def test_sizes_that_never_fit_are_asked_for_in_one_line(tmp_path, capsys) -> None:
+    body = "h = Conv(x, w) n = BatchNormalization(h, s, b, m, v) y = Reshape(n, shape)"
+    source = write(
+        tmp_path / "net.onnx",
+        body,
+        "float[n,3,height,width] x) => (float[n,p] y",
+        shape=np.array([-1, 6 * 298 * 298], np.int64),
+    )
+    code, _, said = fold(capsys, source)
+    assert code == 2
+    assert published(source) == []
+    assert "input x: no size from 32 to 256 fits the free dimensions; give sizes that fit by --input" in said
+    assert fold(capsys, source, "--input", "3,300,300")[0] == 0
+
+
+# --- The canary
+
+
+def answers(folder: Path, exact: list[float], given: list[float]) -> str | None:
+    write_canary(folder, {"x": np.zeros(3, np.float32)}, {"y": np.array(exact)}, {"y": 0.1})
+    return check_canary(folder, lambda inputs: {"y": np.array(given, np.float32)})
+
+
+def test_a_canary_demands_the_same_infinities_and_refuses_to_compare_nothing(tmp_path) -> None:
+    nan, inf = np.nan, np.inf
+    assert answers(tmp_path, [1, nan, -inf], [1.01, nan, -inf]) is None
+    for other in ([1, nan, inf], [1, 0, -inf], [nan, nan, -inf], [1, nan, nan], [2, nan, -inf]):
+        assert answers(tmp_path, [1, nan, -inf], other) is not None
+    assert "nothing was compared" in str(answers(tmp_path, [nan, nan, nan], [nan, nan, nan]))
+
+
+# --- Precision is what the graph stores
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_graph_stored_in_float16_with_parameters_in_float32_is_held_to_float16(seed, tmp_path, capsys) -> None:
+    random = np.random.default_rng(seed)
+    halves = {
+        "w": random.standard_normal((6, 3, 3, 3)).astype(np.float16) / np.float16(5),
+        "u": random.choice([-1, 1], (6, 6, 1, 1)).astype(np.float16),
+    }
+    source = write(
+        tmp_path / "net.onnx",
+        f"{NORMALISED} r = Relu(n) k = Conv(r, u) y = BatchNormalization(k, s, b, m, v)",
+        "float16[n,3,8,8] x) => (float16[n,6,8,8] y",
+        **halves,
+    )
+    code, conversion, said = fold(capsys, source, "--seed", seed)
+    assert code == 0, said
+    (output,) = conversion["verdict"]["outputs"]
+    assert conversion["verdict"]["max_relative_error"] > 1e-5
+    assert output["limit"] > 4 * output["unfolded_error"]
