@@ -8,6 +8,7 @@ This class overrides methods and reads attributes of uvicorn's that are not publ
 versions of uvicorn and httptools.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from service.errors import error_body
 from service.http.exchange import DefaultHeaders, Exchange, FastPath
 from service.http.head_cache import RequestHead
 from service.operations import WITHDRAW
+
+log = logging.getLogger("bnfold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class HttpConnection(HttpToolsProtocol):
         self.default_headers = default_headers
         self._limits = limits
         self._fast_path = None if self.root_path else fast_path
+        self._running: Any = None
+        """What ASGI is answering. uvicorn keeps in `cycle` only the last request that came."""
         self._between = True
         """Whether the next byte is the first of a request."""
         self._start = b""
@@ -60,6 +65,10 @@ class HttpConnection(HttpToolsProtocol):
             self.refuse(503, f"{self._limits.connections} connections are open already; try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        running = self._running
+        if running is not None and not running.response_complete:  # it must not write what is left of its answer
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(exc)
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
@@ -149,6 +158,10 @@ class HttpConnection(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         """As uvicorn's, without the timer that it sets after each answer."""
         self.server_state.total_requests += 1
@@ -174,6 +187,11 @@ class HttpConnection(HttpToolsProtocol):
         """Close the connection if it has taken too long. `now` is the event loop's time."""
         overdue = now - self._limits.request_seconds
         if self._stalled_since is not None and self._stalled_since < overdue:
+            self._stalled_since = None
+            log.warning(
+                "bnfold: a client read nothing of its answer for %g seconds; its connection was closed",
+                self._limits.request_seconds,
+            )
             self.transport.abort()
         elif self._idle_since is not None and self._idle_since < now - self._limits.idle_seconds:
             self.transport.close()

@@ -112,6 +112,10 @@ def test_a_client_that_does_not_read_is_let_go(strict: Any) -> None:
     with closing(connect(strict)) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert let_go(connection, b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+    assert strict.get("/v2/health/live").status_code == 200
+    assert [line for line in strict.lines if not line.startswith("bnfold: ")] == [], "no traceback is logged"
+    said = [line for line in strict.lines if "read nothing of its answer" in line]
+    assert said == ["bnfold: a client read nothing of its answer for 1 seconds; its connection was closed"]
 
 
 def test_one_connection_too_many_is_503_and_the_others_are_served(repository: Path, start: Callable[..., Any]) -> None:
