@@ -173,7 +173,8 @@ def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..
 
     async def everyone(service: Any) -> list[tuple[int, bytes]]:
         first = asyncio.create_task(ask(service.port, header + np.full(rows, 5000, "<f4").tobytes(), path))
-        await asyncio.sleep(0.2)
+        while not await asyncio.to_thread(service.metric, 'bnfold_running_rows{model="slow",version="1"}'):
+            assert not first.done()
         found = asyncio.gather(*(ask(service.port, body(number), path) for number in range(requests)))
         while not first.done() and waiting[-1] < enough:
             waiting.append(await asyncio.to_thread(service.metric, 'bnfold_queue_rows{model="slow",version="1"}'))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from service.http.routes.equivalence import MAX_WAITING
+from support.serving import PATIENCE
 
 PROVE = "/v2/models/net/equivalence"
 RANDOM = np.random.default_rng(5)
@@ -229,7 +230,9 @@ def test_a_check_that_takes_too_long_is_504_and_ends(
         assert answer.status_code == 504
         assert answer.json()["error"] == ("model slow/1: not proven within 2 seconds; ask for fewer samples or parts")
         assert service.metric('bnfold_errors_total{kind="overdue",model="slow",version="1"}') == 1
-        assert service.post(prove, json={"samples": 1}).status_code == 200, "the thread is free again"
+        end = time.monotonic() + PATIENCE
+        while service.post(prove, json={"samples": 1}).status_code != 200:  # on a slow machine this is overdue, too
+            assert time.monotonic() < end, "the thread is not free again"
 
 
 def test_a_check_ends_when_its_client_goes(

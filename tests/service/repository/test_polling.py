@@ -1,10 +1,10 @@
 """Polling the repository's folder: what is published there serves, what is removed from there is retired."""
 
-import time
 from pathlib import Path
 
 import pytest
 
+from service.repository.polling import Poller
 from support.reloading import REQUEST, WATCH, Load, call, corrupt, right, states, table, wait
 from support.serving import start, start_process
 
@@ -63,13 +63,21 @@ def remove(version: Path) -> None:
     version.rename(away)
 
 
-def test_a_folder_that_goes_away_changes_nothing(folder: Path) -> None:
-    """A share that is not mounted for a while."""
+def test_a_folder_that_goes_away_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that is not mounted for a while: several polls."""
+    polls, poll = [], Poller.poll
+
+    async def counted(self: Poller) -> None:
+        was_there = folder.exists()
+        await poll(self)
+        polls.append(was_there or folder.exists())
+
+    monkeypatch.setattr(Poller, "poll", counted)
     with start(folder, **WATCH) as service:
         folder.rename(folder.with_name("away"))
         table(folder.with_name("away"), 2)
         assert right(service.post("/v2/models/table/infer", json=REQUEST).json()) == "1"
-        time.sleep(0.5)
+        wait(lambda: polls.count(False) >= 3)
         assert states(service) == {"table/1": "READY"}
         folder.with_name("away").rename(folder)
         wait(lambda: states(service) == {"table/2": "READY"})
