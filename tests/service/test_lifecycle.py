@@ -28,7 +28,9 @@ def refusal(start: Callable[..., Any], repository: Path, **settings: Any) -> str
     """What a service says that must not start."""
     with pytest.raises(BnfoldError) as refused, start(repository, **settings):
         pass
-    return str(refused.value)
+    message = str(refused.value)
+    assert "\n" not in message, "it is printed as one line"
+    return message
 
 
 def test_the_start_line_names_models_address_and_provider(service: Any) -> None:
@@ -57,19 +59,35 @@ def test_a_port_that_is_bound_but_not_listened_on(repository: Path, start: Calla
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"port": "99999"}, "port (or BNFOLD_PORT): Input should be less than or equal to 65535, '99999' came"),
+        ({"repository": "/no/such/folder"}, "/no/such/folder: no such folder; expected a model repository"),
+    ],
+    ids=["a bad setting", "no model"],
+)
+def test_a_process_that_cannot_start_prints_one_line_and_exits_with_2(
+    repository: Path, start_process: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
+    folder = Path(settings.pop("repository", repository))
+    with start_process(folder, ready=False, **settings) as service:
+        assert service.process.wait(PATIENCE) == 2
+    (line,) = service.lines
+    assert line.startswith("bnfold: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"host": "no.such.host.invalid"}, "host 'no.such.host.invalid': "),
         ({"host": "192.0.2.1"}, "choose another with --host and --port"),
         ({"device": "cuda"}, "device cuda: "),
-        ({"port": "99999"}, "port (or BNFOLD_PORT): Input should be less than or equal to 65535, '99999' came"),
         ({"max_batch_size": "many"}, "max_batch_size (or BNFOLD_MAX_BATCH_SIZE): "),
-        ({"repository": "/no/such/folder"}, "/no/such/folder: no such folder; expected a model repository"),
     ],
 )
 def test_what_cannot_start_says_why(
     repository: Path, start: Callable[..., Any], settings: dict[str, Any], message: str
 ) -> None:
-    folder = Path(settings.pop("repository", repository))
-    assert message in refusal(start, folder, **settings)
+    assert message in refusal(start, repository, **settings)
 
 
 def test_a_repository_of_which_nothing_can_be_served(
