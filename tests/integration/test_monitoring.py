@@ -153,7 +153,7 @@ def test_every_metric_that_is_asked_for_exists(service: ServiceProcess) -> None:
     }
     assert asked - named - GPU_ONLY == set()
     assert asked - valued - GPU_ONLY <= NOT_YET
-    made = (ROOT / "service" / "gpu.py").read_text()
+    made = (ROOT / "service" / "telemetry" / "gpu.py").read_text()
     assert {name for name in GPU_ONLY if f'"{name}"' in made} == GPU_ONLY & asked == GPU_ONLY
 
 
