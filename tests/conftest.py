@@ -1,6 +1,9 @@
 """Two processes test at once, a file each: the longest files go first, so that none is left over at the end."""
 
+import functools
 import os
+import sys
+from unittest import mock
 
 import pytest
 
@@ -22,3 +25,16 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _registry_of_the_exporter():
+    """Each export reads PyTorch's 500 translations to ONNX again, half of the time that a small network takes. They
+    do not change while the tests run, so they are read once."""
+    if "torch" not in sys.modules:  # nothing that was collected exports
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: PLC0415  # only where it is loaded
+
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))):
+        yield
