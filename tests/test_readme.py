@@ -1,7 +1,10 @@
 """The README's examples are run, in order, as a reader would: they cannot rot."""
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,9 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest import mock
 
 from fold.cli import app
 from support import ROOT
+from support.commands import bnfold
+from support.serving import PATIENCE
 
 README = ROOT / "README.md"
 EXPECTED = {
@@ -39,6 +45,8 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_every_example_runs(tmp_path) -> None:
+    """The server, curl and the first fold are processes, as for a reader. The rest would only load PyTorch again, so
+    it runs in this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,32 +59,77 @@ def test_every_example_runs(tmp_path) -> None:
     try:
         for language, written in examples():
             text = written.replace("8000", str(port))
-            command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
             if language == "sh server":
                 server = subprocess.Popen(["bash", "-c", f"exec {text}"], cwd=tmp_path, env=environment)
                 _wait_until_ready(port)
                 continue
-            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+            if language == "python":
+                output = _python(text, tmp_path)
+            elif "curl" in text:
+                output = _shell(text, tmp_path, environment)
+            else:
+                output = ""
+                for line in text.replace("\\\n", " ").splitlines():
+                    first = "--name digits" in line
+                    output += _shell(line, tmp_path, environment) if first else _command(line, tmp_path)
             for key, wanted in EXPECTED.items():
                 if key in text:
                     ran[key] += 1
-                    output = (done.stdout + done.stderr).replace('": ', '":')  # JSON with or without spaces
+                    output = output.replace('": ', '":')  # JSON with or without spaces
                     assert wanted in output, f"{text}\n{output}"
         assert all(ran.values()), ran
         assert server is not None
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        assert server.wait(PATIENCE) == 0
     finally:
         if server is not None and server.poll() is None:
             server.kill()
             server.wait()
 
 
-def _wait_until_ready(port: int) -> None:
-    for _ in range(300):
+def _shell(text: str, folder: Path, environment: dict[str, str]) -> str:
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def _command(line: str, folder: Path) -> str:
+    """What `bnfold …`, `python -m …` or `python -c …` prints, run in this process as if started in the folder."""
+    program, *words = shlex.split(line)
+    if program == "python":
+        option, name, *arguments = words
+        if option == "-c":
+            return _python(name, folder)
+        assert option == "-m", line
+        return _python(f"import {name}; {name}.app()", folder, name, *arguments)
+    assert program == "bnfold", line
+    done = bnfold(*words, cwd=folder)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def _python(text: str, folder: Path, *arguments: str) -> str:
+    """What Python code prints, run in this process. `arguments` are its `sys.argv`."""
+    code: object = None
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", list(arguments)),
+    ):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+            exec(compile(text, str(README), "exec"), {"__name__": "__main__"})
+        except SystemExit as left:
+            code = left.code
+    assert not code, f"{text}\n{stdout.getvalue()}"
+    return stdout.getvalue()
+
+
+def _wait_until_ready(port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=PATIENCE) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError):
@@ -89,5 +142,5 @@ def test_every_command_and_make_target_stands_in_the_readme() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"bnfold {command.callback.__name__}" in text
-    for target in ("make demo", "make test", "make serve"):
+    for target in ("make demo", "make test", "make integration", "make serve"):
         assert target in text
