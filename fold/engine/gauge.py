@@ -86,9 +86,9 @@ class Candidate:
     """A map `v = s*u + t` that could be removed. Where it is kept, `absorber` gives its new parameters.
 
     A BatchNorm, as one node or written out, is `reported`; a single product or sum with a constant is not. `size` is
-    the size of u by the BatchNorm's statistics, `|mean| + 3*sqrt(variance)`, or None without statistics. `private` is
-    true where no other node reads u. `dead` marks channels of scale 0 that need no equation, because the opened
-    activations behind them write their constant. Arrays and layouts have shape [channels].
+    the size of u by the BatchNorm's statistics, `|mean| + 3*sqrt(variance)`, and `size_of_v` that of v; both are None
+    without statistics. `private` is true where no other node reads u. `dead` marks channels of scale 0 that need no
+    equation, because the opened activations behind them write their constant. Arrays and layouts have shape [channels].
     """
 
     absorber: Absorber
@@ -97,6 +97,7 @@ class Candidate:
     cause: int
     reported: bool = True
     size: Array | None = None
+    size_of_v: Array | None = None
     private: bool = True
     dead: NDArray[np.bool_] | None = None
 
@@ -142,6 +143,8 @@ class Gauges:
         self.scale_count = 0
         self.layouts: dict[ir.Value, Layout] = {}
         """By float tensor, for the nodes whose laws were applied."""
+        self.stored_in_float16: list[Layout] = []
+        """Of tensors that a Cast reads or writes in float16, and in another float type on its other side."""
         self._absorbing: set[ir.Node] = set()
         self._shift_preferences: list[tuple[int, int]] = []  # (how many, their preference)
         self._shift_count = 0

@@ -25,6 +25,10 @@ class Code(Enum):
         "in channel {channel} its shift would be {factor:.0f} times the signal that other nodes read from the same "
         "tensor, and rounding would drown it"
     )
+    FLOAT16_RANGE = (
+        "in channel {channel} a tensor that is cast to or from float16 would hold numbers near {size:.3g}, for a "
+        "signal of at most {before:.3g}"
+    )
     OVERFLOW = "its folded weights in {culprit} would overflow the type that stores them"
     LEFT = "the caller named it in `leave`"
 
@@ -102,7 +106,7 @@ class Code(Enum):
     SPACE_TO_DEPTH = "{culprit} turns places into channels, over which the gauge must be the same"
     MERGED_DIMENSIONS = "{culprit} merges dimensions whose sizes are not known, over which the gauge must be the same"
     LOST_CHANNELS = "{culprit} ({operator}) changes the shape in a way that channels cannot be followed through"
-    TYPE_CHANGE = "{culprit} ({operator}) converts to another type"
+    TYPE_CHANGE = "{culprit} ({operator}) converts to or from a type that is no float"
     DROPOUT = "{culprit} ({operator}) may be in training mode"
     INFINITE_PADDING = "{culprit} pads its input with infinities, which lets only positive scales pass"
     COMPUTED_PADDING = (

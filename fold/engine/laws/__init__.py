@@ -22,6 +22,7 @@ tensors around it are carried as they are. docs/folding.md has the full table.
     Reshape, Transpose, Expand, Tile, ...      movement     gauges move as the data does
     Resize, Upsample                           movement     p_out = p_in, q_out = q_in, equal along resized axes
     Pad                                        movement     zeros: q = 0 in new places; infinities: p > 0
+    Cast, CastLike between float types         movement     gauges pass
     Shape, Size                                movement     none: they read no values
 """
 

@@ -82,9 +82,10 @@ def batch_normalization(node: ir.Node, gauges: Gauges) -> None:
         gamma, beta, carried = affine.batchnorm_parameters(s, t, mean, variance, epsilon, reads.reading(), writes)
         return {(node, 1): gamma, (node, 2): beta} | ({} if reads.trivial else {(node, 3): carried})
 
-    size = np.abs(mean) + 3 * np.sqrt(variance + epsilon)
+    deviation = np.sqrt(variance + epsilon)
+    sizes = np.abs(mean) + 3 * deviation, np.abs(s * mean + t) + 3 * np.abs(s) * deviation
     absorber = Absorber(node, read, write, parameters)
-    gauges.candidates.append(Candidate(absorber, s, t, cause, size=size, private=private, dead=dead))
+    gauges.candidates.append(Candidate(absorber, s, t, cause, True, *sizes, private=private, dead=dead))
     return None
 
 

@@ -10,7 +10,19 @@ import onnx_ir as ir
 from fold.engine.affine import Ids
 from fold.engine.gauge import Gauges, Layout
 from fold.engine.reasons import Code
-from fold.graph import computed, constant, dims, first_input, integer, integers, matching_blocks, parameter, text
+from fold.graph import (
+    FLOATS,
+    computed,
+    constant,
+    dims,
+    first_input,
+    integer,
+    integers,
+    is_float,
+    matching_blocks,
+    parameter,
+    text,
+)
 
 NEW = -1
 """Stands for a variable that is created later."""
@@ -203,12 +215,16 @@ def identity(node: ir.Node, gauges: Gauges) -> None:
 
 
 def cast(node: ir.Node, gauges: Gauges) -> None:
-    """Cast and CastLike. A cast to the same type does nothing; any other rounds depending on magnitude: a boundary."""
+    """Cast and CastLike between float types. Each tensor is rounded to its own type, whatever gauge it has; float16
+    may overflow, so the solver compares what is stored in it with its range."""
     like = node.inputs[1] if len(node.inputs) > 1 else None
     to = ir.DataType(integer(node, "to", 0)) if like is None else like.dtype
-    if to == first_input(node).dtype:
-        return identity(node, gauges)
-    return gauges.boundary(node, Code.TYPE_CHANGE)
+    x = first_input(node)
+    if to not in FLOATS or not is_float(x):
+        return gauges.boundary(node, Code.TYPE_CHANGE)
+    if to != x.dtype and ir.DataType.FLOAT16 in (to, x.dtype):
+        gauges.stored_in_float16.append(gauges.of(x))
+    return identity(node, gauges)
 
 
 def dropout(node: ir.Node, gauges: Gauges) -> None:

@@ -26,6 +26,9 @@ from fold.graph import display_name
 DROWNING = 2.0**3
 """A shift that is larger than its signal by this factor costs 3 of float32's 24 bits, which is as much as a certificate
 allows (fold.proof.decisions.FLOORS)."""
+FLOAT16_LARGEST = 65504 / 16
+"""The largest size by the statistics, mean + 3 standard deviations, that float16 stores: outliers of 16 times that
+size still fit."""
 LARGE = 1.0
 """The factor above which it is better to move a shift to its readers, if activations may be opened."""
 
@@ -61,7 +64,9 @@ def solve(gauges: Gauges, refused: dict[ir.Node, Reason]) -> Solution:
                 new[candidate.node] = _demanded(gauges, candidate, BlockedPart.SHIFT, candidate.t, conflict)
         q = shifts.values()
         if not new:
-            new = {c.node: reason for c, _ in related if (reason := _drowning(c, p, q)) is not None}
+            half = _in_float16(gauges)
+            checked = ((c, _drowning(c, p, q) or _out_of_range(c, half, p, q)) for c, _ in related)
+            new = {candidate.node: reason for candidate, reason in checked if reason is not None}
         if not new:
             classes, _ = scales.find(np.arange(gauges.scale_count))
             return Solution([candidate for candidate, _ in related], refusals, p, q, classes)
@@ -183,6 +188,36 @@ def _drowning(candidate: Candidate, p: Array, q: Array) -> Reason | None:
     channel = int(np.flatnonzero(drowned)[0])
     factor = float(shift[channel] / signal[channel])
     return Reason(Code.DROWNING_SHIFT, display_name(candidate.node), {"channel": channel, "factor": factor})
+
+
+def _in_float16(gauges: Gauges) -> NDArray[np.bool_]:
+    """Which scale variables are of a tensor that a Cast stores in float16."""
+    stored = np.zeros(gauges.scale_count, bool)
+    for layout in gauges.stored_in_float16:
+        stored[layout.scale] = True
+    return stored
+
+
+def _out_of_range(candidate: Candidate, half: NDArray[np.bool_], p: Array, q: Array) -> Reason | None:
+    """The reason to keep a BatchNorm in a wider type, if what replaces its input and output is cast to or from float16
+    and could overflow there, or is much larger than what float16 holds without the fold, so that it rounds more.
+
+    Sizes are by the statistics, and as the folded graph carries them.
+    """
+    at_u, at_v = half[candidate.u.scale], half[candidate.v.scale]
+    of_u, of_v = candidate.size, candidate.size_of_v
+    if of_u is None or of_v is None or candidate.absorber.result.dtype == ir.DataType.FLOAT16:
+        return None
+    p_u, p_v = (
+        np.where(np.isfinite(factor), np.abs(factor), 0) for factor in (p[candidate.u.scale], p[candidate.v.scale])
+    )
+    carried = np.where(at_u | at_v, p_u * of_u + np.abs(q[candidate.u.shift]), 0)
+    before = float(max((at_u * p_u * of_u).max(initial=0), (at_v * p_v * of_v).max(initial=0)))
+    largest = float(carried.max(initial=0))
+    if largest <= min(FLOAT16_LARGEST, DROWNING * before):
+        return None
+    details = {"channel": int(carried.argmax()), "size": largest, "before": before}
+    return Reason(Code.FLOAT16_RANGE, display_name(candidate.node), details)
 
 
 def with_large_shifts(solution: Solution) -> list[Candidate]:

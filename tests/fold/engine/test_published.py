@@ -213,6 +213,15 @@ LAWS = [
 ]  # fmt: skip
 STORED_TYPES = [
     Rewrite("float32 parameters behind float16 weights", "c = Conv(x, H) y = BN(c)", "Conv", HALF),
+    Rewrite(
+        "a BatchNorm in float32 between float16 tensors",
+        "c = Conv(x, H) d = Cast <to = 1> (c) v = BN(d) y = Cast <to = 10> (v)", "Conv Cast Cast", HALF,
+    ),
+    Rewrite(
+        "a BatchNorm and a ReLU in float32 between convolutions in float16",
+        "c = Conv(x, H) d = Cast <to = 1> (c) v = BN(d) r = Relu(v) e = Cast <to = 10> (r) f = Conv(e, H)"
+        " y = Cast <to = 1> (f)", "Conv Cast Relu Cast Conv Cast", HALF,
+    ),
 ]  # fmt: skip
 BRANCHES = [
     Rewrite(
@@ -266,6 +275,16 @@ def test_graphs_of_mixed_precision_are_published(tmp_path) -> None:
     assert not answer["kept"]
     weights = onnx.load(tmp_path / "repository" / "m" / "1" / "model.onnx").graph.initializer
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize(("gamma", "beta"), [(9e3, 1.0), (1e-6, 1.0)], ids=["overflow", "lost signal"])
+def test_a_batchnorm_in_float32_stays_if_float16_cannot_hold_what_it_writes(tmp_path, gamma, beta) -> None:
+    parameters = {"g": np.full(4, gamma, np.float32), "b": np.full(4, beta, np.float32)}
+    parameters |= {"m": np.zeros(4, np.float32), "v": np.ones(4, np.float32)}
+    nodes = "c = Conv(x, H) d = Cast <to = 1> (c) y = BatchNormalization(d, g, b, m, v)"
+    kept = Rewrite("in float32", nodes, "Conv Cast BatchNormalization", HALF | parameters)
+    answer = published(tmp_path, [kept], "float16[n, 4, 6, 7]")
+    assert [entry["code"] for entry in answer["kept"]] == ["float16_range"]
 
 
 def test_every_kind_of_parallel_branch_is_published(tmp_path) -> None:

@@ -46,6 +46,10 @@ CASES = [
     ),
     itself(Code.NO_CHANNELS, "y = BN(x)", x="n", channels=1),
     itself(
+        Code.FLOAT16_RANGE, "c = Conv(x, W) d = Cast <to = 1> (c) v = BN(d) y = Cast <to = 10> (v)", culprit="v",
+        gamma=(1.0, 9e3, 1.0, 1.0), dtype="float16", unchanged=True,
+    ),
+    itself(
         Code.UNKNOWN_SHAPE,
         "sizes = Shape(x) found = NonZero(sizes) which = Squeeze(found, axis) new = Gather(sizes, which)"
         "u = Reshape(x, new) y = BN(u)",
