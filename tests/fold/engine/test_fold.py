@@ -124,7 +124,7 @@ def _parameters(**changed: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"variance": np.array([1, -1, 1, 1.0])}, "variance of channel 1"),
+        ({"variance": np.array([1, -1, 1, 1.0])}, "variance + ε of channel 1"),
         ({"mean": np.array([1, np.nan, 1, 1.0])}, "not finite"),
         ({"gamma": np.array([1, np.inf, 1, 1.0])}, "not finite"),
     ],
