@@ -29,7 +29,7 @@ def check_model(model: ir.Model) -> None:
         _check_names(graph)
         _check_nodes(graph)
         for value in graph.initializers.values():
-            _check_text(value.const_value)
+            _check_tensor(value.const_value)
     if any(not _ordered(graph) for graph in model.graphs()):
         try:
             model.graph.sort()
@@ -78,7 +78,7 @@ def _check_nodes(body: ir.Graph | ir.Function) -> None:
             _check_given(value)
         attribute = node.attributes.get("value")
         if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
-            _check_text(attribute.as_tensor())
+            _check_tensor(attribute.as_tensor())
 
 
 def _check_given(value: ir.Value | None) -> None:
@@ -91,10 +91,16 @@ def _check_name(name: str | None) -> None:
         raise BnfoldError(f"has the name {short(name)!r}; expected at most {LONGEST_NAME:,} characters")
 
 
-def _check_text(tensor: ir.TensorProtocol | None) -> None:
+def _check_tensor(tensor: ir.TensorProtocol | None) -> None:
+    if tensor is not None and tensor.dtype == ir.DataType.UNDEFINED:
+        raise BnfoldError(f"the tensor {short(tensor.name or '')!r} has no type")
     if tensor is None or tensor.dtype != ir.DataType.STRING:
         return
-    for text in tensor.numpy().reshape(-1):
+    try:
+        texts = tensor.numpy().reshape(-1)
+    except (ValueError, TypeError, OSError) as error:
+        raise BnfoldError(f"the strings of tensor {tensor.name!r} do not fit its shape") from error
+    for text in texts:
         try:
             bytes(text).decode()
         except UnicodeDecodeError as error:

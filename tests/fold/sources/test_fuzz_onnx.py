@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -244,6 +244,7 @@ def cheaper():
 @settings(
     max_examples=BY_HAND or 250,
     derandomize=not BY_HAND,
+    phases=[Phase.generate],
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
