@@ -113,9 +113,7 @@ def convert(
     folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
     model, report, carried = folding.model, folding.report, folding.carried
     del folding
-    manifest = _manifest(source, target, name, version, unfolded, model)
-    sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
-    manifest = manifest.model_copy(update={"free_sizes": sizes})
+    manifest = _manifest(source, target, name, version, unfolded, model, seed)
 
     # 4. Convert the folded graph to a reduced precision, if one was asked for.
     stored_in = Precision(precision)
@@ -167,11 +165,11 @@ def convert(
 
 
 def _manifest(
-    source: Source, target: Target, name: str, version: int, unfolded: Unfolded, folded: "ir.Model"
+    source: Source, target: Target, name: str, version: int, unfolded: Unfolded, folded: "ir.Model", seed: int
 ) -> Manifest:
     """The manifest as far as it is known before the proof."""
     scaling = {} if unfolded.input_scaling is None else {"normalize": unfolded.input_scaling.to_dict()}
-    return Manifest(
+    manifest = Manifest(
         name=name,
         version=str(version),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -185,6 +183,8 @@ def _manifest(
         verdict={},
         versions=tool_versions(),
     )
+    sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
+    return manifest.model_copy(update={"free_sizes": sizes})
 
 
 def _write_canary(folder: Path, verdict: Verdict) -> None:

@@ -113,7 +113,7 @@ def certify(
     folded, computed_on = _run_served(version, rows, provider, at_a_time)
     release_memory()
 
-    # 6. Parts C and D: F compared with the reference
+    # 6. Parts C and D: F compared with the reference, and the reference with the unfolded graph
     announce("parts C and D: the served graph and the reference")
     reference = load_reference(version, provider=provider, unfolded=unfolded, reduced=reduced)
     verdict = compare(
@@ -125,23 +125,15 @@ def certify(
         precision=precision,
         rows=at_a_time,
     )
-
     if manifest.reference == "reference.pt2" and graphs.witness is not None:
         verdict = replace(verdict, disagreement=disagreement(reference, *graphs.witness))
 
-    # 7. The first node where the reference is in doubt, or that is computed wrongly if only C or D fails
+    # 7. Where the fault is
     located = graphs.located
-    if verdict.doubt is not None:
-        announce("locating the node where the reference is in doubt")
-        located = _locate_doubt(version, rows, unfolded)
-    elif verdict.empty is not None:
-        announce("locating the node that writes no finite number")
-        located = of_nothing(load_unfolded(version) if unfolded is None else unfolded, rows)
-    elif located is None and not verdict:
-        announce("locating the layer that is computed wrongly")
-        located = _locate_run_time(version, rows, provider)
-    drawn = {name: array.shape for name, array in rows.items()} if inputs is None else None
-    return _certificate(version, graphs, verdict, located, drawn)
+    if not verdict:
+        announce("locating the fault")
+        located = _locate(version, graphs, verdict, rows, provider, unfolded)
+    return _certificate(version, graphs, verdict, located, drawn=rows if inputs is None else None)
 
 
 def prove_graphs(
@@ -250,11 +242,24 @@ def _locate_run_time(version: ModelVersion, inputs: Arrays, provider: Provider) 
     )
 
 
-def _locate_doubt(version: ModelVersion, inputs: Arrays, unfolded: "ir.Model | None") -> Located:
+def _locate(
+    version: ModelVersion,
+    graphs: GraphParts,
+    verdict: Verdict,
+    inputs: Arrays,
+    provider: Provider,
+    unfolded: "ir.Model | None",
+) -> Located | None:
+    """The first node where the reference is in doubt or writes no finite number, or that the provider computes wrongly
+    if only C or D fails."""
+    if verdict.doubt is None and verdict.empty is None:
+        return graphs.located or _locate_run_time(version, inputs, provider)
+    source = load_unfolded(version) if unfolded is None else unfolded
+    if verdict.doubt is None:
+        return of_nothing(source, inputs)
+    rows = first_rows(inputs, ROWS) if version.manifest.batched else inputs
     return of_reference(
-        load_unfolded(version) if unfolded is None else unfolded,
-        first_rows(inputs, ROWS) if version.manifest.batched else inputs,
-        lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays),
+        source, rows, lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays)
     )
 
 
@@ -263,7 +268,8 @@ def _certificate(
     graphs: GraphParts,
     verdict: Verdict,
     located: Located | None,
-    drawn: dict[str, tuple[int, ...]] | None,
+    *,
+    drawn: Arrays | None,
 ) -> Certificate:
     assert graphs.algebra is not None
     assert graphs.rounding is not None
@@ -279,7 +285,7 @@ def _certificate(
         verdict,
         graphs.search,
         located,
-        drawn,
+        None if drawn is None else {name: array.shape for name, array in drawn.items()},
         subject,
         machine.gpu or machine.cpu,
         tool_versions(),
