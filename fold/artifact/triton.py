@@ -5,8 +5,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.text_encoding import CEscape
-
 from fold.artifact.directory import INCOMING
 from fold.artifact.manifest import Manifest, TensorSpec
 
@@ -40,6 +38,7 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
     It prefers batches of a power of two, so that cuDNN and cuBLAS see few shapes, and turns TF32 on only if that is the
     precision of the manifest, which the proof holds for.
     """
+    from google.protobuf.text_encoding import CEscape  # noqa: PLC0415  # a service without gRPC needs no protobuf
 
     def entry(tensor: dict[str, Any]) -> str:
         dims = ", ".join(map(str, tensor["dims"]))

@@ -34,7 +34,8 @@ def refusal(start: Callable[..., Any], repository: Path, **settings: Any) -> str
 
 
 def test_the_start_line_names_models_address_and_provider(service: Any) -> None:
-    broken, serving = service.lines[-2:]
+    place = next(at for at, line in enumerate(service.lines) if f":{service.port} " in line)  # others log here, too
+    broken, serving = service.lines[place - 1], service.lines[place]
     assert broken.startswith("bnfold: not serving broken/1: ")
     assert serving.startswith("bnfold: serving echo/1, free/1, net/1, ")
     assert serving.endswith(f" on http://127.0.0.1:{service.port} (cpu)")

@@ -313,7 +313,7 @@ def test_a_wrong_option_is_one_line(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     g = GraphBuilder("n", 3, 5, 7)
-    save_graph(g.finish(padded(g)), tmp_path / "net.onnx")
+    save_graph(g.finish(g.op("Tanh", g.x)), tmp_path / "net.onnx")  # ONNX Runtime has no convolution in float64
     with pytest.raises(SystemExit) as ended:
         main(["fold", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "r"), *options])
     assert ended.value.code == 2

@@ -242,7 +242,7 @@ def cheaper():
 
 
 @settings(
-    max_examples=BY_HAND or 250,
+    max_examples=BY_HAND or 150,
     derandomize=not BY_HAND,
     phases=[Phase.generate],
     database=None,
