@@ -79,7 +79,7 @@ class ShadowSampler:
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + LOG_SECONDS
-            log.warning("bnfold: model %s: %s", self._model, text)
+            log.warning("bnfold: model %s: %s", str(self._model), text)
 
     def _ratio(self, output: "OutputVerdict") -> float:
         """Error over limit. A single row may have almost no rounding error, so the limit is the largest of the last
@@ -144,7 +144,7 @@ class ShadowChecker:
         failure = first_line(loaded) if isinstance(loaded, Exception) else loaded.failure
         if failure:  # the model serves, even if its reference cannot be loaded here
             model.observer = None
-            log.warning("bnfold: not watching %s: %s", model, failure)
+            log.warning("bnfold: not watching %s: %s", str(model), failure)
         elif model.observer is not None:
             model.observer.share = self.share
 

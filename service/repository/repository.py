@@ -279,7 +279,7 @@ class Repository:
         self.unloads += 1
         model.retired = True
         self.on_retired(model)
-        log.info("bnfold: unloaded %s", model)
+        log.info("bnfold: unloaded %s", str(model))  # a handler that keeps records must not keep the model
 
     def _report(self, name: str, outcomes: Mapping[str, LoadOutcome]) -> None:
         """Log what was loaded. Raises `BadRequestError` for what was not."""
