@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from fold.artifact import ModelVersion, read_version
 from fold.artifact.directory import write_manifest
 from fold.artifact.manifest import Manifest
 from support import served
@@ -106,6 +108,20 @@ def states(service: Service, **options: Any) -> dict[str, str]:
 def call(service: Service, verb: str, name: str = "table", **options: Any) -> tuple[int, str]:
     answer = service.post(f"/v2/repository/models/{name}/{verb}", headers=TOKEN, **options)
     return answer.status_code, answer.json()["error"] if answer.content else ""
+
+
+def tampered(path: Path, folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> ModelVersion:
+    """The same model directory with changed weights in its graph, and digests that are right for them."""
+    for file in path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    model = onnx.load(folder / "model.onnx")
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    change(arrays)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    onnx.save(model, folder / "model.onnx")
+    write_manifest(folder, read_version(path).manifest)
+    return read_version(folder)
 
 
 def corrupt(version: Path) -> None:

@@ -54,9 +54,8 @@ class Recurrent(OpRun):
         alphas, betas = iter(self.activation_alpha or ()), iter(self.activation_beta or ())
         bound = np.inf if self.clip is None else self.clip
         for place, name in enumerate(names):
-            limit = (
-                bound if place % len(self.functions) < 2 else np.inf
-            )  # as ONNX Runtime: an LSTM's cell is not clipped
+            # As in ONNX Runtime, the cell of an LSTM, which the third function reads, is not clipped.
+            limit = bound if place % len(self.functions) < 2 else np.inf
             function, defaults = ACTIVATIONS[name.lower()]
             given = [next(values, default) for values, default in zip((alphas, betas), defaults, strict=False)]
             yield partial(_clipped, function, limit, given)

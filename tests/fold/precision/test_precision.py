@@ -37,6 +37,7 @@ from fold.runtime.session import open_session, run
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import interface, unfolded
+from support.reloading import tampered
 
 SCHEMA = json.loads((ROOT / "docs" / "certificate.schema.json").read_text())
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -84,20 +85,6 @@ def check(version: ModelVersion, **options: Any) -> Certificate:
     made = certify(version, samples=4, provider="cpu", **options)
     jsonschema.validate(json.loads(json.dumps(made.to_dict(), allow_nan=False)), SCHEMA)
     return made
-
-
-def tampered(path: Path, folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> ModelVersion:
-    """The same model directory with changed weights in its graph, and digests that are right for them."""
-    for file in path.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    model = onnx.load(folder / "model.onnx")
-    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
-    change(arrays)
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    onnx.save(model, folder / "model.onnx")
-    write_manifest(folder, read_version(path).manifest)
-    return read_version(folder)
 
 
 # --- Whole models

@@ -29,6 +29,7 @@ from fold.proof.certifier import certify
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import architecture, randomise, unfolded
+from support.reloading import tampered
 
 SCHEMA = json.loads((ROOT / "docs" / "certificate.schema.json").read_text())
 
@@ -50,21 +51,6 @@ def publish(model: ir.Model, folder: Path, name: str, **options: Any) -> Convers
     source = folder / f"{name}.onnx"
     save_graph(model, source)
     return convert(Source(source), Target(folder / "repository", name), provider="cpu", samples=4, **options)
-
-
-def tampered(path: Path, folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> ModelVersion:
-    """The same model directory with changed weights in its graph, and digests that are right for them."""
-    version = read_version(path)
-    for file in path.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    model = onnx.load(folder / "model.onnx")
-    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
-    change(arrays)
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    onnx.save(model, folder / "model.onnx")
-    write_manifest(folder, version.manifest)
-    return read_version(folder)
 
 
 def check(version: ModelVersion) -> Certificate:
