@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fold.errors import BnfoldError
-from fold.sources.checkpoint.architecture import parse_arch_args
-from fold.sources.checkpoint.factory import load_architecture
+from fold.sources.architecture.build import parse_arch_args
+from fold.sources.architecture.factory import load_architecture
 
 CLASSES = 10
 SIZE = 8

@@ -140,17 +140,18 @@ def load_module(source: Source) -> Loaded:
     A file that holds a whole module needs no architecture, and is opened only with `trust`. Raises `BnfoldError` for a
     file without weights, and if weights and architecture do not fit.
     """
-    from fold.sources.checkpoint import architecture, checkpoint  # noqa: PLC0415
+    from fold.sources.architecture import build  # noqa: PLC0415
+    from fold.sources.checkpoint import checkpoint  # noqa: PLC0415
 
     _refuse_unread(source)
     loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
     chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
     if source.arch is None:
-        module = architecture.whole_module(loaded)
+        module = build.whole_module(loaded)
         return Loaded(loaded, module, {"kind": "module", **chosen, "changes": loaded.notes})
     given = loaded.metadata.get("arch_args")
-    arguments = {**(given if isinstance(given, dict) else {}), **architecture.parse_arch_args(source.arch_args)}
-    module, loaded, file = architecture.build_module(loaded, source.arch, arguments)
+    arguments = {**(given if isinstance(given, dict) else {}), **build.parse_arch_args(source.arch_args)}
+    module, loaded, file = build.build_module(loaded, source.arch, arguments)
     described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments, **chosen, "changes": loaded.notes}
     if file is not None:
         described |= {"arch_file": _where_found(file), "arch_sha256": sha256(file)}

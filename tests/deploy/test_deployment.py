@@ -23,7 +23,7 @@ import yaml
 from setuptools import find_namespace_packages
 
 import fold.cli
-from fold.sources.checkpoint.factory import load_architecture
+from fold.sources.architecture.factory import load_architecture
 from models import digits
 from service.app import create_app
 from service.settings import Settings, load_settings

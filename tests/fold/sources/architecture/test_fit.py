@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
+from fold.sources.architecture.fit import fit
 from fold.sources.checkpoint.checkpoint import Checkpoint
-from fold.sources.checkpoint.fit import fit
 from support.loadable import plain, wrapped
 
 

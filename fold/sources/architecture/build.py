@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
+from fold.sources.architecture.factory import load_architecture
+from fold.sources.architecture.fit import fit
+from fold.sources.architecture.plain import make_plain
 from fold.sources.checkpoint.checkpoint import Checkpoint
-from fold.sources.checkpoint.factory import load_architecture
-from fold.sources.checkpoint.fit import fit
-from fold.sources.checkpoint.plain import make_plain
 from fold.sources.quiet import silenced
 
 

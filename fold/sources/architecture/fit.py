@@ -10,8 +10,8 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from fold.errors import BnfoldError, short
+from fold.sources.architecture.mismatch import likely_cause
 from fold.sources.checkpoint.checkpoint import Checkpoint
-from fold.sources.checkpoint.mismatch import likely_cause
 
 LISTED = 5
 WRAPPING = ("_orig_mod", "module")

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fold.errors import BnfoldError
-from fold.sources.checkpoint.architecture import parse_arch_args
-from fold.sources.checkpoint.factory import load_architecture
+from fold.sources.architecture.build import parse_arch_args
+from fold.sources.architecture.factory import load_architecture
 from fold.sources.export import export_module
 from fold.sources.source import Source, load_module
 from support import loadable
