@@ -67,11 +67,11 @@ class TorchGraph:
 
 
 def _operator(node: ir.Node) -> Operator:
-    if not is_standard(node) or node.op_type not in OPERATORS:
+    if not is_standard(node) or node.op_type not in GRADIENTS:
         raise _refusal(node, "is not known in PyTorch, so it has no gradient")
     if node.op_type == "BatchNormalization" and integer(node, "training_mode", 0):
         raise _refusal(node, "is in training mode, so it has no fixed function")
-    return OPERATORS[node.op_type]
+    return GRADIENTS[node.op_type]
 
 
 def _refusal(node: ir.Node, why: str) -> BnfoldError:
@@ -280,7 +280,7 @@ def constant_(node: ir.Node) -> Tensor:
     return _tensor(stored)
 
 
-OPERATORS: dict[str, Operator] = {
+GRADIENTS: dict[str, Operator] = {
     "Abs": without_attributes(torch.abs),
     "Add": without_attributes(torch.add),
     "And": without_attributes(torch.logical_and),
@@ -372,3 +372,4 @@ OPERATORS: dict[str, Operator] = {
     "Where": without_attributes(torch.where),
     "Xor": without_attributes(torch.logical_xor),
 }
+"""How PyTorch computes each operator, so that it has a gradient."""

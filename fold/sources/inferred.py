@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fold.sources.given_shapes import DTYPES, Size
 from fold.sources.shapes import InputShape, arrange
-from fold.sources.sizes import DTYPES, Size
 
 CONFIGS = ("default_cfg", "pretrained_cfg")
 EXAMPLE = "example_input_array"

@@ -14,8 +14,8 @@ from fold.graph import GraphFile, Lifted, close_initializers, correct_shapes, di
 from fold.inputs import FREE_SIZES, InputScaling, ResolvedScaling
 from fold.limits import limit
 from fold.runtime import CannotLoadError, Trial, TrialKind
+from fold.sources.given_shapes import fix_sizes
 from fold.sources.scale_graph import scale_graph
-from fold.sources.sizes import fix_sizes
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Exporters put these between parameters and their consumers. They are folded at any size: none enlarges a tensor."""

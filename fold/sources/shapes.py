@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError
-from fold.sources.sizes import Size, parse_shape
+from fold.sources.given_shapes import Size, parse_shape
 
 FREE_EXAMPLE, FREE_STEP = 64, 32
 """Example sizes of free dimensions: 64, 96, 128, …, all different, and even enough for networks that halve them."""
@@ -28,7 +28,7 @@ class InputShape:
 
 
 def parse_input(text: str) -> InputShape:
-    """One `--input`, float32 by default (fold.sources.sizes)."""
+    """One `--input`, float32 by default (fold.sources.given_shapes)."""
     given = parse_shape(text)
     return InputShape(given.name, given.shape, getattr(torch, given.dtype or "float32"))
 

@@ -82,7 +82,7 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
         return _read_onnx(source)
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold.sources import export  # noqa: PLC0415
-    from fold.sources.sizes import fix_sizes  # noqa: PLC0415
+    from fold.sources.given_shapes import fix_sizes  # noqa: PLC0415
 
     read = _read_program(source, announce)
     program, sizes, resolved = read.program, read.sizes, None
