@@ -1,4 +1,4 @@
-"""Part C of a certificate, and the verdict of C and D: the error of the folded graph, and that of the unfolded model.
+"""The criterion of part C, and the verdict of C and D: the error of the folded graph, and that of the unfolded model.
 
 R is the unfolded model in float64, U the unfolded model in float32, F the folded graph as served. The folded graph is
 equivalent if its distance from R is explained by the rounding error of the unfolded model:

@@ -1,4 +1,4 @@
-"""Parts C and D: runs the reference and the folded graph on the same inputs and compares their outputs.
+"""Runs the reference and the folded graph for parts C and D, on the same inputs, and compares their outputs.
 
 PyTorch is imported only when a PyTorch reference is loaded (fold.proof.reference).
 """

@@ -1,4 +1,4 @@
-"""How the requests of one model become batches: the limits of the settings, and what suits its device."""
+"""Which settings of batching apply to a model: on a CPU or on a GPU."""
 
 from dataclasses import dataclass
 

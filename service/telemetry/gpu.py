@@ -1,4 +1,4 @@
-"""Memory and utilisation of the GPUs that serve, read from the driver's library (NVML, by nvidia-ml-py)."""
+"""Metrics of the GPUs that serve, memory and utilisation: read from the driver's library (NVML, by nvidia-ml-py)."""
 
 import logging
 from collections.abc import Iterator
