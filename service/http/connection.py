@@ -8,18 +8,28 @@ This class overrides methods and reads attributes of uvicorn's that are not publ
 versions of uvicorn and httptools.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import error_body
-from service.http.exchange import DefaultHeaders, Exchange, FastPath
+from service.http.exchange import DefaultHeaders, Exchange, FastPath, header_lines
+from service.http.framing import Fault, fault_of
 from service.http.head_cache import RequestHead
 from service.operations import WITHDRAW
+from service.telemetry import ThrottledLog
 
-log = logging.getLogger("bnfold")
+LINGER_SECONDS = 1.0
+"""How long a refused client is listened to, without reading what it sends. If the connection were closed at once, the
+kernel would answer what still comes with a reset, and the client would lose the refusal (RFC 9112, 9.6)."""
+
+log = ThrottledLog("bnfold")
+
+
+class RefusedError(Exception):
+    """Ends the parsing of a request that has been refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,17 @@ class HttpConnection(HttpToolsProtocol):
         self._stalled_since: float | None = None
         """Time since when the client has not read."""
         self._head = -1
-        """Bytes of an unfinished head, -1 if it is finished."""
+        """Bytes of an unfinished head that came with earlier chunks, -1 if it is finished."""
+        self._chunk = 0
+        """Bytes of the chunk that is being parsed."""
+        self._pipelined = False
+        """Whether the chunk began with an earlier request than the one that is being parsed."""
+        self._resumes = False
+        """Whether the parser is being told where in a request it stands."""
+        self._refusal: Fault | None = None
+        """The last answer of this connection, once something came that is no request."""
+        self._lingers_since: float | None = None
+        """Time since when this answer has been sent."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -91,12 +111,36 @@ class HttpConnection(HttpToolsProtocol):
                 self._fast_path.endpoints[head.route].begin(head, data[len(start) :], exchange)
                 return
             self._start = start
-        super().data_received(data)
+        if self._refusal is not None:  # what follows is no request, either
+            return
+        self._chunk, self._pipelined = len(data), False
+        try:
+            self._parse(data)
+        except HttpParserError as error:
+            if self._refusal is None:
+                self.refuse(400, "the request is not valid HTTP", reason=str(error))
+            return
         self._start = b""
         if self._head >= 0:
-            self._head += len(data)
+            # Where a pipelined head began is not known, so of this chunk the whole lines count that were parsed.
+            self._head += self._parsed_head_bytes() if self._pipelined else len(data)
             if self._head > self._limits.header_bytes:
-                self.refuse(431, f"the head has more than the {self._limits.header_bytes} bytes that are taken")
+                self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Requests to upgrade are read as any others (RFC 9110, 7.8), but the parser stops behind
+        their heads: a new one goes on, which is told how the body is delimited."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as stopped:
+                data = data[stopped.args[0] :]
+                framing = [h for h in self.headers if h[0] in (b"content-length", b"transfer-encoding")]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+                self._resumes = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + header_lines(framing) + b"\r\n")
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -108,8 +152,26 @@ class HttpConnection(HttpToolsProtocol):
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head < 0:  # trailers of a body in chunks are no headers (RFC 9110, 6.5.1)
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
+        if self._resumes:
+            self._resumes, self._head = False, -1
+            return
+        if self._head + self._chunk > self._limits.header_bytes < self._parsed_head_bytes():
+            self._refuse_head()
+            raise RefusedError
         self._head = -1
+        fault = fault_of(self.parser.get_method(), self.parser.get_http_version(), self.headers)
+        if fault is not None:
+            self.refuse(*fault, reason=fault[1])
+            raise RefusedError
         start, self._start = self._start, b""
         head = self._fast_head(start)
         if head is not None:
@@ -149,11 +211,13 @@ class HttpConnection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # the parser stops here, and the body is still to come
+            return
         self._waiting_since = None
-        self._between = True
+        self._between = self._pipelined = True
         cycle: Any = self.cycle
+        cycle.more_body = False
         if type(cycle) is Exchange and self._fast_path is not None:
-            cycle.more_body = False
             self._fast_path.endpoints[cycle.head.route].begin(cycle.head, cycle.body, cycle)
         else:
             super().on_message_complete()
@@ -172,6 +236,8 @@ class HttpConnection(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        elif self._refusal is not None:
+            self._send_refusal(*self._refusal)
         else:
             self._idle_since = self.loop.time()
 
@@ -188,24 +254,72 @@ class HttpConnection(HttpToolsProtocol):
         overdue = now - self._limits.request_seconds
         if self._stalled_since is not None and self._stalled_since < overdue:
             self._stalled_since = None
-            log.warning(
-                "bnfold: a client read nothing of its answer for %g seconds; its connection was closed",
-                self._limits.request_seconds,
-            )
+            seconds = self._limits.request_seconds
+            log.warning("a client read nothing of its answer for %g seconds; its connection was closed", seconds)
             self.transport.abort()
+        elif self._lingers_since is not None:
+            if self._lingers_since < now - LINGER_SECONDS:
+                self.transport.close()
         elif self._idle_since is not None and self._idle_since < now - self._limits.idle_seconds:
             self.transport.close()
         elif self._waiting_since is not None and self._waiting_since < overdue and not self.transport.is_closing():
             seconds = self._limits.request_seconds
             self.refuse(408, f"no whole request came within {seconds:g} seconds")
 
-    def send_400_response(self, msg: str) -> None:
-        self.refuse(400, "the request is not valid HTTP")
+    def shutdown(self) -> None:
+        """As uvicorn's; also closes what lingers."""
+        if self._lingers_since is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
 
-    def refuse(self, status: int, text: str) -> None:
-        """Answer what is no request, or did not arrive in time, and close."""
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+    def _parsed_head_bytes(self) -> int:
+        return len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+
+    def _refuse_head(self) -> None:
+        text = f"the head has more than the {self._limits.header_bytes} bytes that are taken"
+        self.refuse(431, text, reason=text)
+
+    def refuse(self, status: int, text: str, *, reason: str = "") -> None:
+        """Answer what is no request, or did not arrive in time, after all requests before it; then close. With a
+        `reason` it is logged."""
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if reason:
+            client = self.client[0] if self.client else "-"
+            log.warning("a request of %s was refused with %d: %s", client, status, reason)
+        self._refusal = status, text
+        self._between = False
+        self._waiting_since = self._idle_since = None
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            # An answer that came before its body was complete was the answer to this request.
+            self._send_refusal(status, "" if cycle is not None and cycle.more_body else text)
+        elif cycle.more_body:
+            self._drop(cycle)
+
+    def _drop(self, cycle: Any) -> None:
+        """Let go of the request that was being received: the refusal is its answer."""
+        if self.pipeline and self.pipeline[0][0] is cycle:  # requests before it are still to be answered
+            self.pipeline.popleft()
+            return
+        if type(cycle) is not Exchange:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        assert self._refusal is not None
+        status, text = self._refusal
+        self._send_refusal(status, "" if cycle.response_started else text)
+
+    def _send_refusal(self, status: int, text: str) -> None:
+        """Send the last answer, unless `text` is empty, and close the connection once the client has had the time to
+        read it."""
+        if text:
             body = error_body(text)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.close()
+        if len(self.connections) > self._limits.connections or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._lingers_since = self.loop.time()

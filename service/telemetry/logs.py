@@ -88,6 +88,30 @@ def identity(headers: Iterable[tuple[bytes, bytes]]) -> Identity:
     return found
 
 
+class ThrottledLog:
+    """Warnings that clients can cause: at most `LINES` a second. The next line says how many were left out."""
+
+    LINES = 3
+
+    def __init__(self, name: str) -> None:
+        self._log = logging.getLogger(name)
+        self._second = -1
+        self._lines = self._left_out = 0
+
+    def warning(self, text: str, *arguments: object, now: float | None = None) -> None:
+        """`now` is in seconds, of a clock that never goes back."""
+        second = int(time.monotonic() if now is None else now)
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines > self.LINES:
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        more = f"; {left_out} more warnings of clients were left out before" if left_out else ""
+        self._log.warning(f"bnfold: {text}{more}", *arguments)
+
+
 class AccessLog:
     """Middleware that logs a line for each answered request, and returns its `X-Request-Id` to the client."""
 

@@ -1,6 +1,5 @@
 """The cache of request heads changes no answer, whatever a client sends and however the bytes are cut into pieces."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.http.head_cache import HEADS, LARGEST_HEAD, HeadCache, RequestHead
-from support.serving import PATIENCE
+from support.rawclient import Client
 
 INFER = b"/v2/models/free/infer"
 PLAIN = [(b"host", b"a"), (b"content-length", b"8"), (b"inference-header-content-length", b"0")]
@@ -21,35 +20,6 @@ def request_of(numbers: list[float], *extra: bytes, start: bytes = b"POST " + IN
     body = np.array(numbers, np.float32).tobytes()
     lines = [start, b"host: a", b"content-length: %d" % len(body), b"inference-header-content-length: 0", *extra]
     return b"\r\n".join([*lines, b"", body])
-
-
-class Client:
-    """One connection, and the bytes that were received and not read yet."""
-
-    def __init__(self, service: Any) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.received = b""
-
-    def read(self) -> tuple[int, bytes, bytes]:
-        """Status, head and body of the next answer."""
-        head = self._until(lambda got: got.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in got else None)
-        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-        return int(head.split(b" ")[1]), head, self._until(lambda got: length if len(got) >= length else None)
-
-    def total(self) -> float:
-        """The sum that the next answer holds."""
-        status, _, body = self.read()
-        assert status == 200, body
-        return float(np.frombuffer(body[-4:], np.float32)[0])
-
-    def _until(self, end_of: Any) -> bytes:
-        while (end := end_of(self.received)) is None:
-            more = self.socket.recv(65536)
-            assert more, f"closed after {self.received!r}"
-            self.received += more
-        taken, self.received = self.received[:end], self.received[end:]
-        return taken
 
 
 @pytest.fixture
