@@ -1,5 +1,7 @@
 """What a user can mend: one exception type, whose text says which file or node, what was expected, and what to do."""
 
+import errno
+import os
 import re
 
 
@@ -19,6 +21,17 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether too little memory is the cause of an exception, or of one that it was raised from."""
     while error is not None:
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_out_of_files(error: BaseException | None) -> bool:
+    """Whether the process or the system has no file descriptor left, in an exception or one that it was raised from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if os.strerror(errno.EMFILE) in str(error):  # ONNX Runtime's exceptions are no OSError
             return True
         error = error.__cause__ or error.__context__
     return False

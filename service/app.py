@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service.access import Access
-from service.errors import NotFoundError, ServiceError, error_body
+from service.errors import ServiceError, error_body
 from service.http import (
     FastPath,
     HeadCache,
@@ -41,6 +41,7 @@ from service.http.routes import (
     control_routes,
     equivalence_routes,
     metadata_routes,
+    read_report,
     render_docs,
     render_page,
     v1_routes,
@@ -225,11 +226,8 @@ def _add_pages(app: Application) -> None:
     @app.get("/models/{name}/versions/{version}/report", include_in_schema=False)
     async def report(name: str, version: str) -> Page:
         """The report that `bnfold fold` wrote for this version."""
-        file = app.repository.find(name, version).session.version.path / "report.html"
-        try:
-            return Page(await asyncio.to_thread(file.read_text, "utf-8"))
-        except OSError as error:
-            raise NotFoundError(f"model {name}/{version} has no report.html") from error
+        folder = app.repository.find(name, version).session.version.path
+        return Page(await asyncio.to_thread(read_report, folder, f"{name}/{version}"))
 
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:

@@ -2,16 +2,23 @@
 
 from fold.artifact.canary import CANARY_FILE, check_canary, write_canary
 from fold.artifact.directory import (
-    NAME_PATTERN,
     ModelVersion,
-    model_names,
     new_version,
     next_version,
     read_version,
     refuse_version,
     sha256,
-    version_numbers,
     write_manifest,
+)
+from fold.artifact.files import (
+    NAME_PATTERN,
+    NAMES,
+    Listing,
+    check_file,
+    model_folders,
+    open_file,
+    version_folders,
+    version_numbers,
 )
 from fold.artifact.manifest import DATATYPES, Manifest, PrecisionName, Preprocessing, TensorSpec, all_batched
 from fold.artifact.specs import tensor_specs
@@ -20,7 +27,9 @@ from fold.artifact.triton import powers_of_two, triton_tensors, write_triton_con
 __all__ = [
     "CANARY_FILE",
     "DATATYPES",
+    "NAMES",
     "NAME_PATTERN",
+    "Listing",
     "Manifest",
     "ModelVersion",
     "PrecisionName",
@@ -28,15 +37,18 @@ __all__ = [
     "TensorSpec",
     "all_batched",
     "check_canary",
-    "model_names",
+    "check_file",
+    "model_folders",
     "new_version",
     "next_version",
+    "open_file",
     "powers_of_two",
     "read_version",
     "refuse_version",
     "sha256",
     "tensor_specs",
     "triton_tensors",
+    "version_folders",
     "version_numbers",
     "write_canary",
     "write_manifest",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fold.arrays import Arrays, Run
+from fold.artifact.files import open_file
 from fold.errors import BnfoldError
 
 CANARY_FILE = "canary.npz"
@@ -35,11 +36,11 @@ def check_canary(folder: Path, run: Run) -> str | None:
     None for a directory without a canary, too. Raises `BnfoldError` if the file cannot be read.
     """
     path = folder / CANARY_FILE
-    if not path.is_file():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_file(folder, CANARY_FILE) as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
     compared = 0

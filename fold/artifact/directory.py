@@ -7,7 +7,6 @@ sees all of it or nothing. The manifest holds the SHA-256 of each other file, an
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -19,14 +18,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fold.artifact.files import NAME_PATTERN, open_file, version_numbers
 from fold.artifact.manifest import Manifest
 from fold.errors import LONGEST_NAME, BnfoldError, short
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INCOMING = ".incoming-"
 """The prefix of folders and files that are still being written."""
 ABANDONED_SECONDS = 24 * 3600
 """The age at which such a folder counts as abandoned: far longer than any fold takes."""
+MANIFEST_BYTES = 64 << 20
+"""The most that a manifest may have; that of a network with a thousand BatchNorms has less than one megabyte."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,18 @@ class ModelVersion:
         return self.path / self.manifest.reference
 
 
-def model_names(repository: Path) -> list[str]:
-    """Names of the models in `repository`: folders that hold at least one numbered version."""
-    if not repository.is_dir():
-        raise BnfoldError(f"{repository}: no such folder; expected a model repository, made by bnfold fold --out")
-    return sorted(p.name for p in repository.iterdir() if NAME_PATTERN.fullmatch(p.name) and version_numbers(p))
-
-
-def version_numbers(model: Path) -> list[int]:
-    """Numbered versions in the folder of one model, ascending."""
-    if not model.is_dir():
-        return []
-    return sorted(int(p.name) for p in model.iterdir() if p.is_dir() and re.fullmatch(r"[1-9][0-9]*", p.name))
-
-
 def read_version(path: Path) -> ModelVersion:
-    """Read one version and check every digest. Raises `BnfoldError` that names the file at fault."""
+    """Read one version and check every digest. Raises `BnfoldError` that names the file at fault.
+
+    The manifest must list the graph and the reference; all that it lists are regular files inside `path`.
+    """
     file = path / "manifest.json"
     try:
-        text = file.read_text(encoding="utf-8")
+        with open_file(path, file.name) as stream:
+            content = stream.read(MANIFEST_BYTES + 1)
+        if len(content) > MANIFEST_BYTES:
+            raise BnfoldError(f"{file}: has more than {MANIFEST_BYTES >> 20} MB; fold the model again")
+        text = content.decode()
     except OSError as error:
         raise BnfoldError(
             f"{file}: cannot be read ({error.strerror}); expected a model directory REPOSITORY/NAME/VERSION"
@@ -78,9 +72,13 @@ def read_version(path: Path) -> ModelVersion:
         raise BnfoldError(f"{file}: {where}: {first['msg']}; fold the model again") from error
     if manifest.digest != _digest(json.loads(text)):
         raise BnfoldError(f"{file}: was changed after it was written (its digest differs); fold the model again")
+    for name in ("model.onnx", manifest.reference):
+        if name not in manifest.files:
+            raise BnfoldError(f"{file}: lists no {name}, so that nothing says what it must be; fold the model again")
     for name, expected in manifest.files.items():
         try:
-            actual = sha256(path / name)
+            with open_file(path, name) as stream:
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise BnfoldError(f"{path / name}: cannot be read ({error.strerror}); fold the model again") from error
         if actual != expected:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -36,7 +36,7 @@ class TensorSpec(_Strict):
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
 
 
 class Preprocessing(_Strict):
@@ -78,6 +78,82 @@ def all_batched(specs: Iterable[TensorSpec]) -> bool:
     return all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in specs)
 
 
+# What is read of the dictionaries in a manifest. Any key may be missing, because older versions wrote fewer, and there
+# may be others.
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Source(_Part):
+    overridable: list[str] = []
+    sha256: str = ""
+
+
+class _KeptFloat32(_Part):
+    layer: str
+    tensor: str
+    reason: str
+
+
+class _Precision(_Part):
+    type: PrecisionName = "fp32"
+    kept_float32: list[_KeptFloat32] = []
+
+
+class _BatchNorm(_Part):
+    name: str = ""
+    reason: str = ""
+
+
+class _Fold(_Part):
+    batchnorms: int = 0
+    folded: list[_BatchNorm] = []
+    kept: list[_BatchNorm] = []
+    open_activations: bool = False
+    precision: _Precision = _Precision()
+
+
+class _Output(_Part):
+    name: str
+    equivalent: bool = True
+    limit: float | None = None
+
+
+class _Decisions(_Part):
+    flips: int = 0
+    excused: int = 0
+
+
+class _Held(_Part):
+    holds: bool
+
+
+class _Verdict(_Part):
+    equivalent: bool = False
+    message: str = ""
+    outputs: list[_Output] = []
+    decisions: list[_Decisions] = []
+    algebra: _Held | None = None
+    rounding: _Held | None = None
+
+
+def _checked(part: type[_Part]) -> AfterValidator:
+    """Keeps the dictionary as it was written, since the digest is that of what was written."""
+
+    def check(written: dict[str, Any]) -> dict[str, Any]:
+        try:
+            part.model_validate(written)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise PydanticCustomError("part", "{text}", {"text": f"{where}: {first['msg']}"}) from error
+        return written
+
+    return AfterValidator(check)
+
+
 class Manifest(_Strict):
     """The content of `manifest.json`: one version of a model. `free_sizes` are the sizes that inputs are drawn with in
     place of free dimensions behind the batch (`fold.inputs`)."""
@@ -86,15 +162,15 @@ class Manifest(_Strict):
     name: str
     version: str
     created: str
-    source: dict[str, Any]
+    source: Annotated[dict[str, Any], _checked(_Source)]
     reference: Literal["reference.pt2", "unfolded.onnx"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
     free_sizes: tuple[int, ...] | None = None
-    fold: dict[str, Any]
-    verdict: dict[str, Any]
+    fold: Annotated[dict[str, Any], _checked(_Fold)]
+    verdict: Annotated[dict[str, Any], _checked(_Verdict)]
     versions: dict[str, str]
     files: dict[str, str] = {}
     digest: str = ""

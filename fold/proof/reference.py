@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fold.arrays import Arrays, Run, widened
-from fold.artifact import ModelVersion
+from fold.artifact import ModelVersion, check_file
 from fold.errors import BnfoldError
 from fold.proof.run_time import judge
 from fold.runtime import open_graph
@@ -250,6 +250,7 @@ def load_reference(
 
 
 def _load_float32(version: ModelVersion, provider: "Provider", unfolded: "ir.Model | None") -> Reference:
+    check_file(version.path, version.manifest.reference)
     if version.manifest.reference == "unfolded.onnx":
         return GraphReference(version.reference_file, unfolded)
     from fold.sources import load_program  # noqa: PLC0415

@@ -7,7 +7,7 @@ from functools import partial
 import onnx_ir as ir
 
 from fold.arrays import Arrays, Run
-from fold.artifact import ModelVersion
+from fold.artifact import ModelVersion, check_file
 from fold.engine import round_weights
 from fold.evaluate import NoisyEvaluator
 from fold.precision import FORMATS, Precision, keep_float32, lower, prepare, range_inputs
@@ -25,6 +25,7 @@ class Reduced:
 
 def load_unfolded(version: ModelVersion) -> ir.Model:
     """The graph that `version` was folded from, made again from its reference. Imports PyTorch for a `.pt2`."""
+    check_file(version.path, version.manifest.reference)
     if version.manifest.reference == "unfolded.onnx":
         # Before initializers among the inputs became constants, they stayed inputs, and the manifest did not list them.
         overridable = bool(version.manifest.source.get("overridable", True))

@@ -53,7 +53,9 @@ class ShadowSampler:
         self._model = model
         self._checker = checker
         self._limits: dict[str, deque[float]] = {}
-        self._proven = {output["name"]: output["limit"] or 0.0 for output in model.manifest.verdict.get("outputs", ())}
+        self._proven = {
+            output["name"]: output.get("limit") or 0.0 for output in model.manifest.verdict.get("outputs", ())
+        }
         self._silent_until = -math.inf
 
     def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:

@@ -28,7 +28,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A version that does not serve, and why."""
+    """A version that does not serve, and why. `version` is empty where the folder of a model cannot be read."""
 
     name: str
     version: str
@@ -38,7 +38,7 @@ class Absent:
     """Of a broken version: it cannot be loaded, or its certificate does not hold here."""
 
     def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
+        return f"{self.name}/{self.version}" if self.version else self.name
 
 
 class Observer(Protocol):

@@ -7,12 +7,12 @@ container mounts, where repositories live. A version is published by a rename, s
 import asyncio
 import logging
 
-from fold.artifact import model_names
+from fold.artifact import model_folders
 from fold.errors import BnfoldError
 from service.batching import on_thread
-from service.errors import ServiceError
+from service.errors import NotReadyError, ServiceError
 from service.repository.repository import Repository
-from service.repository.versions import stamp
+from service.repository.versions import ignored_folders, stamp
 
 log = logging.getLogger("bnfold")
 
@@ -49,15 +49,25 @@ class Poller:
         for name in sorted(name for name, found in stamps.items() if before.get(name) != found):
             try:
                 await self._repository.load_model(name)
+            except NotReadyError:  # no fault of the model, so the next poll tries it again
+                self._seen.pop(name)
             except ServiceError:  # the repository has logged it
                 continue
 
     def _stamps(self) -> Stamps:
-        folder = self._repository.settings.repository
+        """Of the models that have a version or cannot be read. Tells what is neither."""
+        folder, stamps = self._repository.settings.repository, {}
         try:
-            return {name: stamp(folder / name) for name in model_names(folder)}
+            models = model_folders(folder)
+            self._repository.tell_ignored("", ignored_folders("", models))
+            for name in models.found:
+                found, versions = stamp(folder / name)
+                self._repository.tell_ignored(name, ignored_folders(name, versions))
+                if found:
+                    stamps[name] = found
         except OSError as error:
             raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+        return stamps
 
     def _complain(self, text: str) -> None:
         """Once for each fault: a network folder that is away for an hour is one."""

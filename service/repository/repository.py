@@ -10,17 +10,24 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fold.artifact import NAME_PATTERN, model_names
+from fold.artifact import NAME_PATTERN, NAMES, model_folders
 from fold.errors import BnfoldError
 from fold.runtime import return_freed
 from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
 from service.repository.model import Absent, Entry, Model
-from service.repository.versions import Failure, LoadOutcome, Opened, open_versions
+from service.repository.versions import (
+    WHOLE_MODEL,
+    Failure,
+    LoadOutcome,
+    Opened,
+    ignored_folders,
+    ignored_versions,
+    open_versions,
+)
 from service.settings import Settings
 
 log = logging.getLogger("bnfold")
@@ -44,6 +51,8 @@ class Repository:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._retiring: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._ignored: dict[str, str] = {}
+        """What was last told of ignored folders, by the name of their model."""
 
     # Finding
 
@@ -69,8 +78,9 @@ class Repository:
                 if isinstance(entry, Model):
                     return entry
             return next(reversed(versions.values()))
-        if version not in versions:
-            raise NotFoundError(f"model {name!r} has no version {shown(version)}; here are: {', '.join(versions)}")
+        if not version or version not in versions:
+            known = ", ".join(filter(None, versions))
+            raise NotFoundError(f"model {name!r} has no version {shown(version)}; here are: {known}")
         return versions[version]
 
     def entries(self) -> list[Entry]:
@@ -110,22 +120,40 @@ class Repository:
         nothing can be loaded later, or if this machine cannot serve at all."""
         folder = self.settings.repository
         try:
-            for name in model_names(folder):
+            models = model_folders(folder)
+            self.tell_ignored("", ignored_folders("", models))
+            for name in models.found:
+                self.tell_ignored(name, ignored_versions(folder / name))
                 outcomes = open_versions(self.settings, name, {})
                 unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
                 if unable is not None:
                     raise BnfoldError(unable.reason)
-                self._take_over(name, outcomes)
+                if outcomes:
+                    self._take_over(name, outcomes)
         except OSError as error:
             raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+        except NotReadyError as error:
+            raise BnfoldError(str(error)) from error
         self.loaded = True
         if self.settings.repository_control != "fixed":
             return
         if not self._versions:
-            raise BnfoldError(f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes")
+            ignored = "".join(f"; ignored: {text}" for text in self._ignored.values())
+            raise BnfoldError(
+                f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes{ignored}"
+            )
         if not self.ready():
             reasons = "; ".join(f"{broken}: {broken.reason}" for broken in self.broken())
             raise BnfoldError(f"{folder}: no model can be served: {reasons}")
+
+    def tell_ignored(self, name: str, ignored: str) -> None:
+        """Log which folders of a model (of the repository, for an empty name) are ignored, once for each change."""
+        if ignored and ignored != self._ignored.get(name):
+            log.warning("bnfold: ignoring %s", ignored)
+        if ignored:
+            self._ignored[name] = ignored
+        else:
+            self._ignored.pop(name, None)
 
     # While serving
 
@@ -137,14 +165,18 @@ class Repository:
         loaded; then the old one serves on. Calls for one model run one after another.
         """
         if not NAME_PATTERN.fullmatch(name):
-            raise NotFoundError(f"no model is named {shown(name)}; expected a folder of the repository")
+            raise NotFoundError(f"no model is named {shown(name)}; expected a folder of the repository: {NAMES}")
         async with self._lock(name):
             known = dict(self._versions.get(name, {}))
             serving = {v: entry.manifest.digest for v, entry in known.items() if isinstance(entry, Model)}
             try:
                 outcomes = await self._open(name, serving)
                 if not outcomes:
-                    raise NotFoundError(f"no model is named {shown(name)} in {self.settings.repository}")
+                    ignored = self._ignored.get(name)
+                    raise NotFoundError(
+                        f"no model is named {shown(name)} in {self.settings.repository}"
+                        + (f"; ignored: {ignored}" if ignored else "")
+                    )
             except BaseException:
                 self._put_back(name, known)
                 raise
@@ -182,14 +214,11 @@ class Repository:
         def announce(version: str) -> None:
             loop.call_soon_threadsafe(self._set_loading, name, version)
 
-        job = partial(open_versions, self.settings, name, serving, halt=self._halt, announce=announce)
-        try:
-            return await on_thread(f"loading {name}", job)
-        except OSError as error:
-            self.failures["load"] += 1
-            reason = f"{error.filename or name}: cannot be read ({error.strerror})"
-            log.warning("bnfold: not loading %s: %s", name, reason)
-            raise BadRequestError(reason) from error
+        def job() -> dict[str, LoadOutcome]:
+            self.tell_ignored(name, ignored_versions(self.settings.repository / name))
+            return open_versions(self.settings, name, serving, halt=self._halt, announce=announce)
+
+        return await on_thread(f"loading {name}", job)
 
     def _halt(self) -> None:
         if self._stopping:
@@ -215,6 +244,12 @@ class Repository:
     def _take_over(self, name: str, outcomes: Mapping[str, LoadOutcome]) -> list[Model]:
         """Exchange the versions of a model in one step. Returns those that are to be retired."""
         before = self._versions.get(name, {})
+        unreadable = outcomes.get(WHOLE_MODEL)
+        if isinstance(unreadable, Failure):
+            self.failures[unreadable.cause] += 1
+            entry = Absent(name, WHOLE_MODEL, "UNAVAILABLE", unreadable.reason, unreadable.cause)
+            self._versions[name] = _ascending({**before, WHOLE_MODEL: entry})
+            return []
         old = {v: entry for v, entry in before.items() if isinstance(entry, Model)}
         new: Versions = {v: entry for v, entry in before.items() if entry.state == "UNLOADING"}
         for version, outcome in outcomes.items():
@@ -246,7 +281,7 @@ class Repository:
     async def _unload(self, name: str, reason: str) -> None:
         async with self._lock(name):
             self.entry(name)
-            versions = list(self._versions[name])
+            versions = [version for version in self._versions[name] if version != WHOLE_MODEL]
             models = [entry for entry in self._versions[name].values() if isinstance(entry, Model)]
             self._versions[name] = {v: Absent(name, v, "UNLOADING", "it is being unloaded") for v in versions}
             await self._retire_all(models)
@@ -290,11 +325,11 @@ class Repository:
                 provider, seconds = outcome.session.provider, outcome.seconds
                 log.info("bnfold: loaded %s/%s (%s) in %.2f s", name, version, provider, seconds)
             elif isinstance(outcome, Failure):
-                failed.append(f"{name}/{version}: {outcome.reason}")
+                failed.append(f"{Absent(name, version, 'UNAVAILABLE', '')}: {outcome.reason}")
                 log.warning("bnfold: not serving %s%s", failed[-1], f"; {serving} serves" if serving else "")
         if failed:
             raise BadRequestError(f"not loaded: {'; '.join(failed)}" + (f"; {serving} serves" if serving else ""))
 
 
 def _ascending(versions: Versions) -> Versions:
-    return {version: versions[version] for version in sorted(versions, key=int)}
+    return {version: versions[version] for version in sorted(versions, key=lambda version: int(version or 0))}

@@ -4,6 +4,7 @@ Nothing here belongs to the event loop: while the service runs, all of it happen
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from fold.artifact import ModelVersion, read_version, version_numbers
-from fold.errors import BnfoldError, first_line
+from fold.artifact import Listing, ModelVersion, read_version, version_folders
+from fold.errors import BnfoldError, first_line, is_out_of_files, printable
 from fold.runtime import ProviderUnavailableError
-from service.errors import ServiceError
+from service.errors import NotReadyError, ServiceError
 from service.runtime import CertificateError, ModelSession
 from service.settings import Settings
 
 log = logging.getLogger("bnfold")
+
+SHOWN_FOLDERS = 5
+"""Names of ignored folders that a line has."""
 
 FailureCause = Literal["load", "certificate"]
 Halt = Callable[[], None]
@@ -70,6 +74,8 @@ class Failure:
 
 
 LoadOutcome = Opened | Unchanged | Failure
+WHOLE_MODEL = ""
+"""In place of a version: what is said of the folder of a model that cannot be read."""
 
 
 def open_versions(
@@ -84,9 +90,13 @@ def open_versions(
 
     `serving` has the digests of the versions that serve now: they are not opened again, and if only the files on disk
     are broken, such a version still counts as one that works. `announce` gets each version before it is opened.
-    Empty if the model has no version. Raises `OSError` if its folder cannot be read.
+    Empty if the model has no version; only `WHOLE_MODEL` if its folder cannot be read. Raises `NotReadyError` if the
+    process is out of file descriptors.
     """
-    numbers = version_numbers(settings.repository / name)
+    try:
+        numbers = [int(version) for version in version_folders(settings.repository / name).found]
+    except OSError as error:
+        return {WHOLE_MODEL: _failure(error, f"{settings.repository / name}: cannot be read ({error.strerror})")}
     policy = VersionPolicy.of(settings.version_policy)
     found: dict[str, LoadOutcome] = {}
     working = 0
@@ -115,14 +125,25 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
     except ServiceError:
         raise
     except ProviderUnavailableError as error:
-        return Failure(str(error), "load", of_machine=True)
+        return _failure(error, str(error), of_machine=True)
     except CertificateError as error:
-        return Failure(str(error), "certificate")
+        return _failure(error, str(error), "certificate")
     except BnfoldError as error:
-        return Failure(str(error), "load")
+        return _failure(error, str(error))
     except Exception as error:  # a fault of one model must not keep the others from serving
+        failure = _failure(error, f"{type(error).__name__}: {first_line(error)}")
         log.exception("model %s/%s cannot be loaded", name, version)
-        return Failure(f"{type(error).__name__}: {first_line(error)}", "load")
+        return failure
+
+
+def _failure(error: Exception, text: str, cause: FailureCause = "load", *, of_machine: bool = False) -> Failure:
+    """Raises `NotReadyError` if it is not the model's: the process has no file descriptor left."""
+    if is_out_of_files(error):
+        raise NotReadyError(
+            "the service has no file descriptors left, so nothing was loaded; try again, or raise the limit of open "
+            "files (ulimit -n)"
+        ) from error
+    return Failure(printable(text), cause, of_machine)
 
 
 def _open(settings: Settings, version: ModelVersion, halt: Halt) -> ModelSession:
@@ -141,14 +162,58 @@ def _refuse_unproven(version: ModelVersion) -> None:
         )
 
 
-def stamp(model: Path) -> tuple[object, ...]:
-    """Changes when a version of the model is added or removed, or a file of it is written; costs a stat a file."""
-    found: list[object] = []
-    for number in version_numbers(model):
+def stamp(model: Path) -> tuple[tuple[object, ...], Listing]:
+    """What changes when a version of the model is added or removed, or a file of it is written; costs a stat a file.
+    Empty if it has no version. And what its folder holds.
+
+    What cannot be read is part of it, so that a fault is tried again when it changes, and not before. Raises `OSError`
+    if the process is out of file descriptors.
+    """
+    try:
+        listing = version_folders(model)
+    except OSError as error:
+        return (_fault(error),), Listing()
+    found: list[object] = list(listing.found)
+    for version in listing.found:
         try:
-            for file in sorted((model / str(number)).iterdir()):
+            with os.scandir(model / version) as entries:
+                files = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            found.append((version, _fault(error)))
+            continue
+        for file in files:
+            try:
                 info = file.stat()
-                found.append((number, file.name, info.st_ino, info.st_size, info.st_mtime_ns))
-        except OSError:  # it is being removed, and the next stamp will differ
-            found.append((number, time.monotonic_ns()))
-    return tuple(found)
+                found.append((version, file.name, info.st_ino, info.st_size, info.st_mtime_ns))
+            except OSError as error:
+                found.append((version, file.name, _fault(error)))
+    return tuple(found), listing
+
+
+def _fault(error: OSError) -> int | None:
+    if is_out_of_files(error):
+        raise error
+    return error.errno
+
+
+def ignored_folders(name: str, listing: Listing) -> str:
+    """One line about the folders that are no model, or no version of the model `name`; empty if there are none."""
+    by_reason: dict[str, list[str]] = {}
+    for folder, reason in listing.ignored.items():
+        by_reason.setdefault(reason, []).append(f"{name}/{folder}" if name else folder)
+    return "; ".join(f"{_some(folders)}: {reason}" for reason, folders in by_reason.items())
+
+
+def ignored_versions(model: Path) -> str:
+    """The same for the folder of a model; empty if it cannot be read."""
+    try:
+        if os.path.lexists(model) and not model.is_dir():
+            return f"{model.name}: it is no folder"
+        return ignored_folders(model.name, version_folders(model))
+    except OSError:
+        return ""
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN_FOLDERS
+    return ", ".join(names[:SHOWN_FOLDERS]) + (f" and {more} more" if more > 0 else "")

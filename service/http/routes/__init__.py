@@ -6,7 +6,7 @@ from service.http.routes.equivalence import Equivalence, equivalence_routes
 from service.http.routes.infer import Infer
 from service.http.routes.metadata import metadata_routes
 from service.http.routes.openapi import PATHS
-from service.http.routes.page import Page, render_page
+from service.http.routes.page import Page, read_report, render_page
 from service.http.routes.predict import Predict, v1_routes
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "control_routes",
     "equivalence_routes",
     "metadata_routes",
+    "read_report",
     "render_docs",
     "render_page",
     "v1_routes",

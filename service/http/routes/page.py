@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import HTMLResponse
 
-from fold.artifact import Manifest, TensorSpec
+from fold.artifact import Manifest, TensorSpec, open_file
+from fold.errors import BnfoldError
+from service.errors import NotFoundError
 from service.operations import package_version
 from service.protocol import DTYPES
 from service.repository import Model, Repository
@@ -27,6 +29,10 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
 }
+
+
+LONGEST_EXAMPLE = 400
+"""Characters of a row that a page shows."""
 
 
 class Page(HTMLResponse):
@@ -44,6 +50,18 @@ def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:
         models=[_model(model, base_url.rstrip("/")) for model in repository.ready()],
         broken=repository.broken(),
     )
+
+
+def read_report(folder: Path, model: str) -> str:
+    """The report that `bnfold fold` wrote into the folder of a version. Raises `NotFoundError` if there is none that
+    may be shown: links may lead anywhere, and a pipe would never end."""
+    try:
+        with open_file(folder, "report.html") as file:
+            return file.read().decode()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"model {model} has no report.html") from error
+    except (BnfoldError, OSError, UnicodeDecodeError) as error:
+        raise NotFoundError(f"model {model} has no report.html that can be read as a text of its folder") from error
 
 
 @cache
@@ -81,9 +99,11 @@ def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
     """Name of each part of the certificate that was computed, and whether it holds."""
     parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
     if "outputs" in verdict:
-        parts.append(("run time", all(output["equivalent"] for output in verdict["outputs"])))
+        parts.append(("run time", all(output.get("equivalent", True) for output in verdict["outputs"])))
     if verdict.get("decisions"):
-        parts.append(("decisions", all(found["flips"] == found["excused"] for found in verdict["decisions"])))
+        parts.append(
+            ("decisions", all(found.get("flips", 0) == found.get("excused", 0) for found in verdict["decisions"]))
+        )
     return parts
 
 
@@ -102,9 +122,9 @@ def example_value(spec: TensorSpec, *, batched: bool) -> Any:
     """A row of one input; an ellipsis if the row is too long to read."""
     value: Any = {"b": False, "O": "text"}.get(DTYPES[spec.datatype].kind, 0)
     for size in reversed(spec.shape[1:] if batched else spec.shape):
-        value = [value] * max(size, 1)
-        if len(json.dumps(value)) > 400:
+        if max(size, 1) * (len(json.dumps(value)) + 2) > LONGEST_EXAMPLE:  # a manifest may name any size
             return "…"
+        value = [value] * max(size, 1)
     return value
 
 

@@ -16,13 +16,12 @@ from tritonclient.grpc import model_config_pb2
 from fold.artifact.directory import (
     ABANDONED_SECONDS,
     INCOMING,
-    model_names,
     new_version,
     next_version,
     read_version,
-    version_numbers,
     write_manifest,
 )
+from fold.artifact.files import model_folders, version_numbers
 from fold.artifact.manifest import Manifest, Preprocessing, TensorSpec
 from fold.artifact.triton import write_triton_config
 from fold.errors import BnfoldError
@@ -55,7 +54,7 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
     assert version.manifest.inputs == MANIFEST.inputs
     assert set(version.manifest.files) == {"model.onnx", "reference.pt2"}
     assert version.model_file.read_bytes() == b"graph"
-    assert model_names(tmp_path) == ["m"]
+    assert model_folders(tmp_path).found == ("m",)
 
 
 def test_a_manifest_from_before_there_was_a_key_is_read(tmp_path) -> None:
@@ -137,7 +136,6 @@ with new_version(Path({str(tmp_path)!r}), "m", 1) as folder:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     assert version_numbers(tmp_path / "m") == []
-    assert model_names(tmp_path) == []
     left = list((tmp_path / "m").glob(f"{INCOMING}*"))
     assert len(left) == 1
     publish(tmp_path)

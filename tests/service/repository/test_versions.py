@@ -61,15 +61,15 @@ def test_candidates_come_newest_first() -> None:
 
 
 def test_a_stamp_tells_what_changed(folder: Path) -> None:
-    seen = [stamp(folder / "net")]
-    assert stamp(folder / "net") == seen[0]
+    seen = [stamp(folder / "net")[0]]
+    assert stamp(folder / "net")[0] == seen[0]
     corrupt(folder / "net" / "1")
-    seen.append(stamp(folder / "net"))
+    seen.append(stamp(folder / "net")[0])
     served.net(folder, version=2)
-    seen.append(stamp(folder / "net"))
+    seen.append(stamp(folder / "net")[0])
     (folder / "net" / ".incoming-1").mkdir()
-    assert stamp(folder / "net") == seen[-1], "what is not published yet is none of a reader's business"
+    assert stamp(folder / "net")[0] == seen[-1], "what is not published yet is none of a reader's business"
     shutil.rmtree(folder / "net" / "2")
-    seen.append(stamp(folder / "net"))
+    seen.append(stamp(folder / "net")[0])
     assert len({*seen[:3]}) == 3
     assert seen[3] == seen[1]

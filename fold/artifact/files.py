@@ -1,0 +1,101 @@
+"""The folders and files of a model repository, read in a way that nothing in it can hold up or mislead the reader.
+
+Whoever can write to the repository may leave anything there: pipes, devices, links that lead outside or in a circle.
+Only regular files inside the folder of a version are opened, and never one that could block.
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+from fold.errors import BnfoldError, printable
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+VERSION_PATTERN = re.compile(r"[1-9][0-9]*")
+NAMES = "a model's folder has a name of letters, digits, '_', '-' and '.', with a letter or digit first"
+NUMBERS = "a version's folder is named by a whole number from 1, without leading zeros"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The folders inside a folder: names of those that count, and why others do not, by their printable names. Hidden
+    folders and files are in neither."""
+
+    found: tuple[str, ...] = ()
+    ignored: dict[str, str] = field(default_factory=dict)
+
+
+def model_folders(repository: Path) -> Listing:
+    """The folders of models, ascending. Raises `BnfoldError` if there is no such repository, `OSError` if it cannot be
+    read."""
+    if not repository.is_dir():
+        raise BnfoldError(f"{repository}: no such folder; expected a model repository, made by bnfold fold --out")
+    return _listing(repository, NAME_PATTERN, NAMES)
+
+
+def version_folders(model: Path) -> Listing:
+    """The numbered folders of one model, ascending; none if there is no such folder. Raises `OSError` if it cannot be
+    read."""
+    try:
+        listing = _listing(model, VERSION_PATTERN, NUMBERS)
+    except (FileNotFoundError, NotADirectoryError):
+        return Listing()
+    return Listing(tuple(sorted(listing.found, key=int)), listing.ignored)
+
+
+def version_numbers(model: Path) -> list[int]:
+    """Numbered versions in the folder of one model, ascending."""
+    return [int(version) for version in version_folders(model).found]
+
+
+def open_file(folder: Path, name: str) -> BufferedReader:
+    """Open a file of a version. Raises `BnfoldError` unless it is a regular file inside `folder`, `OSError` if it
+    cannot be read."""
+    path = folder / name
+    try:
+        path.stat()  # long chains and circles of links end here
+        real, inside = os.path.realpath(path), os.path.realpath(folder)
+        if os.path.commonpath((real, inside)) != inside:
+            raise BnfoldError(f"{path}: lies outside of its version's folder; copy it there")
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except ValueError as error:  # a name with a null byte
+        raise BnfoldError(f"{printable(str(path))}: is no name of a file") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BnfoldError(f"{path}: is not a regular file; replace it by one")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_file(folder: Path, name: str) -> None:
+    """Raise `BnfoldError` unless a file of a version can be opened."""
+    try:
+        open_file(folder, name).close()
+    except OSError as error:
+        raise BnfoldError(f"{folder / name}: cannot be read ({error.strerror}); fold the model again") from error
+
+
+def _listing(folder: Path, pattern: re.Pattern[str], why: str) -> Listing:
+    found, ignored = [], {}
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            is_folder, matches = _is_folder(entry), pattern.fullmatch(entry.name)
+            if is_folder and matches:
+                found.append(entry.name)
+            elif is_folder:
+                ignored[printable(entry.name)] = why
+            elif matches and (entry.is_symlink() or pattern is VERSION_PATTERN):
+                ignored[printable(entry.name)] = "it is no folder"
+    return Listing(tuple(found), ignored)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link to one; false for links in a circle and for what may not be looked at."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
