@@ -1,5 +1,6 @@
 """What is loaded when, which a linter cannot see. Who may import whom is in pyproject.toml (import-linter)."""
 
+import ast
 import subprocess
 import sys
 
@@ -27,3 +28,18 @@ def test_every_name_of_a_face_is_there() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["True"] * 4
+
+
+def test_benchmarks_find_what_they_import_from_the_checkout() -> None:
+    """A benchmark runs without pytest, which alone knows that `support` is in tests/."""
+    waiting, seen = sorted((ROOT / "benchmarks").rglob("*.py")), set()
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        for name in (node.module for node in imports if node.module and not node.level):
+            assert name.partition(".")[0] != "support", file
+            inner = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if name.startswith("tests.") and inner.exists() and inner not in seen:
+                waiting.append(inner)
+    assert ROOT / "tests/support/folding.py" in seen

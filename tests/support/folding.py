@@ -21,7 +21,8 @@ from fold.engine.report import FoldReport
 from fold.evaluate.float64 import as_float64, evaluate
 from fold.graph.file import read_graph, save_graph
 from models.frozen_resnet import FrozenBatchNorm2d
-from support import ROOT
+
+from . import ROOT
 
 ARCHITECTURES = {
     "mlp": (1, 8, 8),
