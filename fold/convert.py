@@ -2,7 +2,8 @@
 
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,16 +25,24 @@ from fold.artifact import (
 )
 from fold.engine import FoldReport, fold_graph, round_weights
 from fold.errors import BnfoldError
-from fold.graph import read_graph, save_graph
+from fold.graph import read_graph, refuse_not_finite, save_graph
 from fold.inputs import drawn_inputs, read_preprocessing, refuse_misfit, unscaled, working_sizes
 from fold.precision import Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import OBSERVED_ROWS, observe_layers, write_html
-from fold.runtime import Provider, tool_versions
+from fold.runtime import Provider, ProviderUnavailableError, tool_versions
 from fold.sources import Source, Unfolded, read_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+COPIES = {
+    "model.onnx": "the folded graph",
+    "unfolded.onnx": "the unfolded graph",
+    "reference.pt2": "the unfolded model",
+}
+"""What errors call the files of a version that is not published yet."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def convert(
 
     # 2. Read the source and export the unfolded graph.
     announce(f"reading {source.path}")
-    unfolded = read_source(source, announce)
+    unfolded = _read(source, announce)
     changes, arch_file = tuple(unfolded.described.get("changes", ())), unfolded.arch_file
 
     # 3. Fold it.
@@ -136,14 +145,15 @@ def convert(
             gc.collect()  # graphs contain reference cycles
 
             # 6. Prove what was written.
-            certificate = certify(
-                ModelVersion(folder, manifest),
-                samples=samples,
-                seed=seed,
-                provider=provider,
-                unfolded=graph,
-                announce=announce,
-            )
+            with _naming(source.path, folder):
+                certificate = certify(
+                    ModelVersion(folder, manifest),
+                    samples=samples,
+                    seed=seed,
+                    provider=provider,
+                    unfolded=graph,
+                    announce=announce,
+                )
             if not certificate:
                 raise _ProofFailedError
 
@@ -151,8 +161,7 @@ def convert(
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
             inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
-            stored = read_graph(folder / "model.onnx").model
-            observed = observe_layers(graph, stored, carried, report, inputs)
+            observed = observe_layers(graph, read_graph(folder / "model.onnx").model, carried, report, inputs)
             write_html(folder / "report.html", manifest, report, observed)
             _write_canary(folder, certificate.verdict)
             if manifest.labels:
@@ -162,6 +171,28 @@ def convert(
     except _ProofFailedError:
         path = None
     return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file)
+
+
+def _read(source: Source, announce: Callable[[str], None]) -> Unfolded:
+    unfolded = read_source(source, announce)
+    with _naming(source.path):
+        refuse_not_finite(unfolded.model)
+    return unfolded
+
+
+@contextmanager
+def _naming(source: Path, folder: Path | None = None) -> Iterator[None]:
+    """Errors name the file of the user, and not the graphs in `folder`, which nobody can look at later."""
+    try:
+        yield
+    except ProviderUnavailableError:
+        raise
+    except BnfoldError as error:
+        text = str(error)
+        if folder is not None:
+            for name, graph in COPIES.items():
+                text = text.replace(str(folder / name), graph)
+        raise BnfoldError(text if str(source) in text else f"{source}: {text}") from error
 
 
 def _manifest(
@@ -183,7 +214,8 @@ def _manifest(
         verdict={},
         versions=tool_versions(),
     )
-    sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
+    with _naming(source.path):
+        sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
     return manifest.model_copy(update={"free_sizes": sizes})
 
 

@@ -147,7 +147,8 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
         incoming.rename(final)
         _sync(model)
     except OSError as error:
-        raise BnfoldError(f"{error.filename or incoming}: cannot be written ({error.strerror})") from error
+        path = str(error.filename or incoming).replace(str(incoming), str(final))
+        raise BnfoldError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         if incoming.exists():
             shutil.rmtree(incoming, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from fold.graph.file import GraphFile, read_graph, save_graph
 from fold.graph.lifting import CONSTANT_IR, Lifted, close_initializers, lift, needs_lifting
+from fold.graph.parameters import refuse_not_finite
 from fold.graph.reading import (
     FLOATS,
     SCALE,
@@ -61,6 +62,7 @@ __all__ = [
     "parameter",
     "read_graph",
     "real",
+    "refuse_not_finite",
     "save_graph",
     "spatial_sizes",
     "text",

@@ -48,9 +48,9 @@ def scale_and_shift(node: ir.Node) -> tuple[Array, Array] | Reason:
     if any(tensor is None for tensor in tensors):
         return Reason(Code.COMPUTED_PARAMETERS, name)
     gamma, beta, mean, variance = (float64(tensor) for tensor in tensors if tensor is not None)
-    if not all(np.isfinite(array).all() for array in (gamma, beta, mean, variance)):
-        return Reason(Code.NOT_FINITE, name)
     epsilon = _epsilon(node)
+    if not all(np.isfinite(array).all() for array in (gamma, beta, mean, variance, epsilon)):
+        return Reason(Code.NOT_FINITE, name)
     if (variance + epsilon <= 0).any():
         channel = int(np.flatnonzero(variance + epsilon <= 0)[0])
         return Reason(

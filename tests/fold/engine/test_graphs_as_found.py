@@ -162,6 +162,14 @@ def test_a_batchnorm_without_a_map_is_kept_for_that_reason(batchnorm, epsilon, c
     assert words in kept.reason
 
 
+@pytest.mark.parametrize("epsilon", [np.nan, np.inf])
+def test_a_batchnorm_whose_epsilon_is_not_finite_is_kept(epsilon) -> None:
+    proto = onnx.shape_inference.infer_shapes(model("c = Conv(x, W) y = BN(c~"))
+    proto.graph.node[-1].attribute.append(onnx.helper.make_attribute("epsilon", epsilon))
+    (kept,) = fold.fold_model(ir.from_proto(proto))[1].kept
+    assert kept.code == "not_finite"
+
+
 def test_a_batchnorm_of_no_channels_is_kept() -> None:
     nothing = dict.fromkeys(BATCHNORM, np.zeros(0))
     proto = model("u = BN(x~ y = Relu(u)", x="n, 0, 8, 8", **nothing)

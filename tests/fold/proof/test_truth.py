@@ -1,6 +1,7 @@
 """No certificate on a false or an empty truth: a wrong reference is doubted, a part that compared nothing fails."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from onnx.reference.op_run import OpRun
 
 from fold.artifact import check_canary, read_version, write_canary
 from fold.cli import main
+from fold.errors import BnfoldError
 from fold.evaluate import float64
+from fold.graph import read_graph, refuse_not_finite
+from fold.proof import certifier
 from fold.proof.decisions import decide
 from fold.proof.run_time import judge
 from support.folding import architecture, randomise
@@ -135,32 +139,87 @@ def test_a_mask_of_infinities_is_no_obstacle_to_decisions() -> None:
 # --- An empty truth
 
 
-@pytest.mark.parametrize(
-    ("weights", "attribute"),
-    [
-        ({"w": np.full_like(CONV, np.nan)}, ""),
-        ({"m": np.full(6, np.nan)}, ""),
-        ({"v": np.full(6, -1.0)}, ""),
-        ({}, "<epsilon=-9.0>"),
-    ],
-    ids=["weights of NaN", "a mean of NaN", "a negative variance", "a negative epsilon"],
-)
+NAN, INF = float("nan"), float("inf")
+SPOILT = {
+    "weights of NaN": ({"w": np.full_like(CONV, NAN)}, None, "h has parameters that are NaN or infinite: 162 of 162"),
+    "a mean of NaN": ({"m": [1.0, NAN, 0, 0, 0, 0]}, None, "n has parameters that are NaN or infinite: 1 of 6 numbers"),
+    "an infinite gamma": ({"s": [INF, 1.0, 1, 1, 1, 1]}, None, "n has parameters that are NaN or infinite: 1 of 6"),
+    "an infinite variance": ({"v": [INF, 1.0, 1, 1, 1, 1]}, None, "n has parameters that are NaN or infinite: 1 of 6"),
+    "a negative variance": ({"v": [1.0, 1, 1, -1, 1, 1]}, None, "n has a variance + ε of -1 in channel 3"),
+    "no variance": ({"v": [1.0, 1, 0, 1, 1, 1]}, 0.0, "n has a variance + ε of 0 in channel 2"),
+    "an epsilon of NaN": ({}, NAN, "n has an ε of nan, expected a number of at least 0"),
+    "an infinite epsilon": ({}, INF, "n has an ε of inf, expected a number of at least 0"),
+    "a small negative epsilon": ({}, -0.125, "n has an ε of -0.125, expected a number of at least 0"),
+    "a NaN that is added": ({"t": [0.0, NAN, 0]}, None, "u has parameters that are NaN or infinite: 1 of 3 numbers"),
+}
+
+
+def spoil(file: Path, case: str) -> Path:
+    """Behind a Relu an infinity of one channel shows nowhere among the finite values that are compared."""
+    weights, epsilon, _ = SPOILT[case]
+    given = {name: np.asarray(array) for name, array in {"t": np.zeros(3), **weights}.items()}
+    given["t"] = given["t"].reshape(3, 1, 1)
+    body = "u = Add(x, t) h = Conv<pads=[1,1,1,1]>(u, w) n = BatchNormalization(h, s, b, m, v) y = Relu(n)"
+    model = onnx.load(write(file, body, **given))
+    if epsilon is not None:
+        model.graph.node[2].attribute.append(onnx.helper.make_attribute("epsilon", epsilon))
+    onnx.save(model, file)
+    return file
+
+
+@pytest.mark.parametrize("case", ["an epsilon of NaN", "an infinite gamma"])
+def test_a_model_with_a_parameter_that_is_not_finite_is_not_published(case, tmp_path, capsys) -> None:
+    source = spoil(tmp_path / "net.onnx", case)
+    code, _, said = fold(capsys, source)
+    assert (code, published(source)) == (2, [])
+    assert said.startswith(f"bnfold: {source}: {SPOILT[case][-1]}")
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_what_is_not_finite_is_named(case, tmp_path) -> None:
+    model = read_graph(spoil(tmp_path / "net.onnx", case)).model
+    with pytest.raises(BnfoldError, match=re.escape(SPOILT[case][-1])):
+        refuse_not_finite(model)
+
+
 @pytest.mark.parametrize("sizes", ["8,8", "height,width"])
-def test_a_model_without_a_finite_output_is_not_published(weights, attribute, sizes, tmp_path, capsys) -> None:
-    body = f"h = Conv<pads=[1,1,1,1]>(x, w) n = BatchNormalization{attribute}(h, s, b, m, v) y = Sigmoid(n)"
-    source = write(tmp_path / "net.onnx", body, f"float[n,3,{sizes}] x) => (float[n,6,{sizes}] y", **weights)
+def test_a_model_without_a_finite_output_is_not_published(sizes, tmp_path, capsys) -> None:
+    body = f"{NORMALISED} e = Exp(n) k = Neg(e) y = Log(k)"
+    source = write(tmp_path / "net.onnx", body, f"float[n,3,{sizes}] x) => (float[n,6,{sizes}] y")
     code, conversion, said = fold(capsys, source)
     assert code == 1
     assert published(source) == []
     assert "output 'y' of the unfolded model has no finite value, so nothing of it was compared" in said
-    first = "h (Conv)" if "w" in weights else "n (BatchNormalization)"
-    assert f"the first node that writes no finite number is {first}" in said
+    assert "the first node that writes no finite number is y (Log)" in said
     assert f"the inputs were x [4, 3, {'8, 8' if sizes == '8,8' else '32, 32'}]" in said
     assert "--input" in said
     verdict = conversion["verdict"]
     assert (verdict["compared"], verdict["algebra"]["compared"], verdict["algebra"]["holds"]) == (0, 0, False)
     assert not verdict["rounding"]["holds"]
     assert not verdict["runtime_holds"]
+
+
+def test_an_infinity_that_is_a_mask_is_no_fault(tmp_path) -> None:
+    mask = np.array([0, -INF] * 4)
+    source = write(tmp_path / "net.onnx", f"{NORMALISED} a = Add(n, mask) y = Softmax(a)", mask=mask)
+    refuse_not_finite(read_graph(source).model)
+
+
+def test_errors_of_the_proof_name_the_file_of_the_user(tmp_path, capsys, monkeypatch) -> None:
+    """The graphs that are proven lie in a folder that is removed."""
+    source = write(tmp_path / "net.onnx", NORMALISED.replace("n =", "y ="))
+
+    def refuse(path: Path, **_: object) -> None:
+        raise BnfoldError(f"{path}: ONNX Runtime cannot load it: too new")
+
+    monkeypatch.setattr(certifier, "open_session", refuse)
+    code, _, said = fold(capsys, source)
+    assert code == 2
+    assert said == f"bnfold: {source}: the folded graph: ONNX Runtime cannot load it: too new"
+    assert list((tmp_path / "repository" / "net").iterdir()) == []
+    body = "h = Conv(x, none) y = BatchNormalization(h, s, b, m, v)"
+    source = write(tmp_path / "net.onnx", body, "float[n,0,8,8] x) => (float[n,6,6,6] y", none=np.zeros((6, 0, 3, 3)))
+    assert fold(capsys, source)[2].startswith(f"bnfold: {source}: the unfolded graph, of opset 18, cannot be evaluated")
 
 
 def test_a_batchnorm_of_no_channels_is_not_published(tmp_path, capsys) -> None:
