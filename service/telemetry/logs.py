@@ -108,7 +108,7 @@ class ThrottledLog:
             self._left_out += 1
             return
         left_out, self._left_out = self._left_out, 0
-        more = f"; {left_out} more warnings of clients were left out before" if left_out else ""
+        more = f" (lines left out before this one: {left_out})" if left_out else ""
         self._log.warning(f"bnfold: {text}{more}", *arguments)
 
 

@@ -201,5 +201,5 @@ def test_warnings_that_clients_cause_are_few(caplog: pytest.LogCaptureFixture) -
             said.warning("client %d", number, now=5 + number / 100)
         said.warning("client %d", 100, now=6)
         said.warning("client %d", 101, now=6.5)
-    more = "; 97 more warnings of clients were left out before"
+    more = " (lines left out before this one: 97)"
     assert caplog.messages == [f"bnfold: client {n}{more if n == 100 else ''}" for n in (0, 1, 2, 100, 101)]

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.telemetry import ThrottledLog
 from support.serving import PATIENCE
 
 INFER = "/v2/models/net/infer"
@@ -107,15 +108,17 @@ def test_a_body_that_trickles_is_408_however_often_a_byte_comes(strict: Any) -> 
         assert let_go(connection, b" ")
 
 
-def test_a_client_that_does_not_read_is_let_go(strict: Any) -> None:
+def test_a_client_that_does_not_read_is_let_go(strict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for far more than the kernel's buffers hold, and reads nothing of it."""
+    monkeypatch.setattr(ThrottledLog, "LINES", 1 << 30)
     with closing(connect(strict)) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert let_go(connection, b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
     assert strict.get("/v2/health/live").status_code == 200
     assert [line for line in strict.lines if not line.startswith("bnfold: ")] == [], "no traceback is logged"
     said = [line for line in strict.lines if "read nothing of its answer" in line]
-    assert said == ["bnfold: a client read nothing of its answer for 1 seconds; its connection was closed"]
+    assert len(said) == 1
+    assert said[0].startswith("bnfold: a client read nothing of its answer for 1 seconds; its connection was closed")
 
 
 def test_one_connection_too_many_is_503_and_the_others_are_served(repository: Path, start: Callable[..., Any]) -> None:
