@@ -122,6 +122,8 @@ class Application(FastAPI):
             return
         if scope.get("root_path"):
             scope = _without_doubled_prefix(scope)
+        if scope["method"] in ("GET", "HEAD"):
+            scope = _as_get(scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
             self.access.check(path, scope["headers"])
@@ -213,6 +215,14 @@ def _without_doubled_prefix(scope: Scope) -> Scope:
     return {**scope, "path": inner} if inner.startswith(f"{prefix}/") else scope
 
 
+def _as_get(scope: Scope) -> Scope:
+    """HEAD is GET, of whose answer uvicorn leaves out the body. One slash behind a path that is read means nothing."""
+    path: str = scope["path"]
+    if path.endswith("/") and path != f"{scope.get('root_path', '')}/":
+        path = path[:-1]
+    return {**scope, "method": "GET", "path": path}
+
+
 def _add_pages(app: Application) -> None:
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Page:
@@ -244,12 +254,15 @@ def _answer_errors_in_json(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
         where = f"{request.method} {request.url.path[:200]}"
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
         texts = {
             404: f"{where}: no such path; /docs lists all paths",
-            405: f"{where}: this method is not allowed; expected {(error.headers or {}).get('Allow', 'another')}",
+            405: f"{where}: this method is not allowed; expected {headers.get('Allow', 'another')}",
         }
         return _response(
-            error.status_code, error_body(texts.get(error.status_code, f"{where}: {error.detail}")), error.headers
+            error.status_code, error_body(texts.get(error.status_code, f"{where}: {error.detail}")), headers
         )
 
     @app.exception_handler(RequestValidationError)

@@ -78,6 +78,14 @@ class UnsupportedError(ServiceError):
     status = 415
     kind = "unsupported"
 
+    def __init__(self, text: str, encodings: str = "") -> None:
+        """`encodings` are those that would be read, where it is the body's that is not (RFC 9110, 15.5.16)."""
+        super().__init__(text)
+        self._encodings = encodings
+
+    def headers(self) -> Headers:
+        return [(b"accept-encoding", self._encodings.encode())] if self._encodings else []
+
 
 class BusyError(ServiceError):
     """The queue is full. An answer now is better than a time-out later."""

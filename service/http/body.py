@@ -65,7 +65,8 @@ async def _unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
         return body
     if encoding not in _WINDOW:
         name = encoding.decode("latin-1")
-        raise UnsupportedError(f"Content-Encoding {name!r} is not read here; expected gzip, deflate or none")
+        text = f"Content-Encoding {name!r} is not read here; expected gzip, deflate or none"
+        raise UnsupportedError(text, encodings="gzip, deflate")
     if len(body) <= INLINE:
         return _inflate(body, encoding, limit)
     return await asyncio.to_thread(_inflate, body, encoding, limit)

@@ -73,7 +73,12 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
     parameters = parameters_of(document)
     outputs = select(_listed(document), signature, binary=flag(parameters, "binary_data_output", default=False))
     priority, timeout = schedule(parameters)
-    if length_header is None or request_id is not None or start > LARGEST_HEADER or any("data" in i for i in items):
+    if (
+        length_header is None
+        or request_id is not None
+        or start > LARGEST_HEADER
+        or any(i.get("data") is not None for i in items)
+    ):
         return InferRequest(arrays, outputs, request_id, priority, timeout)
     tensors = tuple(
         (item["name"], item["datatype"], array.shape, array.size, item["parameters"]["binary_data_size"])
@@ -108,10 +113,10 @@ def _read_input(
     shape, count = checked_shape(name, item.get("shape"), wire_dtype(name, datatype).itemsize)
     said = parameters_of(item).get("binary_data_size")
     if said is None:
-        if "data" not in item:
+        if item.get("data") is None:
             raise BadRequestError(f"input {name!r} has neither data nor parameters.binary_data_size; expected one")
         return name, from_json(name, datatype, shape, count, item["data"]), offset
-    if "data" in item:
+    if item.get("data") is not None:
         raise BadRequestError(f"input {name!r} has data and parameters.binary_data_size; expected one of them")
     size = check_size(name, datatype, shape, count, said)
     if offset + size > len(body):
@@ -126,7 +131,10 @@ def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
         return []
     if type(listed) is not list:
         raise BadRequestError(f'"outputs" is {shown(listed)}; expected a list of objects with "name"')
-    return [(item.get("name"), parameters_of(item)) if type(item) is dict else (item, {}) for item in listed]
+    for item in listed:
+        if type(item) is not dict:
+            raise BadRequestError(f'an output is {shown(item)}; expected an object with "name"')
+    return [(item.get("name"), parameters_of(item)) for item in listed]
 
 
 def encode(

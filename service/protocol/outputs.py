@@ -20,7 +20,7 @@ def select(listed: Iterable[tuple[Any, Parameters]], signature: Signature, *, bi
         if name in selected:
             raise BadRequestError(f"output {name!r} was asked for twice; expected once")
         in_binary = flag(parameters, "binary_data", default=binary)
-        classes = whole(parameters, "classification") if "classification" in parameters else 0
+        classes = whole(parameters, "classification") if parameters else 0
         selected[name] = _checked((name, in_binary, classes), signature)
     return tuple(selected.values()) or every_output(signature, binary=binary)
 

@@ -25,15 +25,20 @@ def parameters_of(holder: dict[str, Any]) -> Parameters:
 
 
 def flag(parameters: Parameters, key: str, *, default: bool) -> bool:
-    value = parameters.get(key, default)
+    """`default` if it is left out or null, as every parameter may be."""
+    value = parameters.get(key)
+    if value is None:
+        return default
     if type(value) is not bool:
         raise BadRequestError(f"parameters.{key} is {shown(value)}; expected true or false")
     return value
 
 
 def whole(parameters: Parameters, key: str) -> int:
-    """A whole number from 0; 0 if it is left out."""
-    value = parameters.get(key, 0)
+    """A whole number from 0; 0 if it is left out or null."""
+    value = parameters.get(key)
+    if value is None:
+        return 0
     if type(value) is not int or not 0 <= value <= MAX_WHOLE:
         raise BadRequestError(f"parameters.{key} is {shown(value)}; expected a whole number from 0")
     return value

@@ -149,7 +149,7 @@ def _read(body: bytes, length_header: bytes | None, model: Model, settings: Sett
         return CheckRequest(samples=samples)
     document: dict[str, Any] = {}
     if length_header is None:
-        document = parse_object(body, settings.max_json_depth, EXPECTED)
+        document = _given(parse_object(body, settings.max_json_depth, EXPECTED))
     if length_header is None and "inputs" not in document:
         unknown = ", ".join(shown(k) for k in document if k not in ("samples", "seed", "parts", "search_seconds"))
         if unknown:
@@ -164,8 +164,13 @@ def _read(body: bytes, length_header: bytes | None, model: Model, settings: Sett
     arrays = decode(body, length_header, signature, settings.max_json_depth).inputs
     signature.check(arrays, settings.max_samples)
     if length_header is not None and (length := int(length_header)):  # which `decode` has checked
-        document = parse_object(body[:length], settings.max_json_depth, EXPECTED)
+        document = _given(parse_object(body[:length], settings.max_json_depth, EXPECTED))
     return CheckRequest(given=arrays, parts=_parts(document), search_seconds=_search_seconds(document, settings))
+
+
+def _given(document: dict[str, Any]) -> dict[str, Any]:
+    """What is not null: null is as good as left out."""
+    return {key: value for key, value in document.items() if value is not None}
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

@@ -54,7 +54,9 @@ def metadata_routes(
         body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
         expected = '{"ready": true or false}, {} or an empty body'
         asked = parse_object(body, settings.max_json_depth, expected) if body else {}
-        ready = asked.get("ready", False)
+        ready = asked.get("ready")
+        if ready is None:
+            ready = False
         if type(ready) is not bool:
             raise BadRequestError(f"ready is {shown(ready)}; expected {expected}")
         return repository.index(ready=ready)

@@ -44,7 +44,9 @@ def raw(service: Any, *parts: bytes, pause: float = 0.0) -> tuple[int, dict[str,
     ("method", "path", "status", "message"),
     [
         ("GET", "/nowhere", 404, "GET /nowhere: no such path; /docs lists"),
-        ("GET", "/v2/", 404, "no such path"),
+        ("GET", "/v2//", 404, "no such path"),
+        ("POST", FREE + "/", 404, "no such path"),
+        ("POST", "/metrics", 405, "expected GET, HEAD"),
         ("POST", "/v2/models/a/b/infer", 404, "no such path"),
         ("POST", "/v2/models//infer", 404, "no model is named ''"),
         ("POST", "/v2/models/..%2f..%2fetc/infer", 404, "no such path"),
@@ -65,6 +67,85 @@ def test_every_refusal_is_json(service: Any, method: str, path: str, status: int
     assert headers["content-type"] == "application/json"
     assert message in json.loads(body)["error"]
     assert ("allow" in headers) is (status == 405)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/net", "/v2/models/net/versions/1/ready", "/metrics"],
+)
+def test_a_slash_behind_a_path_that_is_read_means_nothing(service: Any, path: str) -> None:
+    """`/v2/` is how the protocol's own OpenAPI document names it."""
+    plain, slash = service.get(path), service.get(f"{path}/")
+    assert (slash.status_code, slash.headers["content-type"]) == (200, plain.headers["content-type"])
+    assert slash.content == plain.content or path == "/metrics"
+
+
+def test_a_slash_opens_no_path_that_is_closed(repository: Path, start: Callable[..., Any]) -> None:
+    with start(repository, tokens="secret", root_path="/prefix", metrics_need_token=True) as guarded:
+        for path, status in (("/v2/health/ready/", 200), ("/v2/", 401), ("/metrics/", 401), ("/prefix/v2/", 401)):
+            assert guarded.get(path).status_code == status
+            head = httpx.head(guarded.url + path, timeout=PATIENCE)
+            assert (head.status_code, head.content) == (status, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/health/live", "/v2", "/v2/models/net", "/metrics", "/", "/docs", "/nowhere", FREE]
+)
+def test_head_is_get_without_the_body(service: Any, path: str) -> None:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
+        head, whole = client.head(path), client.get(path)  # on one connection: a body would be read as an answer
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        for name in ("content-type", "allow"):
+            assert head.headers.get(name) == whole.headers.get(name)
+        if path != "/metrics":
+            assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+def test_an_encoding_that_is_not_read_names_those_that_are(service: Any) -> None:
+    answer = service.post(FREE, content=b"x", headers={"Content-Encoding": "br"})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, deflate")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"id": None},
+        {"parameters": None},
+        {"outputs": None},
+        {"parameters": {"priority": None, "timeout": None, "binary_data_output": None, "colour": None}},
+        {"outputs": [{"name": "total", "parameters": None}]},
+        {"outputs": [{"name": "total", "parameters": {"binary_data": None, "classification": None}}]},
+        {"inputs": [{**ROW["inputs"][0], "parameters": {"binary_data_size": None}}]},
+    ],
+    ids=str,
+)
+def test_null_is_as_good_as_left_out(service: Any, document: dict[str, Any]) -> None:
+    """Clients that write their own objects as JSON send it for every field that has no value."""
+    answer = service.post(FREE, json=ROW | document)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == service.post(FREE, json=ROW).json()
+
+
+def test_null_is_left_out_everywhere(service: Any) -> None:
+    binary = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": None, "parameters": {"binary_data_size": 8}}
+    header = json.dumps({"inputs": [binary]}).encode()
+    for _ in range(2):  # the second time its header is cached
+        body, length = (
+            header + np.array([1, 2], np.float32).tobytes(),
+            {"Inference-Header-Content-Length": str(len(header))},
+        )
+        assert service.post(FREE, content=body, headers=length).json()["outputs"][0]["data"] == [3]
+    whole = service.post("/v2/repository/index").json()
+    assert service.post("/v2/repository/index", json={"ready": None}).json() == whole
+    asked = {"samples": 2, "seed": None, "parts": None, "search_seconds": None}
+    assert service.post("/v2/models/net/equivalence", json=asked).json()["equivalent"] is True
+
+
+def test_an_output_that_is_listed_is_an_object(service: Any) -> None:
+    answer = service.post(FREE, json=ROW | {"outputs": ["total"]})
+    assert (answer.status_code, answer.json()["error"]) == (
+        400, "an output is 'total'; expected an object with \"name\"",
+    )  # fmt: skip
 
 
 def test_what_is_no_http_is_told_so_in_json(service: Any) -> None:

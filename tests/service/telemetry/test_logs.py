@@ -124,6 +124,13 @@ def test_pages_of_others_may_call_it_only_where_they_are_named(
             assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, theirs["Origin"])
         told = allowing.post(INFER, json=ROW, headers={"Origin": "https://other.example"})
         assert told.headers["access-control-allow-origin"] == "https://other.example"
+        for changed, named in (
+            ({"Origin": "https://evil.example"}, "origin"),
+            ({"Access-Control-Request-Method": "PUT"}, "method"),
+        ):
+            refused = httpx.options(allowing.url + INFER, headers={**theirs, **changed}, timeout=PATIENCE)
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith(f"CORS: not allowed here: {named}; expected an origin of")
         foreign = allowing.post(INFER, json=ROW, headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in foreign.headers
 
