@@ -7,10 +7,12 @@ predict are answered before FastAPI's middleware and routing, which would take l
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from socket import socket
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
@@ -93,6 +95,7 @@ class Application(FastAPI):
     def stop_being_ready(self) -> None:
         self.stopping = True
         self.repository.stop_loading()
+        self.equivalence.abandon()
         if self.grpc is not None:
             self.grpc.stop_being_ready()
 
@@ -168,7 +171,7 @@ def serve(settings: Settings) -> int:
         if grpc_listener is not None:
             app.add_grpc(grpc_listener)
         served = add_middleware(app, settings)
-        return run_server(
+        code = run_server(
             served,
             listener,
             settings,
@@ -177,11 +180,16 @@ def serve(settings: Settings) -> int:
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,
         )
+    if app.equivalence.computes and current_thread() is main_thread():
+        # A step of a proof cannot be interrupted, and a normal exit under it would abort the process.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _announce(repository: Repository, urls: str) -> None:
     for broken in repository.broken():
-        log.warning("bnfold: not serving %s: %s", broken, broken.reason)
+        log.warning("bnfold: not serving %s: %s", broken, broken.details)
     models = repository.ready()
     names = ", ".join(map(str, models)) or "no model yet"
     log.info("bnfold: serving %s on %s (%s)", names, urls, models[0].session.provider if models else "none")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         placement,
         provider_of,
         run,
+        runtime_code,
+        without_runtime_words,
     )
     from fold.runtime.trial import CannotLoadError, Trial, TrialKind
 
@@ -56,9 +58,11 @@ __all__ = [
     "resolve_provider",
     "return_freed",
     "run",
+    "runtime_code",
     "start_with_huge_pages",
     "this_machine",
     "tool_versions",
+    "without_runtime_words",
 ]
 
 __getattr__ = lazy_names(
@@ -87,8 +91,10 @@ __getattr__ = lazy_names(
         "resolve_provider": "devices",
         "return_freed": "memory",
         "run": "session",
+        "runtime_code": "session",
         "start_with_huge_pages": "memory",
         "this_machine": "machine",
         "tool_versions": "machine",
+        "without_runtime_words": "session",
     },
 )

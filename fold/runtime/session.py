@@ -52,6 +52,9 @@ DECORATION = re.compile(
     r"(\S+\.(cc|h):\d+ ([^()]*::[^()]*\(.*?\) |\w+ ))?(This is an invalid model\. )?(Error: )?"
 )
 """What ONNX Runtime writes before the reason of a failure: a code, the file, its own source position."""
+CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : ([A-Z_]+)|\b((?:CUDA|CUDNN|CUBLAS) (?:failure|error)[ :]+\d+)")
+SOURCE_POSITION = re.compile(r"\.(cc|h|cu|cpp):\d+")
+"""What shows that an exception without a code is of C++, too."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,33 @@ def open_session(
 def runtime_reason(error: Exception) -> str:
     """The reason in an exception of ONNX Runtime, without its code, the file and the position in its own source."""
     return DECORATION.sub("", first_line(error))
+
+
+def runtime_code(error: BaseException) -> str:
+    """What ONNX Runtime and CUDA call a failure, such as `INVALID_ARGUMENT`; else the exception's class."""
+    codes = dict.fromkeys(part for found in CODE.findall(str(error)) for part in found if part)
+    return ", ".join(codes) or type(error).__name__
+
+
+def without_runtime_words(error: BaseException) -> str:
+    """The text of an exception with the runtime's code in place of its words, which have names of hosts, paths and the
+    content of tensors: what others than the operator may read."""
+    text = first_line(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_of_runtime(cause):
+            for said in (str(cause), first_line(cause), DECORATION.sub("", first_line(cause))):
+                text = text.replace(said, runtime_code(cause)) if said else text
+        cause = cause.__cause__
+    return text
+
+
+def _is_of_runtime(error: BaseException) -> bool:
+    """Whether an exception is of C++: not all of them have ONNX Runtime's classes."""
+    package, text = type(error).__module__.partition(".")[0], str(error)
+    if package in ("fold", "service"):
+        return False
+    return package == "onnxruntime" or CODE.search(text) is not None or SOURCE_POSITION.search(text) is not None
 
 
 def _present_device(provider: Provider) -> int:

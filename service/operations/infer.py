@@ -10,9 +10,11 @@ from starlette.types import Scope
 
 from fold.arrays import Arrays
 from fold.errors import first_line
+from fold.runtime import runtime_code
 from service.batching import Outcome, Ticket
 from service.errors import ClientGoneError, ComputeError, ServiceError
 from service.repository import Model
+from service.telemetry import ThrottledLog
 
 GONE = "the client left while its request was queued"
 Finish = Callable[[Outcome], None]
@@ -21,6 +23,7 @@ WITHDRAW = "bnfold.withdraw"
 
 
 log = logging.getLogger("bnfold")
+failed_runs = ThrottledLog("bnfold")
 
 
 class Waiting(Protocol):
@@ -117,7 +120,10 @@ async def compute(
 
 
 def _failed_run(model: Model, error: Exception) -> ServiceError:
-    """The error for the client. ONNX Runtime's exceptions have no common base class but Exception."""
+    """The error for the client; what the runtime says goes to the log, for it has paths and contents of tensors."""
     if isinstance(error, ServiceError):
+        if error.__cause__ is not None:
+            failed_runs.warning("model %s: a run failed: %s", str(model), first_line(error.__cause__))
         return error
-    return ComputeError(f"model {model}: the run failed: {first_line(error)}")
+    failed_runs.warning("model %s: a run failed: %s", str(model), first_line(error))
+    return ComputeError(f"model {model}: the run failed: {runtime_code(error)}; the service's log has the reason")

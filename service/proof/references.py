@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fold.errors import BnfoldError
+from fold.runtime import without_runtime_words
 from service.errors import ComputeError, NotOfferedError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class References:
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:
-                raise ComputeError(f"model {model}: {error}") from error
+                raise ComputeError(f"model {model}: {without_runtime_words(error)}") from error
         torch = sys.modules.get("torch")
         if torch is not None:  # the number applies to the thread that sets it
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))

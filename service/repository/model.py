@@ -36,6 +36,8 @@ class Absent:
     reason: str
     cause: FailureCause | None = None
     """Of a broken version: it cannot be loaded, or its certificate does not hold here."""
+    details: str = ""
+    """The reason of a broken version, with the runtime's words, for the operator."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}" if self.version else self.name

@@ -127,7 +127,7 @@ class Repository:
                 outcomes = open_versions(self.settings, name, {})
                 unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
                 if unable is not None:
-                    raise BnfoldError(unable.reason)
+                    raise BnfoldError(unable.details)
                 if outcomes:
                     self._take_over(name, outcomes)
         except OSError as error:
@@ -143,7 +143,7 @@ class Repository:
                 f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes{ignored}"
             )
         if not self.ready():
-            reasons = "; ".join(f"{broken}: {broken.reason}" for broken in self.broken())
+            reasons = "; ".join(f"{broken}: {broken.details}" for broken in self.broken())
             raise BnfoldError(f"{folder}: no model can be served: {reasons}")
 
     def tell_ignored(self, name: str, ignored: str) -> None:
@@ -247,8 +247,8 @@ class Repository:
         unreadable = outcomes.get(WHOLE_MODEL)
         if isinstance(unreadable, Failure):
             self.failures[unreadable.cause] += 1
-            entry = Absent(name, WHOLE_MODEL, "UNAVAILABLE", unreadable.reason, unreadable.cause)
-            self._versions[name] = _ascending({**before, WHOLE_MODEL: entry})
+            broken = _broken(name, WHOLE_MODEL, unreadable)
+            self._versions[name] = _ascending({**before, WHOLE_MODEL: broken})
             return []
         old = {v: entry for v, entry in before.items() if isinstance(entry, Model)}
         new: Versions = {v: entry for v, entry in before.items() if entry.state == "UNLOADING"}
@@ -260,7 +260,7 @@ class Repository:
                 continue
             fault = None
             if isinstance(outcome, Failure):
-                fault = Absent(name, version, "UNAVAILABLE", outcome.reason, outcome.cause)
+                fault = _broken(name, version, outcome)
                 self.failures[outcome.cause] += 1
             if version in old:
                 old[version].fault = fault
@@ -325,10 +325,16 @@ class Repository:
                 provider, seconds = outcome.session.provider, outcome.seconds
                 log.info("bnfold: loaded %s/%s (%s) in %.2f s", name, version, provider, seconds)
             elif isinstance(outcome, Failure):
-                failed.append(f"{Absent(name, version, 'UNAVAILABLE', '')}: {outcome.reason}")
-                log.warning("bnfold: not serving %s%s", failed[-1], f"; {serving} serves" if serving else "")
+                broken = _broken(name, version, outcome)
+                failed.append(f"{broken}: {broken.reason}")
+                suffix = f"; {serving} serves" if serving else ""
+                log.warning("bnfold: not serving %s: %s%s", str(broken), broken.details, suffix)
         if failed:
             raise BadRequestError(f"not loaded: {'; '.join(failed)}" + (f"; {serving} serves" if serving else ""))
+
+
+def _broken(name: str, version: str, failure: Failure) -> Absent:
+    return Absent(name, version, "UNAVAILABLE", failure.reason, failure.cause, failure.details)
 
 
 def _ascending(versions: Versions) -> Versions:

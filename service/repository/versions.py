@@ -14,7 +14,7 @@ from typing import Literal
 
 from fold.artifact import Listing, ModelVersion, read_version, version_folders
 from fold.errors import BnfoldError, first_line, is_out_of_files, printable
-from fold.runtime import ProviderUnavailableError
+from fold.runtime import ProviderUnavailableError, without_runtime_words
 from service.errors import NotReadyError, ServiceError
 from service.runtime import CertificateError, ModelSession
 from service.settings import Settings
@@ -66,10 +66,14 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version cannot serve. `of_machine`: this machine can serve no other version either."""
+    """Why a version cannot serve. `of_machine`: this machine can serve no other version either.
+
+    `reason` is for clients; `details` has the runtime's words, too.
+    """
 
     reason: str
     cause: FailureCause
+    details: str
     of_machine: bool = False
 
 
@@ -96,7 +100,9 @@ def open_versions(
     try:
         numbers = [int(version) for version in version_folders(settings.repository / name).found]
     except OSError as error:
-        return {WHOLE_MODEL: _failure(error, f"{settings.repository / name}: cannot be read ({error.strerror})")}
+        unreadable = BnfoldError(f"{settings.repository / name}: cannot be read ({error.strerror})")
+        unreadable.__cause__ = error
+        return {WHOLE_MODEL: _failure(unreadable)}
     policy = VersionPolicy.of(settings.version_policy)
     found: dict[str, LoadOutcome] = {}
     working = 0
@@ -111,7 +117,7 @@ def open_versions(
     if numbers and not found:
         has = ", ".join(map(str, numbers))
         text = f"version_policy {policy.text} chooses none of the versions that {name} has: {has}"
-        return {str(numbers[-1]): Failure(text, "load")}
+        return {str(numbers[-1]): Failure(text, "load", text)}
     return dict(reversed(found.items()))
 
 
@@ -125,25 +131,26 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
     except ServiceError:
         raise
     except ProviderUnavailableError as error:
-        return _failure(error, str(error), of_machine=True)
+        return _failure(error, of_machine=True)
     except CertificateError as error:
-        return _failure(error, str(error), "certificate")
+        return _failure(error, "certificate")
     except BnfoldError as error:
-        return _failure(error, str(error))
+        return _failure(error)
     except Exception as error:  # a fault of one model must not keep the others from serving
-        failure = _failure(error, f"{type(error).__name__}: {first_line(error)}")
+        failure = _failure(error, kind=f"{type(error).__name__}: ")
         log.exception("model %s/%s cannot be loaded", name, version)
         return failure
 
 
-def _failure(error: Exception, text: str, cause: FailureCause = "load", *, of_machine: bool = False) -> Failure:
+def _failure(error: Exception, cause: FailureCause = "load", *, of_machine: bool = False, kind: str = "") -> Failure:
     """Raises `NotReadyError` if it is not the model's: the process has no file descriptor left."""
     if is_out_of_files(error):
         raise NotReadyError(
             "the service has no file descriptors left, so nothing was loaded; try again, or raise the limit of open "
             "files (ulimit -n)"
         ) from error
-    return Failure(printable(text), cause, of_machine)
+    reason, details = (printable(kind + text) for text in (without_runtime_words(error), first_line(error)))
+    return Failure(reason, cause, details, of_machine)
 
 
 def _open(settings: Settings, version: ModelVersion, halt: Halt) -> ModelSession:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from fold.arrays import Arrays, row_count
 from fold.artifact import CANARY_FILE, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
-from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session
+from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session, runtime_code
 from service.protocol import DTYPES, Signature
 from service.runtime.buckets import Buckets, sizes_for
 from service.runtime.faults import DeviceLostError, device_fault
@@ -61,7 +61,7 @@ class ModelSession:
         self.placement = placement
         self.provider = placement.provider
         self.lost: str | None = None
-        """What the device said when it answered no more."""
+        """The code of the failure after which the device answered no more."""
         self.cold_shapes = 0
         """Runs on a GPU of shapes that were not warmed up: the device had to get to know them while a client waited."""
         self._known_shapes: set[tuple[tuple[int, ...], ...]] = set()
@@ -134,11 +134,11 @@ class ModelSession:
             fault = device_fault(error)
             if fault is None:
                 raise
-            text = first_line(error)
+            code = runtime_code(error)
             if fault is DeviceLostError:
-                self.lost = text
-                raise DeviceLostError(f"the device is lost: {text}; the service must be started anew") from error
-            raise fault(f"no memory on the device: {text}; send fewer rows, or try again") from error
+                self.lost = code
+                raise DeviceLostError(f"the device is lost: {code}; the service must be started anew") from error
+            raise fault(f"no memory on the device: {code}; send fewer rows, or try again") from error
 
     def run_on_one_core(self, inputs: Arrays) -> Arrays:
         """The same on one core, where there are `single_core_runs`."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,24 @@ def test_sigterm_answers_what_is_queued(repository: Path, start_process: Callabl
             thread.join()
         assert service.process.wait(PATIENCE) == 0
     assert statuses == [200] * 8
+
+
+def test_sigterm_abandons_proofs(
+    tmp_path: Path, start_process: Callable[..., Any], make_slow: Callable[..., None]
+) -> None:
+    """The reference computes for minutes, in one step. Who waits for it is told, and the process ends all the same."""
+    make_slow(tmp_path, quick=True)
+    row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [900]}]}
+    with start_process(tmp_path, grace_seconds=0.2) as service, ThreadPoolExecutor(5) as pool:
+        checks = [pool.submit(service.post, "/v2/models/slow/equivalence", json=row) for _ in range(5)]
+        refused = next(as_completed(checks)).result()
+        assert refused.status_code == 429, "four wait, of which one computes"
+        service.process.terminate()
+        answers = [check.result() for check in checks if check.result() is not refused]
+        assert service.process.wait(PATIENCE) == 0
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert all("the service is stopping" in answer.json()["error"] for answer in answers)
+    assert service.lines[-1].startswith("bnfold: serving"), "nothing more was said, and no traceback"
 
 
 SERVE_AND_TELL = """

@@ -6,15 +6,26 @@ check whose client has left, or whose time is up, ends before its next batch of 
 """
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from fold.errors import BnfoldError, first_line
+from fold.errors import BnfoldError
+from fold.runtime import runtime_code, without_runtime_words
 from service.batching import Worker
-from service.errors import BadRequestError, BusyError, ClientGoneError, ComputeError, OverdueError, ServiceError, shown
+from service.errors import (
+    BadRequestError,
+    BusyError,
+    ClientGoneError,
+    ComputeError,
+    NotReadyError,
+    OverdueError,
+    ServiceError,
+    shown,
+)
 from service.headers import LENGTH_HEADER
 from service.http.body import read_body, request_headers
 from service.http.routes.versioned import VersionedRoute, add_versioned
@@ -52,6 +63,10 @@ _BODY = {
     }
 }
 
+STOPPING = "the service is stopping and proves nothing any more; ask another, or this one when it has started again"
+
+log = logging.getLogger("bnfold")
+
 Result = asyncio.Future[dict[str, Any]]
 
 
@@ -63,18 +78,29 @@ class Equivalence:
         self._worker = Worker("equivalence")
         self._references = references
         self._under_way = 0
+        self._results: set[Result] = set()
+        """Of the checks that somebody waits for."""
+        self._stopping = False
+
+    @property
+    def computes(self) -> bool:
+        """Whether the thread has a check, of which a step may take any time."""
+        return self._under_way > 0
 
     async def check(self, model: Model, asked: CheckRequest, request: Request) -> dict[str, Any]:
         """The verdict as JSON, which is also kept as the model's last proof.
 
         Raises `BusyError` if too many checks wait, `OverdueError` after `equivalence_seconds`, `ClientGoneError` if the
-        client leaves, `ComputeError` if the check fails."""
+        client leaves, `ComputeError` if the check fails, `NotReadyError` once the service stops."""
+        if self._stopping:
+            raise NotReadyError(STOPPING)
         if self._under_way >= MAX_WAITING:
             raise BusyError(
                 f"{self._under_way} equivalence checks are under way and one runs at a time; try again later"
             )
         loop = asyncio.get_running_loop()
         result: Result = loop.create_future()
+        self._results.add(result)
         self._under_way += 1
         self._worker.submit(partial(self._prove, model, asked, result), partial(self._finish, result))
         gone = ClientGoneError("the client left before its check was done")
@@ -86,9 +112,17 @@ class Equivalence:
             verdict = await result
         finally:
             timer.cancel()
+            self._results.discard(result)
             result.cancel()  # ends the check if this task was cancelled
         model.proof = Proof(verdict, time.time())
         return verdict
+
+    def abandon(self) -> None:
+        """Answer all checks with 503 at once, and take no other: a proof may take longer than there is to stop. May be
+        called by a signal handler."""
+        self._stopping = True
+        for result in tuple(self._results):
+            result.get_loop().call_soon_threadsafe(_abandon, result, NotReadyError(STOPPING))
 
     def stop(self) -> None:
         self._worker.stop()
@@ -100,7 +134,9 @@ class Equivalence:
         if isinstance(outcome, ServiceError):
             result.set_exception(outcome)
         elif isinstance(outcome, Exception):
-            result.set_exception(ComputeError(f"the equivalence check failed: {first_line(outcome)}"))
+            log.error("bnfold: an equivalence check failed", exc_info=outcome)
+            text = f"the equivalence check failed: {runtime_code(outcome)}; the service's log has the reason"
+            result.set_exception(ComputeError(text))
         else:
             result.set_result(outcome)
 
@@ -119,7 +155,8 @@ class Equivalence:
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:
-                raise ComputeError(f"model {model}: {error}") from error
+                log.warning("bnfold: model %s: an equivalence check failed: %s", str(model), error)
+                raise ComputeError(f"model {model}: {without_runtime_words(error)}") from error
 
 
 def equivalence_routes(

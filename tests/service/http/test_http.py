@@ -17,6 +17,8 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from support import served
+from support.reloading import rewrite
 from support.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -227,6 +229,29 @@ def test_the_index_takes_an_empty_body_and_a_filter(service: Any) -> None:
     assert ready == [entry for entry in everything if entry["name"] != "broken"]
     refused = service.post("/v2/repository/index", json={"ready": "yes"})
     assert (refused.status_code, "ready is 'yes'" in refused.json()["error"]) == (400, True)
+
+
+def test_the_runtime_s_words_go_to_the_log_and_its_code_to_the_client(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """They name paths and hosts and repeat what is in tensors. Of a run, and of a graph that cannot be loaded."""
+    served.others(tmp_path)
+    served.net(tmp_path)
+    (tmp_path / "net" / "1" / "model.onnx").write_bytes(b"no graph")
+    rewrite(tmp_path / "net" / "1")
+    with start(tmp_path) as service:
+        index = {"name": "index", "shape": [1], "datatype": "INT64", "data": [123456]}
+        answer = service.post("/v2/models/pick/infer", json={"inputs": [index]})
+        assert answer.json() == {
+            "error": "model pick/1: the run failed: INVALID_ARGUMENT; the service's log has the reason"
+        }
+        (reason,) = [e["reason"] for e in service.post("/v2/repository/index").json() if e["name"] == "net"]
+        assert reason.endswith("model.onnx: ONNX Runtime cannot load it: INVALID_PROTOBUF")
+    said = "\n".join(service.lines)
+    assert "bnfold: model pick/1: a run failed: [ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status" in said
+    assert "idx=123456 must be within" in said
+    assert "bnfold: not serving net/1: " in said
+    assert "Protobuf parsing failed" in said
 
 
 def test_a_bad_request_does_not_touch_its_neighbours(service: Any) -> None:
