@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service.access import Access
+from service.budget import Budget, default_limit
 from service.errors import ServiceError, error_body
 from service.http import (
     FastPath,
@@ -75,14 +76,15 @@ class Application(FastAPI):
         )
         self.settings = settings
         self.access = Access(settings)
+        self.budget = Budget(settings.max_bytes_in_flight or default_limit())
         self.repository = Repository(settings)
         self.poller: Poller | None = None
-        self.metrics = Metrics(self.repository, self.takes_requests)
+        self.metrics = Metrics(self.repository, self.takes_requests, self.budget)
         references = References()
         self.equivalence = Equivalence(settings, references)
         self.shadow_checker = ShadowChecker(settings.shadow, references)
-        self.infer = Infer(settings, self.repository, self.metrics, self.access)
-        self.predict = Predict(settings, self.repository, self.metrics, self.access)
+        self.infer = Infer(settings, self.repository, self.metrics, self.access, self.budget)
+        self.predict = Predict(settings, self.repository, self.metrics, self.access, self.budget)
         self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.grpc: GrpcServer | None = None
         self.started = False
@@ -109,7 +111,9 @@ class Application(FastAPI):
         """Prepare the protocol over gRPC, on the port that `listener` holds."""
         from service.grpc import GrpcServer  # noqa: PLC0415  # a service without gRPC does not pay for it
 
-        self.grpc = GrpcServer(self.settings, self.repository, self.metrics, self.access, self.takes_requests, listener)
+        self.grpc = GrpcServer(
+            self.settings, self.repository, self.metrics, self.access, self.budget, self.takes_requests, listener
+        )
 
     def model_ready(self, model: Model) -> None:
         self.metrics.track(model)
@@ -149,10 +153,10 @@ class Application(FastAPI):
 def create_app(settings: Settings) -> Application:
     """The application. Its models are loaded when it starts, unless `load` was called before."""
     app = Application(settings)
-    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests))
-    app.include_router(control_routes(settings, app.repository, app.metrics, app.access))
+    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests, app.budget))
+    app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
     app.include_router(v1_routes(app.repository))
-    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence))
+    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence, app.budget))
     _add_pages(app)
     _answer_errors_in_json(app)
     return app
@@ -179,6 +183,7 @@ def serve(settings: Settings) -> int:
             grpc=app.grpc,
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,
+            budget=app.budget,
         )
     if app.equivalence.computes and current_thread() is main_thread():
         # A step of a proof cannot be interrupted, and a normal exit under it would abort the process.

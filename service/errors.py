@@ -124,6 +124,19 @@ class NotReadyError(ServiceError):
     kind = "not_ready"
 
 
+SHORT = "the service is short of memory; try again later"
+
+
+class OutOfMemoryError(ServiceError):
+    """The request does not fit into the memory that is left. Another server, or this one later, may have more."""
+
+    status = 503
+    kind = "memory"
+
+    def headers(self) -> Headers:
+        return [(b"retry-after", b"1")]
+
+
 class DeadlineError(ServiceError):
     status = 503
     kind = "deadline"

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from service.access import Access
+from service.budget import COUNTED, Budget
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
 from service.grpc.messages import ModelInferRequest, message_class, parameters, parse
@@ -40,12 +41,14 @@ class Calls:
         repository: Repository,
         metrics: Metrics,
         access: Access,
+        budget: Budget,
         takes_requests: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
         self._access = access
+        self._budget = budget
         self._takes_requests = takes_requests
 
     def unary(self) -> dict[str, Method]:
@@ -65,7 +68,8 @@ class Calls:
         }
 
     async def infer(self, content: bytes, context: Any) -> Any:
-        with self._metrics.counting("grpc") as counted:
+        taken = len(content) if len(content) > COUNTED else 0
+        with self._metrics.counting("grpc") as counted, self._budget.held(taken):
             request = parse(ModelInferRequest, content)
             counted.model = model = self._repository.find(request.model_name, request.model_version or None)
             with model:

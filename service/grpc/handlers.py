@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc import StatusCode, aio
 from service.access import Access
-from service.errors import NotReadyError, ServiceError
+from service.errors import SHORT, NotReadyError, OutOfMemoryError, ServiceError
 from service.grpc.calls import Calls, Method, headers_of
 from service.grpc.messages import SERVICE
 from service.grpc.status import INTERNAL, abort, code_of
@@ -122,6 +122,8 @@ class _Call:
 
     async def refuse(self, error: Exception) -> NoReturn:
         """End the call with `error`. Always raises, as `abort` does."""
+        if isinstance(error, MemoryError):
+            error = OutOfMemoryError(SHORT)
         if not isinstance(error, ServiceError):
             log.error("%s failed", self._name, exc_info=error, extra={"identity": self._identity})
             error = ServiceError(INTERNAL)

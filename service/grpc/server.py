@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 import grpc
 from grpc import aio
 from service.access import Access
+from service.budget import Budget
 from service.grpc.calls import Calls
 from service.grpc.handlers import Guard, Handlers
 from service.grpc.messages import POOL, SERVICE
@@ -44,6 +45,7 @@ class GrpcServer:
         repository: Repository,
         metrics: Metrics,
         access: Access,
+        budget: Budget,
         takes_requests: Callable[[], bool],
         listener: socket.socket,
     ) -> None:
@@ -52,7 +54,7 @@ class GrpcServer:
         self._metrics = metrics
         self._access = access
         self._listener = listener
-        self._calls = Calls(settings, repository, metrics, access, takes_requests)
+        self._calls = Calls(settings, repository, metrics, access, budget, takes_requests)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:

@@ -4,7 +4,7 @@ import logging
 
 from starlette.types import Send
 
-from service.errors import ServiceError, error_body
+from service.errors import SHORT, OutOfMemoryError, ServiceError, error_body
 from service.headers import JSON, Headers
 from service.repository import Model
 from service.telemetry import Metrics, identity
@@ -18,6 +18,8 @@ def failure(metrics: Metrics, route: str, model: Model | None, error: Exception,
     """The answer to a request that failed. Counts the error, and logs it if it is a fault of the service.
 
     `sent` are the headers of the request."""
+    if isinstance(error, MemoryError):
+        error = OutOfMemoryError(SHORT)
     if not isinstance(error, ServiceError):
         log.error("%s failed", route, exc_info=error, extra={"identity": identity(sent)})
         error = ServiceError("internal error; the service's log has the details")

@@ -91,9 +91,12 @@ class HttpConnection(HttpToolsProtocol):
             running.message_event.set()
         super().connection_lost(exc)
         cycle: Any = self.cycle
+        fast = type(cycle) is Exchange
+        if fast:
+            cycle.lose()
+            self.cycle = None  # type: ignore[assignment]  # a reference cycle would keep both until a collection
         if cycle is None or cycle.response_complete:
             return
-        fast = type(cycle) is Exchange
         withdraw = cycle.withdraw if fast else self.scope.get("state", {}).get(WITHDRAW)
         if withdraw is not None:
             withdraw()
@@ -175,7 +178,9 @@ class HttpConnection(HttpToolsProtocol):
         start, self._start = self._start, b""
         head = self._fast_head(start)
         if head is not None:
-            self.cycle = Exchange(self, head)  # type: ignore[assignment]  # has what uvicorn reads
+            self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what uvicorn reads
+            if self._fast_path is not None:
+                exchange.admit(self._fast_path.endpoints[head.route])
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # makes the scope of ASGI
@@ -206,7 +211,12 @@ class HttpConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         cycle: Any = self.cycle
         if type(cycle) is Exchange:
-            cycle.add(body)
+            try:
+                cycle.add(body)
+            except MemoryError as error:
+                cycle.lose()
+                if self._fast_path is not None:
+                    self._fast_path.endpoints[cycle.head.route].refuse(cycle.head, cycle, error)
         else:
             super().on_body(body)
 
@@ -218,7 +228,8 @@ class HttpConnection(HttpToolsProtocol):
         cycle: Any = self.cycle
         cycle.more_body = False
         if type(cycle) is Exchange and self._fast_path is not None:
-            self._fast_path.endpoints[cycle.head.route].begin(cycle.head, cycle.body, cycle)
+            if not cycle.response_complete:
+                self._fast_path.endpoints[cycle.head.route].begin(cycle.head, cycle.take_body(), cycle)
         else:
             super().on_message_complete()
 

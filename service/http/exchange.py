@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from service.budget import COUNTED, Buffer
 from service.headers import Headers
 from service.http.head_cache import HeadCache, ModelPath, RequestHead, Route
 
@@ -23,8 +24,14 @@ OK = STATUS_LINE[200]
 class FastEndpoint(Protocol):
     """An endpoint that answers without ASGI."""
 
-    def begin(self, head: RequestHead, body: bytes, exchange: "Exchange") -> None:
+    def begin(self, head: RequestHead, body: bytes | bytearray, exchange: "Exchange") -> None:
         """Give the exchange its answer, once, now or later."""
+
+    def admit(self, head: RequestHead, exchange: "Exchange") -> Buffer | None:
+        """Where the bytes of a large body go; None if the request was refused, which it is before its body is read."""
+
+    def refuse(self, head: RequestHead, exchange: "Exchange", error: Exception) -> None:
+        """Give the exchange an error as its answer."""
 
     def lose(self, target: ModelPath) -> None:
         """Count a request whose client left before its body was complete."""
@@ -68,8 +75,8 @@ class Exchange:
     """One request on the fast path. It takes the place of uvicorn's request cycle, and has what uvicorn reads of it."""
 
     __slots__ = (
+        "_body",
         "_connection",
-        "_parts",
         "disconnected",
         "head",
         "keep_alive",
@@ -87,7 +94,8 @@ class Exchange:
         self.response_complete = False
         self.keep_alive = self.more_body = True
         self._connection = connection
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray | None = None
+        """What has come of the body, until it is taken."""
 
     @property
     def response_started(self) -> bool:
@@ -98,13 +106,32 @@ class Exchange:
         """Whether its connection is the only one: no other request can come over HTTP beside it."""
         return len(self._connection.connections) == 1
 
-    def add(self, part: bytes) -> None:
-        self._parts.append(part)
+    def admit(self, endpoint: FastEndpoint) -> None:
+        """Take memory for a large body, or refuse the request."""
+        if self.head.body_bytes > COUNTED:
+            self._body = endpoint.admit(self.head, self)
 
-    @property
-    def body(self) -> bytes:
-        parts = self._parts
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def add(self, part: bytes) -> None:
+        """A part of the body; what follows a refusal is dropped."""
+        if self.response_complete:
+            return
+        if type(self._body) is bytes:
+            self._body = bytearray(self._body)
+        if self._body is None:
+            self._body = part
+        else:
+            self._body += part
+
+    def take_body(self) -> bytes | bytearray:
+        """The whole body. It is not kept here, because a connection keeps its last exchange."""
+        body, self._body = self._body, None
+        if type(body) is bytearray:
+            return bytes(body)  # a small one
+        return b"" if body is None else body
+
+    def lose(self) -> None:
+        """Drop what came of a body whose client has left."""
+        self._body = None
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Send the answer, unless the client has left."""

@@ -10,12 +10,17 @@ import numpy as np
 from fold.artifact import Preprocessing
 from fold.errors import first_line
 from fold.inputs import decode_image, image_tensor
-from service.errors import BadRequestError
+from service.budget import Body, Budget
+from service.errors import BadRequestError, ServiceError
 
+PIXEL_BYTES = 8
+"""What a pixel takes while an image is decoded: four bytes as it is, and four converted to the model's colours."""
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 
-def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype: str, max_pixels: int) -> np.ndarray:
+def tensor_of_image(
+    body: Body, content_type: str, how: Preprocessing, datatype: str, max_pixels: int, budget: Budget
+) -> np.ndarray:
     """One image as N, C, H, W, with N = 1. Raises `BadRequestError` if `body` is not of `content_type`, or has more
     than `max_pixels`."""
     from PIL import Image  # noqa: PLC0415  # a service without images does not pay for Pillow
@@ -25,7 +30,10 @@ def tensor_of_image(body: bytes, content_type: str, how: Preprocessing, datatype
         with Image.open(BytesIO(body), formats=(kind,)) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                pixels = decode_image(image, how)
+                with budget.held(PIXEL_BYTES * width * height):
+                    pixels = decode_image(image, how)
+    except (ServiceError, MemoryError):
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRequestError(f"the image has more than the {max_pixels} pixels that are taken") from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds

@@ -12,25 +12,28 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fold.errors import first_line
+from service.budget import Body
 from service.errors import BadRequestError, NotAcceptableError
 from service.protocol import NAMES, check_booleans, checked_shape
 
 CONTENT_TYPE = "application/x-npy"
 MAX_HEADER = 10_000
 """Characters of the header, which is a Python literal that numpy evaluates."""
+PREFIX = 64
+"""Bytes of the format's name, its version and the header's length, with room."""
 
 _READERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def is_npy(content_type: str, body: bytes) -> bool:
+def is_npy(content_type: str, body: Body) -> bool:
     """Whether the body is declared as an array, or has no declared type and begins like one."""
     octets = content_type in ("", "application/octet-stream")
     return content_type == CONTENT_TYPE or (octets and body.startswith(npy.MAGIC_PREFIX))
 
 
-def read_npy(name: str, body: bytes) -> np.ndarray:
+def read_npy(name: str, body: Body) -> np.ndarray:
     """The array for the input `name`, in this machine's byte order and in C order. Raises `BadRequestError`."""
-    file = BytesIO(body)
+    file = BytesIO(body[: MAX_HEADER + PREFIX])
     try:
         version = npy.read_magic(file)
     except ValueError as error:
@@ -39,6 +42,8 @@ def read_npy(name: str, body: bytes) -> np.ndarray:
         raise BadRequestError(f"the body is a .npy of version {version[0]}.{version[1]}; expected 1.0 or 2.0")
     try:
         shape, fortran, dtype = _READERS[version](file, max_header_size=MAX_HEADER)
+    except MemoryError:
+        raise
     except Exception as error:  # evaluating the literal may raise many kinds of errors
         raise BadRequestError(f"the header of the .npy cannot be read: {first_line(error)}") from error
     native = dtype.newbyteorder("=")

@@ -21,6 +21,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fold.errors import BnfoldError
+from fold.runtime import return_freed
+from service.budget import Budget
 from service.http.connection import HttpConnection, Limits
 from service.http.exchange import DefaultHeaders, FastPath
 from service.http.sockets import cannot_bind, hear, refuse_new_connections
@@ -36,6 +38,8 @@ FILES = 256
 TICK_SECONDS = 0.02
 TICKS_OF_SWEEP = 5
 """Connections are checked once in so many ticks; uvicorn ticks ten times a second."""
+TICKS_OF_TRIM = 10
+"""Memory that requests have freed is returned to the system once in so many ticks at most."""
 
 
 class GrpcServer(Protocol):
@@ -63,6 +67,7 @@ def run_server(
     grpc: GrpcServer | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
+    budget: Budget,
 ) -> int:
     """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `grpc` serves as long.
 
@@ -88,7 +93,7 @@ def run_server(
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
     )
-    server = Server(config, settings.grace_seconds, grpc, on_start, on_stop)
+    server = Server(config, settings.grace_seconds, grpc, on_start, on_stop, budget)
     try:
         _load(config, settings)
         server.run(sockets=[listener])
@@ -126,6 +131,7 @@ class Server(uvicorn.Server):
         grpc: GrpcServer | None,
         on_start: Callable[[str], None],
         on_stop: Callable[[], None],
+        budget: Budget,
     ) -> None:
         super().__init__(config)
         self._grace = grace
@@ -133,6 +139,7 @@ class Server(uvicorn.Server):
         self._grpc = grpc
         self._on_start = on_start
         self._on_stop = on_stop
+        self._budget = budget
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's handler would raise the signal again at the end, and the process would not exit with 0
@@ -158,6 +165,8 @@ class Server(uvicorn.Server):
             now = asyncio.get_running_loop().time()
             for connection in self._connections():
                 connection.sweep(now)
+        if counter % TICKS_OF_TRIM == 0 and self._budget.take_freed():
+            asyncio.get_running_loop().run_in_executor(None, return_freed)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

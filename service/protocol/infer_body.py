@@ -15,6 +15,7 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.artifact import TensorSpec
+from service.budget import Body
 from service.errors import BadRequestError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify
@@ -42,13 +43,13 @@ class InferRequest:
     """Of the inputs, once the signature has checked them; -1 before."""
 
 
-def decode(body: bytes, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
+def decode(body: Body, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
     """Read an infer body. Checks that it is consistent; the signature checks whether the model takes it."""
     start = len(body) if length_header is None else _header_length(length_header, len(body))
     if start == 0 and length_header is not None:
         return _decode_raw(body, signature)
     if length_header is not None:
-        cached = signature.header_cache.find(body[:start])
+        cached = signature.header_cache.find(bytes(body[:start]))
         if cached is not None and len(body) == start + cached.size:
             arrays = _cached_inputs(cached, body, start)
             return InferRequest(arrays, cached.outputs, None, cached.priority, cached.timeout, cached, cached.rows)
@@ -86,11 +87,11 @@ def decode(body: bytes, length_header: bytes | None, signature: Signature, max_d
     )
     plain = all(binary and not k and signature.outputs[name].datatype != "BYTES" for name, binary, k in outputs)
     header = ParsedHeader(tensors, outputs, priority, timeout, len(body) - start, plain)
-    signature.header_cache.add(body[:start], header)
+    signature.header_cache.add(bytes(body[:start]), header)
     return InferRequest(arrays, outputs, None, priority, timeout, header)
 
 
-def _cached_inputs(header: ParsedHeader, body: bytes, offset: int) -> Arrays:
+def _cached_inputs(header: ParsedHeader, body: Body, offset: int) -> Arrays:
     """The inputs of a request with a cached header, whose body is as long as that says."""
     arrays = {}
     for name, datatype, shape, count, size in header.tensors:
@@ -100,7 +101,7 @@ def _cached_inputs(header: ParsedHeader, body: bytes, offset: int) -> Arrays:
 
 
 def _read_input(
-    item: Any, body: bytes, offset: int, length_header: bytes | None, signature: Signature
+    item: Any, body: Body, offset: int, length_header: bytes | None, signature: Signature
 ) -> tuple[str, np.ndarray, int]:
     """One input's name and array, and where in the body the next one's bytes begin."""
     name = item.get("name") if type(item) is dict else None
@@ -203,7 +204,7 @@ def _missing(name: str, size: int, left: int, length_header: bytes | None) -> st
     return f"input {name!r}: binary_data_size is {size}, but only {left} bytes of the body are left"
 
 
-def _decode_raw(body: bytes, signature: Signature) -> InferRequest:
+def _decode_raw(body: Body, signature: Signature) -> InferRequest:
     """A body that is only the tensor: one input, one row, and at most one free dimension, which the size tells."""
     if len(signature.inputs) != 1:
         names = ", ".join(repr(name) for name in signature.inputs)
@@ -218,7 +219,7 @@ def _decode_raw(body: bytes, signature: Signature) -> InferRequest:
     return InferRequest({spec.name: array}, every_output(signature, binary=True))
 
 
-def _tensor_of(body: bytes, spec: TensorSpec, shape: list[int]) -> np.ndarray:
+def _tensor_of(body: Body, spec: TensorSpec, shape: list[int]) -> np.ndarray:
     itemsize = WIRE[spec.datatype].itemsize
     known = itemsize * prod(size for size in shape if size != -1)
     shape = [(len(body) // known if known else 0) if size == -1 else size for size in shape]
@@ -230,7 +231,7 @@ def _tensor_of(body: bytes, spec: TensorSpec, shape: list[int]) -> np.ndarray:
     return from_bytes(spec.name, spec.datatype, tuple(shape), count, body, 0, len(body))
 
 
-def _string_of(body: bytes, name: str, shape: list[int]) -> np.ndarray:
+def _string_of(body: Body, name: str, shape: list[int]) -> np.ndarray:
     """The whole body as the only string, without a length in front, as in Triton."""
     shape = [1 if size == -1 else size for size in shape]
     if prod(shape) != 1:

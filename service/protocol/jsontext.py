@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from service.budget import Body
 from service.errors import BadRequestError
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -19,11 +20,14 @@ _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def parse_json(text: bytes, max_depth: int) -> Any:
-    """The value that `text` stands for. Raises `BadRequestError` if it is no JSON or nested deeper than `max_depth`."""
+def parse_json(text: Body, max_depth: int) -> Any:
+    """The value that `text` stands for. Raises `BadRequestError` if it is no JSON or nested deeper than
+    `max_depth`, and `MemoryError`."""
     try:
-        value = orjson.loads(text)
+        value = orjson.loads(text if type(text) is bytes else memoryview(text))  # it refuses subclasses
     except orjson.JSONDecodeError as error:
+        if error.msg.startswith("Not enough memory"):
+            raise MemoryError from error
         if b"NaN" not in text and b"Infinity" not in text:
             raise BadRequestError(f"the body is not JSON: {error}") from error
         value = _parse_with_bare_tokens(text)
@@ -32,7 +36,7 @@ def parse_json(text: bytes, max_depth: int) -> Any:
     return value
 
 
-def parse_object(text: bytes, max_depth: int, expected: str) -> dict[str, Any]:
+def parse_object(text: Body, max_depth: int, expected: str) -> dict[str, Any]:
     """As `parse_json`, for a text that must be an object; `expected` says of what kind."""
     value = parse_json(text, max_depth)
     if not isinstance(value, dict):
@@ -40,7 +44,7 @@ def parse_object(text: bytes, max_depth: int, expected: str) -> dict[str, Any]:
     return value
 
 
-def _parse_with_bare_tokens(text: bytes) -> Any:
+def _parse_with_bare_tokens(text: Body) -> Any:
     def finite(number: str) -> float:
         value = float(number)
         if math.isinf(value):
@@ -58,7 +62,7 @@ def _parse_with_bare_tokens(text: bytes) -> Any:
     return value
 
 
-def deeper_than(text: bytes, limit: int) -> bool:
+def deeper_than(text: Body, limit: int) -> bool:
     """Whether valid JSON nests deeper than `limit`. Each round removes the innermost brackets, at the speed of C."""
     brackets = text.translate(_TO_SQUARE, _NOT_BRACKETS)
     if len(brackets) <= 2 * limit:

@@ -7,12 +7,13 @@ import struct
 
 import numpy as np
 
+from service.budget import Body
 from service.errors import BadRequestError
 
 _LENGTH = struct.Struct("<I")
 
 
-def read_strings(name: str, shape: tuple[int, ...], count: int, body: bytes, offset: int, size: int) -> np.ndarray:
+def read_strings(name: str, shape: tuple[int, ...], count: int, body: Body, offset: int, size: int) -> np.ndarray:
     """The `count` strings of `size` bytes of `body`; the caller knows that the body is that long."""
     where = f"input {name!r}, BYTES"
     if size < count * _LENGTH.size:
@@ -35,7 +36,7 @@ def read_strings(name: str, shape: tuple[int, ...], count: int, body: bytes, off
     return np.array(strings, np.object_).reshape(shape)
 
 
-def decode_text(what: str, content: bytes) -> str:
+def decode_text(what: str, content: Body) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:

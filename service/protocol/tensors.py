@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from service.budget import Body
 from service.errors import BadRequestError, shown
 from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON, WIRE
 from service.protocol.strings import read_strings, write_strings
@@ -83,7 +84,7 @@ def check_size(name: str, datatype: str, shape: tuple[int, ...], count: int, siz
 
 
 def from_bytes(
-    name: str, datatype: str, shape: tuple[int, ...], count: int, body: bytes, offset: int, size: int
+    name: str, datatype: str, shape: tuple[int, ...], count: int, body: Body, offset: int, size: int
 ) -> np.ndarray:
     """`count` elements of `body`, a view where that can be; `size` went through `check_size` and is there."""
     if datatype == "BYTES":

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from service.batching import BatchStats
+from service.budget import Budget
 from service.errors import ServiceError
 from service.repository import Model, Repository
 from service.runtime import FACTS
@@ -91,12 +92,13 @@ class Counted:
 class Metrics:
     """The counters of one app, and the page that shows them."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, ready: Callable[[], bool], budget: Budget) -> None:
         self.requests: Counter[tuple[str, str, str, str]] = Counter()
         self.errors: Counter[tuple[str, str, str]] = Counter()
         self._models: dict[Labels, ModelCounters] = {}
         self._repository = repository
         self._ready = ready
+        self._budget = budget
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._registry.register(GpuCollector(repository))
@@ -165,6 +167,8 @@ class Metrics:
         models = self._repository.ready()
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
+        in_flight = [((), float(self._budget.used))]
+        yield _gauge("bnfold_bytes_in_flight", "Memory that requests have taken of their budget", [], in_flight)
         running = [(_labels(model), float(model.batcher.running_rows)) for model in models]
         yield _gauge("bnfold_running_rows", "Rows of the batches that run", ["model", "version"], running)
 

@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.access import Access
-from service.http.body import read_body, request_headers
+from service.budget import Budget
+from service.http.body import PLAIN_BODY, read_body, request_headers
 from service.operations import authorize, refuse_files
 from service.protocol import Parameters, flag, parameters_of, parse_object
 from service.repository import Repository
@@ -30,7 +31,9 @@ _LOAD_BODY, _UNLOAD_BODY = (
 )
 
 
-def control_routes(settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> APIRouter:
+def control_routes(
+    settings: Settings, repository: Repository, metrics: Metrics, access: Access, budget: Budget
+) -> APIRouter:
     explicit = settings.repository_control == "explicit"
     router = APIRouter(prefix="/v2/repository/models", tags=["v2"], include_in_schema=explicit)
 
@@ -54,7 +57,7 @@ def control_routes(settings: Settings, repository: Repository, metrics: Metrics,
 
     async def parameters(request: Request) -> Parameters:
         authorize(settings, access, request.scope["headers"])
-        body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
+        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, budget)
         expected = '{"parameters": {...}}, {} or an empty body'
         document: dict[str, Any] = parse_object(body, settings.max_json_depth, expected) if body else {}
         return parameters_of(document)

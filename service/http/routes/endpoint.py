@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from fold.arrays import Arrays
 from service.access import Access
 from service.batching import Outcome
-from service.errors import ClientGoneError, MethodError, ServiceError
+from service.budget import Body, Budget, Buffer
+from service.errors import ClientGoneError, MethodError, ServiceError, UnauthorizedError
 from service.headers import LENGTH_HEADER, Headers
 from service.http.answers import failure, respond
 from service.http.body import read_body, request_headers
@@ -44,14 +45,17 @@ class Endpoint(ABC, Generic[R]):
     route: Route
     """The label under which requests are counted."""
 
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, access: Access) -> None:
+    def __init__(
+        self, settings: Settings, repository: Repository, metrics: Metrics, access: Access, budget: Budget
+    ) -> None:
         self._settings = settings
+        self._budget = budget
         self._repository = repository
         self._metrics = metrics
         self._access = access
 
     @abstractmethod
-    def read(self, model: Model, body: bytes, head: RequestHead) -> R | None:
+    def read(self, model: Model, body: Body, head: RequestHead) -> R | None:
         """The request, checked against the model's signature; None if it needs more than one run, or work that would
         hold up the event loop: then `answer_in_steps` answers it. Raises `ServiceError` if it is refused."""
 
@@ -64,9 +68,7 @@ class Endpoint(ABC, Generic[R]):
         headers, body = self.write(model, request, outputs)
         return OK + header_lines(headers), body
 
-    async def answer_in_steps(
-        self, model: Model, body: bytes, head: RequestHead, scope: Scope
-    ) -> tuple[Headers, bytes]:
+    async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         """Headers and body of the answer to a request for which `read` gives None."""
         raise NotImplementedError
 
@@ -79,7 +81,7 @@ class Endpoint(ABC, Generic[R]):
             model = self._repository.find(*target)
             with model:
                 headers = request_headers(scope)
-                body = await read_body(headers, receive, self._settings.max_body_bytes)
+                body = await read_body(headers, receive, self._settings.max_body_bytes, self._budget)
                 head = self._head(target, headers, scope["headers"])
                 answer = 200, *await self._answer(model, body, head, scope)
             self._metrics.answered(self.route, model)
@@ -89,7 +91,20 @@ class Endpoint(ABC, Generic[R]):
                 return
         await respond(send, *answer)
 
-    def begin(self, head: RequestHead, body: bytes, exchange: Exchange) -> None:
+    def admit(self, head: RequestHead, exchange: Exchange) -> Buffer | None:
+        """Where the bytes of a large body go; None if the request was refused, which it is before its body is read."""
+        try:
+            self._access.check_token(head.headers)
+            return Buffer(self._budget, head.body_bytes)
+        except ServiceError as error:
+            self.refuse(head, exchange, error)
+            return None
+
+    def refuse(self, head: RequestHead, exchange: Exchange, error: Exception) -> None:
+        route = "access" if isinstance(error, UnauthorizedError) else self.route
+        exchange.answer(*failure(self._metrics, route, self._model(head.target), error, head.headers))
+
+    def begin(self, head: RequestHead, body: Body, exchange: Exchange) -> None:
         """Answer on the fast path: everything up to the queue at once, and the rest when the run is done."""
         model, route = None, "access"
         try:
@@ -118,12 +133,14 @@ class Endpoint(ABC, Generic[R]):
 
     def lose(self, target: ModelPath) -> None:
         """Count a request whose client left before its body was complete."""
-        model = None
-        with contextlib.suppress(ServiceError):
-            model = self._repository.find(*target)
-        self._metrics.failed(self.route, model, ClientGoneError())
+        self._metrics.failed(self.route, self._model(target), ClientGoneError())
 
-    async def _answer(self, model: Model, body: bytes, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+    def _model(self, target: ModelPath) -> Model | None:
+        with contextlib.suppress(ServiceError):
+            return self._repository.find(*target)
+        return None
+
+    async def _answer(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         request = self.read(model, body, head)
         if request is None:
             return await self.answer_in_steps(model, body, head, scope)
@@ -134,14 +151,14 @@ class Endpoint(ABC, Generic[R]):
         content_type, accept = headers.get(b"content-type", b""), headers.get(b"accept", b"").decode("latin-1")
         return RequestHead(target, given, -1, headers.get(LENGTH_HEADER), self.route, media_type(content_type), accept)
 
-    def _begin_steps(self, model: Model, body: bytes, head: RequestHead, exchange: Exchange) -> None:
+    def _begin_steps(self, model: Model, body: Body, head: RequestHead, exchange: Exchange) -> None:
         holding = ExitStack()
         holding.enter_context(model)  # here, as a task that is cancelled early never begins
         task = asyncio.get_running_loop().create_task(self._take_steps(model, body, head, exchange))
         task.add_done_callback(partial(self._end_steps, model, holding))
         exchange.withdraw = task.cancel
 
-    async def _take_steps(self, model: Model, body: bytes, head: RequestHead, exchange: Exchange) -> None:
+    async def _take_steps(self, model: Model, body: Body, head: RequestHead, exchange: Exchange) -> None:
         try:
             answer = 200, *await self.answer_in_steps(model, body, head, {})
             self._metrics.answered(self.route, model)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fold.errors import BnfoldError
 from fold.runtime import runtime_code, without_runtime_words
 from service.batching import Worker
+from service.budget import Body, Budget
 from service.errors import (
     BadRequestError,
     BusyError,
@@ -160,7 +161,7 @@ class Equivalence:
 
 
 def equivalence_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, equivalence: Equivalence
+    settings: Settings, repository: Repository, metrics: Metrics, equivalence: Equivalence, budget: Budget
 ) -> APIRouter:
     router = APIRouter(tags=["equivalence"])
 
@@ -169,7 +170,7 @@ def equivalence_routes(
         with metrics.counting("equivalence") as counted:
             counted.model = model = repository.find(name, version)
             headers = request_headers(request.scope)
-            body = await read_body(headers, request.receive, settings.max_body_bytes)
+            body = await read_body(headers, request.receive, settings.max_body_bytes, budget)
             asked = _read(body, headers.get(LENGTH_HEADER), model, settings)
             verdict = await equivalence.check(model, asked, request)
             return Response(render_verdict(verdict), media_type="application/json")
@@ -179,7 +180,7 @@ def equivalence_routes(
     return router
 
 
-def _read(body: bytes, length_header: bytes | None, model: Model, settings: Settings) -> CheckRequest:
+def _read(body: Body, length_header: bytes | None, model: Model, settings: Settings) -> CheckRequest:
     """What the body asks for. Tensors are sent as in infer, with `parts` and `search_seconds` beside `inputs`."""
     samples = min(DEFAULT_SAMPLES, settings.max_samples)
     if not body:

@@ -1,6 +1,7 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: the Open Inference Protocol's tensors, in JSON or binary."""
 
 from fold.arrays import Arrays
+from service.budget import Body
 from service.headers import Headers
 from service.http.exchange import OK, header_lines
 from service.http.head_cache import RequestHead
@@ -12,7 +13,7 @@ from service.repository import Model
 class Infer(Endpoint[InferRequest]):
     route = "infer"
 
-    def read(self, model: Model, body: bytes, head: RequestHead) -> InferRequest:
+    def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest:
         signature = model.session.signature
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from service.budget import Budget
 from service.errors import BadRequestError, NotReadyError, shown
-from service.http.body import read_body, request_headers
+from service.http.body import PLAIN_BODY, read_body, request_headers
 from service.http.routes.versioned import VersionedRoute, add_versioned
 from service.operations import EXTENSIONS, model_config, model_metadata, package_version
 from service.protocol import parse_object
@@ -17,7 +18,7 @@ from service.telemetry import Metrics
 
 
 def metadata_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, ready: Callable[[], bool]
+    settings: Settings, repository: Repository, metrics: Metrics, ready: Callable[[], bool], budget: Budget
 ) -> APIRouter:
     router = APIRouter(tags=["v2"])
 
@@ -51,7 +52,7 @@ def metadata_routes(
     @router.post("/v2/repository/index", openapi_extra=_INDEX_BODY)
     async def index(request: Request) -> list[dict[str, Any]]:
         """Every version with its state; `{"ready": true}` leaves out those that cannot serve."""
-        body = await read_body(request_headers(request.scope), request.receive, settings.max_body_bytes)
+        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, budget)
         expected = '{"ready": true or false}, {} or an empty body'
         asked = parse_object(body, settings.max_json_depth, expected) if body else {}
         ready = asked.get("ready")

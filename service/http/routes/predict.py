@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from starlette.types import Scope
 
 from fold.arrays import Arrays
+from service.budget import Body
 from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnsupportedError, shown
 from service.headers import JSON, Headers
 from service.http.head_cache import JSON_TYPE, RequestHead
@@ -57,7 +58,7 @@ class PredictRequest:
 class Predict(Endpoint[PredictRequest]):
     route = "predict"
 
-    def read(self, model: Model, body: bytes, head: RequestHead) -> PredictRequest | None:
+    def read(self, model: Model, body: Body, head: RequestHead) -> PredictRequest | None:
         """None for images, which take long to decode, and for instances of a model without a batch axis, each of which
         is a run."""
         signature, kind = model.session.signature, head.content_type
@@ -81,9 +82,7 @@ class Predict(Endpoint[PredictRequest]):
         by_row = model.session.signature.batched or request.form == "labels"
         return _json(_rows(outputs, request.rows) if by_row else [_named(outputs)])
 
-    async def answer_in_steps(
-        self, model: Model, body: bytes, head: RequestHead, scope: Scope
-    ) -> tuple[Headers, bytes]:
+    async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         if head.content_type.startswith("image/"):
             request = await self._read_image(model, body, head)
             return self.write(model, request, await compute(model, request.inputs, request.rows, scope))
@@ -99,7 +98,7 @@ class Predict(Endpoint[PredictRequest]):
             check_npy(DTYPES[next(iter(signature.outputs.values())).datatype])
         return PredictRequest(inputs, rows, form)
 
-    def _read_each(self, model: Model, body: bytes, head: RequestHead) -> list[PredictRequest]:
+    def _read_each(self, model: Model, body: Body, head: RequestHead) -> list[PredictRequest]:
         """A request for each instance, for a model without a batch axis."""
         signature = model.session.signature
         form = _form(head, signature)
@@ -118,7 +117,7 @@ class Predict(Endpoint[PredictRequest]):
             for position in range(len(instances))
         ]
 
-    async def _read_image(self, model: Model, body: bytes, head: RequestHead) -> PredictRequest:
+    async def _read_image(self, model: Model, body: Body, head: RequestHead) -> PredictRequest:
         how, kind = model.manifest.preprocessing, head.content_type
         signature = model.session.signature
         if how is None or how.input not in signature.inputs:
@@ -130,7 +129,9 @@ class Predict(Endpoint[PredictRequest]):
         form: Form = "npy" if _form(head, signature) == "npy" else "labels"
         datatype = signature.inputs[how.input].datatype
         # Decoding releases the interpreter for most of its time, and a photograph takes longer than many models.
-        tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, self._settings.max_image_pixels)
+        tensor = await asyncio.to_thread(
+            tensor_of_image, body, kind, how, datatype, self._settings.max_image_pixels, self._budget
+        )
         return self._request(signature, {how.input: tensor}, form)
 
 
@@ -143,7 +144,7 @@ def _form(head: RequestHead, signature: Signature) -> Form:
     return "npy" if wants_npy(head.accept, len(signature.outputs)) else "rows"
 
 
-def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
+def _instances(body: Body, kind: str, settings: Settings) -> list[Any]:
     try:
         document = parse_object(body, settings.max_json_depth, EXPECTED)
     except BadRequestError as error:
@@ -162,7 +163,7 @@ def _instances(body: bytes, kind: str, settings: Settings) -> list[Any]:
     return instances
 
 
-def _given(signature: Signature, body: bytes) -> Arrays:
+def _given(signature: Signature, body: Body) -> Arrays:
     if len(signature.inputs) != 1:
         names = ", ".join(repr(name) for name in signature.inputs)
         raise BadRequestError(f"a .npy is one array, but there are {names}; send them as JSON, or by infer")

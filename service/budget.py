@@ -1,0 +1,143 @@
+"""Memory of requests: one budget for all bytes in flight, and buffers that take from it and give back by themselves.
+
+Bodies, what they unpack to, tensors that are read from JSON, and decoded images count. A request that does not fit is
+answered with 503 before its body is read. So many large requests at a time are refused, and the process is not killed.
+
+Freed memory goes back to the system: glibc keeps what was freed below the top of its heap, so it is asked to return
+that. Bodies of 10 MB on 25 new connections left 250 MB behind without it, and none with it. Off:
+`GLIBC_TUNABLES=glibc.malloc.trim_threshold=131072`.
+"""
+
+import mmap
+import os
+import resource
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from service.errors import SHORT, OutOfMemoryError
+
+SHARE = 4
+"""The default is the memory that there is divided by this: models, libraries and the runtime's arenas need the rest."""
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""A container's limit, in versions 2 and 1 of control groups."""
+COUNTED = 1 << 16
+"""Bytes. A body up to this size does not count: accounting would cost more than reading it."""
+ROOM = 16 << 20
+"""Bytes that must be free before a piece of JSON is parsed, where the process has a limit of addresses. A piece takes a
+tenth of it. orjson crashes if it gets no memory for an object."""
+TRIMMED = 32 << 20
+"""Bytes that are freed before the allocator is asked to return them."""
+
+
+Body = bytes | bytearray
+"""A small body is `bytes`, a large one a `Buffer`."""
+
+
+class Budget:
+    """`limit` in bytes. Only the event loop's thread and threads of requests take; any thread may give."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._given = deque[int]()
+        """What was given back and is not subtracted yet. A finalizer may run anywhere, so it must not take the lock."""
+        self._lock = threading.Lock()
+        self._freed = 0
+        self._addresses_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+    @property
+    def used(self) -> int:
+        with self._lock:
+            self._settle()
+            return self._used
+
+    def take(self, size: int) -> None:
+        """Raises `OutOfMemoryError` if `size` more bytes are too many."""
+        with self._lock:
+            self._settle()
+            if self._used + size > self.limit:
+                raise OutOfMemoryError(
+                    f"{size} bytes do not fit: requests may take {self.limit} (BNFOLD_MAX_BYTES_IN_FLIGHT), "
+                    f"{self._used} are in use; try again later"
+                )
+            self._used += size
+
+    def give(self, size: int) -> None:
+        self._given.append(size)
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """`size` bytes while the block runs."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)
+
+    def check_room(self) -> None:
+        """Raises `OutOfMemoryError` if the process is about to reach its limit of addresses."""
+        if self._addresses_limited:
+            try:
+                mmap.mmap(-1, ROOM).close()
+            except (OSError, ValueError, MemoryError) as error:
+                raise OutOfMemoryError(SHORT) from error
+
+    def take_freed(self) -> bool:
+        """Whether so much was given back since this last said so that `return_freed` is worth its milliseconds."""
+        with self._lock:
+            self._settle()
+            much = self._freed >= TRIMMED
+            self._freed *= not much
+            return much
+
+    def _settle(self) -> None:
+        while self._given:
+            size = self._given.popleft()
+            self._used -= size
+            self._freed += size
+
+
+class Buffer(bytearray):
+    """Bytes that count until nothing refers to them, neither this object nor arrays that are views of it."""
+
+    __slots__ = ("_budget", "_taken")
+
+    def __init__(self, budget: Budget, expected: int = 0) -> None:
+        """Empty. `expected` bytes are taken now, and more where it grows beyond them."""
+        super().__init__()
+        self._budget = budget
+        self._taken = 0
+        self.expect(expected)
+
+    def expect(self, size: int) -> None:
+        """Take what `size` bytes in all need. Raises `OutOfMemoryError`."""
+        if size > self._taken:
+            self._budget.take(size - self._taken)
+            self._taken = size
+
+    def add(self, part: Body) -> None:
+        """Raises `OutOfMemoryError`, and `MemoryError` if the system has none."""
+        self.expect(len(self) + len(part))
+        self += part
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # the first bytes were refused
+            self._budget.give(self._taken)
+
+
+def default_limit() -> int:
+    """Bytes: a share of the container's memory, of the machine's, or of the addresses that this process may still
+    use, whichever is least."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUPS:
+        with suppress(OSError, ValueError):  # no control groups, or "max"
+            found.append(int(path.read_text()))
+    addresses = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if addresses != resource.RLIM_INFINITY:
+        with suppress(OSError):
+            addresses -= int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        found.append(max(addresses, 0))
+    return min(found) // SHARE

@@ -1,0 +1,155 @@
+"""Memory of requests: what is counted, what is refused, and that all of it is given back. Raw sockets send bodies that
+no client library would leave half sent.
+"""
+
+import gc
+import gzip
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.http.connection import HttpConnection
+from support.serving import PATIENCE
+
+LIMIT = 4 << 20
+HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n"
+INFER, PREDICT = b"/v2/models/net/infer", b"/v1/models/net:predict"
+JSON = b"Content-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def small(repository: Path, start: Callable[..., Any]) -> Iterator[Any]:
+    """A service whose requests may take 4 MiB together."""
+    with start(repository, max_bytes_in_flight=LIMIT, grpc_port=0) as service:
+        yield service
+
+
+def connect(service: Any) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes, dict[str, Any]]:
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += connection.recv(1 << 16)
+    head, _, body = content.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(1 << 16)
+    return int(head.split()[1]), head, json.loads(body)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def in_flight(service: Any) -> float:
+    return float(service.metric("bnfold_bytes_in_flight"))
+
+
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n", b"Content-Encoding: gzip\r\n"])
+@pytest.mark.parametrize("path", [INFER, PREDICT])
+def test_a_body_that_does_not_fit_is_503_before_it_is_read(small: Any, path: bytes, more: bytes) -> None:
+    with closing(connect(small)) as connection:
+        connection.sendall(HEAD % (path, LIMIT + 1, JSON + more))
+        status, head, content = answer(connection)
+    assert status == 503
+    assert b"retry-after: 1" in head
+    assert content["error"] == (
+        "4194305 bytes do not fit: requests may take 4194304 (BNFOLD_MAX_BYTES_IN_FLIGHT), 0 are in use; "
+        "try again later"
+    )
+    assert in_flight(small) == 0
+
+
+def test_the_connection_of_a_refused_body_serves_on(small: Any) -> None:
+    with closing(connect(small)) as connection:
+        connection.sendall(HEAD % (INFER, LIMIT + 1, JSON))
+        assert answer(connection)[0] == 503
+        connection.sendall(bytes(LIMIT + 1))
+        connection.sendall(HEAD % (PREDICT, 2, JSON) + b"{}")
+        assert answer(connection)[0] == 400
+
+
+def test_bodies_count_together_and_are_given_back(small: Any) -> None:
+    """Two of 3 MB do not fit at a time, one after the other they do."""
+    with closing(connect(small)) as first, closing(connect(small)) as second:
+        first.sendall(HEAD % (INFER, 3 << 20, JSON) + b"{")
+        until(lambda: in_flight(small) == 3 << 20)
+        second.sendall(HEAD % (INFER, 3 << 20, JSON))
+        assert answer(second)[0] == 503
+        first.sendall(b" " * ((3 << 20) - 1))
+        assert answer(first)[0] == 400
+        until(lambda: in_flight(small) == 0)
+        second.sendall(b" " * (3 << 20) + HEAD % (INFER, 3 << 20, JSON) + b"{" * (3 << 20))
+        assert answer(second)[0] == 400
+
+
+def test_what_a_body_unpacks_to_counts(small: Any) -> None:
+    bomb = gzip.compress(bytes(LIMIT + 1))
+    reply = small.post(INFER.decode(), content=bomb, headers={"Content-Encoding": "gzip"})
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+
+
+def test_gzip_of_several_members_is_one_body(small: Any) -> None:
+    row = {"instances": np.zeros((1, 1, 8, 8)).tolist()}
+    parts = [gzip.compress(part) for part in (json.dumps(row).encode(), b" " * 100_000, b"")]
+    reply = small.post(PREDICT.decode(), content=b"".join(parts), headers={"Content-Encoding": "gzip"})
+    assert reply.status_code == 200, reply.text
+
+
+def test_a_chunked_body_counts_as_it_comes(small: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(LIMIT // (1 << 18) + 2):
+            yield b" " * (1 << 18)
+
+    assert small.post(INFER.decode(), content=chunks()).status_code == 503
+
+
+def test_an_image_counts_as_it_is_decoded(small: Any, tmp_path: Path) -> None:
+    Image.new("L", (1000, 1000)).save(tmp_path / "large.png")
+    content = (tmp_path / "large.png").read_bytes()
+    assert len(content) < 10_000
+    reply = small.post(PREDICT.decode(), content=content, headers={"Content-Type": "image/png"})
+    assert reply.status_code == 503
+    assert reply.json()["error"].startswith("8000000 bytes do not fit")
+
+
+def test_a_call_that_does_not_fit_is_unavailable(small: Any) -> None:
+    import grpc  # noqa: PLC0415  # few tests need it
+
+    with grpc.insecure_channel(small.grpc) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="bytes do not fit") as caught:
+            call(bytes(LIMIT + 1))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("more", [b"", b"Content-Encoding: gzip\r\n"])
+def test_clients_that_leave_within_a_body_leave_nothing_behind(repository: Path, start: Any, more: bytes) -> None:
+    """The collector of reference cycles is off, so it is not what frees them."""
+    left = 'bnfold_errors_total{kind="client_gone",model="net",version="1"}'
+    with start(repository) as service:
+        assert service.get("/v2/health/live").status_code == 200
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                with closing(connect(service)) as connection:
+                    connection.sendall(HEAD % (INFER, 2 << 20, JSON + more) + bytes(1 << 20))
+            until(lambda: service.metric(left) == 10)
+            until(lambda: in_flight(service) == 0)
+            until(lambda: sum(type(thing) is HttpConnection for thing in gc.get_objects()) <= 1)
+        finally:
+            gc.enable()
