@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from fold.proof import Verdict, verify_model
     from fold.sources import export_module
 
+__version__ = "0.1.0"
+
 __all__ = ["FoldReport", "Folded", "Kept", "Verdict", "export_module", "fold_model", "verify_model"]
 
 __getattr__ = lazy_names(

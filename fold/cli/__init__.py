@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
+from fold import __version__
 from fold.cli.bench import bench
 from fold.cli.fold import fold
 from fold.cli.inspect import inspect
@@ -27,12 +29,36 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 app = typer.Typer(
     name="bnfold",
     help="Fold trained BatchNorm into the weights around it, prove that the model computes the same, and serve it.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # its tables say <bool> of every flag, and break help into narrow columns
     pretty_exceptions_enable=False,
 )
-for command in (fold, inspect, verify, bench, recalibrate, serve):
-    app.command()(command)
+COMMANDS: dict[Callable[..., None], str] = {
+    fold: "Fold a trained network, prove it, and publish it.",
+    inspect: "Show each BatchNorm, and where it would be folded.",
+    verify: "Prove a published model again on this machine.",
+    bench: "Measure the latency of a model, unfolded and folded.",
+    recalibrate: "Recompute BatchNorm's statistics over a data set.",
+    serve: "Serve every model of a repository.",
+}
+"""The first sentence of a command's help is longer than a line of the list of commands."""
+for command, short_help in COMMANDS.items():
+    app.command(short_help=short_help)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bnfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options of `bnfold` itself. Its help is that of `app`."""
 
 
 NO_MEMORY = "too little memory; give the process more (ulimit -v), or take a smaller model, fewer --samples or rows"
@@ -53,16 +79,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     if arguments is None and sys.argv[1:2] == ["serve"]:
         start_with_huge_pages()
+    words = sys.argv[1:] if arguments is None else arguments
     warnings.simplefilter("ignore")  # they come from libraries, and a user cannot act on them
     for library in ("onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        code = app(args=arguments, prog_name="bnfold", standalone_mode=False)
+        code = app(args=words or ["--help"], prog_name="bnfold", standalone_mode=False)
     except BnfoldError as error:
         code = complain(NO_MEMORY if is_out_of_memory(error) else str(error))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bnfold"
-        code = complain(f"{error.format_message()} See {command} --help.")
+        code = complain(f"{error.format_message().rstrip('.')}. See {command} --help.")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

@@ -1,8 +1,8 @@
 """The protocol's metadata of the server and its models, for HTTP and gRPC."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from fold import __version__
 from fold.artifact import TensorSpec
 from service.repository import Model, Repository
 
@@ -19,10 +19,7 @@ EXTENSIONS = [
 
 
 def package_version() -> str:
-    try:
-        return version("bnfold")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
+    return __version__
 
 
 def model_metadata(model: Model, repository: Repository) -> dict[str, Any]:
