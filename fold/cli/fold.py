@@ -7,6 +7,7 @@ import typer
 
 from fold.cli.options import (
     PROOF_FAILED,
+    All,
     Arch,
     ArchArg,
     AsJson,
@@ -31,13 +32,16 @@ from fold.terminal import escape
 if TYPE_CHECKING:
     from fold.convert import Conversion
 
+KEPT_FLOAT32 = 3
+"""How many layers that stay in float32 the short form names; it counts the others."""
+
 Normalize = Annotated[
     str | None,
     typer.Option(
         metavar="NUMBERS|preprocessing",
         help="Let the model take bytes, with (x*scale - mean)/std for each channel in the graph: "
-        "mean=0.485,0.456,0.406,std=0.229,0.224,0.225,scale=1/255 (NAME:mean=… if there are several inputs), "
-        "or the word preprocessing for the numbers of the preprocessing.",
+        "mean=0.5,std=0.25,scale=1/255, or numbers by channel, mean=0.485,0.456,0.406 "
+        "(NAME:mean=… if there are several inputs), or the word preprocessing for its numbers.",
     ),
 ]
 Layout = Annotated[
@@ -82,6 +86,7 @@ def fold(
     seed: Seed = 0,
     device: Device = "auto",
     trust: Trust = False,
+    everything: All = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
@@ -111,7 +116,7 @@ def fold(
     if as_json:
         print_json(conversion.to_dict())
     else:
-        _print_tables(conversion)
+        _print_tables(conversion, everything=everything)
     # 4. Print the verdict. The exit code says whether the model was published.
     if conversion.path is None:
         console.print(f"[red]{escape(conversion.certificate.message)}; nothing was published[/]", soft_wrap=True)
@@ -120,19 +125,22 @@ def fold(
     console.print(f"published {escape(str(conversion.path))}", soft_wrap=True, highlight=False)
 
 
-def _print_tables(conversion: "Conversion") -> None:
-    from fold.reports import certificate_table, fold_table  # noqa: PLC0415
+def _print_tables(conversion: "Conversion", *, everything: bool) -> None:
+    from fold.reports import certificate_table, fold_summary, fold_table  # noqa: PLC0415
 
     report = conversion.report
-    console.print(fold_table(report))
-    console.print(
-        f"\n{report.batchnorms} BatchNorms: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
-        f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.",
-        highlight=False,
-    )
+    if everything:
+        console.print(fold_table(report, width=console.width // 4))
+        console.print()
+    for line in fold_summary(report):
+        console.print(line, soft_wrap=True, highlight=False)
     if report.normalization is not None:
         console.print(escape(report.normalization.message), soft_wrap=True, highlight=False)
-    for stayed in conversion.precision.kept_float32:
+    float32 = conversion.precision.kept_float32
+    shown = float32 if everything else float32[:KEPT_FLOAT32]
+    for stayed in shown:
         text = f"{stayed.layer} stays in float32: {stayed.reason}"
         console.print(escape(text), soft_wrap=True, highlight=False)
-    console.print(certificate_table(conversion.certificate))
+    if len(shown) < len(float32):
+        console.print(f"{len(float32) - len(shown)} more layers stay in float32", highlight=False)
+    console.print(certificate_table(conversion.certificate, every_output=everything))

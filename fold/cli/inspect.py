@@ -1,11 +1,12 @@
 """`bnfold inspect`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fold.cli.options import (
+    All,
     Arch,
     ArchArg,
     AsJson,
@@ -23,6 +24,9 @@ from fold.cli.options import (
 from fold.errors import BnfoldError
 from fold.sources import Source, read_source
 from fold.terminal import escape
+
+if TYPE_CHECKING:
+    from fold.inspection import Inspection
 
 
 def inspect(
@@ -42,19 +46,12 @@ def inspect(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as an HTML page.")] = None,
     overridable: Overridable = False,
     trust: Trust = False,
+    everything: All = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
     from fold.inspection import inspect_graph  # noqa: PLC0415
-    from fold.reports import (  # noqa: PLC0415
-        check_inspection_page,
-        folding_listing,
-        inspection_summary,
-        inspection_table,
-        statistics_listing,
-        suspicion_sentence,
-        write_inspection_page,
-    )
+    from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
 
     # 1. Check the options.
     if html is not None:
@@ -86,18 +83,38 @@ def inspect(
     if as_json:
         print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
     else:
-        for suspicion in inspection.suspicions:
-            console.print(f"[yellow]{escape(suspicion_sentence(suspicion))}[/]", soft_wrap=True, highlight=False)
-        if inspection.batchnorms:
-            for listing in (statistics_listing(inspection), folding_listing(inspection)):
-                console.print()
-                console.print(inspection_table(listing))
-            console.print()
-        console.print(f"{escape(str(source))}: {inspection_summary(inspection)}", soft_wrap=True, highlight=False)
+        _print_findings(source, inspection, everything=everything)
     # 4. Write the page.
     if html is not None:
         write_inspection_page(html, inspection, source.name)
         console.print(f"written to {escape(str(html))}", soft_wrap=True, highlight=False)
+
+
+def _print_findings(source: Path, inspection: "Inspection", *, everything: bool) -> None:
+    from fold.reports import (  # noqa: PLC0415
+        folding_listing,
+        inspection_summary,
+        inspection_table,
+        kept_lines,
+        ranges,
+        statistics_listing,
+        suspicion_lines,
+    )
+
+    for line in suspicion_lines(inspection, everything=everything):
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
+    if everything and inspection.batchnorms:
+        for listing in (statistics_listing(inspection), folding_listing(inspection)):
+            console.print()
+            console.print(inspection_table(listing, console.width))
+        console.print()
+    elif inspection.batchnorms:
+        for line in kept_lines([(one.name, one.why) for one in inspection.batchnorms if one.why is not None]):
+            console.print(line, soft_wrap=True, highlight=False)
+        console.print(f"all channels: {ranges(inspection)}", soft_wrap=True, highlight=False)
+    hint = ". --all lists each of them." if inspection.batchnorms and not everything else ""
+    text = f"{escape(str(source))}: {inspection_summary(inspection)}{hint}"
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def _reference(model_dir: Path) -> Source:

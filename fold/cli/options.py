@@ -26,6 +26,7 @@ Device = Annotated[
     str, typer.Option(metavar=DEVICES, help="Where ONNX Runtime computes; auto uses a GPU if there is one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+All = Annotated[bool, typer.Option("--all", help="Print a row for each BatchNorm and each output.")]
 Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many random inputs the proof uses.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")]
 SourceFile = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fold.cli.options import PROOF_FAILED, AsJson, Device, Samples, Seed, console, print_json, version_folder
+from fold.cli.options import PROOF_FAILED, All, AsJson, Device, Samples, Seed, console, print_json, version_folder
 from fold.errors import BnfoldError
 from fold.terminal import escape
 
@@ -27,6 +27,7 @@ def verify(
     search: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Search for the largest difference for this long.")
     ] = 0,
+    everything: All = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again on this machine, from its directory alone."""
@@ -40,7 +41,7 @@ def verify(
     # 1. Read the model directory, and check its precision.
     folder = version_folder(model_dir)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))
-    with Progress(*columns, console=console, transient=True) as shown:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task(f"reading {escape(str(folder))}", total=None)
         version = read_version(folder)
         if precision not in (None, version.manifest.precision):
@@ -65,7 +66,7 @@ def verify(
     if as_json:
         print_json({"model": version.manifest.name, "version": version.manifest.version, **certificate.to_dict()})
     else:
-        console.print(certificate_table(certificate))
+        console.print(certificate_table(certificate, every_output=everything))
     colour = "green" if certificate else "red"
     console.print(f"[{colour}]{escape(certificate.message)}[/]", soft_wrap=True, highlight=False)
     if not certificate:

@@ -42,6 +42,13 @@ class OutputVerdict:
     unfolded_limit: float
 
     @property
+    def share(self) -> float:
+        """`folded_error` as a share of `limit`."""
+        if not self.limit:
+            return np.inf if self.folded_error else 0.0
+        return np.inf if np.isnan(self.folded_error) else self.folded_error / self.limit
+
+    @property
     def doubted(self) -> bool:
         return not self.unfolded_error <= self.unfolded_limit  # true for NaN, too
 
@@ -111,22 +118,29 @@ class Verdict:
                 f"NOT proven over {self.samples} samples on {self.provider} in {self.precision}: "
                 f"output {self.empty!r} of the unfolded model has no finite value, so nothing of it was compared"
             )
-        worst = max(self.outputs, key=lambda output: output.folded_error / output.limit if output.limit else 0.0)
+        worst = max(self.outputs, key=lambda output: (not output.equivalent, output.share))
         numbers = (
             f"output {worst.name!r} is at most {worst.folded_error:.3g} from float64, "
             f"the unfolded model {worst.unfolded_error:.3g}, the limit is {worst.limit:.3g}"
         )
-        where = f"over {self.samples} samples on {self.provider} in {self.precision}"
-        flipped = [decision for decision in self.decisions if not decision]
-        if flipped and worst.equivalent:
-            first = flipped[0]
-            unexcused = first.flips - first.excused
-            numbers = f"output {first.name!r} decides differently in {unexcused} of {first.decisions} cases"
         if self.precision != "fp32":
-            agreement = self.decision_agreement
             numbers += f"; relative error at most {self.max_relative_error:.3g}"
-            numbers += "" if agreement is None else f", {100 * agreement:.4g} % of the decisions agree"
-        return f"{'equivalent' if self else 'NOT equivalent'} {where}: {numbers}"
+        where = f"over {self.samples} samples on {self.provider} in {self.precision}"
+        return f"{'equivalent' if self else 'NOT equivalent'} {where}: {self._summary(worst)} ({numbers})"
+
+    def _summary(self, worst: OutputVerdict) -> str:
+        """The decisions and the error of the worst output in a few words; first what does not hold."""
+        error = f"error {_share(worst.share)}"
+        if not worst.equivalent and worst.share <= 1:
+            error = f"infinities or NaN of output {worst.name!r} are not those of the unfolded model"
+        made = sum(decision.decisions for decision in self.decisions)
+        if not made:
+            return error
+        same = made - sum(decision.flips for decision in self.decisions)
+        excused = sum(decision.excused for decision in self.decisions)
+        decisions = f"same decisions on {same} of {made}"
+        decisions += f" (rounding explains {excused})" if excused else ""
+        return f"{decisions}; {error}" if worst.equivalent else f"{error}; {decisions}"
 
     @property
     def max_relative_error(self) -> float:
@@ -154,6 +168,15 @@ class Verdict:
             "outputs": [asdict(output) for output in self.outputs],
             "decisions": [decision.to_dict() for decision in self.decisions],
         }
+
+
+def _share(share: float) -> str:
+    """A share of a limit in words."""
+    if share == 0:
+        return "0"
+    if share < 0.01:
+        return "below 1 % of the limit"
+    return f"{100 * share:.0f} % of the limit" if share <= 1 else f"{share:.3g} times the limit"
 
 
 def judge(

@@ -6,13 +6,14 @@ from fold.reports.inspection import (
     folding_listing,
     inspection_summary,
     inspection_table,
+    ranges,
     statistics_listing,
-    suspicion_sentence,
+    suspicion_lines,
     write_inspection_page,
 )
 from fold.reports.observe import OBSERVED_ROWS, observe_layers
 from fold.reports.page import write_html
-from fold.reports.tables import certificate_table, fold_table
+from fold.reports.tables import certificate_table, fold_summary, fold_table, kept_lines
 
 __all__ = [
     "OBSERVED_ROWS",
@@ -21,13 +22,16 @@ __all__ = [
     "certificate_table",
     "check_inspection_page",
     "check_picture",
+    "fold_summary",
     "fold_table",
     "folding_listing",
     "inspection_summary",
     "inspection_table",
+    "kept_lines",
     "observe_layers",
+    "ranges",
     "statistics_listing",
-    "suspicion_sentence",
+    "suspicion_lines",
     "write_html",
     "write_inspection_page",
     "write_picture",

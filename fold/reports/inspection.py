@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fold.errors import BnfoldError
 from fold.inspection import Span, listed
-from fold.terminal import escape
+from fold.terminal import cut, escape
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fold.inspection import BatchNorm, FoldedTensor, HalfPrecision, Inspection, Suspicion
 
+SPANS = frozenset({"γ", "β", "μ", "σ²", "Scale", "Stretch"})
+"""Columns of two numbers of up to 8 characters, such as 1.23e-05."""
 WORDS = frozenset({"BatchNorm", "Placement", "Into, or why not", "Weights", "float16"})
 """Columns of text; the others hold numbers."""
+
+
+NARROW = 80
+"""Columns of a terminal in which a table just fits."""
+SUSPICIONS = 5
+"""How many kinds of suspicions the short form lists; it counts the others."""
 
 
 class Listing(NamedTuple):
@@ -37,10 +45,35 @@ def inspection_summary(inspection: "Inspection") -> str:
     return f"{count} {noun}: {inspection.folded} would be folded{opened}, {count - inspection.folded} kept"
 
 
+def suspicion_lines(inspection: "Inspection", *, everything: bool) -> list[str]:
+    """A sentence for each kind of suspicion, the worst first. In the short form names are cut, others are counted, and
+    so are kinds after the first `SUSPICIONS`."""
+    if everything:
+        return [suspicion_sentence(one) for one in inspection.suspicions]
+    shown, more = inspection.suspicions[:SUSPICIONS], len(inspection.suspicions) - SUSPICIONS
+    others = (f" (also of {len(one.also)} others)" if one.also else "" for one in shown)
+    lines = [f"{cut(one.name)}: {one.text}{other}" for one, other in zip(shown, others, strict=True)]
+    return [*lines, f"{more} more kinds of findings"] if more > 0 else lines
+
+
 def suspicion_sentence(suspicion: "Suspicion") -> str:
     """A suspicion as a sentence, with the names of the other BatchNorms that have it."""
     also = f" (also of {listed(suspicion.also)})" if suspicion.also else ""
     return f"{suspicion.name}: {suspicion.text}{also}"
+
+
+def ranges(inspection: "Inspection") -> str:
+    """The least and the largest γ, β, μ and σ² of all BatchNorms, and the numbers of dead and negative channels."""
+    found = [one.statistics for one in inspection.batchnorms]
+    spans = {
+        "γ": [one.gamma for one in found],
+        "β": [one.beta for one in found],
+        "μ": [one.mean for one in found],
+        "σ²": [one.variance for one in found],
+    }
+    counts = {"dead": sum(one.dead or 0 for one in found), "negative": sum(one.negative or 0 for one in found)}
+    numbers = [f"{name} {_span(Span.around(each))}" for name, each in spans.items()]
+    return ", ".join([*numbers, *(f"{count} {what}" for what, count in counts.items())])
 
 
 def statistics_listing(inspection: "Inspection") -> Listing:
@@ -73,15 +106,19 @@ def weights_listing(inspection: "Inspection") -> Listing:
     )
 
 
-def inspection_table(listing: Listing) -> "Table":
-    """A listing as a table for a terminal."""
+def inspection_table(listing: Listing, columns: int) -> "Table":
+    """A listing as a table for a terminal of so many columns, 80 or more. Long names are cut in the middle."""
     from rich.table import Table  # noqa: PLC0415
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    width, gap = columns // len(listing.headers) + 1, 1 if columns < 2 * NARROW else 2
+    drawn = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for header in listing.headers:
-        drawn.add_column(header, justify="left" if header in WORDS else "right", overflow="fold")
+        if header in WORDS:
+            drawn.add_column(header, overflow="fold", min_width=width)  # no word is longer
+        else:
+            drawn.add_column(header, justify="right", overflow="fold", min_width=8 if header in SPANS else None)
     for row in listing.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*(escape(cut(cell, width)) for cell in row))
     return drawn
 
 

@@ -33,7 +33,11 @@ def write_html(path: Path, manifest: "Manifest", report: FoldReport, seen: "Obse
     )
     environment.filters["size"] = _size
     page = environment.get_template("report.html").render(
-        manifest=manifest, report=report, parts=parts(manifest.verdict), pictures=draw(seen), numbers=seen.numbers
+        manifest=manifest,
+        report=report,
+        parts=parts(manifest.verdict),
+        pictures=draw(seen),
+        numbers=seen.numbers,
     )
     path.write_text(page, encoding="utf-8")
 
@@ -61,7 +65,8 @@ def _rounding(rounding: dict[str, Any]) -> CertificatePart:
     unbounded = [output["name"] for output in rounding["outputs"] if output["bound"] is None]
     found = f"{rounding['wrong']} of {rounding['weights']} weights are wrong"
     found += "".join(
-        f"; {output['name']} moves by {_size(output['difference'])}, the bound is {_size(output['bound'])}"
+        f"; this changes {output['name']} by {_size(output['difference'])}, "
+        f"and even the worst rounding of every layer by less than {_size(output['bound'])}"
         for output in rounding["outputs"]
         if output["bound"] is not None
     )
@@ -72,18 +77,18 @@ def _rounding(rounding: dict[str, Any]) -> CertificatePart:
 
 def _run_time(outputs: list[dict[str, Any]]) -> CertificatePart:
     found = "; ".join(
-        f"{output['name']}: {_size(output['folded_error'])}, unfolded {_size(output['unfolded_error'])}, "
-        f"limit {_size(output['limit'])}"
+        f"{output['name']}: |F − R| is at most {_size(output['folded_error'])}, "
+        f"|U − R| {_size(output['unfolded_error'])}, the limit is {_size(output['limit'])}"
         for output in outputs
     )
-    question = "Run time: is the served graph as close to float64 as the unfolded model?"
+    question = "Error as served: is F as close to R as U is?"
     return CertificatePart("C", question, found, all(output["equivalent"] for output in outputs))
 
 
 def _decisions(decisions: list[dict[str, Any]]) -> CertificatePart:
     found = "; ".join(
-        f"{decision['name']}: {decision['flips']} of {decision['decisions']} decide otherwise, "
-        f"{decision['excused']} of these by rounding"
+        f"{decision['name']}: the same on {decision['decisions'] - decision['flips']} of {decision['decisions']}"
+        + (f"; rounding explains {decision['excused']}" if decision["excused"] else "")
         for decision in decisions
     )
     question = "Decisions: does the served graph decide as the unfolded model does?"

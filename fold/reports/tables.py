@@ -1,60 +1,135 @@
-"""Tables of a fold and of its certificate, for a terminal."""
+"""Texts and tables of a fold and of its certificate, for a terminal.
 
-from typing import TYPE_CHECKING
+The short form has at most 25 lines of 80 columns for a network of 50 BatchNorms; `--all` prints everything.
+"""
 
-from fold.engine import FoldReport
-from fold.terminal import escape
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fold.engine import FoldReport, Reason
+from fold.terminal import NAME_WIDTH, cut, escape
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fold.proof import Certificate
 
+KINDS = 3
+"""How many kinds of reasons the short form lists; it counts the others."""
 
-def fold_table(report: FoldReport) -> "Table":
-    """A row for each BatchNorm, kept ones first, because the user must see these."""
+
+def fold_summary(report: FoldReport) -> list[str]:
+    """What a user must see of a fold: which BatchNorms stay, of which there is a warning, and the numbers, last."""
+    lines = kept_lines([(kept.name, kept.why) for kept in report.kept])
+    warned: dict[str, list[str]] = {}
+    for folded in report.folded:
+        if folded.warning is not None:
+            warned.setdefault(folded.warning, []).append(folded.name)
+    lines += [f"[yellow]folded[/] {escape(_first(names))}: {escape(warning)}" for warning, names in warned.items()]
+    noun = "BatchNorm" if report.batchnorms == 1 else "BatchNorms"
+    hint = " --all lists each of them." if report.batchnorms else ""
+    return [
+        *lines,
+        f"{report.batchnorms} {noun}: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
+        f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.{hint}",
+    ]
+
+
+def kept_lines(kept: Sequence[tuple[str, Reason]]) -> list[str]:
+    """A line for each kind of reason, the most frequent first: the name of the first BatchNorm that stays for it, how
+    many others do, and the reason of the first."""
+    kinds: dict[object, list[tuple[str, Reason]]] = {}
+    for name, why in kept:
+        kinds.setdefault(why.code, []).append((name, why))
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    lines = []
+    for found in ordered[:KINDS]:
+        names = [name for name, _ in found]
+        lines.append(f"[yellow]kept[/] {escape(_first(names))}: {escape(cut(str(found[0][1])))}")
+    if others := ordered[KINDS:]:
+        lines.append(f"[yellow]kept[/] {sum(map(len, others))} more, for {len(others)} other kinds of reasons")
+    return lines
+
+
+def _first(names: Sequence[str]) -> str:
+    return cut(names[0]) + (f" and {len(names) - 1} more of this kind" if len(names) > 1 else "")
+
+
+def fold_table(report: FoldReport, width: int) -> "Table":
+    """A row for each BatchNorm, kept ones first, because the user must see these. Names longer than `width` are cut in
+    the middle."""
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("BatchNorm", "Channels", "", "Into, or why not", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("BatchNorm", no_wrap=True)
+    table.add_column("Channels", justify="right")
+    table.add_column("")
+    table.add_column("Into, or why not")
     for kept in report.kept:
-        table.add_row(escape(kept.name), str(kept.channels), "[yellow]kept[/]", escape(kept.reason))
+        cells = escape(cut(kept.name, width)), str(kept.channels), "[yellow]kept[/]", escape(cut(kept.reason, width))
+        table.add_row(*cells)
     for folded in report.folded:
-        what = escape(", ".join(folded.into)) or "nothing needed to change"
+        what = escape(cut(", ".join(folded.into), width)) or "nothing needed to change"
         warning = f" [yellow]({folded.warning})[/]" if folded.warning else ""
-        table.add_row(escape(folded.name), str(folded.channels), "[green]folded[/]", what + warning)
+        table.add_row(escape(cut(folded.name, width)), str(folded.channels), "[green]folded[/]", what + warning)
     return table
 
 
-def certificate_table(certificate: "Certificate") -> "Table":
-    """A row for each part of the certificate, and for each output of the part that compares outputs."""
+class _Row(NamedTuple):
+    """A row of the table of a certificate: a part, or one output of a part. `share` is `found` over `limit`."""
+
+    part: str
+    output: str
+    found: str
+    limit: str
+    compared: int
+    holds: bool
+    share: float = 0.0
+
+
+def certificate_table(certificate: "Certificate", *, every_output: bool = False) -> "Table":
+    """A row for each part of the certificate. Parts that compare outputs have a row for the worst
+    of these, or for each."""
     from rich.table import Table  # noqa: PLC0415
 
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("Part", "Found", "Limit", "Compared", ""):
+        table.add_column(header, justify="right" if header == "Compared" else "left")
+    parts: dict[str, list[_Row]] = {}
+    for row in _rows(certificate):
+        parts.setdefault(row.part, []).append(row)
+    for part, rows in parts.items():
+        worst = max(rows, key=lambda row: (not row.holds, row.share))
+        for row in rows if every_output else [worst]:
+            which = f", {cut(row.output, NAME_WIDTH // 2)}" if every_output else f", worst of {len(rows)}"
+            verdict = "[green]holds[/]" if row.holds else "[red]does NOT hold[/]"
+            table.add_row(escape(part + which * (len(rows) > 1)), row.found, row.limit, str(row.compared), verdict)
+    return table
+
+
+def _rows(certificate: "Certificate") -> Iterator[_Row]:
     algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
-    table = Table("Part", "Found", "Limit", "Compared", "", box=None, pad_edge=False, header_style="bold")
-
-    def add(part: str, found: str, limit: str, compared: int, holds: object) -> None:
-        table.add_row(
-            escape(part), found, limit, str(compared), "[green]holds[/]" if holds else "[red]does NOT hold[/]"
-        )
-
-    add("A  algebra, in float64", f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}", algebra.compared, algebra)
+    difference, limit = f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}"
+    yield _Row("A  algebra in float64", "", difference, limit, algebra.compared, bool(algebra))
     wrong = f"{len(rounding.faults)} of {rounding.weights} wrong"
-    add("B  rounding of the weights", wrong, "0", rounding.weights, not rounding.faults)
-    for part in rounding.outputs:
-        limit = "unknown" if part.bound is None else f"{part.bound:.3g}"
-        add(f"B  what it does to {part.name}", f"{part.difference:.3g}", limit, part.compared, part)
+    yield _Row("B  rounded weights", "", wrong, "0", rounding.weights, not rounding.faults)
+    for effect in rounding.outputs:  # the bound assumes the worst case at every layer, so it grows with depth
+        limit = "unknown" if effect.bound is None else f"{effect.bound:.3g}"
+        found, share = f"{effect.difference:.3g}", effect.ratio or 0.0
+        yield _Row("B  effect of rounding", effect.name, found, limit, effect.compared, bool(effect), share)
     for output in verdict.outputs:
         if output.doubted:
-            apart = f"{output.unfolded_error:.3g} between float64 and {verdict.precision}, unfolded"
-            add(f"C  reference, {output.name}", apart, f"{output.unfolded_limit:.3g}", output.compared, False)
+            found, limit = f"unfolded {output.unfolded_error:.3g}", f"{output.unfolded_limit:.3g}"
+            yield _Row("C  reference", output.name, found, limit, output.compared, False)
             continue
         found = f"{output.folded_error:.3g} (unfolded {output.unfolded_error:.3g})"
-        add(f"C  run time, {output.name}", found, f"{output.limit:.3g}", output.compared, output.equivalent)
-    for decision in verdict.decisions:
-        found = f"{decision.flips} of {decision.decisions} decide otherwise"
-        add(f"D  decisions, {decision.name}", found, f"{decision.excused} by rounding", decision.decisions, decision)
+        limit, holds = f"{output.limit:.3g}", output.equivalent
+        yield _Row("C  error as served", output.name, found, limit, output.compared, holds, output.share)
+    for one in verdict.decisions:
+        found, limit = f"{one.decisions - one.flips} the same", f"all but {one.excused}" if one.excused else "all"
+        share = one.flips / max(one.decisions, 1)
+        yield _Row("D  decisions", one.name, found, limit, one.decisions, bool(one), share)
     if certificate.search is not None:
         for name, worst in certificate.search.outputs.items():
             found = f"{worst.found:.3g} (at the start {worst.start:.3g})"
-            add(f"E  search, {name}", found, "", worst.compared, worst.compared > 0)
-    return table
+            yield _Row("E  search", name, found, "", worst.compared, worst.compared > 0, worst.found)

@@ -99,7 +99,7 @@ def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
     """Name of each part of the certificate that was computed, and whether it holds."""
     parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
     if "outputs" in verdict:
-        parts.append(("run time", all(output.get("equivalent", True) for output in verdict["outputs"])))
+        parts.append(("error as served", all(output.get("equivalent", True) for output in verdict["outputs"])))
     if verdict.get("decisions"):
         parts.append(
             ("decisions", all(found.get("flips", 0) == found.get("excused", 0) for found in verdict["decisions"]))

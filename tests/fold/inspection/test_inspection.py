@@ -594,7 +594,7 @@ def sick(tmp_path, monkeypatch) -> Path:
 
 def test_the_table_says_first_what_is_suspicious(sick, capsys, monkeypatch) -> None:
     monkeypatch.setattr(options.console, "width", 200)
-    out, err = run(capsys, sick)
+    out, err = run(capsys, sick, "--all")
     assert out == ""
     first, *rows = err.splitlines()
     assert first == "[b]<one>: never trained: its statistics are still mean 0, variance 1"

@@ -425,9 +425,12 @@ def test_the_parts_of_the_certificate() -> None:
         ("E", None),
     ]
     assert held[0].found == "they differ by 4e-16 of the largest value, the limit is 2e-12"
-    assert held[1].found == "0 of 7 weights are wrong; y moves by 1e-08, the bound is 5e-06"
-    assert held[2].found == "y: 1e-07, unfolded 2e-07, limit 9e-07"
-    assert held[3].found == "y: 2 of 16 decide otherwise, 2 of these by rounding"
+    assert held[1].found == (
+        "0 of 7 weights are wrong; this changes y by 1e-08, "
+        "and even the worst rounding of every layer by less than 5e-06"
+    )
+    assert held[2].found == "y: |F − R| is at most 1e-07, |U − R| 2e-07, the limit is 9e-07"
+    assert held[3].found == "y: the same on 14 of 16; rounding explains 2"
     assert held[4].found is None
 
 
