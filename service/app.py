@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -54,6 +55,7 @@ from service.proof import References, ShadowChecker
 from service.repository import Model, Poller, Repository
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
+from service.tls import Certificate
 
 if TYPE_CHECKING:
     from service.grpc import GrpcServer
@@ -107,12 +109,19 @@ class Application(FastAPI):
             self.poller = Poller(self.repository)
         self.repository.load()
 
-    def add_grpc(self, listener: socket) -> None:
+    def add_grpc(self, listener: socket, certificate: Certificate | None) -> None:
         """Prepare the protocol over gRPC, on the port that `listener` holds."""
         from service.grpc import GrpcServer  # noqa: PLC0415  # a service without gRPC does not pay for it
 
         self.grpc = GrpcServer(
-            self.settings, self.repository, self.metrics, self.access, self.budget, self.takes_requests, listener
+            self.settings,
+            self.repository,
+            self.metrics,
+            self.access,
+            self.budget,
+            self.takes_requests,
+            listener,
+            certificate,
         )
 
     def model_ready(self, model: Model) -> None:
@@ -165,6 +174,9 @@ def create_app(settings: Settings) -> Application:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then return 0. Raises `BnfoldError` if the port is taken or no model can serve."""
     configure_logging(settings.log_format)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server takes it; by default it would end the process
+    certificate = Certificate.of(settings)
     with ExitStack() as held:
         listener = held.enter_context(bind(settings.host, settings.port))
         grpc_listener = None
@@ -173,7 +185,7 @@ def serve(settings: Settings) -> int:
         app = create_app(settings)
         app.load()
         if grpc_listener is not None:
-            app.add_grpc(grpc_listener)
+            app.add_grpc(grpc_listener, certificate)
         served = add_middleware(app, settings)
         code = run_server(
             served,
@@ -181,6 +193,7 @@ def serve(settings: Settings) -> int:
             settings,
             fast_path=app.fast_path if served is app else None,
             grpc=app.grpc,
+            certificate=certificate,
             on_start=partial(_announce, app.repository),
             on_stop=app.stop_being_ready,
             budget=app.budget,

@@ -26,6 +26,7 @@ from service.grpc.messages import POOL, SERVICE
 from service.repository import Repository
 from service.settings import Settings
 from service.telemetry import Metrics
+from service.tls import Certificate
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 HEALTH_SERVICES = ("", SERVICE)
@@ -48,8 +49,10 @@ class GrpcServer:
         budget: Budget,
         takes_requests: Callable[[], bool],
         listener: socket.socket,
+        certificate: Certificate | None,
     ) -> None:
         """`listener` holds the port, and is closed once the server has taken it."""
+        self._certificate = certificate
         self._settings = settings
         self._metrics = metrics
         self._access = access
@@ -86,7 +89,7 @@ class GrpcServer:
         for name in HEALTH_SERVICES:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        return f"{'grpcs' if self._settings.tls_certificate else 'grpc'}://{self._address}"
+        return f"{'grpc' if self._certificate is None else 'grpcs'}://{self._address}"
 
     def stop_being_ready(self) -> None:
         """Tell clients that watch the health service. May be called by a signal handler."""
@@ -111,12 +114,24 @@ class GrpcServer:
     def _add_port(self) -> None:
         host, port = self._listener.getsockname()[:2]
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        certificate, key = self._settings.tls_certificate, self._settings.tls_key
-        if certificate is None or key is None:
+        if self._certificate is None:
             self._server.add_insecure_port(self._address)
-            return
-        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-        self._server.add_secure_port(self._address, credentials)
+        else:
+            self._server.add_secure_port(self._address, _credentials(self._certificate))
+
+
+def _credentials(certificate: Certificate) -> Any:
+    """gRPC asks before each handshake for another pair than it has; None is none."""
+    given = certificate.pem
+
+    def fetch() -> Any:
+        nonlocal given
+        if certificate.pem == given:
+            return None
+        given = certificate.pem
+        return grpc.ssl_server_certificate_configuration([given])
+
+    return grpc.dynamic_ssl_server_credentials(grpc.ssl_server_certificate_configuration([given]), fetch, False)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

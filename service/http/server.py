@@ -9,24 +9,25 @@ import asyncio
 import logging
 import os
 import resource
+import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from functools import partial
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from fold.errors import BnfoldError
 from fold.runtime import return_freed
 from service.budget import Budget
 from service.http.connection import HttpConnection, Limits
 from service.http.exchange import DefaultHeaders, FastPath
 from service.http.sockets import cannot_bind, hear, refuse_new_connections
 from service.settings import Settings
+from service.tls import LOOK_SECONDS, Certificate
 
 BACKLOG = 2048
 SETTLE_SECONDS = 0.2
@@ -65,11 +66,13 @@ def run_server(
     *,
     fast_path: FastPath | None,
     grpc: GrpcServer | None,
+    certificate: Certificate | None,
     on_start: Callable[[str], None],
     on_stop: Callable[[], None],
     budget: Budget,
 ) -> int:
-    """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `grpc` serves as long.
+    """Serve `app` until a signal, then return 0. `fast_path` answers requests past `app`; `grpc` serves as long. With a
+    certificate it speaks HTTPS only.
 
     `on_start` gets the URLs once they answer; `on_stop` is called at the signal.
     """
@@ -89,13 +92,12 @@ def run_server(
         server_header=False,
         log_config=None,
         log_level="warning",
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=max(1, round(settings.timeout_seconds)),
     )
-    server = Server(config, settings.grace_seconds, grpc, on_start, on_stop, budget)
+    config.load()
+    config.ssl = None if certificate is None else certificate.context
+    server = Server(config, settings.grace_seconds, grpc, certificate, on_start, on_stop, budget)
     try:
-        _load(config, settings)
         server.run(sockets=[listener])
     except OSError as error:  # two processes can bind an address, but only one can listen
         raise cannot_bind(settings.host, settings.port, "--port", error) from error
@@ -113,22 +115,13 @@ def _allow_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load(config: uvicorn.Config, settings: Settings) -> None:
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise BnfoldError("settings: tls_certificate and tls_key go together; expected both or neither")
-    try:
-        config.load()
-    except (ssl.SSLError, FileNotFoundError, PermissionError) as error:
-        files = f"{settings.tls_certificate} and {settings.tls_key}"
-        raise BnfoldError(f"TLS: {files} are no certificate chain with its key, in PEM: {error.strerror}") from error
-
-
 class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
         grace: float,
         grpc: GrpcServer | None,
+        certificate: Certificate | None,
         on_start: Callable[[str], None],
         on_stop: Callable[[], None],
         budget: Budget,
@@ -137,6 +130,11 @@ class Server(uvicorn.Server):
         self._grace = grace
         self._stop_seconds = config.timeout_graceful_shutdown or 0
         self._grpc = grpc
+        self._certificate = certificate
+        self._hung_up = False
+        """Whether SIGHUP came since the last look at the certificate."""
+        self._looked_at = time.monotonic()
+        self._looking: asyncio.Task[None] | None = None
         self._on_start = on_start
         self._on_stop = on_stop
         self._budget = budget
@@ -147,14 +145,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self._on_stop()
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """SIGHUP: read the certificate again. It ends nothing."""
+        self._hung_up = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGHUP, self.handle_hangup)
         if self._grpc is not None:
             await self._grpc.open()
         await super().startup(sockets)
         urls = []
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            scheme = "https" if self.config.is_ssl else "http"
+            scheme = "http" if self._certificate is None else "https"
             urls.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
         if self._grpc is not None:
             urls.append(await self._grpc.start())
@@ -167,7 +171,18 @@ class Server(uvicorn.Server):
                 connection.sweep(now)
         if counter % TICKS_OF_TRIM == 0 and self._budget.take_freed():
             asyncio.get_running_loop().run_in_executor(None, return_freed)
+        if self._certificate is not None:
+            self._look_at(self._certificate)
         return await super().on_tick(counter)
+
+    def _look_at(self, certificate: Certificate) -> None:
+        """Renew it, if it is time or SIGHUP came: on a thread, because its files may be far away."""
+        if self._looking is not None and not self._looking.done():
+            return
+        if self._hung_up or time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            look = partial(certificate.renew, at_once=self._hung_up)
+            self._hung_up, self._looked_at = False, time.monotonic()
+            self._looking = asyncio.create_task(asyncio.to_thread(look))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.default_headers.append((b"connection", b"close"))

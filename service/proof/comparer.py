@@ -115,7 +115,8 @@ class _Held:
 
 def _serve(connection: Connection) -> None:
     """Answer tasks until the service ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the service, which ends this process itself
+    for meant_for_the_service in (signal.SIGINT, signal.SIGHUP):  # which ends this process itself
+        signal.signal(meant_for_the_service, signal.SIG_IGN)
     threading.Thread(target=_end_with_service, daemon=True).start()
     held: dict[str, _Held] = {}
     with contextlib.suppress(EOFError, OSError):
