@@ -19,7 +19,8 @@ PREFIX = "BNFOLD_"
 READ_ELSEWHERE = frozenset(
     {
         "publish", "grpc_publish", "target",  # docker-compose.yml
-        "max_unpacked_bytes", "max_nodes", "max_run_seconds", "max_input_elements",  # fold, for files that it reads
+        "max_unpacked_bytes", "max_nodes", "max_run_seconds", "max_input_elements",
+        "max_evaluation_seconds",  # fold, for files that it reads
         "gpu_test_provider", "gpu_test_until",  # the tests on a GPU
     }
 )  # fmt: skip

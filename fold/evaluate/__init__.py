@@ -7,6 +7,7 @@ from fold.lazy import lazy_names
 if TYPE_CHECKING:
     from fold.evaluate.autograd import TorchGraph
     from fold.evaluate.bounds import RoundingBound
+    from fold.evaluate.deadline import TooLongError
     from fold.evaluate.float64 import Evaluator
     from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
     from fold.evaluate.program import InFloat64
@@ -18,6 +19,7 @@ __all__ = [
     "InFloat64",
     "NoisyEvaluator",
     "RoundingBound",
+    "TooLongError",
     "TorchGraph",
     "TorchNoise",
 ]
@@ -30,6 +32,7 @@ __getattr__ = lazy_names(
         "InFloat64": "program",
         "NoisyEvaluator": "noise",
         "RoundingBound": "bounds",
+        "TooLongError": "deadline",
         "TorchGraph": "autograd",
         "TorchNoise": "torch_noise",
     },

@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 
 from fold.arrays import widened
 from fold.errors import BnfoldError, first_line
+from fold.evaluate.deadline import Deadline
 from fold.evaluate.operators import OPERATORS
 from fold.graph import FLOATS, display_name, is_standard
 
@@ -173,9 +174,9 @@ class Evaluator:
 
         `inputs` are the values of the graph's inputs and `weight` returns the value of an initializer. `step` computes
         the outputs of a node from its inputs (None for an input that is left out) and from the outer values that its
-        subgraphs read.
+        subgraphs read. Raises `TooLongError` if it takes more than its time.
         """
-        held = dict(inputs)
+        held, deadline = dict(inputs), Deadline()
 
         def read(name: str) -> T:
             if name in held:
@@ -185,6 +186,7 @@ class Evaluator:
             raise self._failure(ValueError(f"no input or node gives {name!r}"))
 
         for node, within, last_used in zip(self.nodes, self._captured, self._last_used, strict=True):
+            deadline.check(node.onnx_node.name or node.op_type)
             context = {name: read(name) for name in within if name in held or name in self._weights}
             written = step(node, [read(name) if name else None for name in node.input], context)
             held.update({name: value for name, value in zip(node.output, written, strict=False) if name})

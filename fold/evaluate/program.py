@@ -6,9 +6,23 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fold.evaluate.deadline import Deadline
+
 
 class InFloat64(fx.Interpreter):
-    """Runs the module of a `torch.export` program. Casts to other float types become casts to float64."""
+    """Runs the module of a `torch.export` program. Casts to other float types become casts to float64.
+
+    One object is for one run, which raises `TooLongError` if it takes more than its time.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # messages of ours are one line
+        self._deadline = Deadline()
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._deadline.check(n.name)
+        return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is torch.ops.aten._assert_tensor_metadata.default:  # it would insist on float32

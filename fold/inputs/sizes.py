@@ -25,7 +25,7 @@ def working_sizes(model: "ir.Model", specs: Sequence[TensorSpec], seed: int) -> 
     """
     if not any(_free(spec) for spec in specs):
         return None
-    from fold.evaluate import Evaluator  # noqa: PLC0415  # a service draws inputs and must not load onnx
+    from fold.evaluate import Evaluator, TooLongError  # noqa: PLC0415  # a service draws inputs and must not load onnx
     from fold.runtime import open_graph, run  # noqa: PLC0415
 
     runs: list[Run] = [Evaluator(model), partial(run, open_graph(model))]
@@ -36,6 +36,8 @@ def working_sizes(model: "ir.Model", specs: Sequence[TensorSpec], seed: int) -> 
         try:
             if all(works(compute(inputs)) for compute in runs):
                 return (size,)
+        except TooLongError:
+            raise  # larger inputs take even longer
         except BnfoldError as error:
             failures.append(error)
     if len(failures) == len(tried):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from fold.arrays import Arrays, first_rows
 from fold.artifact import TensorSpec, all_batched
 from fold.errors import BnfoldError
-from fold.evaluate import Evaluator
+from fold.evaluate import Evaluator, TooLongError
 from fold.graph import constant
 from fold.inputs import FREE_SIZES, Family, draw_inputs, works
 
@@ -162,6 +162,8 @@ def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int, free: Sequenc
     spread = SPREAD_SIZES if small else tuple(free[-1] + step * SPREAD_STEP for step in range(len(SPREAD_SIZES)))
     try:
         return spread if works(run(draw_inputs(specs, 1, seed, free=spread))) else free
+    except TooLongError:
+        raise
     except BnfoldError:
         return free
 

@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from fold.errors import BnfoldError
+from fold.evaluate.deadline import Deadline
 
 ITERATIONS = 1_000_000
 """A loop that runs more often is refused: it may never end, and the evaluation takes 10 µs or more for an iteration."""
@@ -33,10 +34,11 @@ class Loop(_Body):
     ) -> tuple[Any, ...]:
         names, count_carried = self.body.input_names, len(initial)
         carried, rows = list(initial), [list[np.ndarray]() for _ in self.body.output_names[1 + count_carried :]]
-        going, count = cond is None or bool(cond), 0
+        going, count, deadline = cond is None or bool(cond), 0, Deadline()
         while going and (M is None or count < int(M)):
             if count == ITERATIONS:
                 raise BnfoldError(f"a Loop runs more than {ITERATIONS} iterations")
+            deadline.check(self.onnx_node.name or "a Loop")
             values = [np.array(count, np.int64), np.array(going), *carried]
             written = self._run_body(
                 {**(context or {}), **dict(zip(names, values, strict=True))}, attributes=linked.get("attributes")
@@ -70,8 +72,9 @@ class Scan(_Body):
         for place, (axis, backwards) in enumerate(zip(axes, sides, strict=True)):
             moved = np.moveaxis(scanned[place], axis, 0)
             scanned[place] = moved[::-1] if backwards else moved
-        rows = [list[np.ndarray]() for _ in self.body.output_names[count:]]
+        rows, deadline = [list[np.ndarray]() for _ in self.body.output_names[count:]], Deadline()
         for values in zip(*scanned, strict=True):
+            deadline.check(self.onnx_node.name or "a Scan")
             names = dict(zip(self.body.input_names, [*carried, *values], strict=True))
             written = self._run_body({**(context or {}), **names}, attributes=linked.get("attributes"))
             carried = written[:count]

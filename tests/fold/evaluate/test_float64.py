@@ -6,9 +6,13 @@ import weakref
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import fx
 
 from fold.errors import BnfoldError
+from fold.evaluate.deadline import TooLongError
 from fold.evaluate.float64 import Evaluator, as_float64, evaluate
+from fold.evaluate.program import InFloat64
 from fold.runtime.session import open_session, run
 from support.folding import GraphBuilder
 
@@ -181,3 +185,11 @@ def test_what_only_a_branch_reads_is_kept_for_it() -> None:
 def test_an_input_that_is_not_given_is_said() -> None:
     with pytest.raises(BnfoldError, match="no input or node gives 'x'"):
         evaluate(small_network(), {})
+
+
+def test_a_program_has_the_same_limit_of_time(monkeypatch) -> None:
+    module, x = fx.symbolic_trace(torch.nn.Linear(2, 3)), torch.ones(1, 2)
+    assert InFloat64(module).run(x).dtype == torch.float64
+    monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "0")
+    with pytest.raises(TooLongError, match=r"more than 0 s and has come to input_1; .* BNFOLD_MAX_EVALUATION_SECONDS"):
+        InFloat64(module).run(x)

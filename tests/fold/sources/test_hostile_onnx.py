@@ -1,5 +1,6 @@
 """Broken and hostile `.onnx` files: `bnfold fold` refuses them in one line, or folds what is only unusual."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fold.artifact.canary import check_canary
 from fold.artifact.directory import read_version
+from fold.evaluate import deadline
 from fold.proof.run_time import judge
 from support import serving
 from support.commands import bnfold, refused, run
@@ -182,6 +184,37 @@ def test_a_loop_that_never_ends(capfd, tmp_path, monkeypatch) -> None:
     assert "needs more than 1 s to load it and run it once; if it ends at all, set BNFOLD_MAX_RUN_SECONDS" in line
     monkeypatch.setenv("BNFOLD_MAX_RUN_SECONDS", "a day")
     assert "BNFOLD_MAX_RUN_SECONDS: is 'a day', expected a number of seconds" in refusal(capfd, tmp_path, path)
+
+
+def _counting(times: int) -> onnx.ModelProto:
+    """A Loop behind the BatchNorm that runs so many times, which is soon done in ONNX Runtime."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["before"], ["after"]), helper.make_node("Relu", ["a"], ["b"])],
+        "body",
+        [info("i", (), TensorProto.INT64), info("before", (), TensorProto.BOOL), info("a", None)],
+        [info("after", (), TensorProto.BOOL), info("b", None)],
+    )
+    loop = helper.make_node("Loop", ["times", "", "y"], ["z"], name="loop", body=body)
+    model = network(loop, outputs=[info("z", ("n", 4, 4, 3))])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(times), "times"))
+    return model
+
+
+def test_an_evaluation_in_float64_has_a_limit(capfd, tmp_path, monkeypatch) -> None:
+    """A clock that goes one second at each look: 200 s end within the Loop, and not in a graph of a few nodes."""
+    path = write(_counting(300), tmp_path)
+    monkeypatch.setattr(deadline, "monotonic", itertools.count().__next__)
+    published(tmp_path, path)
+    monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "200")
+    assert refusal(capfd, tmp_path / "limited", path) == (
+        "an evaluation in float64 takes more than 200 s and has come to loop; if it ends at all, set "
+        "BNFOLD_MAX_EVALUATION_SECONDS to more seconds\n"
+    )
+    monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "2")
+    free = network(outputs=[info("y", ("n", 4, "h", "w"))])
+    free.graph.input[0].CopyFrom(info("x", ("n", 3, "height", "width")))
+    line = refusal(capfd, tmp_path / "limited", write(free, tmp_path))
+    assert line.startswith("an evaluation in float64 takes more than 2 s"), "other sizes are not tried"
 
 
 def test_a_file_that_kills_onnx_runtime(capfd, tmp_path) -> None:
