@@ -267,6 +267,25 @@ def test_larger_sizes_are_tried_where_a_late_pool_has_nothing_to_pool(tmp_path, 
     assert json.loads(capsys.readouterr().out)["drawn"] == {"x": [2, 3, 64, 64]}
 
 
+LINE = "h = Conv<strides=[8,8],kernel_shape=[8,8]>(x, w) n = BatchNormalization(h, s, b, m, v) {} y = Squeeze(p, two)"
+TEXT = "float[n,3,height,width] x) => (float[n,6,columns] y"
+
+
+def test_a_rectangle_is_tried_where_no_square_fits(tmp_path, capsys) -> None:
+    """A reader of text: its pool leaves one row of a height from 48 to 95, and needs a width of 192."""
+    body = LINE.format("p = MaxPool<kernel_shape=[6,24],strides=[6,24]>(n)")
+    source = write(tmp_path / "net.onnx", body, TEXT, w=WIDE, two=np.array([2]))
+    code, conversion, said = fold(capsys, source)
+    assert code == 0, said
+    assert conversion["verdict"]["drawn"] == {"x": [4, 3, 48, 192]}
+    (folder,) = published(source)
+    assert read_version(folder).manifest.free_sizes == (48, 192)
+    with pytest.raises(SystemExit) as left:
+        main(["verify", str(folder), "--samples", "2", "--json"])
+    assert not left.value.code
+    assert json.loads(capsys.readouterr().out)["drawn"] == {"x": [2, 3, 48, 192]}
+
+
 def test_sizes_that_never_fit_are_asked_for_in_one_line(tmp_path, capsys) -> None:
     body = "h = Conv(x, w) n = BatchNormalization(h, s, b, m, v) y = Reshape(n, shape)"
     source = write(
