@@ -366,6 +366,79 @@ def test_weights_among_the_inputs_are_constants(tmp_path, opset, ir_version) -> 
         assert service.post("/v2/models/net/equivalence", json={"samples": 3}).json()["equivalent"] is True
 
 
+class Symbol:
+    """A small ResNet-18 of the second version, as MXNet's exporter writes it: all 99 weights are inputs, too."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def op(self, op_type: str, name: str, *inputs: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
+        return name
+
+    def weight(self, name: str, array: np.ndarray) -> str:
+        self.weights.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return name
+
+    def conv(self, x: str, name: str, channels: tuple[int, int], kernel: int, stride: int = 1) -> str:
+        read, written = channels
+        array = self.random.standard_normal((written, read, kernel, kernel)) * np.sqrt(2 / (read * kernel**2))
+        weights = self.weight(f"{name}_weight", array)
+        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+        return self.op("Conv", name, x, weights, dilations=[1, 1], group=1, **window)
+
+    def bn(self, x: str, name: str, channels: int, *, fix_gamma: bool = False) -> str:
+        gamma, variance = self.random.uniform(0.5, 1.5, (2, channels))
+        beta, mean = self.random.normal(0, 0.3, (2, channels))
+        arrays = {"gamma": gamma**0 if fix_gamma else gamma, "beta": beta, "moving_mean": mean, "moving_var": variance}
+        parameters = [self.weight(f"{name}_{part}", array) for part, array in arrays.items()]
+        return self.op("BatchNormalization", name, x, *parameters, epsilon=2e-5, momentum=0.9)
+
+    def unit(self, x: str, name: str, channels: tuple[int, int], stride: int, *, project: bool) -> str:
+        inner = (channels[1], channels[1])
+        first = self.op("Relu", f"{name}_relu1", self.bn(x, f"{name}_bn1", channels[0]))
+        y = self.bn(self.conv(first, f"{name}_conv1", channels, 3, stride), f"{name}_bn2", channels[1])
+        y = self.conv(self.op("Relu", f"{name}_relu2", y), f"{name}_conv2", inner, 3)
+        shortcut = self.conv(first, f"{name}_sc", channels, 1, stride) if project else x
+        return self.op("Add", f"{name}_plus0", y, shortcut)
+
+    def resnet18(self, widths: tuple[int, ...] = (4, 4, 6, 8, 10)) -> onnx.ModelProto:
+        x = self.conv(self.bn("data", "bn_data", 3, fix_gamma=True), "conv0", (3, widths[0]), 7, 2)
+        x = self.op("Relu", "relu0", self.bn(x, "bn0", widths[0]))
+        x = self.op("MaxPool", "pooling0", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+        for stage, (read, written) in enumerate(itertools.pairwise(widths), 1):
+            x = self.unit(x, f"stage{stage}_unit1", (read, written), 1 if stage == 1 else 2, project=True)
+            x = self.unit(x, f"stage{stage}_unit2", (written, written), 1, project=False)
+        x = self.op("GlobalAveragePool", "pool1", self.op("Relu", "relu1", self.bn(x, "bn1", widths[-1])))
+        dense = self.weight("fc1_weight", self.random.standard_normal((7, widths[-1])))
+        bias = self.weight("fc1_bias", self.random.standard_normal(7))
+        y = self.op("Gemm", "fc1", self.op("Flatten", "flatten0", x), dense, bias, transB=1)
+        y = self.op("Softmax", "softmax", y, axis=1)
+        inputs = [info("data", ("n", 3, 32, 32)), *(info(one.name, tuple(one.dims)) for one in self.weights)]
+        graph = helper.make_graph(self.nodes, "mxnet_converted_model", inputs, [info(y, ("n", 7))], self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=4)
+
+
+def test_a_residual_network_of_mxnet_folds_as_if_its_weights_were_no_inputs(tmp_path) -> None:
+    path = write(Symbol().resnet18(), tmp_path)
+    answer, folder = published(tmp_path, path)
+    assert answer["batchnorms"] == 19
+    assert [(one["name"], one["code"], one["culprit"]) for one in answer["kept"]] == [
+        ("stage1_unit1_bn1", "activation", "stage1_unit1_relu1")  # between MaxPool and Relu, behind a Relu
+    ]
+    assert "99 inputs with stored values are constants; if callers override them: --overridable" in answer["changes"]
+    assert [one.name for one in read_version(folder).manifest.inputs] == ["data"]
+    done = bnfold("verify", folder, "--samples", 3)
+    assert done.returncode == 0, done.stderr
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    expected, found = (
+        onnxruntime.InferenceSession(file).run(None, {"data": x})[0] for file in (path, folder / "model.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_weights_that_callers_override_are_kept_and_drawn_inputs_use_the_stored_ones(tmp_path) -> None:
     answer, folder = published(tmp_path, overridable(tmp_path), "--overridable")
     (kept,) = answer["kept"]
