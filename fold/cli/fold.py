@@ -44,7 +44,7 @@ Normalize = Annotated[
         "(NAME:mean=… if there are several inputs), or the word preprocessing for its numbers.",
     ),
 ]
-Layout = Annotated[
+AxisOrder = Annotated[
     Literal["nchw", "nhwc"] | None,
     typer.Option(help="Order of the axes of the bytes of --normalize.", show_default="that of the model"),
 ]
@@ -79,7 +79,7 @@ def fold(
         Path | None, typer.Option(help="How images become inputs (JSON, docs/formats.md).")
     ] = None,
     normalize: Normalize = None,
-    layout: Layout = None,
+    layout: AxisOrder = None,
     open_activations: OpenActivations = False,
     precision: Precision = "fp32",
     samples: Samples = 16,

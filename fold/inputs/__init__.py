@@ -4,17 +4,17 @@ from fold.inputs.dataset import DataSet, open_dataset
 from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs, drawn_inputs
 from fold.inputs.given import by_name, check_inputs, read_inputs
 from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
-from fold.inputs.scaling import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling, parse_scaling, unscaled
+from fold.inputs.scaling import ALREADY, TO_NCHW, AxisOrder, InputScaling, ResolvedScaling, parse_scaling, unscaled
 from fold.inputs.sizes import working_sizes, works
 
 __all__ = [
     "ALREADY",
     "FREE_SIZES",
     "TO_NCHW",
+    "AxisOrder",
     "DataSet",
     "Family",
     "InputScaling",
-    "Layout",
     "ResolvedScaling",
     "by_name",
     "check_inputs",

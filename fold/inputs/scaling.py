@@ -17,7 +17,7 @@ from fold.artifact import Preprocessing
 from fold.errors import BnfoldError
 from fold.inputs.images import read_preprocessing
 
-Layout = Literal["nchw", "nhwc"]
+AxisOrder = Literal["nchw", "nhwc"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 """How axes are transposed from one layout to the other."""
@@ -67,7 +67,7 @@ class InputScaling:
 
     input: str | None = None
     numbers: Numbers | None = None
-    layout: Layout | None = None
+    layout: AxisOrder | None = None
     preprocessing: Path | None = None
 
     def resolve(self, metadata: dict[str, Any], names: Sequence[str]) -> "ResolvedScaling":
@@ -95,9 +95,9 @@ class ResolvedScaling:
 
     input: str
     numbers: Numbers
-    layout: Layout | None
+    layout: AxisOrder | None
 
-    def constants(self, sizes: Sequence[int | None], native: Layout = "nchw") -> tuple[np.ndarray, np.ndarray]:
+    def constants(self, sizes: Sequence[int | None], native: AxisOrder = "nchw") -> tuple[np.ndarray, np.ndarray]:
         """s and t in float64, of the rank of the input, with extent 1 on every axis except the channels.
 
         `sizes` are the dimensions of the input in the order `native`, None where they are free. Raises `BnfoldError`
@@ -121,13 +121,13 @@ class ResolvedScaling:
         shape[axis] = channels or 1
         return tuple(np.broadcast_to(array, shape[axis]).reshape(shape) for array in (s, t))  # type: ignore[return-value]
 
-    def permutation(self, native: Layout = "nchw") -> tuple[int, ...] | None:
+    def permutation(self, native: AxisOrder = "nchw") -> tuple[int, ...] | None:
         """The transposition from the layout of the bytes to the layout of the model; None if both are the same."""
         if self.layout in (None, native):
             return None
         return TO_NCHW if self.layout == "nhwc" else TO_NHWC
 
-    def as_sent(self, sizes: Sequence[Any], native: Layout = "nchw") -> list[Any]:
+    def as_sent(self, sizes: Sequence[Any], native: AxisOrder = "nchw") -> list[Any]:
         """The sizes of a tensor, the batch first, in the layout of the bytes that clients send."""
         permutation = self.permutation(native)
         return list(sizes) if permutation is None else [sizes[permutation.index(axis)] for axis in range(len(sizes))]
@@ -152,7 +152,7 @@ def unscaled(how: Preprocessing, resolved: ResolvedScaling) -> Preprocessing:
     return how.model_copy(update={**RAW._asdict(), "layout": resolved.layout or "nchw"})
 
 
-def parse_scaling(text: str, layout: Layout | None = None, preprocessing: Path | None = None) -> InputScaling:
+def parse_scaling(text: str, layout: AxisOrder | None = None, preprocessing: Path | None = None) -> InputScaling:
     """`mean=0.5,0.4,0.3,std=0.2,scale=1/255`, with `NAME:` in front or brackets around a list; or `preprocessing`.
 
     Defaults are those of a preprocessing: scale 1/255, mean 0, std 1. Raises `BnfoldError`.

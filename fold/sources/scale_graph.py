@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from fold.errors import BnfoldError
 from fold.graph import CONSTANT_IR, SCALE, SHIFT, dims, integers, is_float, is_standard
-from fold.inputs import ALREADY, TO_NCHW, InputScaling, Layout, ResolvedScaling
+from fold.inputs import ALREADY, TO_NCHW, AxisOrder, InputScaling, ResolvedScaling
 
 OLDEST_OPSET = 7
 """Since this opset Mul and Add broadcast by numpy's rules."""
@@ -34,7 +34,7 @@ def scale_graph(model: ir.Model, wanted: InputScaling) -> tuple[ir.Model, Resolv
         raise BnfoldError(
             f"--normalize: opset {opset} is too old, expected {OLDEST_OPSET} or newer; export the model again"
         )
-    native: Layout = "nhwc" if _takes_channels_last(x) else "nchw"
+    native: AxisOrder = "nhwc" if _takes_channels_last(x) else "nchw"
     constants = resolved.constants([size if isinstance(size, int) else None for size in sizes], native)
     _insert(model, x, constants, resolved.permutation(native))
     x.shape = ir.Shape(resolved.as_sent(sizes, native))

@@ -62,7 +62,7 @@ class RequestBatch:
         self._prefetch_cpu = self._cpu_clock() - began
 
     def compute(self) -> ComputedBatch:
-        """Run the requests together; if that fails, one by one, so that only the guilty one fails."""
+        """Run the requests together; if that fails, one by one, so that only the one at fault fails."""
         cpu_began = self._cpu_clock() - self._prefetch_cpu
         requests = self.requests
         running = self._clock()

@@ -335,7 +335,7 @@ def test_who_is_passed_by_others_is_told_at_the_deadline() -> None:
     rig.play(play())
 
 
-def test_only_the_guilty_one_fails() -> None:
+def test_only_the_request_at_fault_fails() -> None:
     rig = Rig()
 
     async def play() -> None:
