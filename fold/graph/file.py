@@ -25,12 +25,13 @@ SMALL = 1024
 @dataclass(frozen=True)
 class GraphFile:
     """A file that was read. `external_files` hold tensors of it, in its folder or below; `as_read` is false if `model`
-    differs from the file."""
+    differs from the file, and `notes` say what was rewritten to read it, one line each."""
 
     path: Path
     model: ir.Model
     external_files: tuple[Path, ...]
     as_read: bool = True
+    notes: tuple[str, ...] = ()
 
     def copy_to(self, path: Path) -> None:
         """Copy the file byte for byte; if it has external data or `model` was changed, write `model` as a new file."""
@@ -48,7 +49,7 @@ def read_graph(path: Path) -> GraphFile:
     try:
         folder = str(path.absolute().parent)
         proto = onnx.load(path, load_external_data=False)
-        respelt = respell(proto, folder)
+        notes = respell(proto, folder)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)  # and data is only read from there
     except BnfoldError as error:
@@ -81,7 +82,7 @@ def read_graph(path: Path) -> GraphFile:
         else:
             loaded = ir.tensor(array.copy(), dtype=tensor.dtype, name=tensor.name)
             place.attributes["value"] = ir.AttrTensor("value", loaded)
-    return GraphFile(path, model, tuple(sorted(external_files)), as_read=not respelt)
+    return GraphFile(path, model, tuple(sorted(external_files)), as_read=not notes, notes=notes)
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:

@@ -16,48 +16,59 @@ LARGEST = 1 << 31
 """Bytes of a sparse constant as a dense one: more than a protobuf holds."""
 
 
-def respell(proto: onnx.ModelProto, folder: str) -> bool:
-    """Rewrite such forms in place; return whether there were any. Sparse data may be in a file of `folder`.
+def respell(proto: onnx.ModelProto, folder: str) -> tuple[str, ...]:
+    """Rewrite such forms in place; return a line for each kind that there was. Sparse data may be in a file of
+    `folder`.
 
     Raises `BnfoldError` for a sparse constant that cannot be read.
     """
-    changed = False
+    domains = sparse = names = 0
     for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
-        changed |= _respell_domain(imports)
+        domains += _respell_domain(imports)
     for graph in _graphs(proto.graph):
-        for sparse in graph.sparse_initializer:
-            graph.initializer.append(_dense(sparse, sparse.values.name, folder))
-        changed |= bool(graph.sparse_initializer)
+        for tensor in graph.sparse_initializer:
+            graph.initializer.append(_dense(tensor, tensor.values.name, folder))
+        sparse += len(graph.sparse_initializer)
         graph.ClearField("sparse_initializer")
     for node in _nodes(proto):
-        changed |= _respell_node(node, folder)
-    return changed
+        if node.domain == "ai.onnx":
+            node.domain, domains = "", domains + 1
+        names += _drop_empty_outputs(node)
+        sparse += _respell_constant(node, folder)
+    notes = {
+        "the domain ai.onnx is written as the default domain": domains,
+        f"sparse tensors are dense: {sparse}": sparse,
+        f"empty names of trailing outputs are left out: {names}": names,
+    }
+    return tuple(note for note, count in notes.items() if count)
 
 
-def _respell_domain(imports: "onnx.OperatorSetIdProto") -> bool:  # a list of them
+def _respell_domain(imports: "onnx.OperatorSetIdProto") -> int:  # a list of them
     spelled = [one for one in imports if one.domain == "ai.onnx"]
     for one in spelled:
         if any(other.domain == "" for other in imports):
             imports.remove(one)
         else:
             one.domain = ""
-    return bool(spelled)
+    return len(spelled)
 
 
-def _respell_node(node: onnx.NodeProto, folder: str) -> bool:
-    changed = node.domain == "ai.onnx"
-    if changed:
-        node.domain = ""
+def _drop_empty_outputs(node: onnx.NodeProto) -> int:
+    count = 0
     # ONNX Runtime ends in a segmentation fault where a BatchNormalization has empty outputs.
     while node.op_type not in VARIADIC and len(node.output) > 1 and not node.output[-1]:
         del node.output[-1]
-        changed = True
+        count += 1
+    return count
+
+
+def _respell_constant(node: onnx.NodeProto, folder: str) -> int:
     for attribute in node.attribute:
         if node.op_type == "Constant" and attribute.name == "sparse_value":
             dense = _dense(attribute.sparse_tensor, node.output[0], folder)
             attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
-            changed = True
-    return changed
+            return 1
+    return 0
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -32,6 +32,9 @@ RUNTIME_OPSET = 7
 """The oldest opset that ONNX Runtime runs."""
 
 
+INFERRED = "a stored shape of an intermediate tensor is wrong, so all of them are inferred anew"
+
+
 @dataclass(frozen=True)
 class OnnxSource:
     """An `.onnx` that was read: the file (`given`), the graph lifted to a newer opset, and the graph to fold (`model`).
@@ -51,7 +54,7 @@ class OnnxSource:
     def notes(self) -> list[str]:
         """What was changed, one line for each kind of change."""
         closed = f"{self.constants} inputs with stored values are constants; if callers override them: --overridable"
-        return [*self.lifted.notes, *([closed] if self.constants else [])]
+        return [*self.given.notes, *self.lifted.notes, *([closed] if self.constants else [])]
 
 
 def read_onnx(
@@ -118,7 +121,7 @@ def _corrected(given: GraphFile, trial: TrialKind | None) -> GraphFile:
         # ONNX Runtime did not take it either, or is not asked: it runs no graph of so old an opset.
         raise failure or BnfoldError(f"is no graph that onnx can read: {first_line(root_cause(error))}") from error
     if corrected is not given.model:
-        given = replace(given, model=corrected, as_read=False)
+        given = replace(given, model=corrected, as_read=False, notes=(*given.notes, INFERRED))
         if failure is not None and trial is not None:
             _try(given, trial)
     elif failure is not None:

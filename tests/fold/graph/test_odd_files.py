@@ -112,7 +112,8 @@ def test_sparse_weights_become_dense(capsys, tmp_path, flat, constant) -> None:
         given.graph.node.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=stored))
     else:
         given.graph.sparse_initializer.append(stored)
-    assert folded(capsys, tmp_path, given, usual)["kept"] == []
+    answer = folded(capsys, tmp_path, given, usual)
+    assert (answer["kept"], answer["changes"]) == ([], ["sparse tensors are dense: 1"])
 
 
 def test_a_sparse_tensor_of_false_indices_gets_one_line(capsys, tmp_path) -> None:
@@ -135,7 +136,9 @@ def test_empty_names_of_trailing_outputs_are_stripped(capsys, tmp_path, opset) -
     given = onnx.ModelProto()
     given.CopyFrom(usual)
     given.graph.node[1].output.extend(["", "", "", ""])
-    assert folded(capsys, tmp_path, given, usual)["kept"] == []
+    answer = folded(capsys, tmp_path, given, usual)
+    assert answer["kept"] == []
+    assert answer["changes"][0] == "empty names of trailing outputs are left out: 4"
 
 
 def test_the_default_domain_may_be_spelt_out(capsys, tmp_path) -> None:
@@ -144,7 +147,8 @@ def test_the_default_domain_may_be_spelt_out(capsys, tmp_path) -> None:
     given.opset_import[0].domain = "ai.onnx"
     for node in given.graph.node:
         node.domain = "ai.onnx"
-    assert folded(capsys, tmp_path, given)["kept"] == []
+    answer = folded(capsys, tmp_path, given)
+    assert (answer["kept"], answer["changes"]) == ([], ["the domain ai.onnx is written as the default domain"])
 
 
 def flattened(net: Net) -> onnx.ModelProto:
@@ -160,6 +164,7 @@ def test_wrong_shapes_of_intermediate_tensors_are_inferred_anew(capsys, tmp_path
         given.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, wrong))
     answer = folded(capsys, tmp_path, given, usual)
     assert (len(answer["folded"]), answer["kept"]) == (1, [])
+    assert answer["changes"] == ["a stored shape of an intermediate tensor is wrong, so all of them are inferred anew"]
     assert command("inspect", tmp_path / "m.onnx", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["batchnorms"]) == 1
 
