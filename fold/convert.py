@@ -17,7 +17,6 @@ from fold.artifact import (
     new_version,
     next_version,
     refuse_version,
-    sha256,
     tensor_specs,
     write_canary,
     write_manifest,
@@ -107,7 +106,7 @@ def convert(
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
     # 1. Refuse what could not be published, before minutes are spent on it.
-    name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.stem).lstrip(".-") or "model"
+    name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.absolute().stem).lstrip(".-") or "model"
     version = target.version or next_version(target.repository, name)
     refuse_version(target.repository, name, version)
     refuse_tf32(precision, provider, "precision tf32")
@@ -204,7 +203,7 @@ def _manifest(
         name=name,
         version=str(version),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source={"file": source.path.name, "sha256": sha256(source.path), **unfolded.described, **scaling},
+        source={"file": source.path.absolute().name, **unfolded.described, **scaling},
         reference=unfolded.reference,
         inputs=tensor_specs(folded.graph.inputs),
         outputs=tensor_specs(folded.graph.outputs),

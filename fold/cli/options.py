@@ -30,14 +30,25 @@ All = Annotated[bool, typer.Option("--all", help="Print a row for each BatchNorm
 Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many random inputs the proof uses.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")]
 SourceFile = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors), .pt2 or .onnx.")
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A state_dict (.pt, .pth, .ckpt, .bin, .safetensors, also sharded), .pt2, .onnx, or their directory.",
+    ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(metavar="MODULE|FILE.py:CALLABLE", help="Factory for the architecture of a state_dict."),
+    typer.Option(
+        metavar="MODULE|FILE.py:CALLABLE",
+        help="Factory for the architecture of a state_dict; transformers or timm: the class that config.json names.",
+    ),
 ]
 ArchArg = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the factory; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="An argument for the factory: JSON, text, or module:name for a Python object. May be repeated.",
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,

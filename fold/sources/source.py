@@ -1,13 +1,15 @@
 """Reads SOURCE: the unfolded graph, its reference, and the defaults that the file brings."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fold.artifact import sha256
 from fold.errors import BnfoldError
+from fold.sources.checkpoint.directory import Found, find
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Source:
     """What to read: a checkpoint with its architecture and input shapes, a `.pt2`, or an `.onnx`.
 
-    With `overridable`, callers may override stored values of an `.onnx`. `trial`: see `read_onnx`.
+    `path` may be a directory that holds one of them. With `overridable`, callers may override stored values of an
+    `.onnx`. `trial`: see `read_onnx`.
     """
 
     path: Path
@@ -75,16 +78,32 @@ def read_source(source: Source, announce: Callable[[str], None] = lambda step: N
 
     Raises `BnfoldError` if the file cannot be read, or cannot be read without running its code.
     """
-    if not source.path.is_file():
-        raise BnfoldError(f"{source.path}: no such file; expected a checkpoint, a .pt2 or an .onnx")
+    found = find(source.path)
+    source = replace(source, path=found.path)
     _refuse_unread(source)
-    if source.path.suffix == ".onnx":
-        return _read_onnx(source)
+    unfolded = _read_onnx(source) if source.path.suffix == ".onnx" else _read_module(source, found, announce)
+    described = {**_digests(found), **unfolded.described}
+    if found.notes:
+        described["changes"] = (*found.notes, *described.get("changes", ()))
+    return replace(unfolded, described=described)
+
+
+def _digests(found: Found) -> dict[str, Any]:
+    """For a manifest: the SHA-256 of a file. For several, of the lines that `sha256sum` prints of them, and of each."""
+    if len(found.files) == 1:
+        return {"sha256": sha256(found.files[0])}
+    digests = {file.name: sha256(file) for file in found.files}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    return {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": digests}
+
+
+def _read_module(source: Source, found: Found, announce: Callable[[str], None]) -> Unfolded:
+    """Read a checkpoint or a `.pt2`, and export it."""
     # PyTorch takes seconds to import, and an .onnx needs none of it.
     from fold.sources import export  # noqa: PLC0415
     from fold.sources.given_shapes import fix_sizes  # noqa: PLC0415
 
-    read = _read_program(source, announce)
+    read = _read_program(source, found, announce)
     program, sizes, resolved = read.program, read.sizes, None
     if source.input_scaling is not None:
         from fold.sources.scale_program import scale_program, sizes_as_sent  # noqa: PLC0415
@@ -140,22 +159,34 @@ def load_module(source: Source) -> Loaded:
     A file that holds a whole module needs no architecture, and is opened only with `trust`. Raises `BnfoldError` for a
     file without weights, and if weights and architecture do not fit.
     """
+    found = find(source.path)
+    source = replace(source, path=found.path)
+    _refuse_unread(source)
+    loaded = _load(source, found)
+    changes = (*found.notes, *loaded.described["changes"])
+    return replace(loaded, described={**loaded.described, "changes": changes})
+
+
+def _load(source: Source, found: Found) -> Loaded:
     from fold.sources.architecture import build  # noqa: PLC0415
     from fold.sources.checkpoint import checkpoint  # noqa: PLC0415
 
-    _refuse_unread(source)
     loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
     chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
     if source.arch is None:
         module = build.whole_module(loaded)
         return Loaded(loaded, module, {"kind": "module", **chosen, "changes": loaded.notes})
-    given = loaded.metadata.get("arch_args")
-    arguments = {**(given if isinstance(given, dict) else {}), **build.parse_arch_args(source.arch_args)}
-    module, loaded, file = build.build_module(loaded, source.arch, arguments)
-    described = {"kind": "state_dict", "arch": source.arch, "arch_args": arguments, **chosen, "changes": loaded.notes}
-    if file is not None:
-        described |= {"arch_file": _where_found(file), "arch_sha256": sha256(file)}
-    return Loaded(loaded, module, described, file)
+    built = build.build_module(loaded, source.arch, source.arch_args, found.config)
+    described = {
+        "kind": "state_dict",
+        "arch": source.arch,
+        "arch_args": built.arguments,
+        **chosen,
+        "changes": built.checkpoint.notes,
+    }
+    if built.file is not None:
+        described |= {"arch_file": _where_found(built.file), "arch_sha256": sha256(built.file)}
+    return Loaded(built.checkpoint, built.module, described, built.file)
 
 
 def _where_found(file: Path) -> str:
@@ -175,7 +206,7 @@ class _Program:
     arch_file: Path | None = None
 
 
-def _read_program(source: Source, announce: Callable[[str], None]) -> _Program:
+def _read_program(source: Source, found: Found, announce: Callable[[str], None]) -> _Program:
     from fold.sources import outputs as trees  # noqa: PLC0415
     from fold.sources import tracing  # noqa: PLC0415
     from fold.sources.archive import load as archive  # noqa: PLC0415
@@ -183,7 +214,7 @@ def _read_program(source: Source, announce: Callable[[str], None]) -> _Program:
     if source.path.suffix == ".pt2":
         program = trees.with_plain_outputs(archive.load_program(source.path, trust=source.trust))
         return _Program(program, [], {"kind": "pt2", **_sizes_given(source)}, {})
-    loaded = load_module(source)
+    loaded = _load(source, found)
     metadata = loaded.checkpoint.metadata
     own = metadata.get("inputs")
     given = source.inputs or ([str(text) for text in own] if isinstance(own, list | tuple) else [])

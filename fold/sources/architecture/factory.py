@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 
 OURS = ("fold", "service")
 
@@ -39,26 +40,54 @@ def load_architecture(spec: str) -> Factory:
     """
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
-        raise BnfoldError(f"--arch {spec}: expected module:callable or FILE.py:callable, such as models/net.py:make")
+        raise BnfoldError(
+            f"--arch {spec}: expected module:callable or FILE.py:callable, such as models/net.py:make, or "
+            "transformers or timm for the class that config.json names"
+        )
+    module, found = import_named(place, attribute, f"--arch {spec}")
+    if not callable(found):
+        raise BnfoldError(
+            f"--arch {spec}: {place} has no callable {attribute!r}{_nearest(attribute, _callables(module))}"
+        )
+    return Factory(found, defining_file(found, module))
+
+
+def import_named(place: str, attribute: str, spec: str) -> tuple[ModuleType, object]:
+    """Import a module, or a file, and take an attribute of it, also a dotted one. Returns both.
+
+    `spec` is the option as it was given, for the `BnfoldError` with the nearest names if there is none.
+    """
     try:
         module = _import_file(Path(place), spec) if place.endswith(".py") else _import_module(place, Path.cwd(), spec)
     except BnfoldError:
         raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise BnfoldError(f"--arch {spec}: {place} needs the module {error.name!r}; install it") from error
+            raise BnfoldError(f"{spec}: {place} needs the module {error.name!r}; install it") from error
         near = _nearest(place, _modules_beside(place))
-        raise BnfoldError(f"--arch {spec}: there is no module {place!r}{near}") from error
+        raise BnfoldError(f"{spec}: there is no module {place!r}{near}") from error
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise BnfoldError(f"--arch {spec}: importing {place} failed: {type(error).__name__}: {error}") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise BnfoldError(f"--arch {spec}: {place} has no callable {attribute!r}{_nearest(attribute, names)}")
-    return Factory(factory, _defining_file(factory, module))
+        raise BnfoldError(f"{spec}: importing {place} failed: {type(error).__name__}: {error}") from error
+    found: object = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except Exception as error:  # some packages import a part when it is asked for, which may fail
+            if not isinstance(error, AttributeError):
+                raise BnfoldError(f"{spec}: {place} cannot load {attribute}: {first_line(error)}") from error
+            near = _nearest(part, _callables(found))
+            raise BnfoldError(f"{spec}: {place} has no callable {attribute!r}{near}") from error
+    return module, found
 
 
-def _defining_file(factory: Callable[..., nn.Module], module: ModuleType) -> Path | None:
+def _callables(owner: object) -> list[str]:
+    """What may be meant by another name. A name that a package imports when it is asked for is not asked for."""
+    own = getattr(owner, "__dict__", {})
+    return [name for name in dir(owner) if not name.startswith("_") and (name not in own or callable(own[name]))]
+
+
+def defining_file(factory: Callable[..., Any], module: ModuleType) -> Path | None:
+    """The file with the code of a callable, that of `module` if it has none of its own; None if that is not Python."""
     try:
         found = inspect.getsourcefile(inspect.unwrap(factory))
     except TypeError:  # a functools.partial, or a callable implemented in C
@@ -95,7 +124,7 @@ def _import_file(file: Path, spec: str) -> ModuleType:
     file = file.absolute()
     if not file.is_file():
         near = _nearest(file.name, [other.name for other in file.parent.glob("*.py")])
-        raise BnfoldError(f"--arch {spec}: there is no file {file}{near}")
+        raise BnfoldError(f"{spec}: there is no file {file}{near}")
     parts, root = [file.stem], file.parent
     while (root / "__init__.py").is_file():
         parts, root = [root.name, *parts], root.parent
@@ -135,7 +164,7 @@ def _forget_others(top: str, folder: Path, spec: str) -> None:
     loaded = sys.modules.get(top)
     if top in OURS or top in sys.stdlib_module_names or (loaded is not None and _is_installed(loaded)):
         raise BnfoldError(
-            f"--arch {spec}: bnfold itself uses a module named {top}; rename yours, or give its file, --arch "
+            f"{spec}: bnfold itself uses a module named {top}; rename yours, or give its file, --arch "
             "path/to/FILE.py:callable"
         )
     if loaded is not None and not _lies_in(loaded, folder):

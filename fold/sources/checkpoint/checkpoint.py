@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, short
 from fold.sources.checkpoint import limits, wrappers
+from fold.sources.checkpoint.distributed import read_distributed
+from fold.sources.checkpoint.index import SUFFIX, read_index
 from fold.sources.checkpoint.torchfile import read_torch
 
 METADATA = "bnfold"
@@ -45,12 +47,17 @@ class Checkpoint:
 def load_checkpoint(path: Path, *, key: str | None = None, ema: bool = False, trust: bool = False) -> Checkpoint:
     """Read a state_dict (`.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`), also inside the usual wrappers.
 
+    `path` may also be the index of a sharded checkpoint, or the directory of a distributed one (`directory.find`).
     `key` is the place of the weights in the file, keys joined by dots; `ema` selects averaged weights. With `trust` a
     whole module is unpickled and a TorchScript archive is opened; both can run code. Raises `BnfoldError` for a file
     without weights, and for one with several sets if neither `key` nor `ema` selects one.
     """
-    limits.refuse_inflated(path)
-    content, text = _read_safetensors(path) if _is_safetensors(path) else (read_torch(path, trust=trust), None)
+    if path.is_dir():
+        content, text = read_distributed(path, trust=trust), None
+    elif path.name.endswith(SUFFIX):
+        content, text = _read_shards(path, trust=trust)
+    else:
+        content, text = _read_file(path, trust=trust)
     found = wrappers.find_weights(path, content, key=key, ema=ema)
     metadata = _metadata(content, text)
     limits.refuse_metadata(path, metadata)
@@ -135,6 +142,28 @@ def _is_safetensors(path: Path) -> bool:
         return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     except OSError:
         return False  # reading it raises the error with the reason
+
+
+def _read_file(path: Path, *, trust: bool) -> tuple[Any, dict[str, str] | None]:
+    """The content of a file, and the texts in its header if it is of safetensors."""
+    limits.refuse_inflated(path)
+    return _read_safetensors(path) if _is_safetensors(path) else (read_torch(path, trust=trust), None)
+
+
+def _read_shards(path: Path, *, trust: bool) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
+    """The tensors that an index names, from all of its files."""
+    index = read_index(path)
+    tensors: dict[str, torch.Tensor] = {}
+    texts: dict[str, str] | None = None
+    for file in sorted(set(index.values())):
+        content, text = _read_file(file, trust=trust)
+        texts = texts if text is None else {**(texts or {}), **text}
+        own = [name for name, part in index.items() if part == file]
+        missing = [name for name in own if not isinstance(content, Mapping) or name not in content]
+        if missing:
+            raise BnfoldError(f"{file}: lacks {short(missing[0])}, which {path.name} says is there; save it again")
+        tensors |= {name: content[name] for name in own}
+    return {name: tensors[name] for name in index}, texts
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

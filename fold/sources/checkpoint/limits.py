@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -19,19 +19,22 @@ MOST_METADATA = 100_000
 """Values in what a checkpoint says of itself: labels of the largest data sets are some ten thousand."""
 
 
-def refuse_inflated(path: Path) -> None:
-    """Raise `BnfoldError` for an archive whose entries unpack to more than the limit. Reads its directory alone."""
+def refuse_inflated(path: Path, stream: IO[bytes] | None = None) -> None:
+    """Raise `BnfoldError` for an archive whose entries unpack to more than the limit. Reads its directory alone.
+
+    With `stream`, the archive is a part of the file.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(stream or path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
     except Exception:  # zipfile raises many types for a damaged archive
         return  # its reader says what is wrong
-    _refuse_larger(path, size)
+    refuse_larger(path, size)
 
 
 def refuse_expanded(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise `BnfoldError` for tensors that have more values than the file holds, by a stride of 0."""
-    _refuse_larger(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    refuse_larger(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
 
 
 def refuse_metadata(path: Path, metadata: Any) -> None:
@@ -48,7 +51,8 @@ def refuse_metadata(path: Path, metadata: Any) -> None:
             waiting += value
 
 
-def _refuse_larger(path: Path, size: int) -> None:
+def refuse_larger(path: Path, size: int) -> None:
+    """Raise `BnfoldError` if `size` bytes are more than the limit of a file, or of all files of a checkpoint."""
     limit = _limit(path)
     if size > limit:
         raise BnfoldError(
@@ -59,7 +63,15 @@ def _refuse_larger(path: Path, size: int) -> None:
 def _limit(path: Path) -> int:
     written = os.environ.get(SETTING, "")
     if not written:
-        return max(LEAST, RATIO * path.stat().st_size)
+        return max(LEAST, RATIO * _stored(path))
     if not written.isdigit():
         raise BnfoldError(f"{SETTING}: is {written!r}, expected a number of bytes")
     return int(written)
+
+
+def _stored(path: Path) -> int:
+    """Bytes of a file. For the index of a sharded checkpoint, or a directory, those of all files beside it or in it."""
+    if not path.is_dir() and path.suffix != ".json":
+        return path.stat().st_size
+    folder = path if path.is_dir() else path.parent
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

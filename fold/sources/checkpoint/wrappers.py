@@ -20,6 +20,8 @@ AVERAGED_INSIDE = ("ema_model", "model_ema", "swa_model", "averaged_model")
 NO_WEIGHTS = re.compile(r"optim|scheduler|scaler|hyper_?param|hparams|loops|criterion|loss|rng|_extra_state")
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every name."""
+CURRENT = "current_model_state"
+"""Where Lightning's WeightAveraging puts the plain weights. Its `state_dict` has the averaged ones then."""
 COUNTERS = ("n_averaged",)
 """Counters that `torch.optim.swa_utils.AveragedModel` stores beside the weights."""
 DEPTH = 3
@@ -37,10 +39,16 @@ class Weights:
     places: dict[str, Place]
     module: nn.Module | None = None
     notes: tuple[str, ...] = ()
+    beside_plain: bool = False
+    """Averaged, says not its own key but that of the plain weights beside it (`CURRENT`)."""
 
     @property
     def averaged(self) -> bool:
-        return any(AVERAGED.search(key.lower()) for key in self.place) or any(name in COUNTERS for name in self.tensors)
+        return (
+            self.beside_plain
+            or any(AVERAGED.search(key.lower()) for key in self.place)
+            or any(name in COUNTERS for name in self.tensors)
+        )
 
     @property
     def key(self) -> str:
@@ -57,7 +65,10 @@ def find_weights(path: Path, content: Any, *, key: str | None = None, ema: bool 
         raise BnfoldError("--key already selects the weights; leave --ema out, or select the averaged ones by --key")
     if not isinstance(content, Mapping | nn.Module):
         raise BnfoldError(f"{path}: holds a {type(content).__name__}, expected a state_dict; save model.state_dict()")
-    found = list(_candidates(content))
+    found = [
+        replace(one, beside_plain=True) if one.place == ("state_dict",) and _has_current(content) else one
+        for one in _candidates(content)
+    ]
     for one in found:
         refuse_expanded(path, one.tensors)
     if key is not None:
@@ -119,6 +130,10 @@ def _of_module(module: nn.Module, place: Place) -> Weights:
 
 def _usual(path: Path, found: list[Weights]) -> Weights:
     """The only set under a usual name, else the only set; for a bare state_dict, the content itself."""
+    for one in found:
+        if one.beside_plain:
+            note = f"took the averaged weights under {one.key!r}, as Lightning does; --key {CURRENT} has the plain ones"
+            return replace(one, notes=(note,))
     plain = [one for one in found if not one.averaged]
     inner = [one for one in plain if one.place]
     named = [one for one in inner if one.place[0] in USUAL]
@@ -129,6 +144,10 @@ def _usual(path: Path, found: list[Weights]) -> Weights:
     if not sets and len(averaged) == 1:
         return replace(averaged[0], notes=(f"took the averaged weights under {averaged[0].key!r}, the only ones",))
     raise _several(path, [*sets, *averaged])
+
+
+def _has_current(content: Any) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(CURRENT), Mapping)
 
 
 def _inside(weights: Weights) -> Weights:
