@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from socket import socket
@@ -21,7 +22,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from fold.runtime import cores, thread_limits
 from service.access import Access
+from service.batching import on_thread
 from service.budget import Budget, default_limit
 from service.errors import ServiceError, error_body
 from service.http import (
@@ -176,6 +179,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_format)
     if current_thread() is main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server takes it; by default it would end the process
+    os.environ.update(thread_limits())  # for processes that are started from here
     certificate = Certificate.of(settings)
     with ExitStack() as held:
         listener = held.enter_context(bind(settings.host, settings.port))
@@ -217,6 +221,8 @@ def _announce(repository: Repository, urls: str) -> None:
 async def _lifespan(app: Any) -> AsyncIterator[None]:
     if not app.repository.loaded:
         app.load()
+    # What unpacks bodies and decodes images computes; Python's own choice counts the machine's processors.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cores(), "bnfold"))
     for model in app.repository.ready():
         app.model_ready(model)
     app.repository.on_ready, app.repository.on_retired = app.model_ready, app.model_retired
@@ -263,7 +269,7 @@ def _add_pages(app: Application) -> None:
     async def report(name: str, version: str) -> Page:
         """The report that `bnfold fold` wrote for this version."""
         folder = app.repository.find(name, version).session.version.path
-        return Page(await asyncio.to_thread(read_report, folder, f"{name}/{version}"))
+        return Page(await on_thread("read a report", partial(read_report, folder, f"{name}/{version}")))
 
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:

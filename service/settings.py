@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     allow_cpu_nodes: bool = False
     """Serve a model on a GPU even if some of its operators compute on the CPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads inside one operator; 0 is two for models that take less than a millisecond, and ONNX Runtime's choice for
-    others."""
+    """Threads inside one operator; 0 is two for models that take less than a millisecond, and for others one for each
+    core that this process may use."""
     spinning: bool = False
     """Let these threads spin after a run as long as ONNX Runtime does by default, not for a millisecond: less latency
     for rare requests, but whole cores are busy."""

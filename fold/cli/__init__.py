@@ -21,7 +21,7 @@ from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError, is_out_of_memory, short
-from fold.runtime import start_with_huge_pages
+from fold.runtime import start_tuned
 
 # The base class of Typer's usage errors: click's in older versions, Typer's own copy of click in newer ones.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -78,7 +78,7 @@ def _line(error: Exception) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     if arguments is None and sys.argv[1:2] == ["serve"]:
-        start_with_huge_pages()
+        start_tuned()
     words = sys.argv[1:] if arguments is None else arguments
     warnings.simplefilter("ignore")  # they come from libraries, and a user cannot act on them
     for library in ("onnx_ir", "onnxscript"):

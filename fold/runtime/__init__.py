@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fold.runtime.cpus import cores, physical_cores, thread_limits
     from fold.runtime.devices import (
         PROVIDERS,
         Provider,
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
         pci_bus_id,
         resolve_provider,
     )
-    from fold.runtime.machine import Machine, cores, this_machine, tool_versions
-    from fold.runtime.memory import release_memory, return_freed, start_with_huge_pages
+    from fold.runtime.machine import Machine, this_machine, tool_versions
+    from fold.runtime.memory import release_memory, return_freed
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
         CudaOptions,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         runtime_code,
         without_runtime_words,
     )
+    from fold.runtime.start import start_tuned
     from fold.runtime.trial import CannotLoadError, Trial, TrialKind
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is first imported
@@ -52,6 +54,7 @@ __all__ = [
     "open_graph",
     "open_session",
     "pci_bus_id",
+    "physical_cores",
     "placement",
     "provider_of",
     "release_memory",
@@ -59,8 +62,9 @@ __all__ = [
     "return_freed",
     "run",
     "runtime_code",
-    "start_with_huge_pages",
+    "start_tuned",
     "this_machine",
+    "thread_limits",
     "tool_versions",
     "without_runtime_words",
 ]
@@ -78,13 +82,14 @@ __getattr__ = lazy_names(
         "Trial": "trial",
         "TrialKind": "trial",
         "computed_elsewhere": "session",
-        "cores": "machine",
+        "cores": "cpus",
         "device_number": "devices",
         "loaded_cudnn": "devices",
         "loaded_library": "devices",
         "open_graph": "session",
         "open_session": "session",
         "pci_bus_id": "devices",
+        "physical_cores": "cpus",
         "placement": "session",
         "provider_of": "session",
         "release_memory": "memory",
@@ -92,8 +97,9 @@ __getattr__ = lazy_names(
         "return_freed": "memory",
         "run": "session",
         "runtime_code": "session",
-        "start_with_huge_pages": "memory",
+        "start_tuned": "start",
         "this_machine": "machine",
+        "thread_limits": "cpus",
         "tool_versions": "machine",
         "without_runtime_words": "session",
     },

@@ -1,18 +1,14 @@
 """Where something was made or measured: the processor, the graphics card, and the versions of the tools."""
 
-import contextlib
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fold.runtime.cpus import cores
 from fold.runtime.devices import gpu_name
 
 TOOLS = ("bnfold", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
-
-LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time in each period, and the period; a container has its own."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +45,3 @@ def _cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Processors that this process may use all the time, at least 1: of its affinity, within a container's limit."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit
-        quota, period = LIMIT.read_text().split()
-        found = min(found, int(quota) // int(period))
-    return max(found, 1)

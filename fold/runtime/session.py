@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.errors import BnfoldError, first_line
+from fold.runtime.cpus import physical_cores
 from fold.runtime.devices import (
     PROVIDERS,
     Provider,
@@ -104,18 +105,17 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
-    `threads` counts the threads inside one operator, 0 leaves it to ONNX Runtime. Without work they spin for
-    `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores. `cuda` is used on a
-    GPU only; `record_placement` is needed for `placement`; without `optimised` the graph runs node by node as it is
-    written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there, `BnfoldError`
-    if the model cannot be loaded.
+    `threads` counts the threads inside one operator, 0 is one for each core that this process may use. Without work
+    they spin for `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores. `cuda`
+    is used on a GPU only; `record_placement` is needed for `placement`; without `optimised` the graph runs node by node
+    as it is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
+    `BnfoldError` if the model cannot be loaded.
     """
     # 1. How it computes
     wanted = resolve_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
-    if threads:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or physical_cores()  # its own choice ignores affinity and quotas
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimised:

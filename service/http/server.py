@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fold.runtime import return_freed
+from service.batching import on_thread
 from service.budget import Budget
 from service.http.connection import HttpConnection, Limits
 from service.http.exchange import DefaultHeaders, FastPath
@@ -182,7 +183,7 @@ class Server(uvicorn.Server):
         if self._hung_up or time.monotonic() - self._looked_at >= LOOK_SECONDS:
             look = partial(certificate.renew, at_once=self._hung_up)
             self._hung_up, self._looked_at = False, time.monotonic()
-            self._looking = asyncio.create_task(asyncio.to_thread(look))
+            self._looking = asyncio.create_task(on_thread("look at the certificate", look))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.default_headers.append((b"connection", b"close"))

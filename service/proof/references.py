@@ -4,14 +4,13 @@ A reference may be a PyTorch program, so this is where the service's process may
 a reference, and PyTorch gets half of the cores, so that a check leaves the other half to requests.
 """
 
-import os
 import sys
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fold.errors import BnfoldError
-from fold.runtime import without_runtime_words
+from fold.runtime import cores, without_runtime_words
 from service.errors import ComputeError, NotOfferedError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class References:
                 raise ComputeError(f"model {model}: {without_runtime_words(error)}") from error
         torch = sys.modules.get("torch")
         if torch is not None:  # the number applies to the thread that sets it
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+            torch.set_num_threads(max(1, cores() // 2))
         return reference
 
 

@@ -64,9 +64,9 @@ def test_freed_memory_stays_where_the_user_has_set_the_tunable(
 START = """
 import os, sys
 from pathlib import Path
-from fold.runtime import memory
+from fold.runtime import memory, start_tuned
 memory.HUGE_PAGES = Path(sys.argv[1])
-memory.start_with_huge_pages()
+start_tuned()
 print(os.getpid(), sys.argv[2:], os.environ.get("GLIBC_TUNABLES"))
 """
 

@@ -1,5 +1,7 @@
 """A second session, whose runs have one core each: who gets one, that it computes the same, that proofs cover it."""
 
+import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from service.runtime import session as module
 from service.runtime.session import CertificateError, ModelSession
 from service.settings import Settings
 from support import serving
+from support.reloading import wait
 
 CORES = 3
 
@@ -103,3 +106,28 @@ def test_a_crowd_is_answered_right(folded: Path, start_process: Callable[..., An
             np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-5)
         proof = service.post("/v2/models/net/equivalence", json={"samples": 7}).json()
         assert proof["equivalent"], proof["message"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_no_thread_leaves_the_processors_of_the_service(folded: Path, start_process: Callable[..., Any]) -> None:
+    """Neither of the sessions, nor of the reference, nor of the process that compares, on one processor of several."""
+    one = min(os.sched_getaffinity(0))
+    bound = f"import os\nos.sched_setaffinity(0, {{{one}}})\nfrom service.runtime import session\n"
+    with start_process(
+        folded, code=f"{bound}session.FAST_SECONDS = 0.0\n{serving.SERVE}", threads=0, shadow=1
+    ) as service:
+        assert service.post("/v2/models/net/equivalence", json={"samples": 3}).json()["equivalent"]
+        wait(lambda: service.metric('bnfold_shadow_share{model="net",version="2"}') == 1)
+        assert service.get("/v2/models/net/config").json()["instance_group"][0]["count"] == 1
+        pids = [service.process.pid, *children(service.process.pid)]
+        allowed = {
+            re.search(r"Cpus_allowed_list:\s*(\S+)", task.read_text())[1]  # type: ignore[index]  # Linux has it
+            for pid in pids
+            for task in Path(f"/proc/{pid}/task").glob("*/status")
+        }
+    assert len(pids) > 1
+    assert allowed == {str(one)}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]

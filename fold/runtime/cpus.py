@@ -1,0 +1,72 @@
+"""The processors that this process may use: those of its affinity, which a cpuset limits too, within the quotas of its
+control groups (versions 1 and 2).
+
+Libraries that count the processors of the machine start more threads than a container can run: these wait for each
+other, and the whole container stands still when its quota is used up. ONNX Runtime even pins its threads to processors
+outside of the affinity, unless it is told their number.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""The control groups of this process: `ID:CONTROLLERS:PATH`, where version 2 has no controllers."""
+TOPOLOGY = Path("/sys/devices/system/cpu")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables by which PyTorch and numpy are told their numbers of threads, once, when they are imported."""
+
+
+def cores() -> int:
+    """Processors that this process may use all the time, at least 1: of its affinity, within a container's limit."""
+    return max(1, min([len(_affinity()), *_quotas()]))
+
+
+def physical_cores() -> int:
+    """The same, but processors that share a core count once: they would only wait for each other in one operator."""
+    siblings = {_siblings(number) for number in _affinity()}
+    return max(1, min([len(siblings), *_quotas()]))
+
+
+def thread_limits() -> dict[str, str]:
+    """Variables for a process whose quota is less than its affinity, unless they are set. Libraries see the latter."""
+    if cores() == len(_affinity()):
+        return {}
+    return {name: str(cores()) for name in THREADS if name not in os.environ}
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _siblings(processor: int) -> str:
+    """The processors of one core, such as `0,4`; itself where the system does not tell."""
+    try:
+        return (TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return str(processor)
+
+
+def _quotas() -> Iterator[int]:
+    """Whole processors that the control groups of this process allow: its own, and those above it."""
+    try:
+        memberships = [line.split(":", 2) for line in MEMBERSHIP.read_text().splitlines()]
+    except OSError:  # no Linux
+        return
+    for _, controllers, path in (membership for membership in memberships if len(membership) == 3):
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):  # in a container only the last is mounted
+            inside = group.relative_to("/") if group.is_absolute() else group
+            with contextlib.suppress(OSError, ValueError):  # not mounted, or "max"
+                if not controllers:
+                    quota, period = (CGROUPS / inside / "cpu.max").read_text().split()
+                elif "cpu" in controllers.split(","):
+                    folder = CGROUPS / "cpu" / inside
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                else:
+                    continue
+                if int(quota) > 0 and int(period) > 0:
+                    yield int(quota) // int(period)
