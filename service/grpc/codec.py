@@ -45,6 +45,8 @@ _CONTENTS: dict[str, tuple[str, np.dtype[Any]]] = {
 
 def decode(request: Any, signature: Signature) -> InferRequest:
     """Read a ModelInferRequest. Raises `BadRequestError` if it is malformed; the signature then checks the inputs."""
+    for tensor in (*request.inputs, *request.outputs):
+        _checked(tensor.parameters)  # first, as a tensor in shared memory has no contents here
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise BadRequestError(
@@ -58,7 +60,6 @@ def decode(request: Any, signature: Signature) -> InferRequest:
             raise BadRequestError(f"no input is named {shown(name)}; expected {expected}")
         if name in arrays:
             raise BadRequestError(f"input {name!r} came twice; expected once")
-        _checked(tensor.parameters)
         arrays[name] = _read(tensor, raw[index] if raw else None)
     outputs = select([(output.name, _of_output(output)) for output in request.outputs], signature, binary=True)
     priority, timeout = schedule(_checked(request.parameters))

@@ -35,6 +35,7 @@ PING_MS = 30_000
 """How long a connection may be silent before it is pinged, and how long the reply may take."""
 MIN_PING_MS = 5_000
 """The shortest time between two pings of a client."""
+NO_LIMIT = (1 << 31) - 1
 PATIENCE_SECONDS = 1.0
 """How long to wait for clients that go on calling although they are refused."""
 
@@ -146,6 +147,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", PING_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Calls that arrive faster than they are taken wait in gRPC's core, which by default cancels some of them from
+        # the thousandth on. Those that are too many are refused with a status, by `maximum_concurrent_rpcs`.
+        ("grpc.server.max_pending_requests", NO_LIMIT),
+        ("grpc.server.max_pending_requests_hard_limit", NO_LIMIT),
     ]
 
 

@@ -15,6 +15,9 @@ from service.grpc.status import INTERNAL
 MAX_PENDING = 256
 """Requests of one stream that may be unanswered; more are read when answers have been sent."""
 
+FINAL = "triton_final_response"
+"""Parameter of each answer of a stream that is the last to its request, as Triton says it: here every one is."""
+
 Answers = asyncio.Queue[asyncio.Task[bytes] | None]
 """In the order of the requests; None behind the last."""
 
@@ -62,6 +65,7 @@ class Streams:
     async def _answer(self, content: bytes, context: Any) -> bytes:
         try:
             answer = ModelStreamInferResponse(infer_response=await self._infer(content, context))
+            answer.infer_response.parameters[FINAL].bool_param = True
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.exception("a request of a stream failed")

@@ -20,6 +20,8 @@ PIECE = 1 << 18
 PLAIN_BODY = 1 << 16
 """Bytes of a body that holds no tensors."""
 
+MEMBER = 1 << 14
+"""Bytes that the members of a gzip body hold at least, on average: millions of empty ones would take minutes."""
 GZIP = b"\x1f\x8b"
 """The first bytes of each member of a gzip body."""
 _WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
@@ -92,6 +94,7 @@ def _inflate(body: Body, encoding: bytes, limit: int, plain: Buffer) -> Buffer:
     name = encoding.decode()
     stream: Any = zlib.decompressobj(_WINDOW[encoding])
     view, given, rest = memoryview(body), 0, b""
+    members = 16 + limit // MEMBER
     while True:
         if not rest:
             rest = bytes(view[given : given + PIECE])
@@ -112,6 +115,9 @@ def _inflate(body: Body, encoding: bytes, limit: int, plain: Buffer) -> Buffer:
         if not left:
             return plain
         given = len(body) - left
+        members -= 1
+        if not members:
+            raise BadRequestError(f"the body is {name} of too many members for its size; compress it as one")
         if encoding == b"deflate" or view[given : given + 2] != GZIP:
             raise BadRequestError(f"the body is not valid {name}: {left} bytes follow its end")
         stream, rest = zlib.decompressobj(_WINDOW[encoding]), b""  # a further member

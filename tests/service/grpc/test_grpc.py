@@ -3,6 +3,7 @@
 That the protocol is spoken as it should be is tested in tests/conformance.
 """
 
+import asyncio
 import contextlib
 import json
 import queue
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +363,78 @@ def test_shared_memory_is_refused_in_words(service: Service) -> None:
         stub.ModelInfer(made)
     assert caught.value.code() is Code.INVALID_ARGUMENT
     assert "shared memory is not offered" in caught.value.details()
+
+
+@pytest.mark.parametrize("which", [0, 1, "output"])
+def test_shared_memory_for_one_of_several_tensors_is_refused_in_the_same_words(service: Service, which: Any) -> None:
+    """The tensors that are not in shared memory have raw contents, so these are fewer than the inputs."""
+    made = service_pb2.ModelInferRequest(model_name="pair")
+    for index, name in enumerate("ab"):
+        made.inputs.add(name=name, datatype="FP32", shape=[1, 2])
+        if index != which:
+            made.raw_input_contents.append(bytes(8))
+    asked = made.outputs.add(name="sum") if which == "output" else made.inputs[which]
+    asked.parameters["shared_memory_region"].string_param = "region"
+    asked.parameters["shared_memory_byte_size"].int64_param = 8
+    with connected(service) as stub, pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(made)
+    assert (caught.value.code(), caught.value.details()) == (
+        Code.INVALID_ARGUMENT, "shared memory is not offered; send the tensor in the body",
+    )  # fmt: skip
+
+
+def test_no_call_of_a_burst_is_cancelled(repository: Path) -> None:
+    """gRPC's core holds those that were not taken yet, and by default cancels some of them from the thousandth on."""
+    calls = 1600
+    made = message("free", "x", np.ones((1, 2), np.float32))
+
+    async def everyone(address: str) -> Counter[Code]:
+        async def one(stub: Any) -> Code:
+            try:
+                await stub.ModelInfer(made, timeout=PATIENCE)
+            except grpc.RpcError as error:
+                return error.code()
+            return Code.OK
+
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            return Counter(await asyncio.gather(*(one(stub) for _ in range(calls))))
+
+    with start(repository, grpc_port=0, queue_rows=calls, max_connections=calls, grace_seconds=0) as service:
+        assert asyncio.run(everyone(service.grpc)) == {Code.OK: calls}
+
+
+def test_calls_beyond_the_limit_are_refused_with_a_status(repository: Path) -> None:
+    """A stream is one call, as long as it is open."""
+    made = message("free", "x", np.ones((1, 2), np.float32))
+    ends = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield made
+        ends.wait(PATIENCE)
+
+    with start(repository, grpc_port=0, max_connections=3, grace_seconds=0) as service, connected(service) as stub:
+        streams = [stub.ModelStreamInfer(requests()) for _ in range(3)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(made)
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        ends.set()
+        assert [list(stream) for stream in streams] == [[], [], []]
+        until(lambda: code_of(lambda: stub.ModelInfer(made)) is Code.OK)
+
+
+def test_each_answer_of_a_stream_is_the_last_of_its_request(service: Service) -> None:
+    """Clients of streams wait for it, and as in Triton an error has none."""
+    right, wrong = (message(name, "x", np.ones((1, 2), np.float32)) for name in ("free", "nobody"))
+    with connected(service) as stub:
+        answers = list(stub.ModelStreamInfer(iter([right, wrong, right])))
+        alone = stub.ModelInfer(right)
+    said = [dict(answer.infer_response.parameters) for answer in answers]
+    final = service_pb2.InferParameter(bool_param=True)
+    assert said == [{"triton_final_response": final}, {}, {"triton_final_response": final}]
+    assert not alone.parameters
 
 
 # Who may

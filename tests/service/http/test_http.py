@@ -200,6 +200,7 @@ def test_compressed_bodies_and_their_limits(service: Any, repository: Path, star
         (body, "gzip", 400, "not valid gzip"),
         (gzip.compress(body)[:-9], "gzip", 400, "ends too early"),
         (gzip.compress(body) + b"more", "gzip", 400, "4 bytes follow its end"),
+        (gzip.compress(b"") * 20_000, "gzip", 400, "too many members"),
     ):
         answer = service.post(FREE, content=content, headers={"Content-Encoding": encoding})
         assert (answer.status_code, message in answer.json()["error"]) == (status, True), answer.text
