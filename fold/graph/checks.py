@@ -1,5 +1,6 @@
 """Checks of a graph from a file that are made before anything else reads it: names, order, functions, texts."""
 
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
@@ -20,7 +21,8 @@ def check_model(model: ir.Model) -> None:
     """Sort the nodes so that each comes after those whose outputs it reads.
 
     Raises `BnfoldError` for a graph with a cycle, for functions that inline to more nodes than the limit or call
-    themselves, for tensors that nothing gives, for names of any length, and for strings that are not UTF-8.
+    themselves, for tensors that nothing gives, for names of any length or of two inputs, for types that ONNX has not,
+    and for strings that are not UTF-8.
     """
     _check_size(model)
     for function in model.functions.values():
@@ -68,6 +70,9 @@ def _check_names(graph: ir.Graph) -> None:
         _check_given(value)
     if any(not value.name for value in (*graph.inputs, *graph.outputs)):
         raise BnfoldError("an input or output of its graph has no name; export it with names")
+    names = Counter(value.name for value in graph.inputs)
+    if any(count > 1 for count in names.values()):
+        raise BnfoldError(f"two inputs of its graph have the name {short(names.most_common(1)[0][0] or '')!r}")
 
 
 def _check_nodes(body: ir.Graph | ir.Function) -> None:
@@ -92,9 +97,15 @@ def _check_name(name: str | None) -> None:
 
 
 def _check_tensor(tensor: ir.TensorProtocol | None) -> None:
-    if tensor is not None and tensor.dtype == ir.DataType.UNDEFINED:
+    if tensor is None:
+        return
+    try:
+        dtype = tensor.dtype
+    except ValueError as error:
+        raise BnfoldError(f"the tensor {short(tensor.name or '')!r} has a type that ONNX has not: {error}") from error
+    if dtype == ir.DataType.UNDEFINED:
         raise BnfoldError(f"the tensor {short(tensor.name or '')!r} has no type")
-    if tensor is None or tensor.dtype != ir.DataType.STRING:
+    if dtype != ir.DataType.STRING:
         return
     try:
         texts = tensor.numpy().reshape(-1)

@@ -74,6 +74,11 @@ def _long_parameters(model: onnx.ModelProto) -> None:
     model.graph.initializer[3].CopyFrom(tensor("mean", 5))
 
 
+def _unknown_type_of_an_input(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+    model.graph.input.append(info("w", (4, 3, 3, 3)))
+
+
 def _channels_last(model: onnx.ModelProto) -> None:
     model.graph.node[1].attribute.append(helper.make_attribute("data_layout", "NHWC"))
 
@@ -101,6 +106,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "an output from nowhere": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "gives the tensor 'nowhere'"),
     "an operator that is not known": (lambda m: setattr(m.graph.node[0], "op_type", "Konv"), "No Op registered for"),
     "a type that is not known": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "99 is not a valid"),
+    "a type that is not known, of an input": (_unknown_type_of_an_input, "has a type that ONNX has not: 99 is not a"),
+    "two inputs of one name": (
+        lambda m: m.graph.input.extend([info("w", (4, 3, 3, 3))] * 2), "two inputs of its graph have the name 'w'"
+    ),
     "a training graph": (
         lambda m: m.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1)), "Training_mode = True"
     ),
