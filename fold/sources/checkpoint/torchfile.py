@@ -17,6 +17,7 @@ import torch
 
 from fold.errors import BnfoldError, first_line
 from fold.sources.checkpoint import numpy_values
+from fold.sources.checkpoint.hashing import refuse_costly_keys
 from fold.sources.quiet import silenced
 
 
@@ -54,6 +55,8 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
     """
     if _is_script(path):
         return _read_script(path, trust=trust)
+    if not trust:
+        refuse_costly_keys(path)
     try:
         with torch.serialization.safe_globals([*PLAIN_VALUES, *numpy_values.STAND_INS]), silenced():
             return numpy_values.restored(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,5 +1,6 @@
 """Checkpoints that are broken or made to harm: `bnfold fold` says one line, exits with 2 and leaves nothing behind."""
 
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -75,9 +76,9 @@ def test_tensors_that_are_no_arrays_of_floats(tmp_path, state, change, message) 
     assert "choose with --key" in refusal(tmp_path, {"a": changed, "b": state})
 
 
-def shared(container: Any) -> Any:
+def shared(container: Any, depth: int = 28) -> Any:
     """2^28 places in a few kilobytes."""
-    for _ in range(28):
+    for _ in range(depth):
         container = type(container)((container, container))
     return container
 
@@ -87,6 +88,41 @@ def test_lists_that_are_shared_are_walked_once(tmp_path, state, kind) -> None:
     torch.save({"state_dict": state, "deep": shared(kind())}, tmp_path / "m.pt")
     fold = ("fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
     assert run(*fold)[0]["verdict"]["equivalent"] is True
+
+
+def pairs(depth: int) -> bytes:
+    """Opcodes of a tuple of 2^depth places: each holds the next one twice."""
+    return b")" + b"q\x00h\x00\x86" * depth
+
+
+SET = b"c__builtin__\nset\n"
+HASHED = {
+    "a key": b"}" + pairs(40) + b"Ns",
+    "keys": b"}(" + pairs(40) + b"Nu",
+    "a set": SET + b"](" + pairs(40) + b"e\x85R",
+    "many sets": b"](" + (SET + b"]" + pairs(20) + b"a\x85R") * 100 + b"e",
+    "a deep key": b"}" + b")" + b"\x85" * 100_000 + b"Ns",
+    "an attribute": b"ccollections\nOrderedDict\n)R}" + pairs(40) + b"Nsb",
+    "a storage": b"(X\x07\x00\x00\x00storage" + pairs(40) + b"tQ",
+    "a list that grows in a tuple": b"]q\x01\x85q\x02h\x01(" + pairs(40) + b"e" + SET + b"h\x02R",
+    "a size": b"}" + (b"ctorch\nSize\n](K\x01" + b"K\x01" * 100_000 + b"e\x85Rq\x01" + b"h\x01Ns" * 1100),
+}
+
+
+@pytest.mark.parametrize("case", HASHED)
+def test_nested_tuples_are_not_hashed_without_end(tmp_path, case) -> None:
+    content = b"\x80\x02" + HASHED[case] + b"."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", content)
+        archive.writestr("m/version", "3\n")
+    words = "has nested tuples as keys, and more than 100,000,000 values would be hashed; save only the weights"
+    assert words in refusal(tmp_path, None)
+    parts = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}]
+    before, keys = [pickle.dumps(part, protocol=2) for part in parts], pickle.dumps([], protocol=2)
+    (tmp_path / "m.pt").write_bytes(b"".join([*before, content, keys]))
+    assert words in refusal(tmp_path, None)
+    (tmp_path / "m.pt").write_bytes(b"".join([*before, keys, content]))
+    assert words in refusal(tmp_path, None)  # the keys of storages are looked up
 
 
 @pytest.mark.parametrize("key", ["inputs", "arch_args", "labels"])
@@ -124,10 +160,10 @@ def test_a_program_without_values(tmp_path) -> None:
 
 def test_a_type_is_not_called(tmp_path, state) -> None:
     class Text:
-        """str() of 2^28 places would fill the memory."""
+        """str() of shared lists would fill the memory."""
 
         def __reduce__(self) -> tuple:
-            return str, (shared([]),)
+            return str, (shared([], 20),)
 
     assert "is not a PyTorch checkpoint" in refusal(tmp_path, {"state_dict": state, "text": Text()})
 
