@@ -11,10 +11,11 @@ class BnfoldError(Exception):
 
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|bad_alloc|not enough memory|failed to allocate|out of memory|"
-    r"cannot map|failed to map|can't start new thread",
+    r"cannot map|failed to map|can't start new thread|memory allocation still failed|"
+    r"error return without exception set",
     re.IGNORECASE,
 )
-"""What PyTorch, ONNX Runtime, numpy and the system's loader say of too little memory."""
+"""What PyTorch, ONNX Runtime, numpy, OpenBLAS, CPython and the system's loader say of too little memory."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

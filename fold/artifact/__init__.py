@@ -7,6 +7,7 @@ from fold.artifact.directory import (
     next_version,
     read_version,
     refuse_version,
+    remove_abandoned,
     sha256,
     write_manifest,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "powers_of_two",
     "read_version",
     "refuse_version",
+    "remove_abandoned",
     "sha256",
     "tensor_specs",
     "triton_tensors",

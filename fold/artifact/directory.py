@@ -4,6 +4,8 @@ A version is written into a hidden folder next to its final place and renamed wh
 sees all of it or nothing. The manifest holds the SHA-256 of each other file, and of itself without that one field.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +27,7 @@ from fold.errors import LONGEST_NAME, BnfoldError, short
 INCOMING = ".incoming-"
 """The prefix of folders and files that are still being written."""
 ABANDONED_SECONDS = 24 * 3600
-"""The age at which such a folder counts as abandoned: far longer than any fold takes."""
+"""The age at which such a folder counts as abandoned on a file system without locks: far longer than any fold takes."""
 MANIFEST_BYTES = 64 << 20
 """The most that a manifest may have; that of a network with a thousand BatchNorms has less than one megabyte."""
 
@@ -134,8 +136,11 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     incoming = model / f"{INCOMING}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         model.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(model)
-        incoming.mkdir()
+        with alone_in(model):
+            _remove_abandoned(model)
+            incoming.mkdir()
+            lock = os.open(incoming, os.O_RDONLY)
+            _try_lock(lock)
     except OSError as error:
         raise BnfoldError(f"{model}: cannot be created ({error.strerror}); choose another --out") from error
     try:
@@ -152,6 +157,7 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     finally:
         if incoming.exists():
             shutil.rmtree(incoming, ignore_errors=True)
+        os.close(lock)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -175,14 +181,57 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@contextmanager
+def alone_in(model: Path) -> Iterator[None]:
+    """A block in which no other process creates or removes `.incoming-…` in the folder of a model. It must be short."""
+    descriptor = os.open(model, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(repository: Path) -> None:
+    """Remove what writers that died left in the folders of all models."""
+    with contextlib.suppress(OSError):  # no such folder, or no right to look
+        for model in {path.parent for path in repository.glob(f"*/{INCOMING}*")}:
+            with alone_in(model):
+                _remove_abandoned(model)
+
+
 def _remove_abandoned(model: Path) -> None:
-    """Remove what writers that died left behind. Age decides, because a writer may run in another container."""
     for path in model.glob(f"{INCOMING}*"):
-        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+        if _is_abandoned(path):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody writes it. A writer, also one in another container, holds a lock until it ends, however it does.
+
+    A file system without locks says nothing; there age decides.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        held = _try_lock(descriptor)
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS if held is None else held
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock a file or folder until it is closed; False if another process holds it, None if it cannot be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # such as a folder on NFS
+        return None
+    return True
 
 
 def _sync(path: Path) -> None:

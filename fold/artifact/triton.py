@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fold.artifact.directory import INCOMING
+from fold.artifact.directory import INCOMING, alone_in
 from fold.artifact.manifest import Manifest, TensorSpec
 
 
@@ -62,5 +62,9 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
     )
     text += "version_policy { latest { num_versions: 1 } }\n"
     partial = model / f"{INCOMING}{os.getpid()}-config.pbtxt"
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(model / "config.pbtxt")
+    with alone_in(model):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.rename(model / "config.pbtxt")
+        finally:
+            partial.unlink(missing_ok=True)

@@ -16,11 +16,12 @@ from fold import __version__
 from fold.cli.bench import bench
 from fold.cli.fold import fold
 from fold.cli.inspect import inspect
-from fold.cli.options import INTERRUPTED, complain
+from fold.cli.limited import is_limited, run_in_child
+from fold.cli.options import INTERRUPTED, NO_MEMORY, complain
 from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import serve
 from fold.cli.verify import verify
-from fold.errors import BnfoldError, is_out_of_memory, short
+from fold.errors import BnfoldError, first_line, is_out_of_memory, short
 from fold.runtime import start_tuned
 
 # The base class of Typer's usage errors: click's in older versions, Typer's own copy of click in newer ones.
@@ -61,9 +62,6 @@ def _options(
     """The options of `bnfold` itself. Its help is that of `app`."""
 
 
-NO_MEMORY = "too little memory; give the process more (ulimit -v), or take a smaller model, fewer --samples or rows"
-
-
 def _line(error: Exception) -> str | None:
     """What to say of an exception that is not `BnfoldError` but no error of ours either; None for all others."""
     if is_out_of_memory(error):
@@ -77,8 +75,13 @@ def _line(error: Exception) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
-    if arguments is None and sys.argv[1:2] == ["serve"]:
-        start_tuned()
+    if arguments is None:
+        if sys.argv[1:2] == ["serve"]:
+            start_tuned()
+        elif is_limited():
+            code = run_in_child()
+            if code is not None:
+                sys.exit(code)
     words = sys.argv[1:] if arguments is None else arguments
     warnings.simplefilter("ignore")  # they come from libraries, and a user cannot act on them
     for library in ("onnx_ir", "onnxscript"):
@@ -98,6 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = 0
     except Exception as error:
         line = _line(error)
+        if line is None and is_limited():  # libraries that get no memory raise errors of many kinds
+            line = f"{NO_MEMORY} ({type(error).__name__}: {first_line(error)})"
         if line is None:
             raise  # an error of ours, whose traceback is needed
         code = complain(line)

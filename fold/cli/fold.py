@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fold.cli.limited import watch
 from fold.cli.options import (
     PROOF_FAILED,
     All,
@@ -100,6 +101,7 @@ def fold(
         )
     scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
     # 2. Read, fold, prove and publish.
+    watch(out)
     with console.status("starting") as status:
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch, overridable),

@@ -16,6 +16,7 @@ from fold.errors import printable, short
 from fold.terminal import escape
 
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+NO_MEMORY = "too little memory; give the process more (ulimit -v), or take a smaller model, fewer --samples or rows"
 LONGEST_WORD = 1000
 """Characters of a word in an error message, which may be a name from a file."""
 

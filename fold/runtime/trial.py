@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fold.errors import BnfoldError, is_out_of_memory
+from fold.errors import OUT_OF_MEMORY, BnfoldError, is_out_of_memory
 from fold.limits import limit
 
 SETTING = "BNFOLD_MAX_RUN_SECONDS"
@@ -78,7 +78,9 @@ class Trial:
         finally:
             self.close()
         answers = [json.loads(text.partition("\n")[0]) for text in f"\n{printed}".split(ANSWER)[1:]]
-        code = self._process.returncode
+        code, last = self._process.returncode, printed.strip().rpartition("\n")[2]
+        if code and OUT_OF_MEMORY.search(printed):
+            raise BnfoldError(f"the process that runs it once in ONNX Runtime failed: {last}") from MemoryError()
         if code < 0:
             known = {one.value: one.name for one in signal.Signals}
             hint = "; the system may have too little memory for it" if -code == signal.SIGKILL else ""
@@ -87,7 +89,6 @@ class Trial:
                 f"{'runs' if answers else 'loads'} it{hint}; export it again, with a recent opset"
             )
         if code or not answers:
-            last = printed.strip().rpartition("\n")[2]
             raise BnfoldError(f"the process that runs it once in ONNX Runtime failed: {last}")
         for answer in answers:
             if "missing" in answer:

@@ -1,5 +1,6 @@
 """The model directory: all of it or none of it, and not one byte changed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from fold.artifact.directory import (
     new_version,
     next_version,
     read_version,
+    remove_abandoned,
     write_manifest,
 )
 from fold.artifact.files import model_folders, version_numbers
@@ -136,14 +138,42 @@ with new_version(Path({str(tmp_path)!r}), "m", 1) as folder:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     assert version_numbers(tmp_path / "m") == []
-    left = list((tmp_path / "m").glob(f"{INCOMING}*"))
-    assert len(left) == 1
+    assert len(list((tmp_path / "m").glob(f"{INCOMING}*"))) == 1
     publish(tmp_path)
     assert read_version(tmp_path / "m" / "1")
+    assert list((tmp_path / "m").glob(f"{INCOMING}*")) == []
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_only_what_nobody_writes_is_removed(tmp_path, monkeypatch, locks) -> None:
+    """A writer holds a lock; where the file system has none, as NFS for folders, age decides."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", refuse)
+    with new_version(tmp_path, "m", 1) as folder:
+        (folder / "model.onnx").write_bytes(b"half")
+        publish(tmp_path, 2)
+        remove_abandoned(tmp_path)
+        assert (folder / "model.onnx").exists()
+    file, directory = tmp_path / "m" / f"{INCOMING}1-config.pbtxt", tmp_path / "m" / f"{INCOMING}1"
+    file.write_text("half")
+    directory.mkdir()
     old = time.time() - ABANDONED_SECONDS - 1
-    os.utime(left[0], (old, old))
-    publish(tmp_path, 2)
-    assert not left[0].exists()
+    for path in (file, directory) if not locks else ():
+        os.utime(path, (old, old))
+    remove_abandoned(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2"]
+
+
+def test_a_configuration_that_cannot_be_written_leaves_nothing(tmp_path) -> None:
+    publish(tmp_path)
+    (tmp_path / "m" / "config.pbtxt").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_triton_config(tmp_path / "m", MANIFEST)
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "config.pbtxt"]
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (16, [1, 2, 4, 8, 16]), (24, [1, 2, 4, 8, 16, 24])])
