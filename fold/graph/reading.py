@@ -135,3 +135,9 @@ def display_name(node: ir.Node) -> str:
 
 SCALE, SHIFT = "bnfold_normalize_scale", "bnfold_normalize_shift"
 """Names of the constants s and t, in a graph as in a PyTorch program."""
+
+
+def described(node: ir.Node) -> str:
+    """The node's display name and its operator, for messages."""
+    name = display_name(node)
+    return name if name == node.op_type else f"{name} ({node.op_type})"

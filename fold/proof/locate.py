@@ -11,7 +11,7 @@ from fold.arrays import Arrays
 from fold.engine import FoldReport, Gauge, fold_graph
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator, NoisyEvaluator
-from fold.graph import display_name, infer_shapes, is_float
+from fold.graph import described, display_name, infer_shapes, is_float
 from fold.proof.algebra import LIMIT, depth, largest_difference
 from fold.proof.decisions import FACTOR, FLOORS
 from fold.proof.rounding import Fault
@@ -116,7 +116,7 @@ def of_reference(unfolded: ir.Model, inputs: Arrays, plain: RunAll) -> Located:
     for node in unfolded.graph:
         names = [output.name for output in node.outputs if output.name in truth and output.name in written]
         if any(_part(truth[name], noisy[name], written[name]) for name in names if name is not None):
-            layer = _with_operator(node)
+            layer = described(node)
             break
     return Located(None, layer, REPORT_REFERENCE, fault)
 
@@ -137,13 +137,8 @@ def of_nothing(unfolded: ir.Model, inputs: Arrays) -> Located:
         return Located(None, None, advice)
     nodes = (node for node in unfolded.graph if node.op_type != "Constant")
     first = next((node for node in nodes if any(output.name in empty for output in node.outputs)), None)
-    layer = None if first is None else _with_operator(first)
+    layer = None if first is None else described(first)
     return Located(None, layer, advice, "the first node that writes no finite number is")
-
-
-def _with_operator(node: ir.Node) -> str:
-    name = display_name(node)
-    return name if name == node.op_type else f"{name} ({node.op_type})"
 
 
 def _part(exact: np.ndarray, noisy: np.ndarray, other: np.ndarray) -> bool:
