@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fold.evaluate.bounds import RoundingBound
     from fold.evaluate.deadline import TooLongError
     from fold.evaluate.float64 import Evaluator
-    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
+    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator, with_moved_weights
     from fold.evaluate.program import InFloat64
     from fold.evaluate.torch_noise import TorchNoise
 
@@ -22,6 +22,7 @@ __all__ = [
     "TooLongError",
     "TorchGraph",
     "TorchNoise",
+    "with_moved_weights",
 ]
 
 __getattr__ = lazy_names(
@@ -35,5 +36,6 @@ __getattr__ = lazy_names(
         "TooLongError": "deadline",
         "TorchGraph": "autograd",
         "TorchNoise": "torch_noise",
+        "with_moved_weights": "noise",
     },
 )

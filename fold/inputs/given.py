@@ -13,13 +13,14 @@ from fold.errors import BnfoldError, first_line
 from fold.inputs.drawn import IMAGES
 
 
-def read_inputs(path: Path, manifest: Manifest) -> Arrays:
+def read_inputs(path: Path, manifest: Manifest | None = None) -> Arrays:
     """Arrays by input name: from an `.npz`, or all rows of the `.npz` files and images in a folder, in order of names.
 
     Images need a manifest with preprocessing. Raises `BnfoldError` that names the file. Nothing is unpickled.
     """
-    how = manifest.preprocessing
-    datatype = next((spec.datatype for spec in manifest.inputs if how is not None and spec.name == how.input), "FP32")
+    how = None if manifest is None else manifest.preprocessing
+    specs = () if manifest is None else manifest.inputs
+    datatype = next((spec.datatype for spec in specs if how is not None and spec.name == how.input), "FP32")
     parts = [read_file(file, how, datatype) for file in input_files(path)]
     try:
         return join_rows(parts)

@@ -5,26 +5,33 @@ from typing import TYPE_CHECKING
 from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from fold.proof.algebra import check_algebra, find_truth
+    from fold.proof.algebra import LIMIT, Truth, check_algebra, find_truth
     from fold.proof.certificate import Certificate, GraphParts
     from fold.proof.certifier import GRAPH_PARTS, certify, prove_graphs
-    from fold.proof.reference import Reference, load_reference
+    from fold.proof.decisions import FACTOR
+    from fold.proof.reference import GraphReference, ProgramReference, Reference, load_reference
     from fold.proof.rounding import check_rounding
     from fold.proof.run_time import OutputVerdict, Verdict
     from fold.proof.unfolded import load_unfolded
-    from fold.proof.verify import compare, verify_model
+    from fold.proof.verify import compare, disagreement, verify_model
 
 __all__ = [
+    "FACTOR",
     "GRAPH_PARTS",
+    "LIMIT",
     "Certificate",
     "GraphParts",
+    "GraphReference",
     "OutputVerdict",
+    "ProgramReference",
     "Reference",
+    "Truth",
     "Verdict",
     "certify",
     "check_algebra",
     "check_rounding",
     "compare",
+    "disagreement",
     "find_truth",
     "load_reference",
     "load_unfolded",
@@ -35,16 +42,22 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "FACTOR": "decisions",
         "GRAPH_PARTS": "certifier",
         "GraphParts": "certificate",
+        "GraphReference": "reference",
+        "LIMIT": "algebra",
         "Certificate": "certificate",
         "OutputVerdict": "run_time",
+        "ProgramReference": "reference",
         "Reference": "reference",
+        "Truth": "algebra",
         "Verdict": "run_time",
         "certify": "certifier",
         "check_algebra": "algebra",
         "check_rounding": "rounding",
         "compare": "verify",
+        "disagreement": "verify",
         "find_truth": "algebra",
         "load_reference": "reference",
         "load_unfolded": "unfolded",

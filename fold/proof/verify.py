@@ -66,11 +66,14 @@ def compare(
     provider: str = "cpu",
     precision: str = "fp32",
     rows: int = 0,
+    rounding: Mapping[str, float] | None = None,
 ) -> Verdict:
     """Compare the folded graph with the reference, on at most `rows` rows at a time (0: all at once).
 
     `folded` runs the graph, or is its outputs. `precision` is that in which the graph is served and in which the
-    reference computes U. `seed` is only noted in the verdict. Raises `BnfoldError` if the outputs do not match.
+    reference computes U. `seed` is only noted in the verdict. `rounding`, by output, is how far rounding of the types
+    that `folded` stores moves it, if these are coarser than the reference's. Raises `BnfoldError` if the outputs do not
+    match.
     """
     started = time.perf_counter()
     samples = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
@@ -90,9 +93,10 @@ def compare(
     for name, truth in exact.items():
         compared = truth, unfolded[name], answers[name], precision
         explained = noise.get(name, 0.0)
-        rounding = explained / AMPLITUDE_REDUCED if reference.mixed and precision == "fp32" else 0.0
-        outputs.append(judge(name, *compared, noise=explained, rounding=rounding))
-        decision = decide(name, *compared, rounding=rounding)
+        stored = explained / AMPLITUDE_REDUCED if reference.mixed and precision == "fp32" else 0.0
+        stored = max(stored, (rounding or {}).get(name, 0.0))
+        outputs.append(judge(name, *compared, noise=explained, rounding=stored))
+        decision = decide(name, *compared, rounding=stored)
         decisions += [] if decision is None else [decision]
     seconds = time.perf_counter() - started
     kept = EVIDENCE if rows else samples  # with rows=0 the batch may be fixed

@@ -102,14 +102,16 @@ def open_session(
     cuda: CudaOptions = CudaOptions(),
     record_placement: bool = False,
     optimised: bool = True,
+    as_shipped: bool = False,
 ) -> ort.InferenceSession:
     """Open `model` (a file, or a serialised ModelProto) on one provider.
 
     `threads` counts the threads inside one operator, 0 is one for each core that this process may use. Without work
     they spin for `spin_microseconds` before they sleep, and with `spinning` far longer, which burns whole cores. `cuda`
     is used on a GPU only; `record_placement` is needed for `placement`; without `optimised` the graph runs node by node
-    as it is written. Raises `ProviderUnavailableError` if a GPU was asked for and the session would not run there,
-    `BnfoldError` if the model cannot be loaded.
+    as it is written. With `as_shipped` optimizers that are known to be wrong run as well, as in other programs. Raises
+    `ProviderUnavailableError` if a GPU was asked for and the session would not run there, `BnfoldError` if the model
+    cannot be loaded.
     """
     # 1. How it computes
     wanted = resolve_provider(provider)
@@ -136,7 +138,11 @@ def open_session(
     source = model if isinstance(model, bytes) else str(model)
     try:
         session = ort.InferenceSession(
-            source, options, providers=providers, disabled_optimizers=FAULTY_OPTIMIZERS, enable_fallback=0
+            source,
+            options,
+            providers=providers,
+            disabled_optimizers=None if as_shipped else FAULTY_OPTIMIZERS,
+            enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         text = runtime_reason(error)
