@@ -5,21 +5,34 @@ from typing import TYPE_CHECKING
 from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fold.comparison import Comparison, compare
     from fold.engine import Folded, FoldReport, Kept, fold_model
     from fold.proof import Verdict, verify_model
     from fold.sources import export_module
 
 __version__ = "0.1.0"
 
-__all__ = ["FoldReport", "Folded", "Kept", "Verdict", "export_module", "fold_model", "verify_model"]
+__all__ = [
+    "Comparison",
+    "FoldReport",
+    "Folded",
+    "Kept",
+    "Verdict",
+    "compare",
+    "export_module",
+    "fold_model",
+    "verify_model",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "Comparison": "comparison",
         "FoldReport": "engine",
         "Folded": "engine",
         "Kept": "engine",
         "Verdict": "proof",
+        "compare": "comparison",
         "export_module": "sources",
         "fold_model": "engine",
         "verify_model": "proof",

@@ -14,6 +14,7 @@ import typer
 
 from fold import __version__
 from fold.cli.bench import bench
+from fold.cli.compare import compare
 from fold.cli.fold import fold
 from fold.cli.inspect import inspect
 from fold.cli.limited import is_limited, run_in_child
@@ -38,6 +39,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     fold: "Fold a trained network, prove it, and publish it.",
     inspect: "Show each BatchNorm, and where it would be folded.",
     verify: "Prove a published model again on this machine.",
+    compare: "Compare two models of any tool, and show where they part.",
     bench: "Measure the latency of a model, unfolded and folded.",
     recalibrate: "Recompute BatchNorm's statistics over a data set.",
     serve: "Serve every model of a repository.",

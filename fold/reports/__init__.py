@@ -1,6 +1,7 @@
 """Reports for people: tables for a terminal, HTML pages and pictures."""
 
 from fold.reports.bench import bench_table, captions, check_picture, write_picture
+from fold.reports.comparison import comparison_table, write_comparison_picture
 from fold.reports.inspection import (
     check_inspection_page,
     folding_listing,
@@ -22,6 +23,7 @@ __all__ = [
     "certificate_table",
     "check_inspection_page",
     "check_picture",
+    "comparison_table",
     "fold_summary",
     "fold_table",
     "folding_listing",
@@ -32,6 +34,7 @@ __all__ = [
     "ranges",
     "statistics_listing",
     "suspicion_lines",
+    "write_comparison_picture",
     "write_html",
     "write_inspection_page",
     "write_picture",

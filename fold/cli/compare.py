@@ -1,0 +1,99 @@
+"""`bnfold compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fold.cli.options import (
+    PROOF_FAILED,
+    Arch,
+    ArchArg,
+    AsJson,
+    Batch,
+    Ema,
+    Inputs,
+    Key,
+    Samples,
+    Seed,
+    Trust,
+    console,
+    print_json,
+)
+from fold.terminal import escape
+
+MODEL = "A checkpoint, .pt2, .onnx, or a model directory, whose served graph is taken."
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help=f"The model that is right. {MODEL}")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge; as A.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by A's input names, or a folder of such files."),
+    ] = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    shapes: Inputs = None,
+    batch: Batch = None,
+    key: Key = None,
+    ema: Ema = False,
+    trust: Trust = False,
+    samples: Samples = 16,
+    seed: Seed = 0,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw how far the models are apart at each layer.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models of any tool: whether they compute the same, and the first layer where they part."""
+    from fold.comparison import compare as compare_models  # noqa: PLC0415
+    from fold.inputs import read_inputs  # noqa: PLC0415
+    from fold.reports import check_picture, comparison_table, write_comparison_picture  # noqa: PLC0415
+    from fold.sources import Source  # noqa: PLC0415
+
+    if picture is not None:
+        check_picture(picture)
+
+    # 1. Options of checkpoints go to the models that are checkpoints; if neither is one, reading A refuses them.
+    checkpoints = [path for path in (a, b) if path.is_file() and path.suffix not in (".onnx", ".pt2")]
+    unsafe = [path for path in (a, b) if path.is_file() and path.suffix not in (".onnx", ".safetensors")]
+
+    def source(path: Path) -> Source:
+        loaded, opened = path in (checkpoints or [a]), path in (unsafe or [a])
+        return Source(
+            path,
+            arch=arch if loaded else None,
+            arch_args=tuple(arch_arg or ()) if loaded else (),
+            inputs=tuple(shapes or ()),
+            trust=trust and opened,
+            key=key if loaded else None,
+            ema=ema and loaded,
+            batch=batch,
+        )
+
+    # 2. Compare.
+    with console.status("starting") as status:
+        found = compare_models(
+            source(a),
+            source(b),
+            None if inputs is None else read_inputs(inputs),
+            samples=samples,
+            seed=seed,
+            layers=picture is not None,
+            announce=lambda step: status.update(escape(step)),
+        )
+
+    # 3. Print the verdict. The exit code says whether the models are the same.
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        for note in found.notes:
+            console.print(escape(note), soft_wrap=True, highlight=False)
+        console.print(comparison_table(found))
+    if picture is not None:
+        write_comparison_picture(picture, found)
+    colour = "green" if found else "red"
+    console.print(f"[{colour}]{escape(found.message)}[/]", soft_wrap=True, highlight=False)
+    if not found:
+        raise typer.Exit(PROOF_FAILED)

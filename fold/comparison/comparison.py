@@ -1,0 +1,320 @@
+"""Whether two models of any origin compute the same: parts A, C and D of a certificate, and where they part.
+
+A is the truth, B is judged. Unlike a folded graph, B was not made by this program: its weights may be computed in
+float32, or stored in half precision. So part A asks whether both agree in float64 as far as rounding B's weights
+explains, which is measured: B is evaluated again with each weight moved at random (Monte Carlo arithmetic).
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from fold.arrays import Arrays, Run, first_rows, in_chunks
+from fold.artifact import all_batched
+from fold.comparison.layers import Parting, find_parting
+from fold.comparison.sides import Match, Side, match, read_side
+from fold.errors import BnfoldError
+from fold.evaluate import AMPLITUDE_REDUCED, Evaluator, with_moved_weights
+from fold.inputs import FREE_SIZES, Family, check_inputs, draw_inputs, working_sizes
+from fold.proof import FACTOR, LIMIT, Truth, Verdict, disagreement, find_truth
+from fold.proof import compare as compare_outputs
+from fold.sources import Source
+
+ROWS = 4
+"""Rows that are computed at a time."""
+DRAWS = 3
+"""How often B is evaluated with moved weights, for each family of inputs."""
+ROUNDINGS = 4
+"""Roundings that a tool may spend on a weight: a reciprocal root, two products and a sum for a fold."""
+RISK = 1e-9
+"""The probability that rounding alone exceeds part A's limit, if its errors are independent."""
+LAYER_VALUES = 1 << 18
+"""Input values, over all rows, on which layers are compared."""
+FAMILIES = ("given", "normal", "sparse", "single", "offset")
+"""Families of inputs, the one that tells layers apart best first."""
+SMALLEST = 1e-9
+"""A relative difference of layers that is not looked at."""
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class AlgebraDifference:
+    """How far an output of B is from that of A in float64, and how far it may be, relative to A's largest value.
+
+    For the family of inputs with the largest share of the limit. `compared` counts the values that are finite in A.
+    """
+
+    name: str
+    difference: float
+    limit: float
+    family: str
+    compared: int
+
+    def __bool__(self) -> bool:
+        return self.difference <= self.limit  # false for NaN, too
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Parts A, C and D for two models, true if all hold. `parting` says where the models part, if one does not.
+
+    `runtime_fault` is true if B's graph is right but the runtime's optimised run of it is not.
+    """
+
+    a: str
+    b: str
+    algebra: tuple[AlgebraDifference, ...]
+    verdict: Verdict
+    parting: Parting | None
+    runtime_fault: bool
+    notes: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.algebra_holds and bool(self.verdict)
+
+    @property
+    def algebra_holds(self) -> bool:
+        return all(self.algebra) and sum(each.compared for each in self.algebra) > 0
+
+    @property
+    def message(self) -> str:
+        """The verdict in one sentence."""
+        if self:
+            worst = max((each.folded_error / each.limit for each in self.verdict.outputs if each.limit), default=0.0)
+            made = sum(each.decisions for each in self.verdict.decisions)
+            same = made - sum(each.flips for each in self.verdict.decisions)
+            decided = f"{same} of {made} decisions are the same, and the" if made else "the"
+            return f"the same model over {self.verdict.samples} samples: {decided} error is {worst:.2g} of the limit"
+        if self.verdict.doubt is not None or self.verdict.empty is not None:
+            return self.verdict.message
+        if not self.algebra_holds:
+            worst_output = max(self.algebra, key=lambda each: _share(each.difference, each.limit))
+            found = (
+                f"in float64 output {worst_output.name!r} differs by {worst_output.difference:.3g} of its largest "
+                f"value, and rounding of B's weights explains {worst_output.limit:.3g}"
+            )
+        else:
+            worst_error = max(self.verdict.outputs, key=lambda each: _share(each.folded_error, each.limit))
+            found = (
+                f"the graphs agree in float64, but as it is run, output {worst_error.name!r} of B is "
+                f"{worst_error.folded_error:.3g} from the truth, A {worst_error.unfolded_error:.3g}, and the limit is "
+                f"{worst_error.limit:.3g}"
+            )
+        if self.runtime_fault:
+            found += "; ONNX Runtime computes B rightly without its graph optimisations: turn them off for B"
+        elif self.parting is not None:
+            found += f"; {self.parting.message}"
+        return f"NOT the same model: {found}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "same": bool(self),
+            "message": self.message,
+            "a": self.a,
+            "b": self.b,
+            "notes": list(self.notes),
+            "algebra": {
+                "holds": self.algebra_holds,
+                "outputs": [{**asdict(each), "holds": bool(each)} for each in self.algebra],
+            },
+            "run_time": self.verdict.to_dict(),
+            "runtime_fault": self.runtime_fault,
+            "parting": None if self.parting is None else self.parting.to_dict(),
+        }
+
+
+def compare(
+    a: "Source | Path | str",
+    b: "Source | Path | str",
+    inputs: Arrays | None = None,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+    layers: bool = False,
+    announce: Announce = lambda step: None,
+) -> Comparison:
+    """Compare two models: `.onnx`, `.pt2`, model directories, or checkpoints as `fold.sources.Source`.
+
+    `inputs` are arrays by A's input names, batch first; without them, `samples` rows are drawn from `seed`. Layers are
+    compared if the models differ in float64, or with `layers`. Everything runs on the CPU. Raises `BnfoldError` for
+    models that cannot be read or whose inputs or outputs do not correspond.
+    """
+    sources = [each if isinstance(each, Source) else Source(Path(each)) for each in (a, b)]
+    with tempfile.TemporaryDirectory() as folder:
+        # 1. Both models, and what corresponds
+        sides = []
+        for name, source in zip("ab", sources, strict=True):
+            (Path(folder) / name).mkdir()
+            sides.append(read_side(source, Path(folder) / name, announce))
+        ours, theirs = sides
+        matched = match(ours, theirs)
+        announce("looking for sizes that work")
+        sizes = working_sizes(ours.model, matched.specs, seed) or FREE_SIZES
+        rows = (
+            draw_inputs(matched.specs, samples, seed, free=sizes)
+            if inputs is None
+            else check_inputs(matched.specs, inputs)
+        )
+        rows = matched.common(rows)
+
+        # 2. Part A: both in float64
+        announce("part A: both models in float64")
+        truth = find_truth(ours.model, matched.specs, seed, None if inputs is None else rows, sizes)
+        algebra, explained, parted = _algebra(truth, theirs, matched, seed)
+
+        # 3. Parts C and D: B as it is run, and A's truth
+        announce("parts C and D: both models as they are run")
+        at_a_time = ROWS if all_batched(matched.specs) else 0
+        stored = _stored(theirs, matched, rows, seed)
+        allowed = {name: max(stored.get(name, 0.0), moved / FACTOR) for name, moved in explained.items()}
+        verdict = _verdict(ours, matched.run(theirs.served), rows, seed, at_a_time, allowed, drawn=inputs is None)
+        if ours.from_pytorch and verdict.doubt is None:
+            verdict = replace(verdict, disagreement=disagreement(ours, *truth.families["normal"]))
+
+        # 4. Where they part
+        comparison = Comparison(
+            str(sources[0].path), str(sources[1].path), algebra, verdict, None, False, matched.notes
+        )
+        if not comparison and verdict.doubt is None and comparison.algebra_holds and not theirs.from_pytorch:
+            announce("B without graph optimisations")
+            plain = _verdict(ours, matched.run(theirs.plain), rows, seed, at_a_time, allowed, drawn=False)
+            return replace(comparison, runtime_fault=bool(plain))
+        if layers or not comparison.algebra_holds:
+            announce("comparing the layers")
+            family = next((each for each in FAMILIES if each in parted), "normal" if inputs is None else "given")
+            few = _for_layers(matched, rows, family, seed, sizes)
+            parting = find_parting(
+                ours.model,
+                theirs.model,
+                few,
+                lambda inputs: matched.feed(inputs, cast=False),
+                matched.outputs,
+                _tolerance(algebra),
+            )
+            return replace(comparison, parting=parting)
+        return comparison
+
+
+def _algebra(
+    truth: Truth, b: Side, matched: Match, seed: int
+) -> tuple[tuple[AlgebraDifference, ...], dict[str, float], set[str]]:
+    """Part A, how far rounding of B's weights moves each output on inputs like those of part C, in its unit, and the
+    families of inputs on which A does not hold."""
+    run, base = matched.run(Evaluator(b.model), cast=False), LIMIT * max(truth.depth, 1)
+    found: dict[str, AlgebraDifference] = {}
+    explained = dict.fromkeys(matched.outputs, 0.0)
+    moved: list[Run] = []
+    parted: set[str] = set()
+    for family, (inputs, outputs) in truth.families.items():
+        answers = run(inputs)
+        gaps = {name: _gap(exact, answers[name]) for name, exact in outputs.items()}
+        sizes = {name: _size(exact) for name, exact in outputs.items()}
+        limits = {name: base * size for name, size in sizes.items()}
+        if any(limits[name] < gap < np.inf for name, gap in gaps.items()):
+            if not moved:
+                models = (with_moved_weights(b.model, ROUNDINGS, seed + draw) for draw in range(DRAWS))
+                moved = [matched.run(Evaluator(model), cast=False) for model in models]
+            for name, moves in _limits([each(inputs) for each in moved], answers).items():
+                limits[name] = max(limits[name], moves)
+                if family in ("normal", "given"):
+                    explained[name] = max(explained[name], moves)
+        for name, exact in outputs.items():
+            size = sizes[name] or 1.0
+            one = AlgebraDifference(name, gaps[name] / size, limits[name] / size, family, _count(exact))
+            parted |= set() if one else {family}
+            before = found.get(name)
+            compared = one.compared + (0 if before is None else before.compared)
+            if before is None or _share(one.difference, one.limit) > _share(before.difference, before.limit):
+                found[name] = one
+            found[name] = replace(found[name], compared=compared)
+    return tuple(found.values()), explained, parted
+
+
+def _limits(moved: list[Arrays], answers: Arrays) -> dict[str, float]:
+    """How far independent errors of B's weights move each output at most, but for `RISK`.
+
+    `sigma*sqrt(2*ln(2m/RISK))` for m numbers, with the standard deviation of each number over all draws and rows. The
+    model of errors is that of Higham and Mary, SIAM J. Sci. Comput. 2019.
+    """
+    limits = {}
+    for name, base in answers.items():
+        if not np.issubdtype(base.dtype, np.floating) or any(each[name].shape != base.shape for each in moved):
+            limits[name] = 0.0
+            continue
+        changes = np.stack([each[name] - base for each in moved])
+        changes = np.where(np.isfinite(changes), changes, 0.0)
+        pooled = changes.reshape(-1, *base.shape[1:]) if base.ndim else changes
+        sigma = np.sqrt(np.mean(pooled**2, axis=0))
+        limits[name] = float(sigma.max(initial=0) * np.sqrt(2 * np.log(2 * max(base.size, 1) / RISK)))
+    return limits
+
+
+def _stored(b: Side, matched: Match, rows: Arrays, seed: int) -> dict[str, float]:
+    """How far rounding of the types that B stores moves each output, if these are coarser than float32."""
+    if not b.mixed:
+        return {}
+    few = first_rows(rows, ROWS) if all_batched(matched.specs) else rows
+    exact = matched.run(b.exact)(few)
+    noisy = matched.run(lambda inputs: b.noisy(inputs, seed))(few)
+    return {name: _gap(truth, noisy[name]) / AMPLITUDE_REDUCED for name, truth in exact.items()}
+
+
+def _verdict(
+    a: Side, served: Run, rows: Arrays, seed: int, at_a_time: int, allowed: dict[str, float], *, drawn: bool
+) -> Verdict:
+    answers = in_chunks(served, rows, at_a_time)
+    for name, truth in in_chunks(a.plain, first_rows(rows, 1) if at_a_time else rows, 0).items():
+        found = answers[name].shape[1:] if at_a_time else answers[name].shape
+        if found != (truth.shape[1:] if at_a_time else truth.shape):
+            raise BnfoldError(
+                f"output {name!r}: B gives {list(answers[name].shape)}, A {list(truth.shape)} for one row"
+            )
+    return compare_outputs(a, answers, rows, seed=seed if drawn else None, rows=at_a_time, rounding=allowed)
+
+
+def _for_layers(matched: Match, rows: Arrays, family: str, seed: int, sizes: Sequence[int]) -> Arrays:
+    """A few rows of a family, on which layers are compared."""
+    batched = all_batched(matched.specs)
+    values = sum(array[0].size for array in rows.values()) if batched else 0
+    several = max(2, min(8, LAYER_VALUES // max(values, 1)))
+    if family != "given":
+        return draw_inputs(matched.specs, several, seed, family=cast(Family, family), free=sizes)
+    return first_rows(rows, several) if batched else rows
+
+
+def _tolerance(algebra: tuple[AlgebraDifference, ...]) -> float:
+    """A relative difference between what rounding explains and what was found."""
+    worst = max(algebra, key=lambda each: _share(each.difference, each.limit))
+    found = worst.difference if np.isfinite(worst.difference) else 1.0
+    return max(SMALLEST, float(np.sqrt(worst.limit * max(found, worst.limit))))
+
+
+def _gap(exact: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference of two outputs; infinite if they are infinite or NaN in other places, or if integers or
+    texts differ."""
+    if exact.shape != other.shape:
+        return np.inf
+    if not np.issubdtype(exact.dtype, np.floating):
+        return 0.0 if np.array_equal(exact, other) else np.inf
+    finite = np.isfinite(exact)
+    if not np.array_equal(exact[~finite], other[~finite], equal_nan=True):
+        return np.inf
+    return float(np.abs(other[finite] - exact[finite]).max(initial=0))
+
+
+def _size(exact: np.ndarray) -> float:
+    return float(np.abs(exact[np.isfinite(exact)]).max(initial=0)) if np.issubdtype(exact.dtype, np.floating) else 0.0
+
+
+def _count(exact: np.ndarray) -> int:
+    return int(np.isfinite(exact).sum()) if np.issubdtype(exact.dtype, np.floating) else exact.size
+
+
+def _share(found: float, limit: float) -> float:
+    """`found` as a share of its limit; infinite for NaN."""
+    return found / limit if limit else (0.0 if found == 0 else np.inf)
