@@ -13,6 +13,18 @@ def test_the_service_and_the_command_line_start_without_torch_and_onnx() -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_a_missing_file_is_refused_before_anything_is_imported_that_reads_it() -> None:
+    code = (
+        "import contextlib, sys; from fold.cli import main\n"
+        "for words in ('fold x.pt --out r', 'inspect x.pt', 'recalibrate x.pt --data x.npz --out y.pt'):\n"
+        "    with contextlib.suppress(SystemExit): main(words.split())\n"
+        "print(sorted({'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.count("bnfold: x.pt: no such file") == 3
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_public_functions_are_where_users_look() -> None:
     code = "import fold; print([callable(getattr(fold, name)) for name in fold.__all__])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -51,6 +51,24 @@ def version_numbers(model: Path) -> list[int]:
     return [int(version) for version in version_folders(model).found]
 
 
+def published_models(repository: Path) -> list[str]:
+    """The models of a repository that have a version, ascending; none if it is the folder of a model, or no folder."""
+    if not repository.is_dir() or _published(repository):
+        return []
+    return [name for name in model_folders(repository).found if version_numbers(repository / name)]
+
+
+def repository_of(folder: Path) -> Path | None:
+    """The repository that a model's or a version's folder lies in; None for any other folder."""
+    if any(_published(folder / str(number)) for number in version_numbers(folder)):
+        return folder.parent
+    return folder.parent.parent if _published(folder) else None
+
+
+def _published(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
 def open_file(folder: Path, name: str) -> BufferedReader:
     """Open a file of a version. Raises `BnfoldError` unless it is a regular file inside `folder`, `OSError` if it
     cannot be read."""

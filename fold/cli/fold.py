@@ -25,6 +25,7 @@ from fold.cli.options import (
     console,
     print_changes,
     print_json,
+    refuse_missing,
 )
 from fold.errors import BnfoldError
 from fold.sources import Source
@@ -91,6 +92,7 @@ def fold(
     as_json: AsJson = False,
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
+    refuse_missing(source)
     from fold.convert import Target, convert  # noqa: PLC0415
     from fold.inputs import parse_scaling  # noqa: PLC0415
 

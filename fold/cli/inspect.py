@@ -19,6 +19,7 @@ from fold.cli.options import (
     console,
     print_changes,
     print_json,
+    refuse_missing,
     version_folder,
 )
 from fold.errors import BnfoldError
@@ -50,6 +51,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
+    refuse_missing(source)
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_changes, print_json
+from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_changes, print_json, refuse_missing
 from fold.sources import Source
 from fold.terminal import escape
 
@@ -44,6 +44,7 @@ def recalibrate(
 
     This changes what the model computes.
     """
+    refuse_missing(source)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     from fold.recalibration import recalibrate as compute  # noqa: PLC0415

@@ -51,9 +51,12 @@ def suspicion_lines(inspection: "Inspection", *, everything: bool) -> list[str]:
     if everything:
         return [suspicion_sentence(one) for one in inspection.suspicions]
     shown, more = inspection.suspicions[:SUSPICIONS], len(inspection.suspicions) - SUSPICIONS
-    others = (f" (also of {len(one.also)} others)" if one.also else "" for one in shown)
-    lines = [f"{cut(one.name)}: {one.text}{other}" for one, other in zip(shown, others, strict=True)]
+    lines = [f"{cut(one.name)}{_others(len(one.also))}: {one.text}" for one in shown]
     return [*lines, f"{more} more kinds of findings"] if more > 0 else lines
+
+
+def _others(count: int) -> str:
+    return f" (and {count} other{'' if count == 1 else 's'})" if count else ""
 
 
 def suspicion_sentence(suspicion: "Suspicion") -> str:

@@ -89,9 +89,11 @@ def _by_name(given: Sequence[GivenShape], names: Sequence[str]) -> dict[str, Giv
 def _merged(name: str, stored: ir.Shape, wanted: Sequence[Size | None], fixed: dict[str, int]) -> list[Size | None]:
     """The sizes of one input. `fixed` collects what named sizes of the file become."""
     if len(wanted) != len(stored):
+        cut = ",".join(str(size) for size in wanted[2:])
+        hint = f"; leave the batch out, --input {cut}" if len(wanted) == len(stored) + 1 else ""
         raise BnfoldError(
             f"--input {name}: has {len(wanted) - 1} sizes, expected {len(stored) - 1}, those of "
-            f"{list(map(_text, stored))} without the first, the batch"
+            f"{list(map(_text, stored))} without the first, the batch{hint}"
         )
     merged: list[Size | None] = []
     for axis, (dim, size) in enumerate(zip(stored, wanted, strict=True)):

@@ -55,9 +55,23 @@ def trace(
         _try_free(program, shapes, rows)
     except BnfoldError as error:
         if inputs:
+            without = _without_batch(module, shapes)
+            if without is not None:
+                raise BnfoldError(f"--input {shapes[0]}: holds the batch; leave it out, {without}") from error
             raise
         raise BnfoldError(f"{path}: {GIVE_ONE} ({note}, but {error})") from error
     return program, shapes, "; ".join(filter(None, (note, multiples))) or None
+
+
+def _without_batch(module: nn.Module, shapes: Sequence[InputShape]) -> str | None:
+    """The options for the same shapes without their first sizes, if the network takes these; else None."""
+    if not all(len(shape.shape) > 1 for shape in shapes):
+        return None
+    cut = [InputShape(shape.name, shape.shape[1:], shape.dtype) for shape in shapes]
+    sizes = {name: FREE_EXAMPLE + FREE_STEP * position for position, name in enumerate(_free(cut))}
+    if not _takes(copy.deepcopy(module).to("meta"), cut, sizes, 3):
+        return None
+    return " ".join(f"--input {f'{shape.name}:' if len(cut) > 1 else ''}{shape}" for shape in cut)
 
 
 def _free(shapes: Sequence[InputShape]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fold.artifact import NAME_PATTERN, NAMES, model_folders
+from fold.artifact import NAME_PATTERN, NAMES, model_folders, repository_of
 from fold.errors import BnfoldError
 from fold.runtime import return_freed
 from service.batching import on_thread
@@ -138,6 +138,8 @@ class Repository:
         if self.settings.repository_control != "fixed":
             return
         if not self._versions:
+            if (above := repository_of(folder)) is not None:
+                raise BnfoldError(f"{folder}: holds one model; serve its repository, bnfold serve {above}")
             ignored = "".join(f"; ignored: {text}" for text in self._ignored.values())
             raise BnfoldError(
                 f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes{ignored}"

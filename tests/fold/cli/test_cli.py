@@ -238,6 +238,18 @@ def test_labels_and_preprocessing_reach_the_manifest(checkpoint, tmp_path) -> No
     assert_one_line(bnfold(*fold, "--preprocessing", tmp_path / "p.json"), "p.json", "no input 'image'")
 
 
+def test_a_folder_beside_the_right_one_gets_a_hint(published) -> None:
+    repository, _ = published
+    model, version = repository / "digits", repository / "digits" / "1"
+    hint = f"{repository}: is a repository with the models digits; name one of them, {model}"
+    for command in ("verify", "bench", "inspect"):
+        assert_one_line(bnfold(command, repository), hint)
+    assert_one_line(bnfold("verify", version / "model.onnx"), "is a file; expected a folder, REPOSITORY/NAME")
+    for folder in (model, version):
+        done = bnfold("serve", folder, "--port", 0)
+        assert_one_line(done, f"{folder}: holds one model; serve its repository, bnfold serve {repository}")
+
+
 # --- bad input, each in one line
 
 
