@@ -1,11 +1,14 @@
 """Every architecture of models/, with random statistics, exported, folded and compared in float64 and at run time."""
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 
 import fold
+from fold.engine import FoldReport
 from fold.evaluate.float64 import as_float64, evaluate
 from fold.sources.quiet import silenced
 from models.frozen_resnet import FrozenBatchNorm2d
@@ -44,77 +47,98 @@ KEPT = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[(name, hostile) for name in ARCHITECTURES for hostile in (False, True)], ids=str
-)
-def exported(request: pytest.FixtureRequest) -> tuple[str, bool, torch.nn.Module, ir.Model]:
-    name, hostile = request.param
+DIFFERING = [name for name, (positive, hostile) in KEPT.items() if positive != hostile]
+"""Where positive γ folds in another way than hostile γ does."""
+
+
+class Case(NamedTuple):
+    """An architecture with random statistics, its unfolded graph, and what is served of it."""
+
+    name: str
+    module: torch.nn.Module
+    unfolded: ir.Model
+    folded: ir.Model
+    report: FoldReport
+
+
+def case(name: str, *, hostile: bool) -> Case:
     module = randomise(architecture(name), seed=3, hostile=hostile)
-    return name, hostile, module, unfolded_graph(name, module)
+    model = unfolded_graph(name, module)
+    return Case(name, module, model, *fold.fold_model(model))
 
 
-def test_export_leaves_every_batchnorm_and_the_batch_free(exported) -> None:
-    _, _, module, model = exported
-    assert batchnorms(model) == sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def hostile(request: pytest.FixtureRequest) -> Case:
+    return case(request.param, hostile=True)
+
+
+def test_export_leaves_every_batchnorm_and_the_batch_free(hostile) -> None:
+    model = hostile.unfolded
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    assert batchnorms(model) == sum(isinstance(part, kind) for part in hostile.module.modules())
     assert [value.name for value in model.graph.inputs] == ["x"]
     assert str(model.graph.inputs[0].shape[0]) == "batch"
     assert not isinstance(model.graph.outputs[0].shape[0], int)
 
 
-def test_folding_is_exact_in_float64(exported) -> None:
-    name, hostile, _, model = exported
-    check_fold(model, kept=KEPT[name][hostile])
+def test_folding_is_exact_in_float64(hostile) -> None:
+    check_fold(hostile.unfolded, kept=KEPT[hostile.name][True])
 
 
-def test_none_stays_where_activations_are_opened(exported) -> None:
-    check_fold(exported[3], kept=0, open_activations=True)
+def test_none_stays_where_activations_are_opened(hostile) -> None:
+    check_fold(hostile.unfolded, kept=0, open_activations=True)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "frozen_resnet"])
+def test_the_served_graph_is_as_close_to_float64_as_the_module(hostile) -> None:
+    verdict = fold.verify_model(hostile.module, hostile.folded, samples=5, seed=1)
+    assert verdict, verdict.message
+
+
+def test_report_speaks_the_names_of_the_checkpoint(hostile) -> None:
+    kinds = (torch.nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+    modules = {n for n, m in hostile.module.named_modules() if isinstance(m, kinds)}
+    assert {entry.name for entry in (*hostile.report.folded, *hostile.report.kept)} == modules
+    initializers = set(hostile.folded.graph.initializers)
+    for entry in hostile.report.folded:
+        assert entry.into, entry
+        assert set(entry.into) <= initializers
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_more_batchnorms_stay_than_the_exporter_leaves(name: str) -> None:
     """`torch.onnx.export(..., optimize=True)` folds BatchNorm too; its passes run here on the unfolded graph.
 
     γ is positive, as it is in most trained networks.
     """
-    model = unfolded_graph(name, randomise(architecture(name), seed=3, hostile=False))
-    program = torch.onnx.ONNXProgram(model.clone(), None)
-    with silenced():
-        program.optimize()
-    _, report = fold.fold_model(model)
-    assert len(report.kept) <= batchnorms(program.model)
+    positive = case(name, hostile=False)
+    assert len(positive.report.kept) == KEPT[name][False]
+    if positive.report.kept:
+        program = torch.onnx.ONNXProgram(positive.unfolded.clone(), None)
+        with silenced():
+            program.optimize()
+        assert len(positive.report.kept) <= batchnorms(program.model)
 
 
-def test_the_served_graph_is_as_close_to_float64_as_the_module(exported) -> None:
-    _, _, module, model = exported
-    folded, _ = fold.fold_model(model)
-    verdict = fold.verify_model(module, folded, samples=5, seed=1)
+@pytest.mark.parametrize("name", DIFFERING)
+def test_positive_gamma_folds_as_exactly(name: str) -> None:
+    positive = case(name, hostile=False)
+    check_fold(positive.unfolded, kept=KEPT[name][False])
+    check_fold(positive.unfolded, kept=0, open_activations=True)
+    verdict = fold.verify_model(positive.module, positive.folded, samples=5, seed=1)
     assert verdict, verdict.message
 
 
-def test_report_speaks_the_names_of_the_checkpoint(exported) -> None:
-    _, _, module, model = exported
-    folded, report = fold.fold_model(model)
-    kinds = (torch.nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
-    modules = {n for n, m in module.named_modules() if isinstance(m, kinds)}
-    assert {entry.name for entry in (*report.folded, *report.kept)} == modules
-    initializers = set(folded.graph.initializers)
-    for entry in report.folded:
-        assert entry.into, entry
-        assert set(entry.into) <= initializers
-
-
 def test_untrained_batchnorm_is_folded_and_warned_of() -> None:
-    module = architecture("cnn")
-    _, report = fold.fold_model(fold.export_module(module, torch.randn(2, 1, 8, 8)))
+    _, report = fold.fold_model(unfolded_graph("cnn", architecture("cnn")))
+    assert report.folded
     assert all("never trained" in (entry.warning or "") for entry in report.folded)
 
 
 def test_weights_are_rounded_once() -> None:
     """Each stored weight is the float32 nearest to the exact one, which a fold in float64 gives."""
-    module = randomise(architecture("resnet"), seed=5)
-    model = fold.export_module(module, torch.randn(2, 1, 8, 8))
-    exact, _ = fold.fold_model(as_float64(model))
-    stored, _ = fold.fold_model(model)
+    resnet = case("resnet", hostile=True)
+    exact, _ = fold.fold_model(as_float64(resnet.unfolded))
+    stored = resnet.folded
     assert set(exact.graph.initializers) == set(stored.graph.initializers)
     for name, value in stored.graph.initializers.items():
         array = value.const_value.numpy()
