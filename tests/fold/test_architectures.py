@@ -104,7 +104,7 @@ def test_report_speaks_the_names_of_the_checkpoint(hostile) -> None:
         assert set(entry.into) <= initializers
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "frozen_resnet"])
 def test_no_more_batchnorms_stay_than_the_exporter_leaves(name: str) -> None:
     """`torch.onnx.export(..., optimize=True)` folds BatchNorm too; its passes run here on the unfolded graph.
 
