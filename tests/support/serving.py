@@ -21,9 +21,12 @@ from typing import Any
 from unittest import mock
 
 import httpx
+import numpy as np
 
+from fold.arrays import Arrays
 from service import app
 from service.http import server
+from service.runtime.graph import Graph
 from service.settings import load_settings
 
 SERVE = """
@@ -41,6 +44,64 @@ sys.exit(code)
 LOGGERS = ("bnfold", "uvicorn.error", "grpc")
 PATIENCE = 120.0
 """Seconds that a client waits for an answer: longer than any takes, on a machine that has other work, too."""
+HELD = -0.5
+"""An `x` that holds the run that computes it: see `held`."""
+
+
+def hold_runs(wait: Callable[[], object]) -> Any:
+    """Let each run of this process that has `HELD` in its `x` call `wait` first. Returns the patch, to be started."""
+    run = Graph.run
+
+    def held_run(graph: Graph, inputs: Arrays) -> Arrays:
+        x = inputs.get("x")
+        if x is not None and x.dtype == np.float32 and (x == HELD).any():
+            wait()
+        return run(graph, inputs)
+
+    return mock.patch.object(Graph, "run", held_run)
+
+
+class Hold:
+    """Runs that are held, each until it is released. `begun` is set when there is one."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.runs = 0
+        self._released = threading.Semaphore(0)
+
+    def wait(self) -> None:
+        self.runs += 1
+        self.begun.set()
+        self._released.acquire()
+
+    def release(self, runs: int = 1_000_000) -> None:
+        """Let the next runs end, or all."""
+        self._released.release(runs)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Hold]:
+    """Runs of this process that have `HELD` in their `x` end when they are released, or this context ends: a test sees
+    on any machine what it wants to see while a run lasts."""
+    hold = Hold()
+    with hold_runs(hold.wait):
+        try:
+            yield hold
+        finally:
+            hold.release()
+
+
+def held_by(file: Path) -> str:
+    """As `held`, for a process of its own: the `code` to start it with. Such runs end when `file` is gone."""
+    file.touch()
+    return f"""
+import pathlib, time
+from tests.support.serving import hold_runs
+def wait():
+    while pathlib.Path({str(file)!r}).exists():
+        time.sleep(0.01)
+hold_runs(wait).start()
+{SERVE}"""
 
 
 @dataclass

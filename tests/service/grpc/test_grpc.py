@@ -29,13 +29,11 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from support import ROOT
-from support.serving import PATIENCE, Service, ServiceProcess, start, start_process
+from support import ROOT, served
+from support.serving import HELD, PATIENCE, Hold, Service, held, held_by, start, start_process
 
 PROTO = ROOT / "service" / "grpc" / "inference.proto"
 SERVICE = "inference.GRPCInferenceService"
-LONG = 1500.0
-"""What `slow` computes for about a second."""
 STOPPING = "the service is stopping; send the request elsewhere"
 Code = grpc.StatusCode
 
@@ -92,15 +90,35 @@ def client(service: Service) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def slow_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slow")
+    served.slow(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def running(service: Service) -> Iterator[None]:
+    """A run of the model `slow` that is held."""
+    thread = threading.Thread(target=lambda: service.post("/v2/models/slow/infer", json=row(HELD)))
+    thread.start()
+    until(lambda: service.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
+    yield
+    thread.join()
+
+
 @pytest.fixture
-def busy(repository: Path) -> Iterator[ServiceProcess]:
-    """A service of its own whose model `slow` computes one long request."""
-    with start_process(repository, grpc_port=0, grace_seconds=0) as running:
-        thread = threading.Thread(target=lambda: running.post("/v2/models/slow/infer", json=row(LONG)))
-        thread.start()
-        until(lambda: running.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
-        yield running
-        thread.join()
+def hold() -> Iterator[Hold]:
+    with held() as hold:
+        yield hold
+
+
+@pytest.fixture
+def busy(slow_alone: Path, hold: Hold) -> Iterator[Service]:
+    """A service of its own whose model `slow` runs one request until it is released."""
+    with start(slow_alone, grpc_port=0, grace_seconds=0) as service, running(service):
+        yield service
+        hold.release()
 
 
 def queued(service: Service) -> float:
@@ -184,8 +202,8 @@ def test_messages_of_others_in_the_same_process(repository: Path) -> None:
 # One queue
 
 
-def test_both_share_batches(busy: Service) -> None:
-    """Two requests of each kind wait behind a long one, and are one batch then."""
+def test_both_share_batches(busy: Service, hold: Hold) -> None:
+    """Two requests of each kind wait behind a run, and are one batch then."""
     answers: list[float] = []
 
     def over_http(value: float) -> None:
@@ -203,6 +221,7 @@ def test_both_share_batches(busy: Service) -> None:
     for thread in threads:
         thread.start()
     until(lambda: queued(busy) == 4)
+    hold.release()
     for thread in threads:
         thread.join()
     assert sorted(answers) == [0.125, 0.25, 0.5, 0.75]
@@ -216,7 +235,7 @@ def test_the_clients_deadline_ends_the_wait(busy: Service) -> None:
         client.infer("slow", [tensor("x", [[1]])], client_timeout=0.2)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     until(lambda: queued(busy) == 0)
-    assert busy.metric('bnfold_running_rows{model="slow",version="1"}') == 1, "it did not wait for the long one"
+    assert busy.metric('bnfold_running_rows{model="slow",version="1"}') == 1, "it did not wait for the run"
 
 
 def test_the_timeout_of_a_request(busy: Service) -> None:
@@ -255,13 +274,11 @@ def test_a_cancelled_stream_takes_its_requests_along(busy: Service) -> None:
     assert busy.metric('bnfold_running_rows{model="slow",version="1"}') == 1
 
 
-def test_a_full_queue_says_when_to_come_again(repository: Path) -> None:
-    with start(repository, grpc_port=0, queue_rows=0, grace_seconds=0) as service, connected(service) as stub:
-        running = stub.ModelInfer.future(message("slow", "x", [[np.float32(LONG)]]))
-        until(lambda: service.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
-        with pytest.raises(grpc.RpcError) as caught:
+def test_a_full_queue_says_when_to_come_again(slow_alone: Path) -> None:
+    with start(slow_alone, grpc_port=0, queue_rows=0) as service, held() as hold, running(service):
+        with connected(service) as stub, pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(message("slow", "x", [[np.float32(1)]]))
-        running.result()
+        hold.release()
     assert caught.value.code() is Code.RESOURCE_EXHAUSTED
     told = dict(caught.value.trailing_metadata())
     assert int(told["retry-after"]) >= 1
@@ -611,9 +628,16 @@ def test_sigterm_under_load_loses_no_request(repository: Path, anew: bool) -> No
     assert all(text == STOPPING or (anew and text.startswith("failed to connect")) for text in words), words
 
 
-def test_sigterm_answers_what_is_queued(busy: ServiceProcess) -> None:
+def test_sigterm_answers_what_is_queued(slow_alone: Path, tmp_path: Path) -> None:
     """And does not wait for streams on which nobody says anything."""
-    with connected(busy) as stub, connected(busy) as streaming, grpc.insecure_channel(busy.grpc) as channel:
+    file = tmp_path / "hold"
+    with (
+        start_process(slow_alone, code=held_by(file), grpc_port=0, grace_seconds=0) as busy,
+        running(busy),
+        connected(busy) as stub,
+        connected(busy) as streaming,
+        grpc.insecure_channel(busy.grpc) as channel,
+    ):
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
         calls = [stub.ModelInfer.future(message("slow", "x", [[np.float32(value)]])) for value in range(8)]
@@ -626,6 +650,7 @@ def test_sigterm_answers_what_is_queued(busy: ServiceProcess) -> None:
         stream = streaming.ModelStreamInfer(requests())
         until(lambda: queued(busy) == 11)
         busy.process.send_signal(signal.SIGTERM)
+        file.unlink()
         assert [np.frombuffer(c.result().raw_output_contents[0], np.float32)[0] for c in calls] == list(range(8))
         answers = [next(stream) for _ in range(3)]
         assert [answer.error_message for answer in answers] == [""] * 3
@@ -637,10 +662,11 @@ def test_sigterm_answers_what_is_queued(busy: ServiceProcess) -> None:
     assert busy.lines[-1].startswith("bnfold: serving"), "nothing more was said"
 
 
-def test_a_second_signal_means_now(repository: Path) -> None:
-    with start_process(repository, grpc_port=0, grace_seconds=0) as service, connected(service) as stub:
-        running = stub.ModelInfer.future(message("slow", "x", [[np.float32(LONG)]]))
-        waiting = stub.ModelInfer.future(message("slow", "x", [[np.float32(LONG)]]))
+def test_a_second_signal_means_now(slow_alone: Path, tmp_path: Path) -> None:
+    code = held_by(tmp_path / "hold")
+    with start_process(slow_alone, code=code, grpc_port=0, grace_seconds=0) as service, connected(service) as stub:
+        running = stub.ModelInfer.future(message("slow", "x", [[np.float32(HELD)]]))
+        waiting = stub.ModelInfer.future(message("slow", "x", [[np.float32(HELD)]]))
         until(lambda: queued(service) == 1)
         service.process.terminate()
         with connected(service) as another:

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from support import served
 from support.reloading import rewrite
-from support.serving import PATIENCE
+from support.serving import HELD, PATIENCE, held
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 FREE = "/v2/models/free/infer"
@@ -283,9 +283,9 @@ def test_a_bad_request_does_not_touch_its_neighbours(service: Any) -> None:
     asyncio.run(all_at_once())
 
 
-def slow(amount: float) -> dict[str, Any]:
-    """A request that computes for about `amount` thousand steps of a loop."""
-    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [amount]}]}
+def slow(x: float) -> dict[str, Any]:
+    """A request to `slow`; its run is held if `x` is `HELD`."""
+    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -300,31 +300,35 @@ QUEUED, RUNNING = (f'bnfold_{what}_rows{{model="slow",version="1"}}' for what in
 
 def test_a_request_may_shorten_its_wait(repository: Path, start: Callable[..., Any]) -> None:
     """`timeout` is in microseconds; without it the configured 30 seconds hold."""
-    with start(repository) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(repository) as service, ThreadPoolExecutor(1) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
         late = service.post("/v2/models/slow/infer", json={**slow(0), "parameters": {"timeout": 100_000}})
         assert (late.status_code, "within 0.1 seconds" in late.json()["error"]) == (503, True), late.text
         assert not first.done(), "it was told before the one in front of it was done"
+        hold.release()
         assert first.result().status_code == 200
 
 
 def test_priority_1_goes_first(repository: Path, start: Callable[..., Any]) -> None:
     """Of two that wait in batches of one row, the later one is answered first as its priority is higher."""
-    with start(repository, max_batch_size=1) as service, ThreadPoolExecutor(3) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(repository, max_batch_size=1) as service, ThreadPoolExecutor(3) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
-        usual = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+        usual = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(QUEUED) == 1)
-        urgent = {**slow(0), "parameters": {"priority": 1}}
-        assert service.post("/v2/models/slow/infer", json=urgent).status_code == 200
+        urgent = pool.submit(service.post, "/v2/models/slow/infer", json={**slow(0), "parameters": {"priority": 1}})
+        until(lambda: service.metric(QUEUED) == 2)
+        hold.release(1)
+        assert urgent.result().status_code == 200
         assert not usual.done()
+        hold.release()
         assert [call.result().status_code for call in (first, usual)] == [200, 200]
 
 
 def test_a_full_queue_is_429_and_the_accepted_are_answered(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository, queue_rows=2) as service, ThreadPoolExecutor(3) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(repository, queue_rows=2) as service, ThreadPoolExecutor(3) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
         waiting = [pool.submit(service.post, "/v2/models/slow/infer", json=slow(0)) for _ in range(2)]
         until(lambda: service.metric(QUEUED) == 2)
@@ -333,12 +337,13 @@ def test_a_full_queue_is_429_and_the_accepted_are_answered(repository: Path, sta
         assert refused.headers["retry-after"] == "1"
         assert "1 rows came, 2 are queued already and at most 2 may be" in refused.json()["error"]
         assert service.post(FREE, json=ROW).status_code == 200, "another model has a queue of its own"
+        hold.release()
         assert [call.result().status_code for call in (first, *waiting)] == [200, 200, 200]
 
 
 def test_a_client_that_leaves_takes_its_request_along(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(repository) as service, ThreadPoolExecutor(1) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
         body = json.dumps(slow(7)).encode()
         head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -347,6 +352,7 @@ def test_a_client_that_leaves_takes_its_request_along(repository: Path, start: C
             until(lambda: service.metric(QUEUED) == 1)
         until(lambda: service.metric(QUEUED) == 0)
         assert not first.done(), "it left the queue, it was not computed"
+        hold.release()
         assert first.result().status_code == 200
         assert service.metric('bnfold_rows_total{model="slow",version="1"}') == 1
         assert service.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
@@ -359,8 +365,8 @@ def test_a_client_that_leaves_takes_its_predictions_along(
     """Also where each instance is a run of its own."""
     make_slow(tmp_path, rows=rows)
     instance = [7] if rows < 0 else [[7]]
-    with start(tmp_path) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(tmp_path) as service, ThreadPoolExecutor(1) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
         body = json.dumps({"instances": [instance, instance]}).encode()
         head = (
@@ -372,6 +378,7 @@ def test_a_client_that_leaves_takes_its_predictions_along(
             until(lambda: service.metric(QUEUED) > 0)
         gone = 'bnfold_errors_total{kind="client_gone",model="slow",version="1"}'
         until(lambda: f"{gone} 1.0" in service.get("/metrics").text)
+        hold.release()
         assert first.result().status_code == 200
         zero = [0] if rows < 0 else [[0]]
         answer = service.post("/v1/models/slow:predict", json={"instances": [zero]})
@@ -398,11 +405,12 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(service: Any) -> None:
 
 
 def test_what_waits_past_its_deadline_is_503(repository: Path, start: Callable[..., Any]) -> None:
-    with start(repository, timeout_seconds=0.3) as service, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(1500))
+    with start(repository, timeout_seconds=0.3) as service, ThreadPoolExecutor(1) as pool, held() as hold:
+        first = pool.submit(service.post, "/v2/models/slow/infer", json=slow(HELD))
         until(lambda: service.metric(RUNNING) == 1)
         late = service.post("/v2/models/slow/infer", json=slow(0))
         assert (late.status_code, late.json()) == (503, {"error": "model slow/1: not begun within 0.3 seconds"})
+        hold.release()
         assert first.result().status_code == 200
 
 

@@ -2,18 +2,18 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from service.http.routes.equivalence import MAX_WAITING
-from support.serving import PATIENCE
+from support.serving import HELD, PATIENCE, held
 
 PROVE = "/v2/models/net/equivalence"
 RANDOM = np.random.default_rng(5)
@@ -218,34 +218,44 @@ def test_a_part_that_fails_makes_the_whole_not_equivalent(
         assert service.metric('bnfold_equivalent{model="net",version="1"}') == 0
 
 
+PROVE_SLOW = "/v2/models/slow/equivalence"
+HELD_ROWS = {"inputs": [{"name": "x", "shape": [20, 1], "datatype": "FP32", "data": [HELD] * 20}]}
+"""To be checked one by one: the first run on them is held."""
+
+
 def test_a_check_that_takes_too_long_is_504_and_ends(
     tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
 ) -> None:
-    """The reference needs minutes for all rows and a moment for one: the check ends at the next batch."""
-    make_slow(tmp_path, quick=True)
-    prove = "/v2/models/slow/equivalence"
-    rows = {"inputs": [{"name": "x", "shape": [200, 1], "datatype": "FP32", "data": [10] * 200}]}
-    with start(tmp_path, equivalence_seconds=2, max_batch_size=1) as service:
-        answer = service.post(prove, json=rows)
+    make_slow(tmp_path)
+    with start(tmp_path, equivalence_seconds=2, max_batch_size=1) as service, held() as hold:
+        answer = service.post(PROVE_SLOW, json=HELD_ROWS)
         assert answer.status_code == 504
         assert answer.json()["error"] == ("model slow/1: not proven within 2 seconds; ask for fewer samples or parts")
         assert service.metric('bnfold_errors_total{kind="overdue",model="slow",version="1"}') == 1
+        hold.release()
         end = time.monotonic() + PATIENCE
-        while service.post(prove, json={"samples": 1}).status_code != 200:  # on a slow machine this is overdue, too
+        while service.post(PROVE_SLOW, json={"samples": 1}).status_code != 200:  # may be overdue on a slow machine
             assert time.monotonic() < end, "the thread is not free again"
+        assert hold.runs <= 1, "it ended at the next batch"
 
 
 def test_a_check_ends_when_its_client_goes(
     tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
 ) -> None:
-    make_slow(tmp_path, quick=True)
-    prove = "/v2/models/slow/equivalence"
-    rows = {"inputs": [{"name": "x", "shape": [200, 1], "datatype": "FP32", "data": [10] * 200}]}
-    with start(tmp_path, max_batch_size=1) as service:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(service.url + prove, json=rows, timeout=0.5)
-        assert service.post(prove, json={"samples": 1}).status_code == 200, "the thread is free again"
-        assert service.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
+    make_slow(tmp_path)
+    body = json.dumps(HELD_ROWS).encode()
+    head = f"POST {PROVE_SLOW} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+    gone = 'bnfold_errors_total{kind="client_gone",model="slow",version="1"} 1.0'
+    with start(tmp_path, max_batch_size=1) as service, held() as hold:
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head.encode() + body)
+            assert hold.begun.wait(PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while gone not in service.get("/metrics").text:
+            assert time.monotonic() < end, "nobody noticed"
+        hold.release()
+        assert service.post(PROVE_SLOW, json={"samples": 1}).status_code == 200, "the thread is free again"
+        assert hold.runs == 1, "it ended at the next batch"
 
 
 def test_a_reference_that_fails_is_an_answer_not_an_end(
