@@ -55,14 +55,18 @@ def published_models(repository: Path) -> list[str]:
     """The models of a repository that have a version, ascending; none if it is the folder of a model, or no folder."""
     if not repository.is_dir() or _published(repository):
         return []
-    return [name for name in model_folders(repository).found if version_numbers(repository / name)]
+    return [name for name in model_folders(repository).found if _holds_version(repository / name)]
 
 
 def repository_of(folder: Path) -> Path | None:
     """The repository that a model's or a version's folder lies in; None for any other folder."""
-    if any(_published(folder / str(number)) for number in version_numbers(folder)):
+    if _holds_version(folder):
         return folder.parent
     return folder.parent.parent if _published(folder) else None
+
+
+def _holds_version(model: Path) -> bool:
+    return any(_published(model / str(number)) for number in version_numbers(model))
 
 
 def _published(folder: Path) -> bool:

@@ -61,7 +61,7 @@ def inspect(
     # 2. Read the source, and fold it to see where each BatchNorm would go.
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
-        if (version_folder(source) / "manifest.json").is_file():
+        if source.is_dir() and (version_folder(source) / "manifest.json").is_file():
             if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
                     f"{source}: is a published model; --arch, --input and such are for files, leave them out"
