@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NICE = 10
 """Niceness: a tenth of the service's share of the cores when they are scarce."""
 STOP_SECONDS = 2.0
+STOPPING = "the service is stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,10 @@ class Comparison:
     seconds: float
 
 
+class DiedError(BnfoldError):
+    """The process that compares died over a task, perhaps for lack of memory."""
+
+
 class Comparer:
     """Starts the process when it is first needed, and again if it died. One caller at a time; it blocks."""
 
@@ -70,6 +75,7 @@ class Comparer:
         self._stopped = False
 
     def compare(self, task: Task) -> Comparison:
+        """Raises `DiedError` if the process died; the next call starts another."""
         with self._lock:
             connection = self._connected()
             try:
@@ -77,7 +83,9 @@ class Comparer:
                 answer: Comparison = connection.recv()
             except (EOFError, OSError) as error:
                 self._connection = None
-                raise BnfoldError("the process that compares has died, perhaps for lack of memory") from error
+                if self._stopped:
+                    raise BnfoldError(STOPPING) from error
+                raise DiedError("the process that compares has died, perhaps for lack of memory") from error
             return answer
 
     def forget(self, key: str, digest: str) -> None:
@@ -97,7 +105,7 @@ class Comparer:
     def _connected(self) -> Connection:
         if self._connection is None:
             if self._stopped:
-                raise BnfoldError("the service is stopping")
+                raise BnfoldError(STOPPING)
             context = multiprocessing.get_context("spawn")  # a fork would hold the sockets of this process
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), name="bnfold compares", daemon=True)

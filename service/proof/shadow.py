@@ -18,7 +18,7 @@ import numpy as np
 from fold.arrays import Arrays
 from fold.errors import first_line
 from service.batching import Worker
-from service.proof.comparer import Comparer, Comparison, Task
+from service.proof.comparer import Comparer, Comparison, DiedError, Task
 from service.proof.references import References
 from service.repository import Disagreement, Drop, Model
 
@@ -35,6 +35,9 @@ WINDOW = 64
 """The number of comparisons whose largest limit applies to the next one."""
 LOG_SECONDS = 60.0
 """The least time between two warnings for one model."""
+RESTARTS = 3
+"""How often in a row the process that compares is started again, if it dies over one model: a reference that is too
+large kills it every time, after seconds of importing PyTorch and loading."""
 
 log = logging.getLogger("bnfold")
 
@@ -50,6 +53,8 @@ class ShadowSampler:
         self.drops: Counter[Drop] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
         self.error_ratio = 0.0
         """The largest error over its limit; infinite where an error has no size."""
+        self.deaths = 0
+        """How often the process has died over this model since the last comparison."""
         self._model = model
         self._checker = checker
         self._limits: dict[str, deque[float]] = {}
@@ -104,13 +109,14 @@ class ShadowChecker:
         self._worker = Worker("shadow")
         self._under_way = 0
         self._rest_until = -math.inf
+        self._stopped = False
 
     def add(self, model: Model) -> None:
         """Sample the responses of `model` from now on. Its reference is loaded in the background."""
         if not self.share:
             return
-        model.observer = ShadowSampler(model, self)
-        self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model))
+        model.observer = sampler = ShadowSampler(model, self)
+        self._load(model, sampler)
 
     def remove(self, model: Model) -> None:
         """Stop sampling a model that is retired, and release its reference."""
@@ -124,10 +130,11 @@ class ShadowChecker:
         if self._under_way >= WAITING or time.monotonic() < self._rest_until:
             return False
         self._under_way += 1
-        self._worker.submit(partial(self._compare, model, inputs, outputs), partial(self._finish, sampler))
+        self._worker.submit(partial(self._compare, model, inputs, outputs), partial(self._finish, model, sampler))
         return True
 
     def stop(self) -> None:
+        self._stopped = True
         self._worker.stop()
         self._comparer.stop()
 
@@ -142,26 +149,54 @@ class ShadowChecker:
         )
         return self._comparer.compare(_task(model, asked, answered))
 
-    def _loaded(self, model: Model, loaded: Comparison | Exception) -> None:
+    def _load(self, model: Model, sampler: ShadowSampler) -> None:
+        self._worker.submit(partial(self._comparer.compare, _task(model)), partial(self._loaded, model, sampler))
+
+    def _loaded(self, model: Model, sampler: ShadowSampler, loaded: Comparison | Exception) -> None:
+        if self._stopped or model.observer is not sampler:  # it has been retired meanwhile
+            return
+        if isinstance(loaded, DiedError) and self._goes_on(model, sampler):
+            self._load(model, sampler)
+            return
         failure = first_line(loaded) if isinstance(loaded, Exception) else loaded.failure
         if failure:  # the model serves, even if its reference cannot be loaded here
             model.observer = None
-            log.warning("bnfold: not watching %s: %s", str(model), failure)
-        elif model.observer is not None:
-            model.observer.share = self.share
+            log.warning("bnfold: not comparing %s with its reference: %s", str(model), failure)
+        else:
+            sampler.share = self.share
 
-    def _finish(self, sampler: ShadowSampler, compared: Comparison | Exception | None) -> None:
+    def _finish(self, model: Model, sampler: ShadowSampler, compared: Comparison | Exception | None) -> None:
         self._under_way -= 1
+        if self._stopped:
+            return
         if compared is None:
             sampler.drops["proof"] += 1
         elif isinstance(compared, Exception) or compared.verdict is None:
             failure = first_line(compared) if isinstance(compared, Exception) else compared.failure
             sampler.drops["failed"] += 1
             sampler.warn(f"an answer could not be compared: {failure}")
+            if isinstance(compared, DiedError) and not self._goes_on(model, sampler):
+                sampler.share = 0.0
+                log.warning("bnfold: not comparing %s with its reference any more: %s", str(model), failure)
         else:
+            sampler.deaths = 0
             sampler.count(compared.verdict)
         if isinstance(compared, Comparison):
             self._rest_until = max(self._rest_until, time.monotonic()) + REST * compared.seconds
+
+    def _goes_on(self, model: Model, sampler: ShadowSampler) -> bool:
+        """Whether the process is started again after it died over this model. Says so."""
+        sampler.deaths += 1
+        if sampler.deaths > RESTARTS:
+            return False
+        log.warning(
+            "bnfold: the process that compares died over %s, perhaps for lack of memory; "
+            "it is started again (%d of %d)",
+            str(model),
+            sampler.deaths,
+            RESTARTS,
+        )
+        return True
 
 
 def _task(model: Model, asked: Arrays | None = None, answered: Arrays | None = None) -> Task:

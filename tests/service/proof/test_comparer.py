@@ -43,7 +43,15 @@ def children(pid: int) -> list[int]:
 
 def comparing(pid: int) -> list[int]:
     """The processes of a service that compare; beside them Python keeps one that tidies up."""
-    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children(pid) if b"spawn_main" in command_line(child)]
+
+
+def command_line(pid: int) -> bytes:
+    """Empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def gone(pid: int) -> bool:
@@ -129,3 +137,38 @@ def test_a_comparer_that_was_stopped_starts_no_process(folded: Path) -> None:
     comparer.stop()
     with pytest.raises(BnfoldError, match="is stopping"):
         comparer.compare(task(folded / "net" / "1"))
+
+
+def test_one_that_dies_while_it_loads_is_started_again_and_not_for_ever(
+    folded: Path, start_process: Callable[..., Any]
+) -> None:
+    """First it is killed once and then left alone, then another service's is killed as often as it comes."""
+    share = 'bnfold_shadow_share{model="net",version="2"}'
+    killed: list[int] = []
+    with start_process(folded, shadow=1) as service:
+        until(lambda: kill_next(service.process.pid, killed))
+        until(lambda: service.metric(share) == 1)
+    restarts = [line for line in service.lines if "it is started again" in line]
+    assert restarts == [
+        "bnfold: the process that compares died over net/2, perhaps for lack of memory; it is started again (1 of 3)"
+    ]
+    killed.clear()
+    with start_process(folded, shadow=1) as service:
+        until(lambda: kill_next(service.process.pid, killed) and len(killed) > 3)
+        assert service.post("/v2/models/net/infer", json=ROW).status_code == 200
+        assert service.metric(share) == 0
+        until(lambda: not comparing(service.process.pid))
+    assert [line.rpartition("(")[2] for line in service.lines if "it is started again" in line] == [
+        f"{number} of 3)" for number in (1, 2, 3)
+    ]
+    given_up = "bnfold: not comparing net/2 with its reference: the process that compares has died, perhaps for lack of"
+    assert len([line for line in service.lines if line.startswith(given_up)]) == 1
+
+
+def kill_next(pid: int, killed: list[int]) -> bool:
+    """Whether there was a process that compares, which was not killed before."""
+    found = [child for child in comparing(pid) if child not in killed]
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+    killed += found
+    return bool(found)

@@ -138,7 +138,7 @@ def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_torch_a_torch_reference_is_501_and_everything_else_works(
     of_torch: Path, start_process: Callable[..., Any], without_torch: None
 ) -> None:
-    """Verified by its canary, it serves; only proving and watching need torch, and say so."""
+    """Verified by its canary, it serves; only proofs and shadow checks need torch, and say so."""
     with start_process(of_torch, shadow=1) as service:
         assert service.post("/v2/repository/index").json()[0]["state"] == "READY"
         image = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
@@ -155,10 +155,12 @@ def test_without_torch_a_torch_reference_is_501_and_everything_else_works(
             assert time.monotonic() < end
         assert service.metric('bnfold_shadow_share{model="cnn",version="1"}') == 0
     (line,) = service.lines[1:]
-    assert line == "bnfold: not watching cnn/1: its reference needs torch, which is not installed here"
+    assert (
+        line == "bnfold: not comparing cnn/1 with its reference: its reference needs torch, which is not installed here"
+    )
 
 
-def test_with_torch_the_same_model_is_proven_and_watched(of_torch: Path, start: Callable[..., Any]) -> None:
+def test_with_torch_the_same_model_is_proven_and_compared(of_torch: Path, start: Callable[..., Any]) -> None:
     image = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
     with start(of_torch, shadow=1) as service:
         assert service.post("/v2/models/cnn/equivalence").json()["equivalent"] is True
