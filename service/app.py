@@ -84,7 +84,7 @@ class Application(FastAPI):
         self.budget = Budget(settings.max_bytes_in_flight or default_limit())
         self.repository = Repository(settings)
         self.poller: Poller | None = None
-        self.metrics = Metrics(self.repository, self.takes_requests, self.budget)
+        self.metrics = Metrics(self.repository, self.is_ready, self.budget)
         references = References()
         self.equivalence = Equivalence(settings, references)
         self.shadow_checker = ShadowChecker(settings.shadow, references)
@@ -98,6 +98,10 @@ class Application(FastAPI):
     def takes_requests(self) -> bool:
         """Readiness: false until the models are loaded, after the first signal to stop, and if the device is lost."""
         return self.started and not self.stopping and self.repository.lost() is None
+
+    def is_ready(self) -> bool:
+        """What health answers: whether requests are taken and, if `readiness` is strict, no version is broken."""
+        return self.takes_requests() and (self.settings.readiness == "lenient" or self.repository.all_ready())
 
     def stop_being_ready(self) -> None:
         self.stopping = True
@@ -122,7 +126,7 @@ class Application(FastAPI):
             self.metrics,
             self.access,
             self.budget,
-            self.takes_requests,
+            self.is_ready,
             listener,
             certificate,
         )
@@ -165,7 +169,7 @@ class Application(FastAPI):
 def create_app(settings: Settings) -> Application:
     """The application. Its models are loaded when it starts, unless `load` was called before."""
     app = Application(settings)
-    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.takes_requests, app.budget))
+    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.is_ready, app.budget))
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
     app.include_router(v1_routes(app.repository))
     app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence, app.budget))
@@ -258,7 +262,7 @@ def _as_get(scope: Scope) -> Scope:
 def _add_pages(app: Application) -> None:
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Page:
-        ready = app.takes_requests()
+        ready = app.is_ready()
         return Page(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
 
     @app.get("/docs", include_in_schema=False)

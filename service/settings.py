@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """How long an idle model waits for more requests before it computes; 0 never delays a request."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a request may wait in the queue, and how long stopping may take after the grace time."""
+    readiness: Literal["lenient", "strict"] = "lenient"
+    """Whether the service is ready while it serves (`lenient`), or only while no version is broken (`strict`)."""
     grace_seconds: Annotated[float, Field(ge=0)] = 1.0
     """How long to serve on after SIGTERM while not ready, so that load balancers notice."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 20

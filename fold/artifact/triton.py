@@ -15,7 +15,8 @@ def powers_of_two(most: int) -> tuple[int, ...]:
 
 
 def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
-    """`input` and `output` of Triton's ModelConfig; `dims` leave out the batch axis.
+    """`input` and `output` of Triton's ModelConfig; `dims` leave out the batch axis. Where nothing else is left they
+    are [1] with a `reshape`, because Triton and its tools take no empty `dims`.
 
     An output with as many values as there are labels gets a `label_filename`, relative to the folder of the model.
     """
@@ -23,7 +24,8 @@ def triton_tensors(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
     def tensor(spec: TensorSpec) -> dict[str, Any]:
         datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
         dims = list(spec.shape[1:] if manifest.batched else spec.shape)
-        return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+        described = {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims or [1]}
+        return described if dims else described | {"reshape": {"shape": []}}
 
     outputs = [tensor(spec) for spec in manifest.outputs]
     for output in outputs:
@@ -42,7 +44,7 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
 
     def entry(tensor: dict[str, Any]) -> str:
         dims = ", ".join(map(str, tensor["dims"]))
-        shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"  # Triton has no empty dims
+        shape = f"dims: [ {dims} ]" + (" reshape: { shape: [ ] }" if "reshape" in tensor else "")
         labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
         return (
             f'  {{ name: "{CEscape(tensor["name"], as_utf8=True)}" data_type: {tensor["data_type"]} {shape}{labels} }}'

@@ -42,20 +42,20 @@ class Calls:
         metrics: Metrics,
         access: Access,
         budget: Budget,
-        takes_requests: Callable[[], bool],
+        is_ready: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
         self._access = access
         self._budget = budget
-        self._takes_requests = takes_requests
+        self._is_ready = is_ready
 
     def unary(self) -> dict[str, Method]:
         """All methods but ModelStreamInfer, by name."""
         return {
             "ServerLive": _describing("ServerLive", lambda request: {"live": self._repository.lost() is None}),
-            "ServerReady": _describing("ServerReady", lambda request: {"ready": self._takes_requests()}),
+            "ServerReady": _describing("ServerReady", lambda request: {"ready": self._is_ready()}),
             "ModelReady": _describing("ModelReady", self._model_ready),
             "ServerMetadata": _describing("ServerMetadata", self._server),
             "ModelMetadata": _describing("ModelMetadata", self._model),

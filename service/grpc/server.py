@@ -48,7 +48,7 @@ class GrpcServer:
         metrics: Metrics,
         access: Access,
         budget: Budget,
-        takes_requests: Callable[[], bool],
+        is_ready: Callable[[], bool],
         listener: socket.socket,
         certificate: Certificate | None,
     ) -> None:
@@ -58,7 +58,7 @@ class GrpcServer:
         self._metrics = metrics
         self._access = access
         self._listener = listener
-        self._calls = Calls(settings, repository, metrics, access, budget, takes_requests)
+        self._calls = Calls(settings, repository, metrics, access, budget, is_ready)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:

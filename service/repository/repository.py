@@ -105,6 +105,11 @@ class Repository:
         faults = [entry.fault if isinstance(entry, Model) else entry for entry in self.entries()]
         return [fault for fault in faults if fault is not None and fault.cause is not None]
 
+    def all_ready(self) -> bool:
+        """Whether no version is broken and no model is only being loaded. Unloaded models do not count."""
+        loading = [entry for entry in self.entries() if entry.state == "LOADING" and not self.versions(entry.name)]
+        return not loading and not self.broken()
+
     def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
         """What `POST /v2/repository/index` answers; `ready` leaves out what cannot serve."""
         return [
@@ -188,8 +193,10 @@ class Repository:
             self._report(name, outcomes)
 
     async def unload_model(self, name: str) -> None:
-        """Answer the accepted requests, then retire every version of the model. It stays in the index, UNAVAILABLE."""
-        await self._unload(name, "unloaded")
+        """Answer the accepted requests, then retire every version of the model. It stays in the index, UNAVAILABLE. A
+        model that is not known is unloaded already."""
+        if name in self._versions:
+            await self._unload(name, "unloaded")
 
     async def remove(self, name: str) -> None:
         """Retire a model that was removed from disk, and forget it."""
@@ -282,12 +289,12 @@ class Repository:
 
     async def _unload(self, name: str, reason: str) -> None:
         async with self._lock(name):
-            self.entry(name)
-            versions = [version for version in self._versions[name] if version != WHOLE_MODEL]
-            models = [entry for entry in self._versions[name].values() if isinstance(entry, Model)]
-            self._versions[name] = {v: Absent(name, v, "UNLOADING", "it is being unloaded") for v in versions}
+            versions = self._versions.get(name, {})
+            reasons = {version: _why_unloaded(entry, reason) for version, entry in versions.items()}
+            models = [entry for entry in versions.values() if isinstance(entry, Model)]
+            self._versions[name] = {v: Absent(name, v, "UNLOADING", "it is being unloaded") for v in reasons}
             await self._retire_all(models)
-            self._versions[name] = {v: Absent(name, v, "UNAVAILABLE", reason) for v in versions}
+            self._versions[name] = {v: Absent(name, v, "UNAVAILABLE", why) for v, why in reasons.items()}
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
@@ -337,6 +344,12 @@ class Repository:
 
 def _broken(name: str, version: str, failure: Failure) -> Absent:
     return Absent(name, version, "UNAVAILABLE", failure.reason, failure.cause, failure.details)
+
+
+def _why_unloaded(entry: Entry, reason: str) -> str:
+    """`reason`, and why the version could not have served."""
+    fault = entry.fault if isinstance(entry, Model) else entry
+    return reason if fault is None or fault.cause is None else f"{reason}; it could not be loaded: {fault.reason}"
 
 
 def _ascending(versions: Versions) -> Versions:

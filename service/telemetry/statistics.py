@@ -80,7 +80,8 @@ class ModelStatistics:
         steps.add(stats, 1, 1)
 
     def to_dict(self, name: str, version: str) -> dict[str, Any]:
-        """The protocol's ModelStatistics message. No answer is cached; perf_analyzer needs the fields of the cache."""
+        """The protocol's ModelStatistics message. No answer is cached, memory is not measured, and each request has one
+        response; Triton's tools need the fields."""
         return {
             "name": name,
             "version": version,
@@ -95,7 +96,9 @@ class ModelStatistics:
                 "cache_hit": NOTHING,
                 "cache_miss": NOTHING,
             },
+            "response_stats": {},
             "batch_stats": [{"batch_size": rows, **steps.to_dict()} for rows, steps in sorted(self._batches.items())],
+            "memory_usage": [],
         }
 
 

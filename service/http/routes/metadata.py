@@ -32,9 +32,12 @@ def metadata_routes(
 
     @router.get("/v2/health/ready")
     async def server_ready() -> dict[str, bool]:
-        """Requests are taken; 503 while stopping."""
+        """Requests are taken; 503 while stopping, and if readiness is strict, while a version is broken."""
         if not ready():
-            raise NotReadyError("the service is starting or stopping, or has lost its device; send requests elsewhere")
+            strict = ", or a version is broken (POST /v2/repository/index)" if settings.readiness == "strict" else ""
+            raise NotReadyError(
+                f"the service is starting or stopping, or has lost its device{strict}; send requests elsewhere"
+            )
         return {"ready": True}
 
     @router.get("/v2")

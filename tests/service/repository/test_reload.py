@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tritonclient.grpc as triton
 from onnx import helper
 
 from fold.artifact.manifest import Manifest
@@ -210,12 +211,41 @@ def test_unloading_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
         assert service.get("/v2/models/slow/ready").status_code == 503
         assert right(service.post("/v2/models/table/infer", json=REQUEST).json()) == "1"
         assert call(service, "unload", "slow") == (200, "")
-        assert call(service, "unload", "nobody")[0] == 404
+        assert call(service, "unload", "nobody") == (200, ""), "it is not loaded, as in Triton"
+        assert "nobody" not in service.post("/v2/repository/index").text
         assert call(service, "load", "nobody")[0] == 404
         assert call(service, "load", "slow") == (200, "")
         assert states(service) == {"slow/1": "READY", "table/1": "READY"}
     assert "bnfold: unloaded slow/1" in service.lines
     assert any(line.startswith("bnfold: loaded slow/1 (cpu) in ") for line in service.lines)
+
+
+def test_readiness_is_of_the_service_or_of_all_models(folder: Path) -> None:
+    """Lenient by default: a broken version must not take what serves out of every load balancer."""
+
+    def ready(service: Service) -> bool:
+        answer = service.get("/v2/health/ready")
+        with triton.InferenceServerClient(service.grpc) as client:
+            assert client.is_server_ready() is answer.is_success
+        assert service.metric("bnfold_ready") == answer.is_success
+        return answer.is_success
+
+    with (
+        start(folder, **EXPLICIT, grpc_port=0) as lenient,
+        start(folder, **EXPLICIT, grpc_port=0, readiness="strict") as strict,
+    ):
+        assert (ready(lenient), ready(strict)) == (True, True)
+        publish_broken(folder, "byte")
+        for service in (lenient, strict):
+            assert call(service, "load")[0] == 400
+        assert (ready(lenient), ready(strict)) == (True, False)
+        assert "a version is broken (POST /v2/repository/index)" in strict.get("/v2/health/ready").json()["error"]
+        assert call(strict, "unload") == (200, "")
+        assert ready(strict), "what is unloaded on purpose does not count"
+        state, reason = index(strict)["table/2"]
+        assert state == "UNAVAILABLE"
+        assert reason.startswith("unloaded; it could not be loaded: ")
+        assert index(strict)["table/1"] == ("UNAVAILABLE", "unloaded")
 
 
 def test_metrics_of_what_has_left_disappear(folder: Path) -> None:

@@ -215,8 +215,7 @@ def test_what_cannot_be_loaded_leaves_the_index_as_it_was(folder: Path) -> None:
         for name in ("nobody", "..", "net/1", ""):
             with pytest.raises(NotFoundError, match="no model is named"):
                 await repository.load_model(name)
-        with pytest.raises(NotFoundError, match="no model is named 'nobody'; here are: net"):
-            await repository.unload_model("nobody")
+        await repository.unload_model("nobody")
         shutil.rmtree(folder / "net")
         with pytest.raises(NotFoundError, match="no model is named 'net' in "):
             await repository.load_model("net")

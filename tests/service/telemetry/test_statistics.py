@@ -38,6 +38,7 @@ def test_a_request_is_charged_its_wait_and_the_whole_of_its_batch() -> None:
         "cache_hit": {"count": 0, "ns": 0},
         "cache_miss": {"count": 0, "ns": 0},
     }
+    assert (found["response_stats"], found["memory_usage"]) == ({}, [])
     assert [entry["batch_size"] for entry in found["batch_stats"]] == [1, 5]
     assert found["batch_stats"][1]["compute_infer"] == {"count": 2, "ns": 2 * SECOND}
 
@@ -102,6 +103,8 @@ def test_the_configuration_tells_of_this_service(repository: Path, start: Callab
         assert single["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [4]}]
         assert "dynamic_batching" not in single
         assert service.get("/v2/models/text/config").json()["input"][0]["data_type"] == "TYPE_STRING"
+        [scalar] = service.get("/v2/models/pick/config").json()["output"]
+        assert (scalar["dims"], scalar["reshape"]) == ([1], {"shape": []}), "Triton's tools take no empty dims"
 
 
 @pytest.mark.parametrize(
@@ -129,8 +132,11 @@ def test_tritons_own_file_says_the_same_of_the_tensors(
     config = service.get(f"/v2/models/{name}/config").json()
     assert f"max_batch_size: {config['max_batch_size']}\n" in text
     written = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.*?) \]( reshape: { shape: \[ \] })?', text)
-    told = [(entry["name"], entry["data_type"], entry["dims"]) for entry in (*config["input"], *config["output"])]
-    assert [(n, t, [] if scalar else [int(d) for d in dims.split(", ")]) for n, t, dims, scalar in written] == told
+    told = [
+        (entry["name"], entry["data_type"], entry["dims"], "reshape" in entry)
+        for entry in (*config["input"], *config["output"])
+    ]
+    assert [(n, t, [int(d) for d in dims.split(", ")], bool(scalar)) for n, t, dims, scalar in written] == told
 
 
 def test_the_settings_bound_the_rows_of_a_request(repository: Path, start: Callable[..., Any]) -> None:
