@@ -37,6 +37,12 @@ class Access:
         self._has_admin = bool(admins)
         self._open = OPEN_PATHS if settings.metrics_need_token else OPEN_PATHS | {"/metrics"}
 
+    def __str__(self) -> str:
+        """Who has access, for the log."""
+        if not self.guarded:
+            return "open: whoever reaches the port may send requests; set BNFOLD_TOKENS to require a token"
+        return f"by token, except for {', '.join(sorted(self._open))}"
+
     def check(self, path: str, headers: Headers) -> None:
         """Raises `UnauthorizedError` if the path needs a token and the request brings none that is known."""
         if self.guarded and path not in self._open:

@@ -65,6 +65,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bnfold")
 
+LEFT_OUT = 8
+"""How many versions that are not served the log names at the start."""
+
 
 class Application(FastAPI):
     """FastAPI, with infer and predict answered before it, and the state that all routes share."""
@@ -202,7 +205,7 @@ def serve(settings: Settings) -> int:
             fast_path=app.fast_path if served is app else None,
             grpc=app.grpc,
             certificate=certificate,
-            on_start=partial(_announce, app.repository),
+            on_start=partial(_announce, app),
             on_stop=app.stop_being_ready,
             budget=app.budget,
         )
@@ -213,9 +216,18 @@ def serve(settings: Settings) -> int:
     return code
 
 
-def _announce(repository: Repository, urls: str) -> None:
+def _announce(app: Application, urls: str) -> None:
+    """Log what a user wants to know at the start. The last line says that the service serves."""
+    repository = app.repository
     for broken in repository.broken():
         log.warning("bnfold: not serving %s: %s", broken, broken.details)
+    if left_out := repository.left_out:
+        more = f" and {len(left_out) - LEFT_OUT} more" if len(left_out) > LEFT_OUT else ""
+        names, policy = ", ".join(left_out[:LEFT_OUT]), app.settings.version_policy
+        log.info("bnfold: version_policy %s leaves out %s%s", policy, names, more)
+    log.info("bnfold: access is %s", app.access)
+    url = urls.split(" and ", maxsplit=1)[0] + app.settings.root_path
+    log.info("bnfold: the page is %s/, the API %s/docs", url, url)
     models = repository.ready()
     names = ", ".join(map(str, models)) or "no model yet"
     log.info("bnfold: serving %s on %s (%s)", names, urls, models[0].session.provider if models else "none")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fold.artifact import NAME_PATTERN, NAMES, model_folders, repository_of
+from fold.artifact import NAME_PATTERN, NAMES, model_folders, repository_of, version_folders
 from fold.errors import BnfoldError
 from fold.runtime import return_freed
 from service.batching import on_thread
@@ -47,6 +47,8 @@ class Repository:
         self.unloads = 0
         self.failures: Counter[str] = Counter({"load": 0, "certificate": 0})
         self.loaded = False
+        self.left_out: list[str] = []
+        """Versions on disk at the start that the policy did not choose."""
         self._versions: dict[str, Versions] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -135,6 +137,9 @@ class Repository:
                     raise BnfoldError(unable.details)
                 if outcomes:
                     self._take_over(name, outcomes)
+                if WHOLE_MODEL not in outcomes:
+                    found = version_folders(folder / name).found
+                    self.left_out += [f"{name}/{version}" for version in found if version not in outcomes]
         except OSError as error:
             raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
         except NotReadyError as error:

@@ -203,3 +203,4 @@ def test_tokens_are_in_no_repr_and_in_no_log(closed: Service, tmp_path: Path) ->
     settings = Settings(repository=tmp_path, tokens="secret-1", admin_token="secret-2")  # type: ignore[arg-type]
     assert "secret" not in repr(settings) + str(settings) + settings.model_dump_json() + repr(vars(settings))
     assert not any("secret" in line for line in closed.lines)
+    assert "bnfold: access is by token, except for /metrics, /v2/health/live, /v2/health/ready" in closed.lines

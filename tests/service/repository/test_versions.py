@@ -12,6 +12,7 @@ from service.repository.versions import VersionPolicy, stamp
 from service.settings import Settings, load_settings
 from support import served
 from support.reloading import corrupt
+from support.serving import start
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def test_the_policy_chooses_what_serves(folder: Path, policy: str, expected: dic
     repository = Repository(chosen)
     repository.load()
     assert {str(entry): entry.state for entry in repository.entries()} == expected
+    assert repository.left_out == [f"net/{number}" for number in (1, 2, 10) if f"net/{number}" not in expected]
     ready = [name for name, state in expected.items() if state == "READY"]
     if ready:
         assert str(repository.find("net")) == ready[-1], "who names no version gets the highest"
@@ -58,6 +60,16 @@ def test_a_policy_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_candidates_come_newest_first() -> None:
     assert VersionPolicy.of("all").candidates([1, 2, 10]) == [10, 2, 1]
     assert VersionPolicy.of("10,1,3").candidates([1, 2, 10]) == [10, 1]
+
+
+def test_the_log_says_at_the_start_what_is_not_served_who_has_access_and_where_the_pages_are(folder: Path) -> None:
+    served.net(folder, version=2)
+    with start(folder, root_path="/team") as service:
+        *_, left_out, access, pages, serving = service.lines
+    assert left_out == "bnfold: version_policy latest leaves out net/1"
+    assert access.startswith("bnfold: access is open: ")
+    assert pages == f"bnfold: the page is {service.url}/team/, the API {service.url}/team/docs"
+    assert serving == f"bnfold: serving net/2 on {service.url} (cpu)"
 
 
 def test_a_stamp_tells_what_changed(folder: Path) -> None:
