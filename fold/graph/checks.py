@@ -1,12 +1,15 @@
 """Checks of a graph from a file that are made before anything else reads it: names, order, functions, texts."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
+import onnx
 import onnx_ir as ir
 
 from fold.errors import BnfoldError, short
+from fold.graph.spellings import graphs_in, nodes_in
 from fold.limits import limit
 
 LONGEST_NAME = 4096
@@ -15,6 +18,24 @@ NODES_SETTING = "BNFOLD_MAX_NODES"
 """Environment variable with the most nodes that a graph may have after its functions are inlined."""
 MOST_NODES = 100_000
 """Without the setting. The largest networks have some ten thousand; functions that call functions have any number."""
+
+
+def check_places(proto: onnx.ModelProto) -> None:
+    """Raise `BnfoldError` for a tensor whose place in another file is no place: onnx_ir's errors do not say it."""
+    tensors = [tensor for graph in graphs_in(proto.graph) for tensor in graph.initializer]
+    attributes = [attribute for node in nodes_in(proto) for attribute in node.attribute]
+    tensors += [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
+    for tensor in tensors:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not re.fullmatch(r"[0-9]{1,18}", entry.value):
+                raise BnfoldError(
+                    f"the data of tensor {short(tensor.name)!r} cannot be read: its {entry.key} is "
+                    f"{short(entry.value)!r}, expected a number of bytes in {short(_location(tensor))!r}"
+                )
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def check_model(model: ir.Model) -> None:

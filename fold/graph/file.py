@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from fold.errors import BnfoldError, first_line, root_cause
-from fold.graph.checks import check_model
+from fold.graph.checks import check_model, check_places
 from fold.graph.reading import FLOATS
 from fold.graph.spellings import respell
 
@@ -49,6 +49,7 @@ def read_graph(path: Path) -> GraphFile:
     try:
         folder = str(path.absolute().parent)
         proto = onnx.load(path, load_external_data=False)
+        check_places(proto)
         notes = respell(proto, folder)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)  # and data is only read from there
@@ -87,10 +88,13 @@ def read_graph(path: Path) -> GraphFile:
 
 def _check_external(tensor: ir.ExternalTensor) -> None:
     """Raise `ValueError` for data that is no file, such as a pipe, which would never end, or of another length."""
-    if Path(tensor.path).exists() and not Path(tensor.path).is_file():
+    file, end = Path(tensor.path), (tensor.offset or 0) + tensor.nbytes
+    if file.exists() and not file.is_file():
         raise ValueError("it is no file")
     if tensor.length is not None and tensor.length != tensor.nbytes:
         raise ValueError(f"its length is {tensor.length:,} bytes, and its shape and type need {tensor.nbytes:,}")
+    if file.is_file() and end > file.stat().st_size:
+        raise ValueError(f"it ends at byte {end:,}, and the file has {file.stat().st_size:,}")
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

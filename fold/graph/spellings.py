@@ -25,12 +25,12 @@ def respell(proto: onnx.ModelProto, folder: str) -> tuple[str, ...]:
     domains = sparse = names = 0
     for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
         domains += _respell_domain(imports)
-    for graph in _graphs(proto.graph):
+    for graph in graphs_in(proto.graph):
         for tensor in graph.sparse_initializer:
             graph.initializer.append(_dense(tensor, tensor.values.name, folder))
         sparse += len(graph.sparse_initializer)
         graph.ClearField("sparse_initializer")
-    for node in _nodes(proto):
+    for node in nodes_in(proto):
         if node.domain == "ai.onnx":
             node.domain, domains = "", domains + 1
         names += _drop_empty_outputs(node)
@@ -71,22 +71,23 @@ def _respell_constant(node: onnx.NodeProto, folder: str) -> int:
     return 0
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph, and those within its nodes."""
     yield graph
     for node in graph.node:
         for inner in _within(node):
-            yield from _graphs(inner)
+            yield from graphs_in(inner)
 
 
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(proto.graph):
+def nodes_in(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes: of the graph, of its functions, and of the graphs within nodes."""
+    for graph in graphs_in(proto.graph):
         yield from graph.node
     for function in proto.functions:
         for node in function.node:
             yield node
             for inner in _within(node):
-                for graph in _graphs(inner):
+                for graph in graphs_in(inner):
                     yield from graph.node
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,13 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "data that is a device": (lambda m: external(m, location="/dev/zero"), "'w' cannot be read: it is no file"),
     "data with a short length": (lambda m: external(m, location="data", length=100), "its length is 100 bytes, and"),
     "data with a long length": (lambda m: external(m, location="data", length=999), "its length is 999 bytes, and"),
+    **{
+        f"data with {key} {value}": (partial(external, location="data", **{key: value}), f"its {key} is '{value}', exp")
+        for key, value in (("length", -1), ("length", "ten"), ("length", 2**70), ("offset", -4), ("offset", 2**63))
+    },
+    "data with an offset behind its end": (
+        lambda m: external(m, location="data", offset=10**9), "it ends at byte 1,000,000,432, and the file has 432"
+    ),
     "data with a long file name": (lambda m: external(m, location="z" * 300), "File name too long"),
 }  # fmt: skip
 
