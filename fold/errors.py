@@ -56,6 +56,13 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
+def shown(value: object) -> object:
+    """`finalize` of a page's templates: `printable` texts, whose line breaks stay. What is HTML already is left."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
 LONGEST_NAME = 200
 
 

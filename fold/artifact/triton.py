@@ -46,9 +46,8 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
         dims = ", ".join(map(str, tensor["dims"]))
         shape = f"dims: [ {dims} ]" + (" reshape: { shape: [ ] }" if "reshape" in tensor else "")
         labels = f' label_filename: "{tensor["label_filename"]}"' if "label_filename" in tensor else ""
-        return (
-            f'  {{ name: "{CEscape(tensor["name"], as_utf8=True)}" data_type: {tensor["data_type"]} {shape}{labels} }}'
-        )
+        name = CEscape(tensor["name"], as_utf8=tensor["name"].isprintable())
+        return f'  {{ name: "{name}" data_type: {tensor["data_type"]} {shape}{labels} }}'
 
     text = f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
     text += f"max_batch_size: {max_batch_size if manifest.batched else 0}\n"

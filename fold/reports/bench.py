@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ def write_picture(path: Path, benchmark: "Benchmark") -> None:
         panels.append({**panel, "top": top, "heading": provider.upper() + (f": {hardware}" if hardware else "")})
         top += panel["height"]
     environment = Environment(
-        loader=PackageLoader("fold.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("fold.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=shown
     )
     picture = environment.get_template("bench.svg").render(
         model=f"{benchmark.model} version {benchmark.version}",

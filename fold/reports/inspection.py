@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, shown
 from fold.inspection import Span, listed
 from fold.terminal import cut, escape
 
@@ -139,7 +139,11 @@ def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> 
 
     check_inspection_page(path)
     environment = Environment(
-        loader=PackageLoader("fold.reports"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("fold.reports"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
     )
     page = environment.get_template("inspection.html").render(
         source=source,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fold.engine import FoldReport
+from fold.errors import shown
 
 if TYPE_CHECKING:
     from fold.artifact import Manifest
@@ -29,7 +30,11 @@ def write_html(path: Path, manifest: "Manifest", report: FoldReport, seen: "Obse
     from fold.reports.pictures import draw  # noqa: PLC0415  # loads matplotlib
 
     environment = Environment(
-        loader=PackageLoader("fold.reports"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("fold.reports"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
     )
     environment.filters["size"] = _size
     page = environment.get_template("report.html").render(

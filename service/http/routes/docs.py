@@ -3,10 +3,9 @@
 Rendered here because FastAPI's own page loads its scripts from the internet, which a service may not reach.
 """
 
-import json
 from typing import Any
 
-from service.http.routes.page import example_row, example_value, template
+from service.http.routes.page import curl, example_row, example_value, template
 from service.operations import EXTENSIONS, package_version
 from service.protocol import NOT_IN_JSON
 from service.repository import Model, Repository
@@ -41,7 +40,7 @@ def _operation(method: str, path: str, operation: dict[str, Any], model: Model |
     example = _example(path, model) if method == "POST" else None
     command = f"curl {url}" if method == "GET" else f"curl -X {method} {url}"
     if example is not None:
-        command = f"curl {url} \\\n  -d '{json.dumps(example, ensure_ascii=False)}'"
+        command = curl(url, example)
     return {
         "method": method,
         "path": path,

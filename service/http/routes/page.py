@@ -4,6 +4,7 @@ It is self-contained: no script, font or style is loaded from elsewhere. Jinja i
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import HTMLResponse
 
 from fold.artifact import Manifest, TensorSpec, open_file
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, shown
 from service.errors import NotFoundError
 from service.operations import package_version
 from service.protocol import DTYPES
@@ -69,7 +70,10 @@ def template(name: str) -> "Template":
     import jinja2  # noqa: PLC0415  # most services show no page
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=shown
+    )
+    return environment.get_template(name)
 
 
 def _model(model: Model, base_url: str) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
         "shadow": model.observer,
         "images": manifest.preprocessing is not None,
-        "predict": _curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
+        "predict": curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
     }
 
 
@@ -128,5 +132,6 @@ def example_value(spec: TensorSpec, *, batched: bool) -> Any:
     return value
 
 
-def _curl(url: str, body: dict[str, Any]) -> str:
-    return f"curl {url} \\\n  -d '{json.dumps(body, ensure_ascii=False)}'"
+def curl(url: str, body: Any) -> str:
+    """A command for a shell that sends a JSON body. Names from a file are quoted."""
+    return f"curl {url} \\\n  -d {shlex.quote(json.dumps(body))}"
