@@ -13,11 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -25,16 +25,17 @@ from onnx_ir.passes import common
 
 from fold.arrays import Arrays, join_rows
 from fold.artifact import Manifest, ModelVersion
+from fold.bench.benchmark import Benchmark, GraphSize, Measurement, Timing
 from fold.errors import BnfoldError, first_line
 from fold.graph import save_graph
 from fold.inputs import drawn_inputs
 from fold.proof import Reference, compare, load_reference, load_unfolded
 from fold.runtime import (
     CudaOptions,
-    Machine,
     Provider,
     device_number,
     open_session,
+    optimised_operators,
     provider_of,
     resolve_provider,
     run,
@@ -53,80 +54,6 @@ CHECKED_ROWS = 16
 
 class AnswersDifferError(Exception):
     """The unfolded or the folded graph does not compute what the reference does, so no times are reported."""
-
-
-@dataclass(frozen=True)
-class GraphSize:
-    """The size of a graph. `file` is the file that it was read or exported from, `operators` excludes constants,
-    `precision` is the type in which it computes."""
-
-    file: str
-    batchnorms: int
-    operators: int
-    precision: str = "fp32"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One graph at one batch size: milliseconds of one run, rows per second at the median, and the error of its worst
-    output against float64, relative to that output's largest value."""
-
-    median_ms: float
-    first_quartile_ms: float
-    third_quartile_ms: float
-    rows_per_second: float
-    relative_error: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Both graphs at one batch size on one provider."""
-
-    provider: Provider
-    batch: int
-    unfolded: Timing
-    folded: Timing
-
-    @property
-    def ratio(self) -> float:
-        """The median of the unfolded graph over that of the folded one: above 1, folding made the model faster."""
-        return self.unfolded.median_ms / self.folded.median_ms
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ratio": self.ratio}
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """All measurements of a model, with the machine, the versions of the tools, and the date. `threads` is 0 where ONNX
-    Runtime chose."""
-
-    model: str
-    version: str
-    measured: str
-    rounds: int
-    threads: int
-    seed: int
-    unfolded: GraphSize
-    folded: GraphSize
-    measurements: tuple[Measurement, ...]
-    machine: Machine
-    versions: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of `bnfold bench` (docs/formats.md)."""
-        return {
-            "model": self.model,
-            "version": self.version,
-            "measured": self.measured,
-            "rounds": self.rounds,
-            "threads": self.threads,
-            "seed": self.seed,
-            "graphs": {"unfolded": asdict(self.unfolded), "folded": asdict(self.folded)},
-            "measurements": [measurement.to_dict() for measurement in self.measurements],
-            "machine": asdict(self.machine),
-            "versions": dict(self.versions),
-        }
 
 
 @dataclass(frozen=True)
@@ -272,7 +199,15 @@ def _open_graphs(
             kinds = [node.op_type for node in graph.graph.all_nodes() if node.op_type != "Constant"]
             origin = version.model_file if name == "folded" else version.reference_file
             precision = version.manifest.precision if name == "folded" else "fp32"
-            sizes[name] = GraphSize(origin.name, kinds.count("BatchNormalization"), len(kinds), precision)
+            left = optimised_operators(file)
+            sizes[name] = GraphSize(
+                origin.name,
+                kinds.count("BatchNormalization"),
+                len(kinds),
+                precision,
+                None if left is None else left.count("BatchNormalization"),
+                None if left is None else len(left),
+            )
         announce("opening both graphs in ONNX Runtime")
         sessions = {
             where: {

@@ -55,6 +55,7 @@ def bench(
             console.print(escape(line), soft_wrap=True, highlight=False)
         console.print()
         console.print(bench_table(benchmark))
+        console.print(f"\n{escape(benchmark.conclusion)}", soft_wrap=True, highlight=False)
     if picture is not None:
         write_picture(picture, benchmark)
         console.print(f"written to {escape(str(picture))}", soft_wrap=True, highlight=False)

@@ -157,6 +157,27 @@ def open_session(
     return session
 
 
+def optimised_operators(model: Path) -> list[str] | None:
+    """The operators, without constants, that ONNX Runtime leaves of a graph on every provider: its basic optimisations
+    fold BatchNorms. None if it cannot write that graph, such as one of more than 2 GB."""
+    import onnx  # noqa: PLC0415  # a service does not load it
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(written)
+        try:
+            ort.InferenceSession(
+                str(model), options, providers=[PROVIDERS["cpu"]], disabled_optimizers=FAULTY_OPTIMIZERS
+            )
+            graph = onnx.load(written, load_external_data=False).graph
+        except Exception:  # ONNX Runtime's and protobuf's exceptions share no base class but Exception
+            return None
+    return [node.op_type for node in graph.node if node.op_type != "Constant"]
+
+
 def runtime_reason(error: Exception) -> str:
     """The reason in an exception of ONNX Runtime, without its code, the file and the position in its own source."""
     return DECORATION.sub("", first_line(error))

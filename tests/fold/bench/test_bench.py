@@ -87,7 +87,7 @@ def test_both_graphs_are_measured_at_every_batch(repository, name, reference) ->
     )
     assert [(one.provider, one.batch) for one in found.measurements] == [("cpu", 5), ("cpu", 1)]
     assert (found.unfolded.file, found.folded.file) == (reference, "model.onnx")
-    assert found.unfolded.batchnorms == 4
+    assert (found.unfolded.batchnorms, found.unfolded.batchnorms_optimised) == (4, 0)
     manifest = published(repository, name).manifest
     assert found.folded.batchnorms == len(manifest.fold["kept"])
     assert found.unfolded.operators - found.folded.operators >= len(manifest.fold["folded"])
@@ -97,6 +97,7 @@ def test_both_graphs_are_measured_at_every_batch(repository, name, reference) ->
     assert (answer["model"], answer["version"], answer["rounds"]) == (name, "1", 2)
     assert (answer["threads"], answer["seed"]) == (1, 7)
     assert set(answer["graphs"]) == {"unfolded", "folded"}
+    assert ". ONNX Runtime folds all 4 BatchNorms itself when it opens the unfolded graph" in answer["conclusion"]
     assert set(answer["machine"]) == {"cpu", "cores", "gpu", "system"}
     assert {"python", "bnfold", "numpy"} <= set(answer["versions"])
     for one in answer["measurements"]:
@@ -237,6 +238,38 @@ def found() -> bench.Benchmark:
         machine=Machine("CPU <a> & b", 4, "GPU <c>", "Linux"),
         versions={"onnxruntime": "1.31.1"},
     )
+
+
+def test_the_conclusion_says_what_was_found_and_why(found) -> None:
+    """A graph is faster if its third quartile is below the other's first."""
+    same = "The folded graph is as fast as the unfolded one, within the spread of the runs. "
+    assert found.conclusion == f"{same}The unfolded graph has 5 BatchNorms, the folded one 1."
+    folded = replace(found.unfolded, batchnorms_optimised=0, operators_optimised=15)
+    found = replace(found, unfolded=folded, folded=replace(found.folded, operators_optimised=12))
+    assert found.conclusion == (
+        f"{same}ONNX Runtime folds all 5 BatchNorms itself when it opens the unfolded graph; "
+        "after its optimisations the folded graph has 3 operators fewer."
+    )
+    left = replace(found, unfolded=replace(found.unfolded, batchnorms_optimised=4))
+    assert left.conclusion == f"{same}ONNX Runtime leaves 4 of 5 BatchNorms, bnfold 1."
+
+    def with_costs(*folded: float) -> bench.Benchmark:
+        def scaled(timing: bench.Timing, factor: float) -> bench.Timing:
+            return replace(timing, median_ms=factor, first_quartile_ms=0.9 * factor, third_quartile_ms=1.1 * factor)
+
+        measured = [
+            replace(one, unfolded=scaled(one.unfolded, 1), folded=scaled(one.folded, cost))
+            for one, cost in zip(found.measurements, folded, strict=False)
+        ]
+        return replace(found, measurements=tuple(measured))
+
+    for costs, sentence in (
+        ((0.5, 0.4, 0.5), "faster: up to 2.50 times the speed of the unfolded one. "),
+        ((0.5, 1.0), "faster in 1 of 2 measurements: up to 2.00 times the speed of the unfolded one. "),
+        ((2.0,), "slower: down to 0.50 times the speed of the unfolded one. "),
+        ((2.0, 0.5, 1.0), "faster in 1 and slower in 1 of 3 measurements. "),
+    ):
+        assert with_costs(*costs).conclusion.startswith(f"The folded graph is {sentence}")
 
 
 def test_the_table_has_two_rows_for_each_provider_and_batch(found) -> None:

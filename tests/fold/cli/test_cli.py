@@ -191,6 +191,8 @@ def test_bench_prints_a_table_on_stderr_and_takes_the_latest_version(published) 
     assert done.stdout == ""
     for words in ("unfolded: reference.pt2", "folded: model.onnx", "Unfolded/folded", "1 threads", "onnxruntime"):
         assert words in done.stderr
+    kept = len(json.loads((repository / "digits" / "1" / "manifest.json").read_text())["fold"]["kept"])
+    assert f". ONNX Runtime leaves 4 of 4 BatchNorms, bnfold {kept}" in done.stderr.splitlines()[-1]
 
 
 def test_bench_of_a_wrong_graph_exits_with_1_and_tells_no_time(published, tmp_path) -> None:
