@@ -22,11 +22,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from fold.errors import is_out_of_files
 from fold.runtime import cores, thread_limits
 from service.access import Access
 from service.batching import on_thread
 from service.budget import Budget, default_limit
-from service.errors import ServiceError, error_body
+from service.errors import OutOfFilesError, ServiceError, error_body
 from service.http import (
     FastPath,
     HeadCache,
@@ -298,6 +299,12 @@ def _answer_errors_in_json(app: FastAPI) -> None:
     async def refused(request: Request, error: ServiceError) -> Response:
         headers, body = error_answer(error)
         return _response(error.status, body, {name.decode(): value.decode() for name, value in headers})
+
+    @app.exception_handler(OSError)
+    async def no_files(request: Request, error: OSError) -> Response:
+        if not is_out_of_files(error):
+            raise error
+        return await refused(request, OutOfFilesError())
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:

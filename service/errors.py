@@ -137,6 +137,17 @@ class OutOfMemoryError(ServiceError):
         return [(b"retry-after", b"1")]
 
 
+class OutOfFilesError(NotReadyError):
+    """The process has no file descriptor left; it may have one soon."""
+
+    kind = "out_of_files"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service has no file descriptors left; try again later, or raise the limit of open files (ulimit -n)"
+        )
+
+
 class DeadlineError(ServiceError):
     status = 503
     kind = "deadline"

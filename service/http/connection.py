@@ -8,6 +8,7 @@ This class overrides methods and reads attributes of uvicorn's that are not publ
 versions of uvicorn and httptools.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,14 @@ class RefusedError(Exception):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`header_bytes` of a request's head; `request_seconds` for a whole request to arrive, or for a client that has
-    stopped reading its answer; `idle_seconds` between two requests; `connections` at a time."""
+    stopped reading its answer; `idle_seconds` between two requests; `connections` at a time. `on_crowd` is called for
+    each connection beyond them."""
 
     header_bytes: int
     request_seconds: float
     idle_seconds: float
     connections: int
+    on_crowd: Callable[[], None] = lambda: None
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -82,6 +85,7 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
         if len(self.connections) > self._limits.connections:
+            self._limits.on_crowd()
             self.refuse(503, f"{self._limits.connections} connections are open already; try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:

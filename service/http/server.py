@@ -30,6 +30,8 @@ from service.http.sockets import cannot_bind, hear, refuse_new_connections
 from service.settings import Settings
 from service.tls import LOOK_SECONDS, Certificate
 
+log = logging.getLogger("bnfold")
+
 BACKLOG = 2048
 SETTLE_SECONDS = 0.2
 """For connections that were being made when the port began to refuse: a round trip, and the time to accept them."""
@@ -37,6 +39,8 @@ NEW_SECONDS = 1.0
 """How long a client that connected last may take to send its request."""
 FILES = 256
 """Files that are open beside the connections: models, libraries, sockets of a trace exporter."""
+CROWD_SECONDS = 60.0
+"""The least time between two lines about too many connections."""
 TICK_SECONDS = 0.02
 TICKS_OF_SWEEP = 5
 """Connections are checked once in so many ticks; uvicorn ticks ten times a second."""
@@ -77,9 +81,13 @@ def run_server(
 
     `on_start` gets the URLs once they answer; `on_stop` is called at the signal.
     """
-    _allow_files(settings.max_connections + FILES)
+    connections = _room_for(settings.max_connections)
     limits = Limits(
-        settings.max_header_bytes, settings.request_seconds, settings.keep_alive_seconds, settings.max_connections
+        settings.max_header_bytes,
+        settings.request_seconds,
+        settings.keep_alive_seconds,
+        connections,
+        CrowdLog(connections).tell,
     )
     config = uvicorn.Config(
         app,
@@ -107,13 +115,36 @@ def run_server(
     return 0
 
 
-def _allow_files(wanted: int) -> None:
-    """Raise the limit of open files: each connection is one, and many systems allow a process a thousand."""
+def _room_for(connections: int) -> int:
+    """Raise the limit of open files for so many connections: each is one, and many systems allow a process a thousand.
+    Returns how many have room. A connection for which there is no file cannot be told so."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
+    wanted = connections + FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    room = max(1, soft - min(FILES, soft // 4))
+    if room < connections:
+        text = "bnfold: at most %d connections are taken, not %d: %d files may be open; raise the limit (ulimit -n)"
+        log.warning(text, room, connections, soft)
+    return min(room, connections)
+
+
+class CrowdLog:
+    """One line when connections are refused because too many are open, and no other for a minute."""
+
+    def __init__(self, connections: int) -> None:
+        self._connections = connections
+        self._silent_until = 0.0
+
+    def tell(self) -> None:
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + CROWD_SECONDS
+            text = "bnfold: %d connections are open, and further ones are answered with 503"
+            log.warning(text, self._connections)
 
 
 class Server(uvicorn.Server):

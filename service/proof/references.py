@@ -9,9 +9,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, is_out_of_files
 from fold.runtime import cores, without_runtime_words
-from service.errors import ComputeError, NotOfferedError
+from service.errors import ComputeError, NotOfferedError, OutOfFilesError
 
 if TYPE_CHECKING:
     from fold.proof import Reference
@@ -39,6 +39,8 @@ class References:
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:
+                if is_out_of_files(error):
+                    raise OutOfFilesError from error
                 raise ComputeError(f"model {model}: {without_runtime_words(error)}") from error
         torch = sys.modules.get("torch")
         if torch is not None:  # the number applies to the thread that sets it

@@ -42,17 +42,19 @@ class Poller:
         except BnfoldError as error:
             self._complain(str(error))
             return
-        self._complained = ""
         before, self._seen = self._seen, stamps
         for name in sorted(before.keys() - stamps.keys()):
             await self._repository.remove(name)
+        fault = ""
         for name in sorted(name for name, found in stamps.items() if before.get(name) != found):
             try:
                 await self._repository.load_model(name)
-            except NotReadyError:  # no fault of the model, so the next poll tries it again
+            except NotReadyError as error:  # no fault of the model, so the next poll tries it again
                 self._seen.pop(name)
+                fault = str(error)
             except ServiceError:  # the repository has logged it
                 continue
+        self._complain(fault)
 
     def _stamps(self) -> Stamps:
         """Of the models that have a version or cannot be read. Tells what is neither."""
@@ -70,7 +72,7 @@ class Poller:
         return stamps
 
     def _complain(self, text: str) -> None:
-        """Once for each fault: a network folder that is away for an hour is one."""
-        if text != self._complained:
-            self._complained = text
+        """Once for each fault, and nothing of none: a network folder that is away for an hour is one."""
+        if text and text != self._complained:
             log.warning("bnfold: the repository cannot be polled, and all models serve on: %s", text)
+        self._complained = text

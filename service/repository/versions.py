@@ -15,7 +15,7 @@ from typing import Literal
 from fold.artifact import Listing, ModelVersion, read_version, version_folders
 from fold.errors import BnfoldError, first_line, is_out_of_files, printable
 from fold.runtime import ProviderUnavailableError, without_runtime_words
-from service.errors import NotReadyError, ServiceError
+from service.errors import OutOfFilesError, ServiceError
 from service.runtime import CertificateError, ModelSession
 from service.settings import Settings
 
@@ -94,7 +94,7 @@ def open_versions(
 
     `serving` has the digests of the versions that serve now: they are not opened again, and if only the files on disk
     are broken, such a version still counts as one that works. `announce` gets each version before it is opened.
-    Empty if the model has no version; only `WHOLE_MODEL` if its folder cannot be read. Raises `NotReadyError` if the
+    Empty if the model has no version; only `WHOLE_MODEL` if its folder cannot be read. Raises `OutOfFilesError` if the
     process is out of file descriptors.
     """
     try:
@@ -143,12 +143,9 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
 
 
 def _failure(error: Exception, cause: FailureCause = "load", *, of_machine: bool = False, kind: str = "") -> Failure:
-    """Raises `NotReadyError` if it is not the model's: the process has no file descriptor left."""
+    """Raises `OutOfFilesError` if it is not the model's: the process has no file descriptor left."""
     if is_out_of_files(error):
-        raise NotReadyError(
-            "the service has no file descriptors left, so nothing was loaded; try again, or raise the limit of open "
-            "files (ulimit -n)"
-        ) from error
+        raise OutOfFilesError from error
     reason, details = (printable(kind + text) for text in (without_runtime_words(error), first_line(error)))
     return Failure(reason, cause, details, of_machine)
 

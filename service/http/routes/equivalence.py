@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, is_out_of_files
 from fold.runtime import runtime_code, without_runtime_words
 from service.batching import Worker
 from service.budget import Body, Budget
@@ -23,6 +23,7 @@ from service.errors import (
     ClientGoneError,
     ComputeError,
     NotReadyError,
+    OutOfFilesError,
     OverdueError,
     ServiceError,
     shown,
@@ -156,6 +157,8 @@ class Equivalence:
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
             except BnfoldError as error:
+                if is_out_of_files(error):
+                    raise OutOfFilesError from error
                 log.warning("bnfold: model %s: an equivalence check failed: %s", str(model), error)
                 raise ComputeError(f"model {model}: {without_runtime_words(error)}") from error
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import HTMLResponse
 
 from fold.artifact import Manifest, TensorSpec, open_file
-from fold.errors import BnfoldError, shown
-from service.errors import NotFoundError
+from fold.errors import BnfoldError, is_out_of_files, shown
+from service.errors import NotFoundError, OutOfFilesError
 from service.operations import package_version
 from service.protocol import DTYPES
 from service.repository import Model, Repository
@@ -62,6 +62,8 @@ def read_report(folder: Path, model: str) -> str:
     except FileNotFoundError as error:
         raise NotFoundError(f"model {model} has no report.html") from error
     except (BnfoldError, OSError, UnicodeDecodeError) as error:
+        if is_out_of_files(error):
+            raise OutOfFilesError from error
         raise NotFoundError(f"model {model} has no report.html that can be read as a text of its folder") from error
 
 
