@@ -8,7 +8,7 @@ from fold.limits import limit
 SETTING = "BNFOLD_MAX_EVALUATION_SECONDS"
 """Environment variable with the most seconds that one evaluation of a graph in float64 may take."""
 SECONDS = 3600
-"""Without the setting. The whole proof of a ResNet-50 takes less than two minutes (docs/benchmarks.md)."""
+"""Without the setting. The whole proof of a ResNet-50 takes 15 s (docs/benchmarks.md)."""
 
 
 class TooLongError(BnfoldError):

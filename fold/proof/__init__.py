@@ -7,7 +7,7 @@ from fold.lazy import lazy_names
 if TYPE_CHECKING:
     from fold.proof.algebra import LIMIT, Truth, check_algebra, find_truth
     from fold.proof.certificate import Certificate, GraphParts
-    from fold.proof.certifier import GRAPH_PARTS, certify, prove_graphs
+    from fold.proof.certifier import GRAPH_PARTS, certify, prove_graphs, with_witness
     from fold.proof.decisions import FACTOR
     from fold.proof.reference import GraphReference, ProgramReference, Reference, load_reference
     from fold.proof.rounding import check_rounding
@@ -37,6 +37,7 @@ __all__ = [
     "load_unfolded",
     "prove_graphs",
     "verify_model",
+    "with_witness",
 ]
 
 __getattr__ = lazy_names(
@@ -63,5 +64,6 @@ __getattr__ = lazy_names(
         "load_unfolded": "unfolded",
         "prove_graphs": "certifier",
         "verify_model": "verify",
+        "with_witness": "certifier",
     },
 )

@@ -23,7 +23,7 @@ from fold.precision import as_stored, refuse_tf32
 from fold.proof.algebra import check_algebra, find_truth
 from fold.proof.certificate import Certificate, GraphParts
 from fold.proof.locate import Located, of_algebra, of_nothing, of_reference, of_rounding, of_run_time
-from fold.proof.reference import load_reference
+from fold.proof.reference import Reference, load_reference
 from fold.proof.rounding import check_rounding
 from fold.proof.run_time import Verdict
 from fold.proof.unfolded import Reduced, load_unfolded, run_unfolded
@@ -125,8 +125,7 @@ def certify(
         precision=precision,
         rows=at_a_time,
     )
-    if manifest.reference == "reference.pt2" and graphs.witness is not None:
-        verdict = replace(verdict, disagreement=disagreement(reference, *graphs.witness))
+    verdict = with_witness(verdict, reference, version, graphs)
 
     # 7. Where the fault is
     located = graphs.located
@@ -213,6 +212,14 @@ def prove_graphs(
     elif rounding is not None and rounding.faults:
         located = of_rounding(rounding.faults, report)
     return GraphParts(algebra, rounding, search, located, witness)
+
+
+def with_witness(verdict: Verdict, reference: Reference, version: ModelVersion, graphs: GraphParts) -> Verdict:
+    """The verdict, in doubt if the exported graph differs from a PyTorch reference by more than rounding explains, both
+    in float64. Part A computed the outputs of that graph."""
+    if version.manifest.reference != "reference.pt2" or graphs.witness is None:
+        return verdict
+    return replace(verdict, disagreement=disagreement(reference, *graphs.witness))
 
 
 def _run_served(version: ModelVersion, inputs: Arrays, provider: Provider, at_a_time: int) -> tuple[Arrays, str]:

@@ -14,7 +14,7 @@ from fold.arrays import Arrays
 
 if TYPE_CHECKING:
     from fold.arrays import Run
-    from fold.proof import Reference
+    from fold.proof import Reference, Verdict
     from service.repository import Model
 
 PARTS = ("algebra", "rounding", "search")
@@ -44,7 +44,7 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
     installed.
     """
     from fold.inputs import drawn_inputs  # noqa: PLC0415  # only a check pays for these imports
-    from fold.proof import compare, prove_graphs  # noqa: PLC0415
+    from fold.proof import compare, prove_graphs, with_witness  # noqa: PLC0415
 
     # 1. The inputs
     if asked.given is None:
@@ -62,9 +62,8 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         precision=model.manifest.precision_on(model.session.provider),
         rows=max_rows if model.session.signature.batched else 0,
     )
-    answer = {"model_name": model.name, "model_version": model.version, **verdict.to_dict()}
     if not asked.parts:
-        return answer
+        return _answer(model, verdict)
 
     # 3. Parts A, B and E, for the graphs of its model directory
     graphs = prove_graphs(
@@ -77,8 +76,13 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         announce=lambda step: halt(),
         progress=lambda step, steps, found: halt(),
     )
+    verdict = with_witness(verdict, reference, model.session.version, graphs)
     equivalent = bool(verdict) and bool(graphs)
-    return {**answer, "equivalent": equivalent, "message": graphs.message(verdict), **graphs.to_dict()}
+    return {**_answer(model, verdict), "equivalent": equivalent, "message": graphs.message(verdict), **graphs.to_dict()}
+
+
+def _answer(model: "Model", verdict: "Verdict") -> dict[str, Any]:
+    return {"model_name": model.name, "model_version": model.version, **verdict.to_dict()}
 
 
 def _halting(run: "Run", halt: Halt) -> "Run":

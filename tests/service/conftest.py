@@ -63,3 +63,14 @@ def service(repository: Path) -> Iterator[serving.Service]:
     """One service in front of all models, for the tests that leave it as it was."""
     with serving.start(repository) as running:
         yield running
+
+
+@pytest.fixture
+def wrong_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float64 evaluator of this process computes |x| for Relu."""
+    from onnx.reference.op_run import OpRun  # noqa: PLC0415  # what it imports few tests need
+
+    from fold.evaluate import float64  # noqa: PLC0415  # what it imports few tests need
+
+    relu = type("Relu", (OpRun,), {"_run": lambda self, x: (abs(x),)})
+    monkeypatch.setattr(float64, "OPERATORS", [*float64.OPERATORS, relu])

@@ -15,7 +15,7 @@ from onnx.reference.op_run import OpRun
 from fold.artifact import check_canary, read_version, write_canary
 from fold.cli import main
 from fold.errors import BnfoldError
-from fold.evaluate import float64
+from fold.evaluate import Evaluator, NoisyEvaluator, float64
 from fold.graph import read_graph, refuse_not_finite
 from fold.proof import certifier
 from fold.proof.decisions import decide
@@ -105,6 +105,26 @@ def test_no_multiple_of_the_model_is_accepted_because_the_reference_is_wrong(fac
             assert not judge("y", wrong, U, factor * U, noise=noise).equivalent
     assert judge("y", U, U, U).equivalent
     assert not judge("y", U, U, factor * U).equivalent
+
+
+@pytest.mark.parametrize(
+    ("precision", "eps"), [("fp32", 2.0**-23), ("tf32", 2.0**-10), ("fp16", 2.0**-10), ("bf16", 2.0**-7)]
+)
+def test_reference_and_unfolded_model_agree_within_the_rounding_of_its_precision(precision, eps) -> None:
+    R = np.ones((2, 3))
+    for part, doubted in ((0.9, False), (1.1, True)):
+        found = judge("y", R, R + part * 8 * eps, R, precision)
+        assert (found.doubted, found.equivalent) == (doubted, not doubted)
+        assert not judge("y", R, R + part * 8 * eps, R, precision, noise=20 * eps).doubted
+
+
+def test_the_noise_of_tf32_is_that_of_its_factors(tmp_path) -> None:
+    """11 bits and an amplitude of 32, for 24 bits and 256."""
+    model = read_graph(write(tmp_path / "net.onnx", NORMALISED.replace("n =", "y ="))).model
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    exact = Evaluator(model)(x)["y"]
+    single, tf32 = (np.abs(NoisyEvaluator(model, tf32=on)(x, 0)["y"] - exact).max() for on in (False, True))
+    assert tf32 / single == pytest.approx(32 * 2.0**-11 / (256 * 2.0**-24), rel=0.5)
 
 
 def test_integers_and_texts_are_excused_only_where_rounding_decides() -> None:

@@ -271,3 +271,15 @@ def test_a_reference_that_fails_is_an_answer_not_an_end(
             assert (answer.status_code, "error" in answer.json()) == (500, True)
         image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0] * 64}
         assert service.post("/v2/models/net/infer", json={"inputs": [image]}).status_code == 200
+
+
+@pytest.mark.usefixtures("wrong_relu")
+def test_a_reference_in_doubt_proves_nothing(folded: Path, start: Callable[..., Any]) -> None:
+    with start(folded) as service:
+        for asked in ({}, {"parts": ["algebra", "rounding"]}):
+            verdict = service.post(PROVE, json={"samples": 4, **asked}).json()
+            assert verdict["equivalent"] is False
+            assert verdict["message"].startswith("NOT proven: the reference is in doubt: output 'scores' of the unfold")
+            (output,) = verdict["outputs"]
+            assert output["unfolded_error"] > 100 * output["unfolded_limit"]
+            assert output["folded_error"] < output["limit"], "C's own limit would accept it"

@@ -111,3 +111,15 @@ def test_the_proof_over_http_covers_it(running: Any, pixels: np.ndarray) -> None
     entry = {"name": "x", "datatype": "UINT8", "shape": [ROWS, 8, 8, 1], "data": pixels.ravel().tolist()}
     given = running.post("/v2/models/digits/equivalence", json={"inputs": [entry]}).json()
     assert (given["equivalent"], given["samples"]) == (True, ROWS)
+
+
+@pytest.mark.usefixtures("wrong_relu")
+def test_the_exported_graph_must_agree_with_pytorch(running: Any) -> None:
+    """R and U of a PyTorch reference are one code; part A brings the second."""
+    url, asked = "/v2/models/digits/equivalence", {"samples": 4}
+    assert running.post(url, json=asked).json()["equivalent"] is True, "R is PyTorch's, and right"
+    verdict = running.post(url, json={**asked, "parts": ["algebra"]}).json()
+    assert verdict["equivalent"] is False
+    assert verdict["algebra"]["holds"], "both graphs are computed wrongly in the same way"
+    assert verdict["message"].startswith("NOT proven: the reference is in doubt: output ")
+    assert "of the exported graph is " in verdict["message"]

@@ -47,3 +47,14 @@ def test_float16_is_served_behind_float32_and_proven(reduced: Path, start: Calla
         assert service.metric('bnfold_shadow_rows_total{model="net",version="1"}')
         for kind in ("error", "decision"):
             assert service.metric(f'bnfold_shadow_disagreements_total{{kind="{kind}",model="net",version="1"}}') == 0
+
+
+@pytest.mark.usefixtures("wrong_relu")
+def test_a_reference_in_doubt_is_seen_with_the_limits_of_float16(reduced: Path, start: Callable[..., Any]) -> None:
+    with start(reduced) as service:
+        verdict = service.post(PROVE, json={"samples": 4}).json()
+        assert (verdict["equivalent"], verdict["precision"]) == (False, "fp16")
+        assert "is in doubt: output 'scores' of the unfolded model is " in verdict["message"]
+        assert " apart in float64 and in fp16, and rounding explains at most " in verdict["message"]
+        (output,) = verdict["outputs"]
+        assert output["unfolded_limit"] > 8 * 2.0**-10 * 0.1, "float16's, and not float32's"
