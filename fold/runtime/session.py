@@ -1,7 +1,8 @@
 """The one place where ONNX Runtime sessions are made, so that what is proven is what is served.
 
 Every session of ours has the same options: telemetry off, the faulty MatMul+BatchNorm fusion off (it gives wrong
-numbers when sizes coincide), TF32 off unless asked for, and no silent fall back from a GPU to the CPU.
+numbers when sizes coincide), products with integer weights in float32, TF32 off unless asked for, and no silent fall
+back from a GPU to the CPU.
 """
 
 import contextlib
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 FAULTY_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 """Optimizers of ONNX Runtime 1.31 that compute wrong results: this one ignores where the channel axis went."""
+
+FLOAT32_PRODUCTS = "1"
+"""The most exact of ONNX Runtime's accuracy levels; 4, int8, is its default."""
 
 SPIN_MICROSECONDS = 1000
 """Longer than most operators take, and than the pause between two requests of a client that sends one after another.
@@ -118,6 +122,8 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
     options.intra_op_num_threads = threads or physical_cores()  # its own choice ignores affinity and quotas
+    if not as_shipped:  # it rounds what a MatMul reads to int8 if its weights are integers behind a DequantizeLinear
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT32_PRODUCTS)
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimised:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fold.engine.affine import Array, Gauge
-from fold.engine.gauge import FROM_WEIGHTS, Absorber, Gauges, Parameters
+from fold.engine.gauge import FROM_WEIGHTS, Absorber, Gauges, Layout, Parameters
 from fold.engine.reasons import Code, Reason
 from fold.graph import computed, constant, display_name, first_input, float64, integer, is_standard, real
 
@@ -27,7 +27,7 @@ INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir
 
 
 @dataclass(frozen=True)
-class _Quantized:
+class Quantized:
     """The constants of a DequantizeLinear, whose scales are along `axis` of its integers."""
 
     node: ir.Node
@@ -49,6 +49,15 @@ class _Quantized:
         negated = (2 * zeros - values).reshape(len(values), -1)
         return np.asarray(((negated >= limits.min) & (negated <= limits.max)).all(axis=1))
 
+    def law(self, node: ir.Node, output: ir.Value, axis: int, gauges: Gauges) -> Layout:
+        """Carry the input of `node` as it is; returns new variables along an axis of its output."""
+        gauges.pin(first_input(node), Reason(Code.QUANTIZED_WEIGHTS, display_name(node)))
+        fits = self.can_negate()
+        write = gauges.fresh_along(output, axis, len(fits), FROM_WEIGHTS)
+        if not fits.all():
+            gauges.positive(write.scale[~fits], gauges.cause(node, Code.QUANTIZED_SIGN))
+        return write
+
     def scaled(self, p: Array) -> Parameters:
         """The integers and scales of the weights times `p`, [O]."""
         scales = {(self.node, SCALE): np.where(p == 0, 1, np.abs(p)) * float64(self.scales)}
@@ -68,15 +77,11 @@ def dequantize(node: ir.Node, gauges: Gauges) -> None:
 
 def quantized_weights(node: ir.Node, gauges: Gauges) -> None:
     """The law of a Conv, ConvTranspose or Gemm whose weights are not constant: a boundary unless these are quantised
-    constants."""
-    found = _quantized(node)
-    if found is None:
+    constants. `weights.matmul` has that of a MatMul."""
+    found = find_quantized(node)
+    if found is None or computed(node, 2):
         return gauges.boundary(node, Code.COMPUTED_WEIGHTS)
-    gauges.pin(first_input(node), Reason(Code.QUANTIZED_WEIGHTS, display_name(node)))
-    fits = found.can_negate()
-    write = gauges.fresh_along(node.outputs[0], 1, len(fits), FROM_WEIGHTS)
-    if not fits.all():
-        gauges.positive(write.scale[~fits], gauges.cause(node, Code.QUANTIZED_SIGN))
+    write = found.law(node, node.outputs[0], 1, gauges)
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     beta = real(node, "beta", 1.0)
 
@@ -88,7 +93,7 @@ def quantized_weights(node: ir.Node, gauges: Gauges) -> None:
     return gauges.absorb(Absorber(node, gauges.nothing(), write, parameters, attributes))
 
 
-def _quantized(node: ir.Node) -> _Quantized | None:
+def find_quantized(node: ir.Node) -> Quantized | None:
     """The quantised weights of a node; None unless they are constant, read here alone, and scaled by output channel."""
     weights = node.inputs[1]
     dequantizer = None if weights is None else weights.producer()
@@ -97,7 +102,7 @@ def _quantized(node: ir.Node) -> _Quantized | None:
     if dequantizer.op_type != "DequantizeLinear" or not is_standard(dequantizer):
         return None
     stored, scales, zero_points = (constant(value) for value in (*dequantizer.inputs, None)[:3])
-    if stored is None or scales is None or computed(dequantizer, ZERO_POINT) or computed(node, 2):
+    if stored is None or scales is None or computed(dequantizer, ZERO_POINT):
         return None
     if stored.dtype not in INTEGERS or len(weights.uses()) != 1 or weights.is_graph_output():
         return None
@@ -107,7 +112,7 @@ def _quantized(node: ir.Node) -> _Quantized | None:
         return None
     if tuple(scales.shape.numpy()) != shape[axis : axis + 1]:
         return None
-    return _Quantized(dequantizer, axis, stored, scales, zero_points)
+    return Quantized(dequantizer, axis, stored, scales, zero_points)
 
 
 def _output_axis(node: ir.Node) -> int | None:
@@ -117,4 +122,4 @@ def _output_axis(node: ir.Node) -> int | None:
             return 0
         case "ConvTranspose":  # [I, O/g, *k]
             return 1 if integer(node, "group", 1) == 1 else None
-    return 0 if integer(node, "transB", 0) else 1  # Gemm
+    return 0 if integer(node, "transB", 0) else 1  # Gemm, and MatMul with a matrix

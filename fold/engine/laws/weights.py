@@ -7,7 +7,7 @@ from fold.engine import affine
 from fold.engine.affine import Gauge, Reading
 from fold.engine.gauge import BEHIND, FROM_WEIGHTS, IN_FRONT, Absorber, Gauges, Parameters
 from fold.engine.laws.movement import gather
-from fold.engine.laws.quantized import quantized_weights
+from fold.engine.laws.quantized import Quantized, find_quantized, quantized_weights
 from fold.engine.reasons import Code
 from fold.graph import (
     constant,
@@ -113,6 +113,8 @@ def gemm(node: ir.Node, gauges: Gauges) -> None:
 def matmul(node: ir.Node, gauges: Gauges) -> None:
     """A product with one constant, on either side, together with the bias that is added to it."""
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
+    if left is None and right is None and (quantized := find_quantized(node)) is not None:
+        return _quantized_matmul(node, quantized, gauges)
     weights, position = (right, 1) if right is not None else (left, 0)
     x = node.inputs[1 - position]
     if weights is None or x is None or constant(x) is not None or len(x.shape or ()) < max(2, len(weights.shape)):
@@ -137,6 +139,22 @@ def matmul(node: ir.Node, gauges: Gauges) -> None:
         return {(node, position): W_new, (node, BEHIND) if bias is None else bias[:2]: shaped}
 
     return gauges.absorb(Absorber(node, read, write, parameters), output.producer())
+
+
+def _quantized_matmul(node: ir.Node, found: Quantized, gauges: Gauges) -> None:
+    """A product with quantised constants on its right, together with the bias that is added to it."""
+    if len(found.stored.shape) != 2 or len(first_input(node).shape or ()) < 2:
+        return gauges.boundary(node, Code.TENSOR_PRODUCT)
+    bias = _bias_after(node, found.stored.shape.numpy()[1], -1)
+    output = node.outputs[0] if bias is None else bias[0].outputs[0]
+    write = found.law(node, output, -1, gauges)
+
+    def parameters(_: Gauge, writes: Gauge) -> Parameters:
+        B = 0.0 if bias is None else float64(bias[2]).reshape(-1)
+        place = (node, BEHIND) if bias is None else bias[:2]
+        return {**found.scaled(writes.p), place: writes.p * B + writes.q}
+
+    return gauges.absorb(Absorber(node, gauges.nothing(), write, parameters), output.producer())
 
 
 def _bias_after(node: ir.Node, features: int, axis: int) -> tuple[ir.Node, int, ir.TensorProtocol] | None:

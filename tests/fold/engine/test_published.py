@@ -202,6 +202,14 @@ LAWS = [
         "f = Flatten(x) d = DequantizeLinear(Q, s) c = Gemm <alpha = 0.5, beta = 2.0> (f, d, b) y = BN(c)",
         "Flatten DequantizeLinear Gemm", {**QUANTIZED, "Q": np.resize(INT8, (168, 4)), "b": (4,)},
     ),
+    Rewrite(
+        "MatMul with integer weights and a bias",
+        "r = Reshape(x, n) d = DequantizeLinear(Q, s) m = MatMul(r, d) a = Add(m, b)"
+        " t = Transpose <perm = [0, 2, 1]> (a) y = BN(t)", "Reshape DequantizeLinear MatMul Add Transpose",
+        {**QUANTIZED, "Q": np.resize(INT8, (42, 4)), "b": (4,), "n": [0, 4, 42]},
+    ),
+    Rewrite("MatMul with integer weights", "f = Flatten(x) d = DequantizeLinear(Q, s) m = MatMul(f, d) y = BN(m)",
+            "Flatten DequantizeLinear MatMul Add", {**QUANTIZED, "Q": np.resize(INT8, (168, 4))}),
     Rewrite("Shape", "c = Conv(x, K1) v = BN(c) s = Shape(c) n = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (n)"
             " y = Div(v, m)", "Conv Shape Cast ReduceMax Div"),
     Rewrite("a dead channel before nobody else", "c = Conv(x, K1) y = BN0(c)", "Conv"),
