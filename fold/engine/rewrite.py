@@ -17,11 +17,20 @@ from fold.engine.gauge import BEHIND, IN_FRONT, Absorber, Candidate
 from fold.engine.kernels import Branches
 from fold.engine.padding import Padding
 from fold.engine.solver import Solution
-from fold.graph import FLOATS, constant, first_input, integers, parameter
+from fold.graph import FLOATS, constant, first_input, integer, integers, is_standard, parameter
 
 SLOW_SUBNORMALS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 """Types whose subnormal numbers are set to zero: they slow a CPU down and are too small to matter. float16 keeps
 them."""
+
+
+HOLDS = frozenset(
+    {
+        *((kind, ir.DataType.FLOAT) for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)),
+        *((kind, ir.DataType.DOUBLE) for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)),
+    }
+)
+"""Pairs of float types of which the second holds every number of the first."""
 
 
 class Constant(NamedTuple):
@@ -185,8 +194,11 @@ def apply(graph: ir.Graph, changes: list[Change], removed: list[Candidate]) -> d
         for name, number in change.absorber.attributes.items():
             change.absorber.node.attributes[name] = ir.AttrFloat32(name, number)
         names[change.absorber.node] = tuple(new)
+    read = [candidate.absorber.source for candidate in removed]
     for candidate in removed:
         _bypass(graph, candidate.absorber, left_over)
+    for value in read:
+        _drop_casts(graph, value)
     _discard_unused(graph, left_over)
     return names
 
@@ -361,6 +373,24 @@ def _bypass(graph: ir.Graph, absorber: Absorber, left_over: list[ir.Value], inst
     for node in reversed(nodes):
         left_over += [value for value in node.inputs if value is not None and constant(value) is not None]
         graph.remove(node, safe=True)
+
+
+def _drop_casts(graph: ir.Graph, wide: ir.Value) -> None:
+    """Remove Casts to a wider type and straight back, which change no number: only a BatchNorm was between them."""
+    up = wide.producer()
+    if up is None or up.op_type != "Cast" or not is_standard(up):
+        return
+    x = first_input(up)
+    if (x.dtype, wide.dtype) not in HOLDS:
+        return
+    for down, _ in list(wide.uses()):
+        if down.op_type != "Cast" or not is_standard(down) or integer(down, "to", 0) != x.dtype:
+            continue
+        if down.outputs[0].is_graph_output() and (x.is_graph_output() or x.is_graph_input() or x.is_initializer()):
+            continue
+        _replace_readers(graph, down.outputs[0], x)
+        graph.remove(down, safe=True)
+    _discard_unused(graph, [wide])
 
 
 def _discard_unused(graph: ir.Graph, values: list[ir.Value]) -> None:

@@ -223,7 +223,13 @@ STORED_TYPES = [
     Rewrite("float32 parameters behind float16 weights", "c = Conv(x, H) y = BN(c)", "Conv", HALF),
     Rewrite(
         "a BatchNorm in float32 between float16 tensors",
-        "c = Conv(x, H) d = Cast <to = 1> (c) v = BN(d) y = Cast <to = 10> (v)", "Conv Cast Cast", HALF,
+        "c = Conv(x, H) d = Cast <to = 1> (c) v = BN(d) y = Cast <to = 10> (v)", "Conv", HALF,
+    ),
+    Rewrite(
+        "a BatchNorm in float32 that is read in float32, too",
+        "c = Conv(x, H) d = Cast <to = 1> (c) v = BN(d) t = Tanh(v) e = Cast <to = 10> (v) f = Conv(e, J)"
+        " g = Cast <to = 1> (f) y = Add(g, t)", "Conv Cast Tanh Conv Cast Add",
+        HALF | {"J": _drawn((4, 4, 1, 1), np.random.default_rng(2)).astype(np.float16)},
     ),
     Rewrite(
         "a BatchNorm and a ReLU in float32 between convolutions in float16",
