@@ -1,7 +1,7 @@
 """Folding, step by step: trace the laws, solve the gauges, re-express the weights, rewrite a copy of the graph."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from fold.graph import (
     display_name,
     float64,
     infer_shapes,
+    integers,
     is_batchnorm,
     is_float,
     is_standard,
@@ -76,10 +77,13 @@ def fold_graph(
         return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
     # 2. Merge padding and parallel branches, then solve the gauges and compute the new weights.
     excluded = {found.node for found in batchnorms if found.name in leave}
+    pads = {}
     for padding in list(find_padding(graph)):
+        if not any(integers(padding.conv, "pads")):
+            pads[padding.conv] = padding.pad
         merge_padding(graph, padding)
     merged, branches_merged = _merge(graph, excluded)
-    gauges, solution, changes = _solve(model, open_activations, excluded, exact=exact)
+    gauges, solution, changes = _solve(model, open_activations, excluded, pads, exact=exact)
     # 3. Note which weights absorb what, while the graph is still the source's.
     into = find_absorbers(gauges, solution, changes)
     scaling = find_input_scaling(gauges, solution, changes)
@@ -164,9 +168,10 @@ def _find_batchnorms(model: ir.Model) -> list[_BatchNorm]:
     return found
 
 
-def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
-    """Apply the law of every node; `opened` nodes may be rewritten as other operators."""
-    gauges = Gauges(opened)
+def trace(graph: ir.Graph, opened: frozenset[ir.Node], pads: Mapping[ir.Node, ir.Node]) -> Gauges:
+    """Apply the law of every node; `opened` nodes may be rewritten as other operators. `pads` has the Pad that was
+    merged into a convolution, by the convolution."""
+    gauges = Gauges(opened, pads)
     for value in graph.inputs:
         if is_float(value):
             gauges.pin(value, Reason(Code.GRAPH_INPUT, value.name or ""))
@@ -192,7 +197,14 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node] = frozenset()) -> Gauges:
 Solved = tuple[Gauges, Solution, list[Change]]
 
 
-def _solve(model: ir.Model, open_activations: bool, excluded: set[ir.Node], *, exact: bool) -> Solved:
+def _solve(
+    model: ir.Model,
+    open_activations: bool,
+    excluded: set[ir.Node],
+    pads: Mapping[ir.Node, ir.Node],
+    *,
+    exact: bool,
+) -> Solved:
     """Solve with nothing opened, then open nodes step by step and keep what helps: near BatchNorms that are kept, and,
     if activations may be opened, near those whose shift is larger than the signal that other nodes read."""
 
@@ -205,7 +217,7 @@ def _solve(model: ir.Model, open_activations: bool, excluded: set[ir.Node], *, e
     def merit(solution: Solution) -> tuple[int, int]:
         return sum(candidate.reported for candidate in solution.removed), -len(too_large(solution))
 
-    best = solved(trace(model.graph))
+    best = solved(trace(model.graph, frozenset(), pads))
     searches = (activations_beside, activations_around, borders_behind) if open_activations else (cheap_borders_behind,)
     opened = frozenset[ir.Node]()
     for search in searches:
@@ -215,7 +227,7 @@ def _solve(model: ir.Model, open_activations: bool, excluded: set[ir.Node], *, e
         if not more:
             continue
         opened |= more
-        trial = solved(trace(model.graph, opened))
+        trial = solved(trace(model.graph, opened, pads))
         if merit(trial[1]) > merit(best[1]):
             best = trial
     return best

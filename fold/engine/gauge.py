@@ -126,11 +126,13 @@ class Constraint:
 class Gauges:
     """A layout for every float tensor, the constraints between the variables, the absorbers, and the candidates.
 
-    `opened` are the nodes that may be rewritten as other operators so that a BatchNorm can be removed.
+    `opened` are the nodes that may be rewritten as other operators so that a BatchNorm can be removed. `pads` has the
+    Pad that a convolution pads for, by the convolution.
     """
 
-    def __init__(self, opened: frozenset[ir.Node] = frozenset()) -> None:
+    def __init__(self, opened: frozenset[ir.Node], pads: Mapping[ir.Node, ir.Node]) -> None:
         self.opened = opened
+        self.pads = pads
         self.dead: dict[ir.Value, tuple[NDArray[np.bool_], Array]] = {}
         """By the input of an opened activation: where it is constant, and the constants; both of the layout's shape."""
         self.absorbers: list[Absorber] = []

@@ -41,7 +41,7 @@ def conv(node: ir.Node, gauges: Gauges) -> None:
     read = gauges.along(x, 1, inputs, cause)
     border = padded(node)
     if border and node not in gauges.opened:
-        gauges.zero(read.shift, gauges.cause(node, Code.ZERO_PADDING))
+        gauges.zero(read.shift, gauges.cause(gauges.pads.get(node, node), Code.ZERO_PADDING))
     write = gauges.fresh_along(node.outputs[0], 1, outputs, FROM_WEIGHTS)
 
     def parameters(reads: Gauge, writes: Gauge) -> Parameters:

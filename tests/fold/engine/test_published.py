@@ -330,6 +330,23 @@ def test_a_causal_convolution_that_pads_and_transposes_first_is_published(tmp_pa
     assert not published(tmp_path, causal, "float[n, 4, l]", 18, "--open-activations")["kept"]
 
 
+def test_a_causal_convolution_that_is_not_opened_folds_where_no_channel_of_ones_is_needed(tmp_path) -> None:
+    """The padding is 0, so the BatchNorm's shift is missing there; the reason names the Pad, which the file has."""
+    tensors: dict[str, object] = {"a": [0, 2, 0, 0, 0, 0], "W": (4, 4, 3)}
+    nodes = f"{CAUSAL} y = Conv(q, W)"
+    kept = Rewrite("of free sizes", nodes, "BatchNormalization Transpose Transpose Conv", tensors)
+    unshifted = Rewrite(
+        "without a shift", nodes.replace("BN(x)", "BatchNormalization(x, s, o, o, s)"), "Transpose Transpose Conv",
+        {**tensors, "s": [0.5, 1.5, 2.0, 1.0], "o": [0.0] * 4},
+    )  # fmt: skip
+    (reason,) = published(tmp_path, [kept, unshifted], "float[n, 4, l]")["kept"]
+    assert (reason["code"], reason["blocked"], reason["culprit"]) == ("zero_padding", "shift", "p0")
+    assert reason["reason"].endswith(": p0 pads its input with zeros, so that may carry no shift")
+    (tmp_path / "known").mkdir()
+    known = Rewrite("of known sizes", nodes, "Transpose Transpose Conv Add", tensors)
+    assert not published(tmp_path / "known", [known], "float[n, 4, 9]")["kept"]
+
+
 def test_an_embedding_is_published(tmp_path) -> None:
     table = Rewrite("a table", "e = Gather(E, x) t = Transpose <perm = [0, 2, 1]> (e) y = BN(t)", "Gather Transpose",
                     {"E": (2, 4)})  # fmt: skip
