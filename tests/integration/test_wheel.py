@@ -1,0 +1,97 @@
+"""The wheel, installed into an environment of its own and used outside of the checkout, as who takes it has it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from fold import __version__
+from support import ROOT
+from support.serving import PATIENCE
+
+pytestmark = pytest.mark.integration
+
+NET = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    g (float[n,1,3] x) => (float[n,2,3] y)
+    <float[2,1,1] W = {2,-3}, float[2] gamma = {1,-2}, float[2] beta = {3,4}, float[2] mean = {5,6},
+     float[2] variance = {1,2}> { u = Conv(x, W) y = BatchNormalization(u, gamma, beta, mean, variance) }
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel. It finds other packages where this process does, so nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("fold", "service"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip")
+    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, source], check=True)
+    (wheel,) = folder.glob("bnfold-*.whl")
+    assert wheel.name == f"bnfold-{__version__}-py3-none-any.whl"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([*pip, "--python", python, "install", *offline, "--no-compile", wheel], check=True)
+    shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    installed = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (installed / "shared.pth").write_text("".join(f"{path}\n" for path in sorted(shared)))
+    ir.save(ir.from_onnx_text(NET), folder / "net.onnx")
+    return folder
+
+
+def bnfold(folder: Path, *words: str) -> str:
+    """What a command prints on stdout; it must end well."""
+    command = [folder / "venv" / "bin" / "bnfold", *words]
+    done = subprocess.run(command, cwd=folder, env=_plain(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _plain() -> dict[str, str]:
+    """The environment of a user: it leads to no checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "BNFOLD_"))}
+
+
+def test_the_wheel_folds_proves_inspects_and_serves(environment: Path) -> None:
+    assert bnfold(environment, "--version") == f"bnfold {__version__}\n"
+    folded = json.loads(bnfold(environment, "fold", "net.onnx", "--out", "repository", "--json"))
+    assert (len(folded["folded"]), folded["verdict"]["equivalent"]) == (1, True)
+    assert (environment / "repository" / "net" / "1" / "report.html").is_file()
+    assert json.loads(bnfold(environment, "verify", "repository/net", "--json"))["equivalent"] is True
+    assert len(json.loads(bnfold(environment, "inspect", "net.onnx", "--json"))["batchnorms"]) == 1
+    serve = [environment / "venv" / "bin" / "bnfold", "serve", "repository", "--port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(serve, cwd=environment, env=_plain(), stderr=subprocess.PIPE, text=True) as service:
+        assert service.stderr is not None
+        said = next(line for line in service.stderr if line.startswith("bnfold: serving net/1 on "))
+        with urllib.request.urlopen(f"{said.split()[4]}/", timeout=PATIENCE) as page:
+            assert b"<h2>net</h2>" in page.read()
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(PATIENCE) == 0
+
+
+def test_the_package_is_imported_from_the_environment_and_has_its_metadata(environment: Path) -> None:
+    code = (
+        "import fold, importlib.metadata as m; found = m.metadata('bnfold')\n"
+        "print(fold.__file__, fold.__version__, found['Version'], found['Author'], found['Keywords'], sep='\\n')"
+    )
+    python = environment / "venv" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", code], cwd=environment, env=_plain(), capture_output=True, text=True, check=True
+    )
+    file, *versions, author, keywords = done.stdout.splitlines()
+    assert Path(file).is_relative_to(environment)
+    assert versions == [__version__, __version__]
+    assert author
+    assert "batchnorm" in keywords.split(",")
