@@ -21,7 +21,7 @@ READ_ELSEWHERE = frozenset(
         "publish", "grpc_publish", "target",  # docker-compose.yml
         "max_unpacked_bytes", "max_nodes", "max_run_seconds", "max_input_elements",
         "max_evaluation_seconds",  # fold, for files that it reads
-        "gpu_test_provider", "gpu_test_until",  # the tests on a GPU
+        "gpu_test_provider", "gpu_test_until", "fuzz_examples",  # tests
     }
 )  # fmt: skip
 """Variables with our prefix that are no settings of the service, without the prefix."""
@@ -136,7 +136,7 @@ def load_settings(**choices: Any) -> Settings:
     Raises `BnfoldError` for a value that does not fit, and for a name that no setting has: with a misspelt
     `BNFOLD_TOKENS` the service would be open to everybody.
     """
-    _refuse_unknown({f"{PREFIX}{name.upper()}": name for name in _names_in_environment()})
+    refuse_unknown_variables()
     _refuse_unknown({name: name for name in choices})
     try:
         return Settings(**{name: value for name, value in choices.items() if value is not None})
@@ -147,6 +147,11 @@ def load_settings(**choices: Any) -> Settings:
             came = "" if problem["type"] == "missing" else f", {problem['input']!r} came"
             problems.append(f"{name} (or BNFOLD_{name.upper()}): {problem['msg']}{came}")
         raise BnfoldError("settings: " + "; ".join(problems)) from None
+
+
+def refuse_unknown_variables() -> None:
+    """Raise `BnfoldError` for a `BNFOLD_…` variable that nothing of bnfold reads: it is likely misspelt."""
+    _refuse_unknown({f"{PREFIX}{name.upper()}": name for name in _names_in_environment()})
 
 
 def _names_in_environment() -> list[str]:
@@ -165,8 +170,10 @@ def _refuse_unknown(names: dict[str, str]) -> None:
     problems = []
     for written, name in names.items():
         if name not in Settings.model_fields:
-            near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0)[0]
-            nearest = f"{PREFIX}{near.upper()}" if written != name else near
+            variable = written != name
+            known = [*Settings.model_fields, *(READ_ELSEWHERE if variable else ())]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            nearest = f"{PREFIX}{near.upper()}" if variable else near
             problems.append(f"there is no {written}; the nearest name is {nearest}")
     if problems:
         raise BnfoldError("settings: " + "; ".join(problems))

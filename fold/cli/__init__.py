@@ -20,7 +20,7 @@ from fold.cli.inspect import inspect
 from fold.cli.limited import is_limited, run_in_child
 from fold.cli.options import INTERRUPTED, NO_MEMORY, complain
 from fold.cli.recalibrate import recalibrate
-from fold.cli.serve import serve
+from fold.cli.serve import check_environment, serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError, first_line, is_out_of_memory, short
 from fold.runtime import start_tuned
@@ -61,7 +61,8 @@ def _options(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The options of `bnfold` itself. Its help is that of `app`."""
+    """The options of `bnfold` itself, and what holds for all commands. Its help is that of `app`."""
+    check_environment()
 
 
 def _line(error: Exception) -> str | None:

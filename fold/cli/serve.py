@@ -1,5 +1,6 @@
 """`bnfold serve`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -67,3 +68,11 @@ def serve(
     )
     # 2. Serve until SIGTERM.
     raise typer.Exit(serve_repository(settings))
+
+
+def check_environment() -> None:
+    """Raise `BnfoldError` for a misspelt variable: fold, too, has settings that are variables, and they are limits."""
+    if any(name.startswith("BNFOLD_") for name in os.environ):
+        from service.settings import refuse_unknown_variables  # noqa: PLC0415
+
+        refuse_unknown_variables()

@@ -191,3 +191,12 @@ def test_an_operator_that_onnx_has_not_is_named_in_one_line(tmp_path) -> None:
     assert "torch.onnx.export cannot express the model in ONNX: " in err
     assert "svd" in err
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("command", ["fold", "inspect", "verify", "bench", "recalibrate"])
+def test_a_misspelt_variable_is_refused_by_every_command(tmp_path, monkeypatch, command) -> None:
+    monkeypatch.setenv("BNFOLD_MAX_RUN_SECOND", "5")
+    needed = {"fold": ("--out", tmp_path), "recalibrate": ("--data", tmp_path, "--out", tmp_path / "new.pt")}
+    line = refused(command, tmp_path / "net.onnx", *needed.get(command, ()))
+    words = "there is no BNFOLD_MAX_RUN_SECOND; the nearest name is BNFOLD_MAX_RUN_SECONDS"
+    assert line == f"bnfold: settings: {words}\n"
