@@ -43,7 +43,8 @@ def target(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
     repository = tmp_path_factory.mktemp("repository")
     for publish in (served.net, served.echo, served.others, served.kinds):
         publish(repository)
-    with serving.start(repository, grpc_port=0) as service:
+    served.net(repository, version=2)
+    with serving.start(repository, grpc_port=0, version_policy="all") as service:
         yield Target(service.url, service.grpc)
 
 

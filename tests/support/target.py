@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import ml_dtypes
 import numpy as np
+import pytest
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),
@@ -40,9 +41,25 @@ class Target:
         return self.url.split("://", 1)[1]
 
     @cached_property
-    def extensions(self) -> list[str]:
-        found: list[str] = self.get("/v2").json()["extensions"]
+    def described(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("/v2").json()
         return found
+
+    @property
+    def extensions(self) -> list[str]:
+        found: list[str] = self.described.get("extensions", [])
+        return found
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is our own server. The protocol leaves status codes and texts of errors open: they are checked
+        for ours only."""
+        return self.described.get("name") == "bnfold"
+
+    def needs(self, extension: str) -> None:
+        """Skip the test if the server does not say that it has this extension of the protocol."""
+        if extension not in self.extensions:
+            pytest.skip(f"this server has no extension {extension}")
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60, **options)
@@ -63,7 +80,13 @@ class Target:
         with self.connect() as connection:
             for part in parts:
                 connection.sendall(part)
-            return read_answer(connection)
+            return self.read(connection)
+
+    def read(self, connection: socket.socket) -> httpx.Response:
+        """The next answer on a connection."""
+        answer = read_answer(connection)
+        answer.extensions["ours"] = self.ours
+        return answer
 
     def connect(self) -> socket.socket:
         parts = urlsplit(self.url)
@@ -76,11 +99,31 @@ def read_answer(connection: socket.socket) -> httpx.Response:
         received += _more(connection)
     head, body = received.split(b"\r\n\r\n", 1)
     status, *lines = head.decode("latin-1").split("\r\n")
-    headers = [tuple(line.split(": ", 1)) for line in lines]
-    length = int({name.lower(): value for name, value in headers}["content-length"])
-    while len(body) < length:
-        body += _more(connection)
+    headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    known = {name.lower(): value for name, value in headers}
+    if known.get("transfer-encoding", "").lower() == "chunked":
+        body = _of_chunks(body, connection)
+        headers = [(name, value) for name, value in headers if name.lower() != "transfer-encoding"]
+    elif "content-length" in known:
+        while len(body) < int(known["content-length"]):
+            body += _more(connection)
+    else:  # it ends with the connection
+        while part := connection.recv(65536):
+            body += part
     return httpx.Response(int(status.split(" ")[1]), headers=headers, content=body)
+
+
+def _of_chunks(received: bytes, connection: socket.socket) -> bytes:
+    body, size = b"", -1
+    while size:
+        while b"\r\n" not in received:
+            received += _more(connection)
+        line, received = received.split(b"\r\n", 1)
+        size = int(line.split(b";")[0], 16)
+        while len(received) < size + 2:
+            received += _more(connection)
+        body, received = body + received[:size], received[size + 2 :]
+    return body
 
 
 def _more(connection: socket.socket) -> bytes:
@@ -117,9 +160,22 @@ class Model:
         return {tensor["name"]: tensor for tensor in self.metadata["outputs"]}
 
     @property
+    def versions(self) -> list[str]:
+        """Those that serve, ascending; empty where the server does not say."""
+        return sorted(self.metadata.get("versions") or [], key=lambda name: (len(name), name))
+
+    @property
+    def version(self) -> str:
+        """The latest; empty where the server does not say."""
+        return self.versions[-1] if self.versions else ""
+
+    @cached_property
     def batched(self) -> bool:
-        tensors = (*self.metadata["inputs"], *self.metadata["outputs"])
-        return all(tensor["shape"][:1] == [-1] for tensor in tensors)
+        """Whether the first axis is the batch. The configuration says it: a free first dimension alone may be anything
+        else."""
+        if "model_configuration" not in self.target.extensions:
+            return False
+        return int(self.target.get(f"{self.path}/config").json()["max_batch_size"]) > 0
 
     @property
     def json_outputs(self) -> list[str]:
@@ -151,6 +207,7 @@ class Model:
         """An infer request, its JSON followed by tensors; `length` is what the header says if not the truth."""
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         if length is not None or tensors:
+            self.target.needs("binary_tensor_data")
             headers["Inference-Header-Content-Length"] = len(text) if length is None else length
         return self.target.raw("POST", f"{self.path}/infer", text + b"".join(tensors), **headers)
 
