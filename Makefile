@@ -36,7 +36,7 @@ types: $(STAMP)  ## check types (mypy, strict)
 test: lint types  ## check style, imports and types, then run the tests
 	$(BIN)/python -m pytest -m "not integration"
 
-integration: $(STAMP)  ## run the tests that start nginx, Prometheus and Chromium, where they are installed, and that build the wheel
+integration: $(STAMP)  ## run the tests that start nginx, Chromium, Java and others, where they are installed, and that build the wheel
 	$(BIN)/python -m pytest -m integration tests/integration
 
 coverage: $(STAMP)  ## run all tests and list the lines that no test runs (slower)
