@@ -94,6 +94,7 @@ def inspect(
 
 def _print_findings(source: Path, inspection: "Inspection", *, everything: bool) -> None:
     from fold.reports import (  # noqa: PLC0415
+        affines_line,
         folding_listing,
         inspection_summary,
         inspection_table,
@@ -115,6 +116,8 @@ def _print_findings(source: Path, inspection: "Inspection", *, everything: bool)
             console.print(line, soft_wrap=True, highlight=False)
         console.print(f"all channels: {ranges(inspection)}", soft_wrap=True, highlight=False)
     hint = ". --all lists each of them." if inspection.batchnorms and not everything else ""
+    if inspection.affines:
+        console.print(affines_line(inspection.affines), soft_wrap=True, highlight=False)
     text = f"{escape(str(source))}: {inspection_summary(inspection)}{hint}"
     console.print(text, soft_wrap=True, highlight=False)
 

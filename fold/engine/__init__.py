@@ -4,10 +4,11 @@ from fold.engine.affine import Array, Gauge
 from fold.engine.fold import batchnorm_nodes, fold_graph, fold_model
 from fold.engine.laws import affine_step, scale_and_shift, written_out
 from fold.engine.reasons import Code, Reason, reason_json
-from fold.engine.report import Folded, FoldReport, Kept, TensorSize
+from fold.engine.report import Affines, Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import nearest, round_weights, rounded_when_read
 
 __all__ = [
+    "Affines",
     "Array",
     "Code",
     "FoldReport",

@@ -11,12 +11,12 @@ from onnx_ir.passes import common
 from fold.engine.affine import Gauge
 from fold.engine.attribution import find_absorbers, find_input_scaling
 from fold.engine.branches import find_branches
-from fold.engine.gauge import Candidate, Gauges
-from fold.engine.laws import LAWS, scales_input, written_out
+from fold.engine.gauge import BEHIND, IN_FRONT, Candidate, Gauges
+from fold.engine.laws import LAWS, Kind, find_affines, scales_input, written_out
 from fold.engine.opening import activations_around, activations_beside, borders_behind, cheap_borders_behind
 from fold.engine.padding import find_padding
 from fold.engine.reasons import Code, Reason
-from fold.engine.report import Folded, FoldReport, Kept, TensorSize
+from fold.engine.report import Affines, Folded, FoldReport, Kept, TensorSize
 from fold.engine.rewrite import Change, apply, can_store, express, merge, merge_padding, round_weights
 from fold.engine.solver import Solution, sharing_scales, solve, with_large_shifts
 from fold.graph import (
@@ -51,8 +51,9 @@ def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.M
     With `open_activations`, a ReLU or clip beside a BatchNorm that would stay may be rewritten as a clip by channel
     (Max, Min), and a padded convolution behind one may be followed by a constant map, or read a channel of ones. This
     leaves fewer BatchNorms, and is not always faster. Without it, it is done only where no pass over a tensor is added.
+    Other products and sums with constants, and parallel branches, are folded too where that leaves fewer nodes.
 
-    Returns a new model and a report on each BatchNorm; `model` is not changed. A model without BatchNorm is returned
+    Returns a new model and a report on each BatchNorm; `model` is not changed. A model without any of these is returned
     equal. Stored shapes that contradict the operators are inferred anew. All arithmetic is in float64, and every weight
     is rounded once, to the type in which it was stored.
     """
@@ -72,19 +73,20 @@ def fold_graph(
         common.InlinePass()(model)  # a function has no weights of its own to fold into
     graph = model.graph
     declared = [value.shape for value in graph.outputs]
-    batchnorms = _find_batchnorms(model)
-    if not batchnorms and not any(scales_input(node) for node in graph):
-        return Folding(source.clone(), FoldReport((), (), seconds=time.perf_counter() - started))
+    batchnorms, affines = _find_batchnorms(model), list(find_affines(graph))
     # 2. Merge padding and parallel branches, then solve the gauges and compute the new weights.
     excluded = {found.node for found in batchnorms if found.name in leave}
     pads = {}
-    for padding in list(find_padding(graph)):
+    for padding in list(find_padding(graph)) if batchnorms or any(map(scales_input, graph)) else ():
         if not any(integers(padding.conv, "pads")):
             pads[padding.conv] = padding.pad
         merge_padding(graph, padding)
     merged, branches_merged = _merge(graph, excluded)
     gauges, solution, changes = _solve(model, open_activations, excluded, pads, exact=exact)
     # 3. Note which weights absorb what, while the graph is still the source's.
+    if not batchnorms and not changes and not solution.removed and not branches_merged:
+        report = FoldReport((), (), seconds=time.perf_counter() - started, affines=_counted(affines, set()))
+        return Folding(source.clone(), report)
     into = find_absorbers(gauges, solution, changes)
     scaling = find_input_scaling(gauges, solution, changes)
     carried = {value.name: solution.gauge(layout) for value, layout in gauges.layouts.items() if value.name}
@@ -109,8 +111,17 @@ def fold_graph(
             kept.append(Kept(found.name, found.node_name, found.channels, why, found.tensor, passes))
     normalization = None if scaling is None else scaling.report(solution, names)
     seconds = time.perf_counter() - started
-    report = FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds, normalization)
+    counts = _counted(affines, removed | merged.keys())
+    report = FoldReport(tuple(folded), tuple(kept), flushed, branches_merged, seconds, normalization, counts)
     return Folding(model, report, carried)
+
+
+def _counted(affines: list[tuple[Kind, tuple[ir.Node, ...]]], removed: set[ir.Node]) -> tuple[Affines, ...]:
+    """How many chains of each kind there are, and of how many the last node was removed."""
+    counts: dict[Kind, list[int]] = {}
+    for kind, nodes in affines:
+        counts.setdefault(kind, [0, 0])[nodes[-1] not in removed] += 1
+    return tuple(Affines(str(kind), *counts[kind]) for kind in Kind if kind in counts)
 
 
 def _merge(graph: ir.Graph, excluded: set[ir.Node]) -> tuple[dict[ir.Node, tuple[str, ...]], int]:
@@ -194,6 +205,9 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node], pads: Mapping[ir.Node, ir
     return gauges
 
 
+MOST_COPIED = 1 << 20
+"""Bytes of shared weights that may be stored twice to remove products and sums that are no BatchNorm."""
+
 Solved = tuple[Gauges, Solution, list[Change]]
 
 
@@ -230,7 +244,29 @@ def _solve(
         trial = solved(trace(model.graph, opened, pads))
         if merit(trial[1]) > merit(best[1]):
             best = trial
-    return best
+    plain = {c.node for c in best[1].removed if not c.reported and not scales_input(c.node)}
+    if not plain or _gain(best) > 0:
+        return best
+    without = best[0], *_solve_and_express(best[0], excluded | plain, exact=exact)
+    return best if _gain(best) > _gain(without) else without
+
+
+def _gain(solved: Solved) -> int:
+    """How many nodes fewer a solution leaves of products and sums with constants, not counting BatchNorms. Nothing if
+    it stores a second copy of much that several nodes share."""
+    _, solution, changes = solved
+    gone = sum(len(c.absorber.nodes) for c in solution.removed if not c.reported)
+    for change in changes:
+        if change.steps is not None:
+            gone += len(change.absorber.nodes) - len(change.steps)
+        gone -= sum(index in (BEHIND, IN_FRONT) for _, index in change.constants)
+    copied = sum(
+        stored.tensor.nbytes
+        for change in changes
+        for (node, index), stored in change.constants.items()
+        if 0 <= index < len(node.inputs) and (old := node.inputs[index]) is not None and len(old.uses()) > 1
+    )
+    return gone if copied <= MOST_COPIED else -copied
 
 
 def _solve_and_express(gauges: Gauges, excluded: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:

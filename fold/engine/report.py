@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fold.engine.reasons import Reason, reason_json
 from fold.graph import dims
@@ -134,12 +134,35 @@ class ScalingOutcome:
 
 
 @dataclass(frozen=True)
+class Affines:
+    """How many products and sums with constants of one kind (laws.chains.Kind) were folded and kept. A chain of them
+    counts once. They are no BatchNorms."""
+
+    kind: str
+    folded: int
+    kept: int
+
+    NAMES: ClassVar[dict[str, str]] = {
+        "layernorm": "affine of LayerNorm",
+        "groupnorm": "affine of GroupNorm",
+        "instancenorm": "affine of InstanceNorm",
+        "layer_scale": "layer scale",
+        "scale": "scale by channel",
+        "bias": "bias by channel",
+        "scalar": "scalar product or sum",
+    }
+
+    def __str__(self) -> str:
+        return f"{self.NAMES[self.kind]}: {self.folded} folded, {self.kept} kept"
+
+
+@dataclass(frozen=True)
 class FoldReport:
     """Every BatchNorm of a model is in `folded` or in `kept`, in the order of the graph.
 
     `flushed` counts folded weights below the smallest normal number of their type, which were set to zero;
     `branches_merged` counts parallel branches that were merged; `seconds` is the time that folding took.
-    `normalization` is None where the graph scales no input.
+    `normalization` is None where the graph scales no input. `affines` counts what is no BatchNorm.
     """
 
     folded: tuple[Folded, ...]
@@ -148,6 +171,7 @@ class FoldReport:
     branches_merged: int = 0
     seconds: float = field(default=0.0, compare=False)
     normalization: ScalingOutcome | None = None
+    affines: tuple[Affines, ...] = ()
 
     @property
     def batchnorms(self) -> int:
@@ -160,6 +184,7 @@ class FoldReport:
             "folded": [asdict(entry) for entry in self.folded],
             "kept": [entry.to_dict() for entry in self.kept],
             "normalization": None if self.normalization is None else self.normalization.to_dict(),
+            "affines": [asdict(entry) for entry in self.affines],
             "branches_merged": self.branches_merged,
             "flushed": self.flushed,
             "seconds": round(self.seconds, 4),

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fold.engine import Folded, Kept, batchnorm_nodes, fold_graph
+from fold.engine import Affines, Folded, Kept, batchnorm_nodes, fold_graph
 from fold.graph import constant, correct_shapes, display_name, float64, infer_shapes, is_batchnorm, is_float
 from fold.inspection.batchnorm import BatchNorm
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, folded_tensors, half_precision, merged_half
@@ -22,12 +22,13 @@ from fold.inspection.suspicions import Suspicion, suspicions
 
 @dataclass(frozen=True)
 class Inspection:
-    """The suspicions, all BatchNorms in graph order, and the weights that would absorb them."""
+    """The suspicions, all BatchNorms in graph order, the weights that would absorb them, and what is no BatchNorm."""
 
     suspicions: tuple[Suspicion, ...]
     batchnorms: tuple[BatchNorm, ...]
     weights: tuple[FoldedTensor, ...]
     open_activations: bool
+    affines: tuple[Affines, ...] = ()
 
     @property
     def folded(self) -> int:
@@ -39,6 +40,7 @@ class Inspection:
             "suspicions": [asdict(one) for one in self.suspicions],
             "batchnorms": [one.to_dict() for one in self.batchnorms],
             "weights": [one.to_dict() for one in self.weights],
+            "affines": [asdict(one) for one in self.affines],
             "open_activations": self.open_activations,
         }
 
@@ -85,7 +87,7 @@ def inspect_graph(
             )
         )
     weights = tuple(one for one in tensors.values() if one.layer)
-    return Inspection(suspicions(found), tuple(found), weights, open_activations)
+    return Inspection(suspicions(found), tuple(found), weights, open_activations, folding.report.affines)
 
 
 def _prepared(model: ir.Model) -> ir.Model:

@@ -14,10 +14,11 @@ from fold.reports.inspection import (
 )
 from fold.reports.observe import OBSERVED_ROWS, observe_layers
 from fold.reports.page import write_html
-from fold.reports.tables import certificate_table, fold_summary, fold_table, kept_lines
+from fold.reports.tables import affines_line, certificate_table, fold_summary, fold_table, kept_lines
 
 __all__ = [
     "OBSERVED_ROWS",
+    "affines_line",
     "bench_table",
     "captions",
     "certificate_table",

@@ -6,7 +6,7 @@ The short form has at most 25 lines of 80 columns for a network of 50 BatchNorms
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fold.engine import FoldReport, Reason
+from fold.engine import Affines, FoldReport, Reason
 from fold.terminal import NAME_WIDTH, cut, escape
 
 if TYPE_CHECKING:
@@ -28,11 +28,18 @@ def fold_summary(report: FoldReport) -> list[str]:
     lines += [f"[yellow]folded[/] {escape(_first(names))}: {escape(warning)}" for warning, names in warned.items()]
     noun = "BatchNorm" if report.batchnorms == 1 else "BatchNorms"
     hint = " --all lists each of them." if report.batchnorms else ""
+    if report.affines:
+        lines.append(affines_line(report.affines))
     return [
         *lines,
         f"{report.batchnorms} {noun}: [bold]{len(report.folded)} folded[/], {len(report.kept)} kept; "
         f"{report.branches_merged} parallel branches merged; {report.seconds:.2f} s.{hint}",
     ]
+
+
+def affines_line(affines: Sequence[Affines]) -> str:
+    """What became of the products and sums with constants that are no BatchNorm, in one line."""
+    return f"no BatchNorm: {'; '.join(map(str, affines))}"
 
 
 def kept_lines(kept: Sequence[tuple[str, Reason]]) -> list[str]:

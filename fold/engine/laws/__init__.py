@@ -35,13 +35,11 @@ from fold.engine.laws.activations import CLIPS, clip, homogeneous, prelu, relu
 from fold.engine.laws.arithmetic import extremum, negate, total
 from fold.engine.laws.batchnorm import (
     affine_or_tensors,
-    affine_step,
     batch_normalization,
     instance_normalization,
     scale_and_shift,
-    scales_input,
-    written_out,
 )
+from fold.engine.laws.chains import Kind, affine_step, find_affines, scales_input, written_out
 from fold.engine.laws.movement import (
     cast,
     concat,
@@ -76,9 +74,11 @@ from fold.engine.laws.weights import (
 __all__ = [
     "CLIPS",
     "LAWS",
+    "Kind",
     "Law",
     "affine_step",
     "can_read_shifts",
+    "find_affines",
     "knows_its_sizes",
     "scale_and_shift",
     "scales_input",

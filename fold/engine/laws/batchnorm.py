@@ -1,7 +1,5 @@
 """What can be removed: BatchNormalization, and the same map `v = s*u + t` written out as products and sums."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -23,18 +21,14 @@ from fold.engine.gauge import (
 )
 from fold.engine.laws.activations import CLIPS
 from fold.engine.laws.arithmetic import gate, total
+from fold.engine.laws.chains import Chain, Kind, find_chain, fused_by_runtimes, scales_input
 from fold.engine.reasons import Code, Reason
 from fold.graph import (
-    SCALE,
-    SHIFT,
     constant,
-    dims,
     display_name,
     first_input,
     float64,
     integer,
-    is_float,
-    is_standard,
     real,
 )
 
@@ -116,33 +110,12 @@ def instance_normalization(node: ir.Node, gauges: Gauges) -> None:
     return gauges.absorb(Absorber(node, gauges.nothing(), write, parameters))
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """A chain of products and sums with constants as one map `s*x + t`; s and t have the rank of x."""
-
-    x: ir.Value
-    nodes: tuple[ir.Node, ...]
-    s: Array
-    t: Array
-    multiplies: bool
-    adds: bool
-
-    @property
-    def one_axis(self) -> bool:
-        """Whether it varies along one axis only."""
-        return max(self.s.shape, default=1) == self.s.size
-
-    @property
-    def batchnorm(self) -> bool:
-        return self.multiplies and self.adds and self.one_axis and self.s.size > 1
-
-
 def affine_or_tensors(node: ir.Node, gauges: Gauges) -> None:
     """Add, Sub, Mul and Div. A chain of those with constants is one map `v = s*u + t`; others combine tensors.
 
     A chain that multiplies and adds by channel is a BatchNorm written out, as other frameworks and frozen layers do it.
     """
-    chain = _chain(node)
+    chain = find_chain(node)
     if chain is not None:
         return _affine(chain, gauges)
     constants = [value for value in node.inputs if constant(value) is not None]
@@ -151,7 +124,7 @@ def affine_or_tensors(node: ir.Node, gauges: Gauges) -> None:
     return gate(node, gauges) if node.op_type == "Mul" else total(node, gauges)
 
 
-def _affine(chain: _Chain, gauges: Gauges) -> None:
+def _affine(chain: Chain, gauges: Gauges) -> None:
     node, x, y = chain.nodes[-1], chain.x, chain.nodes[-1].outputs[0]
     before = gauges.of(x)
     extents = np.broadcast_shapes(before.scale.shape, before.shift.shape, chain.s.shape if chain.one_axis else ())
@@ -184,14 +157,14 @@ def _affine(chain: _Chain, gauges: Gauges) -> None:
     absorber = Absorber(node, flat[0], flat[1], steps, divides=chain.multiplies, nodes=chain.nodes)
     if scales_input(node):
         gauges.absorbs_shifts(node)
-    if chain.one_axis and (chain.s.size > 1 or scales_input(node)):
+    if _may_vanish(chain):
         gauges.candidates.append(
             Candidate(
                 absorber,
                 s.reshape(-1),
                 t.reshape(-1),
                 cause,
-                reported=chain.batchnorm,
+                reported=chain.kind is Kind.BATCHNORM,
                 private=private,
                 dead=None if dead is None else dead.reshape(-1),
             )
@@ -200,78 +173,11 @@ def _affine(chain: _Chain, gauges: Gauges) -> None:
         gauges.rewritable(absorber)
 
 
-def _operand(node: ir.Node) -> tuple[ir.Value | None, ir.TensorProtocol | None, int]:
-    """The tensor and the constant of a product or sum of two, and the position of the tensor among its inputs."""
-    for position in (0, 1):
-        tensor = constant(node.inputs[1 - position])
-        if tensor is not None and constant(node.inputs[position]) is None:
-            return node.inputs[position], tensor, position
-    return None, None, 0
-
-
-def _chain(node: ir.Node) -> _Chain | None:
-    """All products and sums with constants from `node` on, each the only reader of the previous one."""
-    first, nodes = node, list[ir.Node]()
-    s: Array = np.ones(())
-    t: Array = np.zeros(())
-    while (step := affine_step(node)) is not None:
-        if nodes and (scales_input(node) or scales_input(nodes[-1])):
-            break  # the scale and the shift of an input are two candidates
-        s, t = s * step[1], t * step[1] + step[2]
-        nodes.append(node)
-        uses = node.outputs[0].uses()
-        if len(uses) != 1 or node.outputs[0].is_graph_output():
-            break
-        ((node, _),) = uses
-    if not nodes or not (np.isfinite(s).all() and np.isfinite(t).all()):
-        return None
-    x = _operand(first)[0]
-    assert x is not None
-    rank = len(x.shape or ())
-    s, t = (array.reshape((1,) * (rank - array.ndim) + array.shape) for array in np.broadcast_arrays(s, t))
-    return _Chain(
-        x,
-        tuple(nodes),
-        s,
-        t,
-        multiplies=any(inner.op_type in ("Mul", "Div") for inner in nodes) or bool((s != 1).any()),
-        adds=any(inner.op_type in ("Add", "Sub") for inner in nodes),
-    )
-
-
-def written_out(node: ir.Node) -> tuple[tuple[ir.Node, ...], int] | None:
-    """The nodes of a BatchNorm that is written out as products and sums from `node` on, and its number of channels."""
-    chain = _chain(node)
-    return (chain.nodes, chain.s.size) if chain is not None and chain.batchnorm else None
-
-
-def scales_input(node: ir.Node) -> bool:
-    """Whether a product or sum is one half of an input's scaling (fold.inputs.scaling)."""
-    return any(value is not None and value.name in (SCALE, SHIFT) for value in node.inputs)
-
-
-def affine_step(node: ir.Node) -> tuple[ir.Value, Array, Array] | None:
-    """The input of a product or sum with a constant, and its scale and shift, broadcastable to the input. None for
-    other nodes, and where the constant would change the tensor's shape."""
-    if not is_standard(node) or node.op_type not in ("Add", "Sub", "Mul", "Div"):
-        return None
-    x, tensor, position = _operand(node)
-    if x is None or tensor is None or not is_float(x) or not _fits(tensor, x):
-        return None
-    c, one, zero = float64(tensor), np.ones(()), np.zeros(())
-    match node.op_type:
-        case "Add":
-            return x, one, c
-        case "Sub":
-            return (x, one, -c) if position == 0 else (x, -one, c)
-        case "Mul":
-            return x, c, zero
-    return (x, 1 / c, zero) if position == 0 and (c != 0).all() else None
-
-
-def _fits(tensor: ir.TensorProtocol, x: ir.Value) -> bool:
-    """Whether a constant is broadcast to a tensor, and not the tensor to the constant."""
-    sizes, shape = dims(x), tensor.shape.numpy()
-    if sizes is None or len(shape) > len(sizes):
+def _may_vanish(chain: Chain) -> bool:
+    """Whether a chain is to be removed where the algebra allows it. A number may be there so that float16 holds what it
+    scales."""
+    if not chain.one_axis or fused_by_runtimes(chain):
         return False
-    return all(size in (1, own) for size, own in zip(shape[::-1], sizes[::-1], strict=False))
+    if chain.kind is Kind.BATCHNORM or scales_input(chain.nodes[-1]):
+        return True
+    return chain.s.size > 1 or chain.nodes[-1].outputs[0].dtype != ir.DataType.FLOAT16

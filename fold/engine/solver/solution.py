@@ -182,6 +182,8 @@ def _demanded(gauges: Gauges, candidate: Candidate, part: BlockedPart, values: A
 def _drowning(candidate: Candidate, p: Array, q: Array) -> Reason | None:
     """The reason to keep a BatchNorm where other nodes read u, and adding the shift to u would lose u's low bits."""
     shift, signal = _shared(candidate, p, q)
+    if not candidate.reported and shift.any():  # without statistics, nothing says how large the signal is
+        return Reason(Code.SHARED_INPUT, display_name(candidate.node))
     drowned = (shift > DROWNING * signal) & (signal > 0)  # none where p = 0, or where there are no statistics
     if not drowned.any():
         return None
@@ -206,6 +208,10 @@ def _out_of_range(candidate: Candidate, half: NDArray[np.bool_], p: Array, q: Ar
     """
     at_u, at_v = half[candidate.u.scale], half[candidate.v.scale]
     of_u, of_v = candidate.size, candidate.size_of_v
+    if not candidate.reported and (at_u | at_v).any():  # without statistics
+        return Reason(
+            Code.FLOAT16_RANGE, display_name(candidate.node), {"channel": 0, "size": np.inf, "before": np.inf}
+        )
     if of_u is None or of_v is None or candidate.absorber.result.dtype == ir.DataType.FLOAT16:
         return None
     p_u, p_v = (

@@ -22,7 +22,7 @@ KEEPS = """
 """
 WITHOUT = """
     [conv] u = Conv <pads = [1, 1, 1, 1]> (x, W)
-    [scale] v = Mul(u, two)
+    [bound] v = Max(u, two)
     [none] z = Identity(v)
     [act] y = Clip(z, two)
 """
