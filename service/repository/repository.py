@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from fold.artifact import NAME_PATTERN, NAMES, model_folders, repository_of, version_folders
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, printable
 from fold.runtime import return_freed
 from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
@@ -186,7 +186,7 @@ class Repository:
                 if not outcomes:
                     ignored = self._ignored.get(name)
                     raise NotFoundError(
-                        f"no model is named {shown(name)} in {self.settings.repository}"
+                        f"no model is named {shown(name)} in {printable(str(self.settings.repository))}"
                         + (f"; ignored: {ignored}" if ignored else "")
                     )
             except BaseException:

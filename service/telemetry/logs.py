@@ -52,7 +52,7 @@ class _Objects(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage().encode(errors="backslashreplace").decode(),  # a path may be no UTF-8
             **_identity(record),
             **getattr(record, "fields", {}),
         }

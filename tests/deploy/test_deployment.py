@@ -247,7 +247,7 @@ def test_every_setting_is_documented() -> None:
     assert listed | elsewhere == {f"BNFOLD_{name.upper()}" for name in Settings.model_fields}
 
 
-def test_the_metrics_of_watching_are_documented() -> None:
+def test_the_metrics_of_shadow_checks_are_documented() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
     page = create_app(Settings(repository=Path("/no/such/folder"))).metrics.page().decode()
     existing = set(re.findall(r"^# TYPE (bnfold_\w+) ", page, re.MULTILINE))

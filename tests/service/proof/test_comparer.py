@@ -120,11 +120,11 @@ def test_a_comparison_under_way_does_not_outlive_the_service(
 ) -> None:
     make_slow(tmp_path, quick=True)
     row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1e7]}]}  # computes for hours
-    watched, busy = (f'bnfold_shadow_{name},version="1"}}' for name in (
+    share, busy = (f'bnfold_shadow_{name},version="1"}}' for name in (
         'share{model="slow"', 'drops_total{model="slow",reason="busy"'
     ))  # fmt: skip
     with start_process(tmp_path, shadow=1) as service:
-        until(lambda: service.metric(watched) == 1)
+        until(lambda: service.metric(share) == 1)
         until(lambda: service.post("/v2/models/slow/infer", json=row) and service.metric(busy) > 0)
         (child,) = comparing(service.process.pid)
         service.process.kill()

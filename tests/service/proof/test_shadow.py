@@ -1,4 +1,4 @@
-"""Watching: live answers are held against the reference in the background, and nobody waits for it."""
+"""Shadow checks: live answers are compared with the reference in the background, and nobody waits for it."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def until(service: Any, name: str, least: float, send: Callable[[], Any]) -> flo
     return float(value)
 
 
-def watching(service: Any, model: str, version: int = 1) -> None:
+def compares(service: Any, model: str, version: int = 1) -> None:
     """Wait until the reference is loaded."""
     end = time.monotonic() + 60
     while not service.metric(f'bnfold_shadow_share{{model="{model}",version="{version}"}}'):
@@ -49,7 +49,7 @@ def watching(service: Any, model: str, version: int = 1) -> None:
 def test_answers_are_compared_and_agree(folded: Path, start: Callable[..., Any]) -> None:
     labels = 'model="net",version="2"'
     with start(folded, shadow=1) as service:
-        watching(service, "net", 2)
+        compares(service, "net", 2)
         assert service.metric(f"bnfold_shadow_share{{{labels}}}") == 1
         instances = {"instances": RANDOM.normal(size=(3, 1, 8, 8)).tolist()}
         until(service, f"bnfold_shadow_rows_total{{{labels}}}", 6, lambda: service.post(INFER, json=image(2)))
@@ -67,7 +67,7 @@ def test_answers_are_compared_and_agree(folded: Path, start: Callable[..., Any])
 
 def test_at_most_a_few_rows_of_a_request_are_compared(folded: Path, start: Callable[..., Any]) -> None:
     with start(folded, shadow=1) as service:
-        watching(service, "net", 2)
+        compares(service, "net", 2)
         assert service.post(INFER, json=image(40)).status_code == 200
         assert until(service, 'bnfold_shadow_rows_total{model="net",version="2"}', 1, lambda: time.sleep(0.02)) == 8
 
@@ -85,7 +85,7 @@ def test_another_graph_than_the_reference_is_found_and_told_without_its_tensors(
     assert "[" not in warning
 
 
-def test_without_a_share_nothing_is_watched_and_nothing_is_loaded(service: Any) -> None:
+def test_without_a_share_nothing_is_compared_and_nothing_is_loaded(service: Any) -> None:
     assert service.post(INFER, json=image()).status_code == 200
     text = service.get("/metrics").text
     assert service.metric(f"bnfold_shadow_share{{{LABELS}}}") == 0
@@ -100,20 +100,20 @@ def test_a_slow_reference_delays_no_answer(
     make_slow(tmp_path, quick=True)
     row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [10_000]}]}
     with start(tmp_path, shadow=1) as service:
-        watching(service, "slow")
+        compares(service, "slow")
         for _ in range(20):
             assert service.post("/v2/models/slow/infer", json=row).status_code == 200
         assert service.metric('bnfold_shadow_rows_total{model="slow",version="1"}') == 0
         assert service.metric('bnfold_shadow_drops_total{model="slow",reason="busy",version="1"}') == 18
 
 
-def test_under_load_watching_is_dropped_first(
+def test_under_load_comparisons_are_dropped_first(
     tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
 ) -> None:
     make_slow(tmp_path)
     row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [30]}]}
     with start(tmp_path, shadow=1, max_batch_size=1) as service, ThreadPoolExecutor(8) as pool:
-        watching(service, "slow")
+        compares(service, "slow")
         calls = [pool.submit(service.post, "/v2/models/slow/infer", json=row) for _ in range(8)]
         assert [call.result().status_code for call in calls] == [200] * 8
         assert service.metric('bnfold_shadow_drops_total{model="slow",reason="load",version="1"}') >= 4
@@ -137,7 +137,7 @@ def verdict(error: float, limit: float, *, flips: int = 0) -> Verdict:
 
 
 class Proven:
-    """As much of a model and of a watcher as counting takes."""
+    """As much of a model and of a checker as counting takes."""
 
     share = 1.0
 
@@ -149,40 +149,40 @@ class Proven:
 def test_a_row_without_rounding_of_its_own_is_judged_with_those_before_it() -> None:
     """One row may be lucky in float32; the folded graph need not be as lucky on the same row."""
     model: Any = Proven(limit=0.0)
-    watched = ShadowSampler(model, model)
-    watched.count(verdict(0.9, 1.0))
-    watched.count(verdict(0.9, 0.5))
-    assert watched.disagreements == {"error": 0, "decision": 0}
-    assert watched.error_ratio == 0.9
-    watched.count(verdict(1.1, 0.5))
-    assert watched.disagreements == {"error": 1, "decision": 0}
+    sampler = ShadowSampler(model, model)
+    sampler.count(verdict(0.9, 1.0))
+    sampler.count(verdict(0.9, 0.5))
+    assert sampler.disagreements == {"error": 0, "decision": 0}
+    assert sampler.error_ratio == 0.9
+    sampler.count(verdict(1.1, 0.5))
+    assert sampler.disagreements == {"error": 1, "decision": 0}
     for _ in range(WINDOW):
-        watched.count(verdict(0.1, 0.5))
-    watched.count(verdict(0.9, 0.5))
-    assert watched.disagreements["error"] == 2, "a limit of long ago holds no more"
-    assert watched.rows == WINDOW + 4
+        sampler.count(verdict(0.1, 0.5))
+    sampler.count(verdict(0.9, 0.5))
+    assert sampler.disagreements["error"] == 2, "a limit of long ago holds no more"
+    assert sampler.rows == WINDOW + 4
 
 
 def test_the_certificates_own_limit_holds_from_the_first_row_on() -> None:
     model: Any = Proven(limit=2.0)
-    watched = ShadowSampler(model, model)
-    watched.count(verdict(1.0, 0.25))
-    assert watched.disagreements["error"] == 0
-    watched.count(verdict(np.nan, 0.25))
-    assert (watched.disagreements["error"], watched.error_ratio) == (1, np.inf)
+    sampler = ShadowSampler(model, model)
+    sampler.count(verdict(1.0, 0.25))
+    assert sampler.disagreements["error"] == 0
+    sampler.count(verdict(np.nan, 0.25))
+    assert (sampler.disagreements["error"], sampler.error_ratio) == (1, np.inf)
 
 
 def test_a_flipped_decision_is_a_disagreement_of_its_own() -> None:
     model: Any = Proven(limit=1.0)
-    watched = ShadowSampler(model, model)
-    watched.count(verdict(0.1, 1.0, flips=1))
-    assert watched.disagreements == {"error": 0, "decision": 1}
+    sampler = ShadowSampler(model, model)
+    sampler.count(verdict(0.1, 1.0, flips=1))
+    assert sampler.disagreements == {"error": 0, "decision": 1}
 
 
-def test_every_metric_of_watching_is_there_from_the_start(folded: Path, start_process: Callable[..., Any]) -> None:
+def test_every_metric_of_shadow_checks_is_there_from_the_start(folded: Path, start_process: Callable[..., Any]) -> None:
     """An alert on a counter's increase needs the counter before the first disagreement."""
     with start_process(folded, code=FROM_THE_COMMAND_LINE) as service:
-        watching(service, "net", 2)
+        compares(service, "net", 2)
         assert service.metric('bnfold_shadow_share{model="net",version="2"}') == 0.001
         families = {family.name: family for family in text_string_to_metric_families(service.get("/metrics").text)}
     assert {s.labels["kind"] for s in families["bnfold_shadow_disagreements"].samples} == {"error", "decision"}

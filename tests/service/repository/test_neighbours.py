@@ -170,6 +170,17 @@ def test_a_folder_that_can_be_read_no_more_leaves_its_model_serving(folder: Path
     assert len([line for line in service.lines if "ignoring old/v2" in line]) == 1
 
 
+def test_a_repository_whose_name_is_no_text(folder: Path) -> None:
+    """Its path is in reasons and errors, which are JSON."""
+    strange = Path(os.fsdecode(os.fsencode(folder.parent) + b"/n\xe9t"))
+    folder.rename(strange)
+    with start(strange, **EXPLICIT) as service:
+        assert "/n\\udce9t/fifo/1/pipe: is not a regular file" in index(service)["fifo/1"][1]
+        status, error = call(service, "load", "nobody")
+        assert (status, "in /" in error, error.endswith("n\\udce9t")) == (404, True, True)
+        assert service.get("/").status_code == 200
+
+
 def test_a_version_that_vanishes_while_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.repository import versions  # noqa: PLC0415
 

@@ -292,7 +292,7 @@ def test_thirty_reloads_leave_neither_memory_nor_threads(folder: Path) -> None:
         assert max(threads for _, threads in sizes[-4:]) <= max(threads for _, threads in sizes[:4])
 
 
-def test_a_new_version_is_watched_and_proven_as_the_first_one_was(folder: Path) -> None:
+def test_a_new_version_is_compared_and_proven_as_the_first_one_was(folder: Path) -> None:
     served.net(folder)
     share = 'bnfold_shadow_share{{model="net",version="{}"}}'
     with start(folder, shadow=1, **EXPLICIT) as service:
