@@ -54,7 +54,7 @@ from service.http.routes import (
     render_page,
     v1_routes,
 )
-from service.operations import package_version
+from service.operations import Turns, package_version
 from service.proof import References, ShadowChecker
 from service.repository import Model, Poller, Repository
 from service.settings import Settings
@@ -90,10 +90,11 @@ class Application(FastAPI):
         self.poller: Poller | None = None
         self.metrics = Metrics(self.repository, self.is_ready, self.budget)
         references = References()
+        self.turns = Turns(self.budget)
         self.equivalence = Equivalence(settings, references)
         self.shadow_checker = ShadowChecker(settings.shadow, references)
-        self.infer = Infer(settings, self.repository, self.metrics, self.access, self.budget)
-        self.predict = Predict(settings, self.repository, self.metrics, self.access, self.budget)
+        self.infer = Infer(settings, self.repository, self.metrics, self.access, self.budget, self.turns)
+        self.predict = Predict(settings, self.repository, self.metrics, self.access, self.budget, self.turns)
         self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.grpc: GrpcServer | None = None
         self.started = False
@@ -176,7 +177,9 @@ def create_app(settings: Settings) -> Application:
     app.include_router(metadata_routes(settings, app.repository, app.metrics, app.is_ready, app.budget))
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
     app.include_router(v1_routes(app.repository))
-    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.equivalence, app.budget))
+    app.include_router(
+        equivalence_routes(settings, app.repository, app.metrics, app.equivalence, app.budget, app.turns)
+    )
     _add_pages(app)
     _answer_errors_in_json(app)
     return app

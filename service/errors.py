@@ -30,6 +30,10 @@ class BadRequestError(ServiceError):
     kind = "bad_request"
 
 
+class UnreadableError(BadRequestError):
+    """The body is no JSON."""
+
+
 class UnauthorizedError(ServiceError):
     """The request brought no known token."""
 

@@ -4,11 +4,13 @@ from service.operations.control import authorize, refuse_files
 from service.operations.describe import EXTENSIONS, model_metadata, package_version
 from service.operations.infer import GONE, WITHDRAW, compute, enqueue, outputs_of
 from service.operations.triton import model_config
+from service.operations.turns import Turns
 
 __all__ = [
     "EXTENSIONS",
     "GONE",
     "WITHDRAW",
+    "Turns",
     "authorize",
     "compute",
     "enqueue",

@@ -116,6 +116,8 @@ async def compute(
         outcome = await result
     except Exception as error:
         outcome = error
+    if "state" in scope:
+        scope["state"].pop(WITHDRAW, None)  # it holds the inputs, and the connection keeps its last scope
     return outputs_of(model, inputs, rows, outcome)
 
 

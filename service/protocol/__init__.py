@@ -2,39 +2,66 @@
 
 from service.protocol.classification import classify
 from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON
-from service.protocol.infer_body import InferRequest, cached_answer, decode, encode
-from service.protocol.jsontext import json_array, parse_object, render_json, render_verdict
+from service.protocol.infer_body import (
+    InferRequest,
+    cached_answer,
+    decode,
+    decode_in_pieces,
+    encode,
+    encode_in_pieces,
+    json_bytes,
+    much_to_encode,
+)
+from service.protocol.jsontext import json_array, parse_object, render_json, render_verdict, written_json
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
+from service.protocol.pieces import PIECE, VALUES, Capacity, Estimate, Steps, Text, array_text, read_document
+from service.protocol.predict_body import EXPECTED, array_of_rows, columns_in_pieces, columns_of, rows_in_pieces
 from service.protocol.signature import Signature
 from service.protocol.strings import decode_text
-from service.protocol.tensors import check_booleans, checked_shape, flatten, from_bytes, numbers, to_bytes, wire_dtype
+from service.protocol.tensors import check_booleans, checked_shape, from_bytes, to_bytes, wire_dtype
 
 __all__ = [
     "DTYPES",
+    "EXPECTED",
     "NAMES",
     "NOT_IN_JSON",
+    "PIECE",
+    "VALUES",
+    "Capacity",
+    "Estimate",
     "InferRequest",
     "Parameters",
     "Signature",
+    "Steps",
+    "Text",
+    "array_of_rows",
+    "array_text",
     "cached_answer",
     "check_booleans",
     "checked_shape",
     "classify",
+    "columns_in_pieces",
+    "columns_of",
     "decode",
+    "decode_in_pieces",
     "decode_text",
     "encode",
+    "encode_in_pieces",
     "flag",
-    "flatten",
     "from_bytes",
     "json_array",
-    "numbers",
+    "json_bytes",
+    "much_to_encode",
     "parameters_of",
     "parse_object",
+    "read_document",
     "render_json",
     "render_verdict",
+    "rows_in_pieces",
     "schedule",
     "select",
     "to_bytes",
     "wire_dtype",
+    "written_json",
 ]

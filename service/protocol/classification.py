@@ -9,6 +9,8 @@ from math import prod
 
 import numpy as np
 
+from service.protocol.pieces import VALUES, Steps
+
 
 def classify(array: np.ndarray, count: int, labels: Sequence[str] | None, *, batched: bool) -> np.ndarray:
     """BYTES of shape [rows, min(count, n)], without the rows where there is no batch axis; n are a row's values.
@@ -25,6 +27,20 @@ def classify(array: np.ndarray, count: int, labels: Sequence[str] | None, *, bat
         for value, index in zip(row[order].tolist(), order.tolist(), strict=True)
     ]
     return np.array(texts, np.object_).reshape(best.shape if batched else best.shape[1:])
+
+
+def classify_in_pieces(
+    array: np.ndarray, count: int, labels: Sequence[str] | None, *, batched: bool
+) -> Steps[np.ndarray]:
+    """As `classify`, some rows at a time."""
+    if not batched:
+        return classify(array, count, labels, batched=False)
+    at_a_time = max(VALUES // max(prod(array.shape[1:]), 1), 1)
+    parts = []
+    for begin in range(0, max(len(array), 1), at_a_time):
+        parts.append(classify(array[begin : begin + at_a_time], count, labels, batched=True))
+        yield
+    return np.concatenate(parts)
 
 
 def _descending(table: np.ndarray) -> np.ndarray:

@@ -15,18 +15,21 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.artifact import TensorSpec
-from service.budget import Body
-from service.errors import BadRequestError, shown
+from service.budget import Body, Budget
+from service.errors import BadRequestError, UnreadableError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
-from service.protocol.classification import classify
+from service.protocol.classification import classify, classify_in_pieces
 from service.protocol.datatypes import NAMES, WIRE, Selected
 from service.protocol.header_cache import LARGEST_HEADER, AnswerHead, ParsedHeader, Shapes
-from service.protocol.jsontext import json_array, parse_object, render_json
+from service.protocol.jsontext import json_array, parse_object, render_json, written_json
 from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
+from service.protocol.pieces import VALUES, Bulk, Capacity, Estimate, Steps, Text, array_text, read_document, tensor_of
 from service.protocol.signature import Signature
 from service.protocol.strings import decode_text
 from service.protocol.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
+
+EXPECTED = 'an object with "inputs"'
 
 
 @dataclass(slots=True)
@@ -43,6 +46,13 @@ class InferRequest:
     """Of the inputs, once the signature has checked them; -1 before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is wrong with an input's data, in the place of it. The exception would hold all that it has seen."""
+
+    text: str
+
+
 def decode(body: Body, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
     """Read an infer body. Checks that it is consistent; the signature checks whether the model takes it."""
     start = len(body) if length_header is None else _header_length(length_header, len(body))
@@ -53,7 +63,57 @@ def decode(body: Body, length_header: bytes | None, signature: Signature, max_de
         if cached is not None and len(body) == start + cached.size:
             arrays = _cached_inputs(cached, body, start)
             return InferRequest(arrays, cached.outputs, None, cached.priority, cached.timeout, cached, cached.rows)
-    document = parse_object(body if start == len(body) else body[:start], max_depth, 'an object with "inputs"')
+    document = parse_object(body if start == len(body) else body[:start], max_depth, EXPECTED)
+    return _read_document(document, body, start, length_header, signature)
+
+
+def json_bytes(body: Body, length_header: bytes | None) -> int:
+    """The bytes of a body that are JSON. Raises `BadRequestError` for a false `length_header`."""
+    return len(body) if length_header is None else _header_length(length_header, len(body))
+
+
+def decode_in_pieces(
+    body: Body, length_header: bytes | None, signature: Signature, max_depth: int, max_rows: int, budget: Budget
+) -> Steps[tuple[InferRequest, dict[str, Any]]]:
+    """As `decode`, for a body with much JSON; also the JSON's object. Raises `BadRequestError` also for a text that has
+    more in it than `max_rows` rows can have, as soon as that is known, and `OutOfMemoryError`."""
+    start = json_bytes(body, length_header)
+    estimate = Estimate(budget)
+    try:
+        capacity = Capacity.of(signature, max_rows)
+        document = yield from read_document(Text.of(body, start), capacity, estimate, EXPECTED)
+        items = document.content.get("inputs")
+        for item in items if type(items) is list else ():
+            if type(item) is dict and type(item.get("data")) in (Bulk, list):
+                yield from _read_data(item, signature, budget, estimate)
+        yield from document.finish(estimate, max_depth)
+        request = _read_document(document.content, body, start, length_header, signature)
+        return request, document.content
+    finally:
+        estimate.close()
+
+
+def _read_data(item: dict[str, Any], signature: Signature, budget: Budget, estimate: Estimate) -> Steps[None]:
+    """Put a tensor, or what is wrong with it, in the place of an input's data. Whatever else is wrong comes first."""
+    name, datatype = item.get("name"), str(item.get("datatype"))
+    try:
+        if type(name) is not str or name not in signature.inputs:
+            return
+        shape, count = checked_shape(name, item.get("shape"), wire_dtype(name, datatype).itemsize)
+    except BadRequestError:
+        return
+    try:
+        item["data"] = yield from tensor_of(name, datatype, shape, count, item["data"], budget, estimate)
+    except UnreadableError:
+        raise
+    except BadRequestError as error:
+        item["data"] = Refusal(str(error))
+
+
+def _read_document(
+    document: dict[str, Any], body: Body, start: int, length_header: bytes | None, signature: Signature
+) -> InferRequest:
+    """`start` are the bytes of the header."""
     request_id = document.get("id")
     if request_id is not None and type(request_id) is not str:
         raise BadRequestError(f"id is {shown(request_id)}; expected a string")
@@ -116,7 +176,10 @@ def _read_input(
     if said is None:
         if item.get("data") is None:
             raise BadRequestError(f"input {name!r} has neither data nor parameters.binary_data_size; expected one")
-        return name, from_json(name, datatype, shape, count, item["data"]), offset
+        data = item["data"]
+        if type(data) is Refusal:
+            raise BadRequestError(data.text)
+        return name, data if type(data) is np.ndarray else from_json(name, datatype, shape, count, data), offset
     if item.get("data") is not None:
         raise BadRequestError(f"input {name!r} has data and parameters.binary_data_size; expected one of them")
     size = check_size(name, datatype, shape, count, said)
@@ -138,24 +201,50 @@ def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
     return [(item.get("name"), parameters_of(item)) for item in listed]
 
 
-def encode(
+def encode_in_pieces(
     model: str, version: str, request: InferRequest, arrays: Arrays, *, batched: bool, labels: Sequence[str] | None
+) -> Steps[tuple[Headers, bytes]]:
+    """As `encode`, for much JSON or many classes."""
+    arrays, texts = dict(arrays), {}
+    for name, binary, classes in request.outputs:
+        if classes:
+            arrays[name] = yield from classify_in_pieces(arrays[name], classes, labels, batched=batched)
+        if not binary:
+            texts[name] = yield from array_text(arrays[name].reshape(-1))
+    return encode(model, version, request, arrays, batched=batched, labels=labels, texts=texts)
+
+
+def much_to_encode(request: InferRequest, arrays: Arrays) -> bool:
+    """Whether encoding takes long: more than some thousand numbers as JSON or sorted."""
+    return any((classes or not binary) and arrays[name].size > VALUES for name, binary, classes in request.outputs)
+
+
+def encode(
+    model: str,
+    version: str,
+    request: InferRequest,
+    arrays: Arrays,
+    *,
+    batched: bool,
+    labels: Sequence[str] | None,
+    texts: dict[str, bytes] | None = None,
 ) -> tuple[Headers, bytes]:
-    """The answer to `request` as headers and body. `labels` are those of a classification."""
+    """The answer to `request` as headers and body. `labels` are those of a classification. `texts` are the JSON of
+    outputs, where that and the classification were made before."""
     cached = cached_answer(request, arrays)
     if cached is not None:
         return cached[0].headers, cached[1]
     raw: list[Any] = []
     outputs = []
     for name, binary, classes in request.outputs:
-        array = classify(arrays[name], classes, labels, batched=batched) if classes else arrays[name]
+        array = classify(arrays[name], classes, labels, batched=batched) if classes and texts is None else arrays[name]
         output: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype], "shape": array.shape}
         if binary:
             buffer = to_bytes(array)
             output["parameters"] = {"binary_data_size": len(buffer) if type(buffer) is bytes else buffer.nbytes}
             raw.append(buffer)
         else:
-            output["data"] = json_array(array.reshape(-1))
+            output["data"] = json_array(array.reshape(-1)) if texts is None else written_json(texts[name])
         outputs.append(output)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if request.id is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from service.budget import Body
-from service.errors import BadRequestError
+from service.errors import BadRequestError, UnreadableError
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -29,8 +29,8 @@ def parse_json(text: Body, max_depth: int) -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from error
         if b"NaN" not in text and b"Infinity" not in text:
-            raise BadRequestError(f"the body is not JSON: {error}") from error
-        value = _parse_with_bare_tokens(text)
+            raise UnreadableError(f"the body is not JSON: {error}") from error
+        value = parse_bare_tokens(text)
     if deeper_than(text, max_depth):
         raise BadRequestError(f"the JSON is nested deeper than {max_depth} levels, the most that is taken here")
     return value
@@ -44,7 +44,9 @@ def parse_object(text: Body, max_depth: int, expected: str) -> dict[str, Any]:
     return value
 
 
-def _parse_with_bare_tokens(text: Body) -> Any:
+def parse_bare_tokens(text: Body) -> Any:
+    """As `parse_json`, by the standard library, which knows NaN and Infinity. Raises `BadRequestError`."""
+
     def finite(number: str) -> float:
         value = float(number)
         if math.isinf(value):
@@ -58,7 +60,7 @@ def _parse_with_bare_tokens(text: Body) -> Any:
     except RecursionError as error:
         raise BadRequestError("the JSON is nested too deeply to be read") from error
     except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from error
+        raise UnreadableError(f"the body is not JSON: {error}") from error
     return value
 
 
@@ -93,6 +95,11 @@ def json_array(array: np.ndarray) -> Any:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return orjson.Fragment(json.dumps(plain, separators=(",", ":")))
     return plain
+
+
+def written_json(text: bytes) -> Any:
+    """JSON text as a value for `render_json`."""
+    return orjson.Fragment(text)
 
 
 def render_verdict(value: dict[str, Any]) -> bytes:

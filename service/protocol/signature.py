@@ -22,6 +22,8 @@ class Signature:
         self.outputs = {spec.name: spec for spec in outputs}
         self.batched = batched
         self.header_cache = HeaderCache()
+        self.has_texts = any(spec.datatype == "BYTES" for spec in inputs)
+        """Whether an input holds strings, each of which takes time."""
         self._checks = [(s.name, DTYPES[s.datatype], s.shape, s.shape[1:], -1 in s.shape[1:]) for s in inputs]
         self._one_lane = batched and not any(free for *_, free in self._checks)
 

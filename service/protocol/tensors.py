@@ -123,14 +123,14 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data
     return numbers(f"input {name!r}", datatype, flat).reshape(shape)
 
 
-def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
-    """A flat array of `datatype` from JSON values; `what` they are is named in errors."""
+def numbers(what: str, datatype: str, flat: Sequence[Any], *, first: int = 0) -> np.ndarray:
+    """A flat array of `datatype` from JSON values. Errors name `what` they are, and their place from `first` on."""
     dtype = DTYPES[datatype]
     right = _JSON_TYPES[dtype.kind]
     if not right.issuperset(map(type, flat)):
         position = next(i for i, value in enumerate(flat) if type(value) not in right)
         raise BadRequestError(
-            f"{what}: element {position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
+            f"{what}: element {first + position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
         )
     if datatype == "BYTES":
         return np.array(flat, dtype)
@@ -147,6 +147,22 @@ def numbers(what: str, datatype: str, flat: Sequence[Any]) -> np.ndarray:
     return array
 
 
+def pack(datatype: str, flat: Sequence[Any], text: bytes) -> bytes:
+    """The bytes of `numbers`, of values that `text` has outside of strings. Its characters tell their types, where
+    `numbers` must look at each.
+
+    Raises `BadRequestError`, whose text is not for clients."""
+    kind = DTYPES[datatype].kind
+    if datatype == "BF16" or kind not in "fiu" or b"u" in text or b"f" in text:  # true, null; false, Infinity
+        return numbers("", datatype, flat).tobytes()
+    if kind != "f" and (b"." in text or b"e" in text or b"E" in text):
+        return numbers("", datatype, flat).tobytes()
+    try:
+        return struct.pack(f"<{len(flat)}{_PACKED[datatype]}", *flat)
+    except (OverflowError, struct.error):
+        raise _beyond("", datatype) from None
+
+
 def _beyond(what: str, datatype: str) -> BadRequestError:
     return BadRequestError(f"{what}: a number is beyond the range of {datatype}")
 
@@ -154,15 +170,21 @@ def _beyond(what: str, datatype: str) -> BadRequestError:
 def flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """The elements of lists that are nested exactly as `shape` says, one level at a time."""
     level = [data]
-    for axis, size in enumerate(shape):
-        for part in level:
-            if type(part) is not list:
-                raise BadRequestError(
-                    f"input {name!r}: data is nested {axis} deep in places; shape {list(shape)} expects more"
-                )
-            if len(part) != size:
-                raise BadRequestError(
-                    f"input {name!r}: a list on axis {axis} has {len(part)} elements, shape {list(shape)} says {size}"
-                )
+    for axis in range(len(shape)):
+        check_lists(name, level, axis, shape)
         level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
     return level
+
+
+def check_lists(name: str, level: list[Any], axis: int, shape: tuple[int, ...]) -> None:
+    """Raise `BadRequestError` for what is no list in `level`, or not as long as the shape says for this axis."""
+    size = shape[axis]
+    for part in level:
+        if type(part) is not list:
+            raise BadRequestError(
+                f"input {name!r}: data is nested {axis} deep in places; shape {list(shape)} expects more"
+            )
+        if len(part) != size:
+            raise BadRequestError(
+                f"input {name!r}: a list on axis {axis} has {len(part)} elements, shape {list(shape)} says {size}"
+            )

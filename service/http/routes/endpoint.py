@@ -7,6 +7,7 @@ together. Subclasses say how a body is read (`read`) and how outputs are written
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -23,10 +24,14 @@ from service.http.answers import failure, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import OK, Exchange, header_lines
 from service.http.head_cache import ModelPath, RequestHead, Route, media_type
-from service.operations import compute, enqueue, outputs_of
+from service.operations import Turns, compute, enqueue, outputs_of
+from service.protocol import Steps
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.telemetry import Metrics
+
+InSteps = Callable[[], Awaitable[tuple[Headers, bytes]]]
+"""Gives headers and body of an answer that takes several iterations of the event loop."""
 
 
 class Request(Protocol):
@@ -46,10 +51,17 @@ class Endpoint(ABC, Generic[R]):
     """The label under which requests are counted."""
 
     def __init__(
-        self, settings: Settings, repository: Repository, metrics: Metrics, access: Access, budget: Budget
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        access: Access,
+        budget: Budget,
+        turns: Turns,
     ) -> None:
         self._settings = settings
         self._budget = budget
+        self._turns = turns
         self._repository = repository
         self._metrics = metrics
         self._access = access
@@ -62,6 +74,14 @@ class Endpoint(ABC, Generic[R]):
     @abstractmethod
     def write(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
         """Headers and body of the answer."""
+
+    def takes_long(self, request: R, outputs: Arrays) -> bool:
+        """Whether writing the answer would hold up the event loop."""
+        return False
+
+    def write_in_pieces(self, model: Model, request: R, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
+        """As `write`, where that takes long."""
+        raise NotImplementedError
 
     def write_raw(self, model: Model, request: R, outputs: Arrays) -> tuple[bytes, bytes]:
         """Status line with headers, and body, as bytes: the answer on the fast path."""
@@ -113,7 +133,7 @@ class Endpoint(ABC, Generic[R]):
             model = self._repository.find(*head.target)
             request = self.read(model, body, head)
             if request is None:
-                self._begin_steps(model, body, head, exchange)
+                self._begin_steps(model, exchange, partial(self.answer_in_steps, model, body, head, {}))
                 return
             finish = partial(self.finish, model, request, exchange)
             enqueue(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
@@ -124,6 +144,9 @@ class Endpoint(ABC, Generic[R]):
         """Answer a request that was begun."""
         try:
             outputs = outputs_of(model, request.inputs, request.rows, outcome)
+            if self.takes_long(request, outputs):
+                self._begin_steps(model, exchange, partial(self.written, model, request, outputs))
+                return
             start, body = self.write_raw(model, request, outputs)
         except Exception as error:
             exchange.answer(*failure(self._metrics, self.route, model, error, exchange.head.headers))
@@ -145,25 +168,31 @@ class Endpoint(ABC, Generic[R]):
         if request is None:
             return await self.answer_in_steps(model, body, head, scope)
         outputs = await compute(model, request.inputs, request.rows, scope, request.priority, request.timeout)
+        return await self.written(model, request, outputs)
+
+    async def written(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
+        """Headers and body of the answer, written in pieces where that takes long."""
+        if self.takes_long(request, outputs):
+            return await self._turns.run(self.write_in_pieces(model, request, outputs))
         return self.write(model, request, outputs)
 
     def _head(self, target: ModelPath, headers: dict[bytes, bytes], given: Headers) -> RequestHead:
         content_type, accept = headers.get(b"content-type", b""), headers.get(b"accept", b"").decode("latin-1")
         return RequestHead(target, given, -1, headers.get(LENGTH_HEADER), self.route, media_type(content_type), accept)
 
-    def _begin_steps(self, model: Model, body: Body, head: RequestHead, exchange: Exchange) -> None:
+    def _begin_steps(self, model: Model, exchange: Exchange, steps: InSteps) -> None:
         holding = ExitStack()
         holding.enter_context(model)  # here, as a task that is cancelled early never begins
-        task = asyncio.get_running_loop().create_task(self._take_steps(model, body, head, exchange))
+        task = asyncio.get_running_loop().create_task(self._take_steps(model, exchange, steps))
         task.add_done_callback(partial(self._end_steps, model, holding))
         exchange.withdraw = task.cancel
 
-    async def _take_steps(self, model: Model, body: Body, head: RequestHead, exchange: Exchange) -> None:
+    async def _take_steps(self, model: Model, exchange: Exchange, steps: InSteps) -> None:
         try:
-            answer = 200, *await self.answer_in_steps(model, body, head, {})
+            answer = 200, *await steps()
             self._metrics.answered(self.route, model)
         except Exception as error:
-            answer = failure(self._metrics, self.route, model, error, head.headers)
+            answer = failure(self._metrics, self.route, model, error, exchange.head.headers)
         exchange.answer(*answer)
 
     def _end_steps(self, model: Model, holding: ExitStack, task: asyncio.Task[None]) -> None:

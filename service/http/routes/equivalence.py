@@ -31,9 +31,9 @@ from service.errors import (
 from service.headers import LENGTH_HEADER
 from service.http.body import read_body, request_headers
 from service.http.routes.versioned import VersionedRoute, add_versioned
-from service.operations import WITHDRAW
+from service.operations import WITHDRAW, Turns
 from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, CheckRequest, References, not_installed, prove
-from service.protocol import decode, parse_object, render_verdict
+from service.protocol import PIECE, Steps, decode, decode_in_pieces, json_bytes, parse_object, render_verdict
 from service.repository import Model, Proof, Repository
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -164,7 +164,7 @@ class Equivalence:
 
 
 def equivalence_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, equivalence: Equivalence, budget: Budget
+    settings: Settings, repository: Repository, metrics: Metrics, equivalence: Equivalence, budget: Budget, turns: Turns
 ) -> APIRouter:
     router = APIRouter(tags=["equivalence"])
 
@@ -174,13 +174,30 @@ def equivalence_routes(
             counted.model = model = repository.find(name, version)
             headers = request_headers(request.scope)
             body = await read_body(headers, request.receive, settings.max_body_bytes, budget)
-            asked = _read(body, headers.get(LENGTH_HEADER), model, settings)
+            length = headers.get(LENGTH_HEADER)
+            if body and json_bytes(body, length) > PIECE:
+                asked = await turns.run(_read_in_pieces(body, length, model, settings, budget))
+            else:
+                asked = _read(body, length, model, settings)
             verdict = await equivalence.check(model, asked, request)
             return Response(render_verdict(verdict), media_type="application/json")
 
     route = VersionedRoute("POST", "/equivalence", latest, "of_version", response_model=None, openapi_extra=_BODY)
     add_versioned(router, [route])
     return router
+
+
+def _read_in_pieces(
+    body: Body, length_header: bytes | None, model: Model, settings: Settings, budget: Budget
+) -> Steps[CheckRequest]:
+    """As `_read`, for tensors with much JSON."""
+    signature, most = model.session.signature, settings.max_samples
+    steps = decode_in_pieces(body, length_header, signature, settings.max_json_depth, most, budget)
+    request, document = yield from steps
+    signature.check(request.inputs, most)
+    return CheckRequest(
+        given=request.inputs, parts=_parts(document), search_seconds=_search_seconds(document, settings)
+    )
 
 
 def _read(body: Body, length_header: bytes | None, model: Model, settings: Settings) -> CheckRequest:

@@ -1,26 +1,65 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: the Open Inference Protocol's tensors, in JSON or binary."""
 
+import asyncio
+
+from starlette.types import Scope
+
 from fold.arrays import Arrays
 from service.budget import Body
 from service.headers import Headers
 from service.http.exchange import OK, header_lines
 from service.http.head_cache import RequestHead
 from service.http.routes.endpoint import Endpoint
-from service.protocol import InferRequest, cached_answer, decode, encode
+from service.operations import compute
+from service.protocol import (
+    PIECE,
+    InferRequest,
+    Steps,
+    cached_answer,
+    decode,
+    decode_in_pieces,
+    encode,
+    encode_in_pieces,
+    json_bytes,
+    much_to_encode,
+)
 from service.repository import Model
 
 
 class Infer(Endpoint[InferRequest]):
     route = "infer"
 
-    def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest:
+    def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | None:
+        """None for much JSON, and for many strings."""
         signature = model.session.signature
+        if len(body) > PIECE and (signature.has_texts or json_bytes(body, head.json_bytes) > PIECE):
+            return None
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:
             request.rows = signature.check(request.inputs, self._settings.max_request_rows)
             if request.header is not None:
                 request.header.rows = request.rows
         return request
+
+    async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+        signature, settings = model.session.signature, self._settings
+        if json_bytes(body, head.json_bytes) > PIECE:
+            steps = decode_in_pieces(
+                body, head.json_bytes, signature, settings.max_json_depth, settings.max_request_rows, self._budget
+            )
+            request, _ = await self._turns.run(steps)
+        else:  # strings are read in Python, which lets other threads run
+            request = await asyncio.to_thread(decode, body, head.json_bytes, signature, settings.max_json_depth)
+        rows = signature.check(request.inputs, settings.max_request_rows)
+        outputs = await compute(model, request.inputs, rows, scope, request.priority, request.timeout)
+        return await self.written(model, request, outputs)
+
+    def takes_long(self, request: InferRequest, outputs: Arrays) -> bool:
+        return much_to_encode(request, outputs)
+
+    def write_in_pieces(self, model: Model, request: InferRequest, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
+        batched, labels = model.session.signature.batched, model.manifest.labels
+        return encode_in_pieces(model.name, model.version, request, outputs, batched=batched, labels=labels)
 
     def write(self, model: Model, request: InferRequest, outputs: Arrays) -> tuple[Headers, bytes]:
         batched, labels = model.session.signature.batched, model.manifest.labels

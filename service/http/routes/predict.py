@@ -7,8 +7,8 @@ probabilities.
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -17,18 +17,41 @@ from starlette.types import Scope
 
 from fold.arrays import Arrays
 from service.budget import Body
-from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnsupportedError, shown
+from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnreadableError, UnsupportedError, shown
 from service.headers import JSON, Headers
 from service.http.head_cache import JSON_TYPE, RequestHead
 from service.http.images import FORMATS, tensor_of_image
 from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
 from service.http.routes.endpoint import Endpoint
 from service.operations import compute
-from service.protocol import DTYPES, Signature, flatten, json_array, numbers, parse_object, render_json
+from service.protocol import (
+    DTYPES,
+    EXPECTED,
+    PIECE,
+    VALUES,
+    Capacity,
+    Estimate,
+    Signature,
+    Steps,
+    Text,
+    array_of_rows,
+    array_text,
+    columns_in_pieces,
+    columns_of,
+    json_array,
+    parse_object,
+    read_document,
+    render_json,
+    rows_in_pieces,
+    written_json,
+)
 from service.repository import Model, Repository
 from service.settings import Settings
 
-EXPECTED = '{"instances": [...]}'
+NPY_BYTES = 1 << 20
+"""A larger array is read by a thread, because it may have to be transposed."""
+ROWS = 16
+"""Rows whose predictions are written at a time."""
 NPY = (b"content-type", CONTENT_TYPE.encode())
 
 Form = Literal["rows", "npy", "labels"]
@@ -59,19 +82,21 @@ class Predict(Endpoint[PredictRequest]):
     route = "predict"
 
     def read(self, model: Model, body: Body, head: RequestHead) -> PredictRequest | None:
-        """None for images, which take long to decode, and for instances of a model without a batch axis, each of which
-        is a run."""
+        """None for images, much JSON and large arrays, which take long to read, and for instances of a model without a
+        batch axis, each of which is a run."""
         signature, kind = model.session.signature, head.content_type
         form: Form = _form(head, signature) if head.accept else "rows"
         if kind != JSON_TYPE:
             if kind.startswith("image/"):
                 return None
             if is_npy(kind, body):
-                return self._request(signature, _given(signature, body), form)
-        if not signature.batched:
+                return self._request(signature, _given(signature, body), form) if len(body) <= NPY_BYTES else None
+        if not signature.batched or len(body) > PIECE:
             return None
-        columns = _columns(_instances(body, kind, self._settings), signature)
-        return self._request(signature, {name: _array(name, of, signature) for name, of in columns.items()}, form)
+        columns = columns_of(_parse(body, kind, self._settings), signature, self._settings.max_request_rows)
+        return self._request(
+            signature, {name: array_of_rows(name, of, signature) for name, of in columns.items()}, form
+        )
 
     def write(self, model: Model, request: PredictRequest, outputs: Arrays) -> tuple[Headers, bytes]:
         if request.form == "npy":
@@ -86,11 +111,64 @@ class Predict(Endpoint[PredictRequest]):
         if head.content_type.startswith("image/"):
             request = await self._read_image(model, body, head)
             return self.write(model, request, await compute(model, request.inputs, request.rows, scope))
-        requests = self._read_each(model, body, head)
+        signature, form = model.session.signature, _form(head, model.session.signature)
+        if head.content_type != JSON_TYPE and is_npy(head.content_type, body):
+            inputs = await asyncio.to_thread(_given, signature, body)
+            request = self._request(signature, inputs, form)
+            outputs = await compute(model, request.inputs, request.rows, scope)
+            return await self.written(model, request, outputs)
+        columns = await self._columns(model, body, head)
+        if signature.batched:
+            request = self._request(signature, columns, form)
+            outputs = await compute(model, request.inputs, request.rows, scope)
+            return await self.written(model, request, outputs)
+        requests = self._each(signature, columns, form)
         runs = [await compute(model, request.inputs, request.rows, scope) for request in requests]
-        if requests[0].form == "npy":
+        if form == "npy":
             return self.write(model, requests[0], runs[0])
-        return _json([_named(outputs) for outputs in runs])
+        return _answer(await self._turns.run(_texts(runs)))
+
+    def takes_long(self, request: PredictRequest, outputs: Arrays) -> bool:
+        return request.form == "rows" and sum(array.size for array in outputs.values()) > VALUES
+
+    def write_in_pieces(self, model: Model, request: PredictRequest, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
+        if len(outputs) == 1:
+            return _answer((yield from array_text(next(iter(outputs.values())))))
+        by_row = ({name: array[row] for name, array in outputs.items()} for row in range(request.rows))
+        return _answer((yield from _texts(by_row)))
+
+    async def _columns(self, model: Model, body: Body, head: RequestHead) -> dict[str, Any]:
+        """Each input's values over the instances: an array, or a list for a model without a batch axis."""
+        signature, most = model.session.signature, self._settings.max_request_rows
+        if len(body) > PIECE:
+            return await self._turns.run(self._columns_in_pieces(signature, body, head.content_type))
+        return columns_of(_parse(body, head.content_type, self._settings), signature, most)
+
+    def _columns_in_pieces(self, signature: Signature, body: Body, kind: str) -> Steps[dict[str, Any]]:
+        estimate, most = Estimate(self._budget), self._settings.max_request_rows
+        try:
+            text, capacity = Text.of(body, len(body)), Capacity.of(signature, most)
+            try:
+                document = yield from read_document(text, capacity, estimate, EXPECTED)
+            except BadRequestError as error:
+                _refuse_kind(kind, error)
+                raise
+            columns, refused = {}, ""
+            try:
+                columns = yield from columns_in_pieces(document.content, signature, most, self._budget, estimate)
+            except UnreadableError:
+                raise
+            except BadRequestError as error:
+                refused = str(error)
+            yield from document.finish(estimate, self._settings.max_json_depth)  # what is no JSON is told first
+            if refused:
+                raise BadRequestError(refused)
+            if signature.batched:
+                for name, values in columns.items():
+                    columns[name] = yield from rows_in_pieces(name, values, signature)
+            return columns
+        finally:
+            estimate.close()
 
     def _request(self, signature: Signature, inputs: Arrays, form: Form) -> PredictRequest:
         rows = signature.check(inputs, self._settings.max_request_rows)
@@ -98,23 +176,18 @@ class Predict(Endpoint[PredictRequest]):
             check_npy(DTYPES[next(iter(signature.outputs.values())).datatype])
         return PredictRequest(inputs, rows, form)
 
-    def _read_each(self, model: Model, body: Body, head: RequestHead) -> list[PredictRequest]:
+    def _each(self, signature: Signature, columns: dict[str, Any], form: Form) -> list[PredictRequest]:
         """A request for each instance, for a model without a batch axis."""
-        signature = model.session.signature
-        form = _form(head, signature)
-        instances = _instances(body, head.content_type, self._settings)
-        if form == "npy" and len(instances) > 1:
+        count = len(next(iter(columns.values())))
+        if form == "npy" and count > 1:
             raise NotAcceptableError(
                 "without a batch axis each instance is a run, and a .npy holds one; send one instance"
             )
-        columns = _columns(instances, signature)
         return [
             self._request(
-                signature,
-                {name: _array(name, of[position : position + 1], signature)[0] for name, of in columns.items()},
-                form,
+                signature, {name: _instance(name, of[position], signature) for name, of in columns.items()}, form
             )
-            for position in range(len(instances))
+            for position in range(count)
         ]
 
     async def _read_image(self, model: Model, body: Body, head: RequestHead) -> PredictRequest:
@@ -135,6 +208,29 @@ class Predict(Endpoint[PredictRequest]):
         return self._request(signature, {how.input: tensor}, form)
 
 
+def _instance(name: str, value: Any, signature: Signature) -> np.ndarray:
+    array: np.ndarray = value if type(value) is np.ndarray else array_of_rows(name, [value], signature)[0]
+    return array
+
+
+def _texts(rows: Iterable[Arrays]) -> Steps[bytes]:
+    """The predictions of several rows or runs as a JSON list."""
+    texts = []
+    for outputs in rows:
+        parts = {}
+        for name, array in outputs.items():
+            parts[name] = written_json((yield from array_text(np.asarray(array))))
+        texts.append(render_json(next(iter(parts.values())) if len(parts) == 1 else parts))
+        if len(texts) % ROWS == 0:
+            yield
+    return b"[%b]" % b",".join(texts)
+
+
+def _answer(predictions: bytes) -> tuple[Headers, bytes]:
+    body = b'{"predictions":%b}' % predictions
+    return [JSON, (b"content-length", b"%d" % len(body))], body
+
+
 def _json(predictions: Any) -> tuple[Headers, bytes]:
     body = render_json({"predictions": predictions})
     return [JSON, (b"content-length", b"%d" % len(body))], body
@@ -144,23 +240,22 @@ def _form(head: RequestHead, signature: Signature) -> Form:
     return "npy" if wants_npy(head.accept, len(signature.outputs)) else "rows"
 
 
-def _instances(body: Body, kind: str, settings: Settings) -> list[Any]:
+def _parse(body: Body, kind: str, settings: Settings) -> dict[str, Any]:
     try:
-        document = parse_object(body, settings.max_json_depth, EXPECTED)
+        return parse_object(body, settings.max_json_depth, EXPECTED)
     except BadRequestError as error:
-        # Clients send JSON under many names, so the name counts only where the body is no JSON.
-        if kind in ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded"):
-            raise
+        _refuse_kind(kind, error)
+        raise
+
+
+def _refuse_kind(kind: str, error: BadRequestError) -> None:
+    """Raise `UnsupportedError` for a body that is neither JSON nor declared as JSON. Clients send JSON by many names,
+    so the name counts only if it is none."""
+    if kind not in ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded"):
         raise UnsupportedError(
             f"Content-Type {shown(kind)} is not read here; expected JSON, {EXPECTED}, or "
             f"{', '.join((CONTENT_TYPE, *FORMATS))}"
         ) from error
-    instances = document.get("instances")
-    if type(instances) is not list or not instances:
-        raise BadRequestError(f'"instances" is missing or no list with elements; expected {EXPECTED}')
-    if len(instances) > settings.max_request_rows:
-        raise BadRequestError(f"{len(instances)} instances came, at most {settings.max_request_rows} are taken")
-    return instances
 
 
 def _given(signature: Signature, body: Body) -> Arrays:
@@ -182,39 +277,6 @@ def _named(outputs: Arrays) -> Any:
     """One prediction: the output itself where there is one, an object by name where there are several."""
     values = {name: json_array(np.asarray(array)) for name, array in outputs.items()}
     return next(iter(values.values())) if len(values) == 1 else values
-
-
-def _columns(instances: list[Any], signature: Signature) -> dict[str, list[Any]]:
-    """Each input's values over the instances."""
-    if len(signature.inputs) == 1 and type(instances[0]) is not dict:
-        return {next(iter(signature.inputs)): instances}
-    for position, instance in enumerate(instances):
-        if type(instance) is not dict or instance.keys() != signature.inputs.keys():
-            names = ", ".join(repr(name) for name in signature.inputs)
-            raise BadRequestError(f"instance {position} is {shown(instance)}; expected an object with {names}")
-    return {name: [instance[name] for instance in instances] for name in signature.inputs}
-
-
-def _array(name: str, values: list[Any], signature: Signature) -> np.ndarray:
-    """The values as one array with a first axis for the instances. A row may be flat where its shape is fixed."""
-    spec = signature.inputs[name]
-    row_shape = spec.shape[1:] if signature.batched else spec.shape
-    measured = _nesting(values[0])
-    shape: tuple[int, ...]
-    if len(measured) == 1 and len(row_shape) > 1 and -1 not in row_shape and measured[0] == prod(row_shape):
-        measured, shape = row_shape, (len(values), prod(row_shape))
-    else:
-        shape = (len(values), *measured)
-    flat = flatten(name, values, shape)
-    return numbers(f"input {name!r}", spec.datatype, flat).reshape(len(values), *measured)
-
-
-def _nesting(value: Any) -> tuple[int, ...]:
-    shape = []
-    while type(value) is list:
-        shape.append(len(value))
-        value = value[0] if value else None
-    return tuple(shape)
 
 
 def _classified(scores: np.ndarray, labels: tuple[str, ...] | None) -> dict[str, Any]:

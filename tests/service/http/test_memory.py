@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from service.http.connection import HttpConnection
+from support import serving
 from support.serving import PATIENCE
 
 LIMIT = 4 << 20
@@ -153,3 +154,129 @@ def test_clients_that_leave_within_a_body_leave_nothing_behind(repository: Path,
             until(lambda: sum(type(thing) is HttpConnection for thing in gc.get_objects()) <= 1)
         finally:
             gc.enable()
+
+
+ROWS = np.random.default_rng(5).normal(size=(1000, 1, 8, 8)).astype(np.float32)
+
+
+def scores(service: Any, rows: np.ndarray) -> np.ndarray:
+    """By binary tensors, which are not parsed."""
+    tensor = {"name": "image", "shape": rows.shape, "datatype": "FP32", "parameters": {"binary_data_size": rows.nbytes}}
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    reply = service.post(
+        INFER.decode(),
+        content=header + rows.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(header))},
+    )
+    length = int(reply.headers["Inference-Header-Content-Length"])
+    return np.frombuffer(reply.content[length:], np.float32).reshape(-1, 10)
+
+
+@pytest.mark.parametrize("more", [{}, {"Content-Encoding": "gzip"}], ids=["plain", "gzip"])
+@pytest.mark.parametrize("form", ["nested", "flat"])
+def test_large_json_is_answered_as_binary_tensors_are(service: Any, form: str, more: dict[str, str]) -> None:
+    expected = scores(service, ROWS)
+    data = ROWS.tolist() if form == "nested" else ROWS.ravel().tolist()
+    tensor = {"name": "image", "shape": ROWS.shape, "datatype": "FP32", "data": data}
+    rows = ROWS.tolist() if form == "nested" else ROWS.reshape(1000, 64).tolist()
+    headers = {"Content-Type": "application/json", **more}
+    for path, body in ((INFER, {"inputs": [tensor]}), (PREDICT, {"instances": rows})):
+        content = json.dumps(body).encode()
+        assert len(content) > 1 << 20
+        reply = service.post(path.decode(), content=gzip.compress(content) if more else content, headers=headers)
+        answer = reply.json()
+        found = answer["predictions"] if "predictions" in answer else answer["outputs"][0]["data"]
+        assert np.allclose(np.reshape(found, (-1, 10)), expected, atol=1e-5)
+    until(lambda: in_flight(service) == 0)
+
+
+def test_large_json_of_texts(service: Any) -> None:
+    words = [f'{number} é \\ " [{{' * 9 for number in range(2000)]
+    for path, body in (
+        ("/v2/models/text/infer", {"inputs": [{"name": "x", "shape": [1000, 2], "datatype": "BYTES", "data": words}]}),
+        ("/v1/models/text:predict", {"instances": np.reshape(words, (1000, 2)).tolist()}),
+    ):
+        answer = service.post(path, json=body).json()
+        found = answer["predictions"] if "predictions" in answer else answer["outputs"][0]["data"]
+        assert np.ravel(found).tolist() == [f"{word}!" for word in words]
+
+
+def test_an_error_names_its_place_in_the_whole_body(service: Any) -> None:
+    content = json.dumps({"instances": ROWS.tolist()}).encode()
+    place = len(content) // 2
+    place = content.index(b"]", place)
+    reply = service.post(
+        PREDICT.decode(), content=content[:place] + b"x" + content[place:], headers={"Content-Type": "application/json"}
+    )
+    assert reply.status_code == 400
+    assert reply.json()["error"].endswith(f"line 1 column {place + 1} (char {place})")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances":[' + b"[]," * 500_000 + b"[]]}",
+        b'{"instances":[' + b"1," * 2_000_000 + b"1]}",
+        b'{"instances":[' + b"[0.5,1]," * 500_000 + b"[0.5,1]]}",
+    ],
+    ids=["lists", "numbers", "rows"],
+)
+def test_others_are_answered_while_a_body_is_read(service: Any, body: bytes) -> None:
+    """The model has free dimensions, so nothing is refused by its amount."""
+    health = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    with closing(connect(service)) as large, closing(connect(service)) as small:
+        large.sendall(HEAD % (b"/v1/models/free:predict", len(body), JSON) + body)
+        large.setblocking(False)
+        answered = 0
+        while True:
+            try:
+                large.recv(1, socket.MSG_PEEK)
+                break
+            except BlockingIOError:
+                small.sendall(health)
+                assert answer(small)[2] == {"live": True}
+                answered += 1
+        large.settimeout(PATIENCE)
+        assert answer(large)[0] == 400
+    assert answered >= 5
+
+
+def test_without_memory_a_request_is_503_and_the_service_lives(
+    repository: Path, start_process: Callable[..., Any]
+) -> None:
+    """Requests may take what the process has not: they are refused when it gets none."""
+    limited = """
+import resource
+from service import app
+started = app._announce
+def announce(repository, urls):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (28 << 20),) * 2)
+    app_budget[0]._addresses_limited = True
+    started(repository, urls)
+app._announce = announce
+from service import budget
+app_budget = []
+class Known(budget.Budget):
+    def __init__(self, limit):
+        super().__init__(1 << 40)
+        app_budget.append(self)
+app.Budget = Known
+"""
+    statuses = []
+    with start_process(repository, code=limited + serving.SERVE) as service:
+        for count in (200_000, 4_000_000):
+            for body in (
+                b'{"instances":[' + b"[0.5]," * (count // 4) + b"[1]]}",
+                b'{"instances":[' + b"1," * count + b"1]}",
+            ):
+                reply = service.post(
+                    "/v1/models/free:predict", content=body, headers={"Content-Type": "application/json"}
+                )
+                statuses.append(reply.status_code)
+                if reply.status_code == 503:
+                    assert "short of memory" in reply.json()["error"]
+        assert service.process.poll() is None
+        assert service.get("/v2/health/live").status_code == 200
+    assert 503 in statuses
+    assert set(statuses) <= {400, 503}

@@ -1,0 +1,88 @@
+"""A JSON text and pieces of it."""
+
+import re
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+
+from service.budget import Body
+from service.protocol.jsontext import parse_bare_tokens
+
+PIECE = 1 << 16
+"""Bytes of a piece. The slowest JSON of this size, empty lists, takes orjson 5 ms, and numbers take it 0.2 ms."""
+
+QUOTE = ord('"')
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+
+class Text:
+    """The bytes `begin` to `end` of a JSON text; `whole` is the length of that, from which errors count. `size` are the
+    bytes of a piece."""
+
+    def __init__(self, content: memoryview, begin: int, end: int, size: int = PIECE) -> None:
+        self.begin = begin
+        self.end = end
+        self.whole = len(content)
+        self.size = size
+        self._content = content
+
+    @classmethod
+    def of(cls, body: Body, end: int, size: int = PIECE) -> "Text":
+        """The first bytes of a body."""
+        return cls(memoryview(body)[:end], 0, end, size)
+
+    def part(self, begin: int, end: int) -> "Text":
+        return Text(self._content, begin, end, self.size)
+
+    def begins(self) -> range:
+        """Where pieces begin that are cut anywhere."""
+        return range(self.begin, self.end, self.size)
+
+    def piece(self, begin: int, size: int | None = None) -> bytes:
+        """At most `size` bytes from position `begin`."""
+        return bytes(self._content[begin : min(begin + (size or self.size), self.end)])
+
+    def beyond(self, begin: int, size: int) -> bytes:
+        """The same of the whole text."""
+        return bytes(self._content[begin : begin + size])
+
+
+class Strings:
+    """Follows strings through successive pieces."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self.escaped = False
+        """Whether the first byte of the next piece is escaped."""
+
+    def find(self, piece: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The bytes of the piece, with escaped ones replaced; whether each is outside of strings, where a quote that
+        ends one is; and the positions of the quotes that begin and end strings."""
+        if self.escaped:
+            piece, self.escaped = b"_" + piece[1:], False
+        if b"\\" in piece:
+            piece = _ESCAPE.sub(b"__", piece)
+            self.escaped = piece.endswith(b"\\")
+        codes = np.frombuffer(piece, np.uint8)
+        is_quote = codes == QUOTE
+        inside = (np.cumsum(is_quote, dtype=np.int32) + self.inside) % 2
+        if len(inside):
+            self.inside = bool(inside[-1])
+        return codes, inside == 0, np.flatnonzero(is_quote)
+
+
+def loads(piece: bytes) -> Any:
+    """The value of a whole JSON text. Raises `ValueError` if it is no JSON, and `MemoryError`."""
+    try:
+        return orjson.loads(piece)
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith("Not enough memory"):
+            raise MemoryError from error
+        if b"NaN" not in piece and b"Infinity" not in piece:
+            raise
+    return parse_bare_tokens(piece)
