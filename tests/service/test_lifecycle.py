@@ -36,8 +36,8 @@ def refusal(start: Callable[..., Any], repository: Path, **settings: Any) -> str
 
 def test_the_start_line_names_models_address_and_provider(service: Any) -> None:
     place = next(at for at, line in enumerate(service.lines) if f":{service.port} " in line)  # others log here, too
-    broken, serving = service.lines[place - 1], service.lines[place]
-    assert broken.startswith("bnfold: not serving broken/1: ")
+    serving = service.lines[place]
+    assert any(line.startswith("bnfold: not serving broken/1: ") for line in service.lines[:place])
     assert serving.startswith("bnfold: serving echo/1, free/1, net/1, ")
     assert serving.endswith(f" on http://127.0.0.1:{service.port} (cpu)")
 
@@ -116,7 +116,7 @@ def test_a_signal_ends_it_with_0(repository: Path, start_process: Callable[..., 
     with start_process(repository, grace_seconds=0) as service:
         service.process.send_signal(number)
         assert service.process.wait(PATIENCE) == 0
-    assert service.lines[-1].startswith("bnfold: serving"), "nothing more was said"
+    assert service.said == []
 
 
 def test_readiness_goes_first_and_requests_are_still_served(
@@ -209,7 +209,7 @@ def test_sigterm_abandons_proofs(
         assert service.process.wait(PATIENCE) == 0
     assert [answer.status_code for answer in answers] == [503] * 4
     assert all("the service is stopping" in answer.json()["error"] for answer in answers)
-    assert service.lines[-1].startswith("bnfold: serving"), "nothing more was said, and no traceback"
+    assert service.said == [], "no traceback"
 
 
 SERVE_AND_TELL = """

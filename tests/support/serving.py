@@ -137,6 +137,11 @@ class Service:
                 return float(line.rsplit(" ", 1)[1])
         raise LookupError(name)
 
+    @property
+    def said(self) -> list[str]:
+        """What it has logged since its start line."""
+        return self.lines[self.lines.index(self._start_line()) + 1 :]
+
     def _start_line(self) -> str:
         return next((line for line in self.lines if "bnfold: serving" in line), "")
 

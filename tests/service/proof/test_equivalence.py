@@ -154,7 +154,7 @@ def test_without_torch_a_torch_reference_is_501_and_everything_else_works(
         while "bnfold_shadow_rows_total{" in service.get("/metrics").text:
             assert time.monotonic() < end
         assert service.metric('bnfold_shadow_share{model="cnn",version="1"}') == 0
-    (line,) = service.lines[1:]
+    (line,) = service.said
     assert (
         line == "bnfold: not comparing cnn/1 with its reference: its reference needs torch, which is not installed here"
     )
