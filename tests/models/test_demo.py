@@ -198,7 +198,6 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_2(tmp_path: Path) -> 
         [sys.executable, "-m", "models.demo", "--out", str(tmp_path / "file" / "demo")],
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

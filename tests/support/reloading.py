@@ -20,7 +20,7 @@ from fold.artifact import ModelVersion, read_version
 from fold.artifact.directory import write_manifest
 from fold.artifact.manifest import Manifest
 from support import served
-from support.serving import Service
+from support.serving import PATIENCE, Service
 
 TOKEN = {"Authorization": "Bearer boss"}
 EXPLICIT = {"repository_control": "explicit", "admin_token": "boss"}
@@ -68,7 +68,7 @@ class Load:
                 thread.join()
 
     def _send(self, done: threading.Event) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=PATIENCE)
         body = json.dumps(REQUEST)
         try:
             while not done.is_set():
@@ -90,7 +90,7 @@ class Load:
 
 
 def wait(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)

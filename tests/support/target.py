@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from support.serving import PATIENCE
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),
     **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -62,10 +64,10 @@ class Target:
             pytest.skip(f"this server has no extension {extension}")
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **options)
+        return httpx.get(self.url + path, timeout=PATIENCE, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=60, **options)
+        return httpx.post(self.url + path, timeout=PATIENCE, **options)
 
     def raw(self, method: str, path: str, body: bytes = b"", **headers: Any) -> httpx.Response:
         """One request with these headers and no others, over a socket; `_` in their names is `-`."""
@@ -90,7 +92,7 @@ class Target:
 
     def connect(self) -> socket.socket:
         parts = urlsplit(self.url)
-        return socket.create_connection((parts.hostname, parts.port or 80), timeout=60)
+        return socket.create_connection((parts.hostname, parts.port or 80), timeout=PATIENCE)
 
 
 def read_answer(connection: socket.socket) -> httpx.Response:

@@ -21,6 +21,7 @@ from service.batching.worker import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
 from service.settings import Settings
 from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, submit, turns
+from support.serving import PATIENCE
 
 
 def policy(max_batch_size: int, **options: Any) -> BatchPolicy:
@@ -71,7 +72,7 @@ def test_two_batches_may_be_in_flight() -> None:
 
 
 def test_a_worker_has_as_many_threads_as_batches_may_be_in_flight() -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=PATIENCE)
 
     async def play() -> None:
         worker, ended = Worker("m", 2), [asyncio.get_running_loop().create_future() for _ in range(2)]

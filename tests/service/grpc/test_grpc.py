@@ -72,7 +72,7 @@ def code_of(call: Callable[[], Any]) -> Code:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < end, "what was waited for has not come"
         time.sleep(0.01)
@@ -252,7 +252,7 @@ def test_a_cancelled_request_leaves_the_queue(busy: Service) -> None:
         call = client.async_infer("slow", [tensor("x", [[1]])], lambda result, error: ends.put(error))
         until(lambda: queued(busy) == 1)
         call.cancel()
-        assert ends.get(timeout=30).status() == "StatusCode.CANCELLED"
+        assert ends.get(timeout=PATIENCE).status() == "StatusCode.CANCELLED"
         until(lambda: queued(busy) == 0)
     assert busy.metric('bnfold_running_rows{model="slow",version="1"}') == 1
     assert busy.metric('bnfold_errors_total{kind="client_gone",model="slow",version="1"}') == 1
@@ -263,7 +263,7 @@ def test_a_cancelled_stream_takes_its_requests_along(busy: Service) -> None:
 
     def requests() -> Iterator[Any]:
         yield from (message("slow", "x", [[np.float32(value)]]) for value in range(3))
-        never.wait(60)
+        never.wait(PATIENCE)
 
     with connected(busy) as stub:
         stream = stub.ModelStreamInfer(requests())
@@ -526,7 +526,7 @@ def test_over_tls(repository: Path, tmp_path: Path) -> None:
             assert client.infer("free", [tensor("x", [[1, 2]])]).as_numpy("total").tolist() == [3.0]
         with connected(service) as stub:
             live = service_pb2.ServerLiveRequest()
-            assert code_of(lambda: stub.ServerLive(live, timeout=20)) is Code.UNAVAILABLE, "nothing without TLS"
+            assert code_of(lambda: stub.ServerLive(live, timeout=PATIENCE)) is Code.UNAVAILABLE, "nothing without TLS"
 
 
 # Health, reflection, the log
@@ -645,7 +645,7 @@ def test_sigterm_answers_what_is_queued(slow_alone: Path, tmp_path: Path) -> Non
 
         def requests() -> Iterator[Any]:
             yield from (message("slow", "x", [[np.float32(value)]]) for value in range(3))
-            ahead.wait(60)
+            ahead.wait(PATIENCE)
 
         stream = streaming.ModelStreamInfer(requests())
         until(lambda: queued(busy) == 11)

@@ -152,7 +152,7 @@ def test_clients_that_die_in_the_middle_of_a_body_leave_nothing_behind(
 
 
 def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..., Any], make_slow: Any) -> None:
-    """Behind one that takes its time."""
+    """Behind one whose run is held."""
     make_slow(tmp_path)
     requests, rows = 251, 4000
     enough = (requests - 1) * rows  # one is merged already while the first is computed
@@ -172,17 +172,22 @@ def test_a_million_rows_wait_and_are_answered(tmp_path: Path, start: Callable[..
         return found
 
     async def everyone(service: Any) -> list[tuple[int, bytes]]:
-        first = asyncio.create_task(ask(service.port, header + np.full(rows, 5000, "<f4").tobytes(), path))
+        held = np.full(rows, serving.HELD, "<f4").tobytes()
+        first = asyncio.create_task(ask(service.port, header + held, path))
         while not await asyncio.to_thread(service.metric, 'bnfold_running_rows{model="slow",version="1"}'):
             assert not first.done()
         found = asyncio.gather(*(ask(service.port, body(number), path) for number in range(requests)))
-        while not first.done() and waiting[-1] < enough:
+        while waiting[-1] < enough:
             waiting.append(await asyncio.to_thread(service.metric, 'bnfold_queue_rows{model="slow",version="1"}'))
+        hold.release()
         await first
         return await found
 
     path, waiting = "/v2/models/slow/infer", [0.0]
-    with start(tmp_path, max_batch_size=4096, max_request_rows=rows, queue_rows=2_000_000) as service:
+    with (
+        start(tmp_path, max_batch_size=4096, max_request_rows=rows, queue_rows=2_000_000) as service,
+        serving.held() as hold,
+    ):
         answers = asyncio.run(everyone(service))
     assert {status for status, _ in answers} == {200}
     for number, (_, content) in enumerate(answers):

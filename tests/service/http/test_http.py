@@ -277,7 +277,7 @@ def test_a_bad_request_does_not_touch_its_neighbours(service: Any) -> None:
 
     async def all_at_once() -> None:
         limits = httpx.Limits(max_connections=32)
-        async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=PATIENCE) as client:
             await asyncio.gather(*(one(client, number) for number in range(400)))
 
     asyncio.run(all_at_once())
@@ -289,7 +289,7 @@ def slow(x: float) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.01)

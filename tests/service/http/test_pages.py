@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.app import create_app
 from service.settings import Settings
 from support import ROOT
+from support.serving import PATIENCE
 
 ROWS = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
 
@@ -63,7 +64,7 @@ def test_the_api_page_needs_no_network_and_its_commands_work(service: Any) -> No
         body = arguments[arguments.index("-d") + 1] if "-d" in arguments else ""
         if "/equivalence" not in url and "/repository/models/" not in url:  # takes its time, and changes what serves
             method = "POST" if body or "-X POST" in command else "GET"
-            given = httpx.request(method, url, content=body, timeout=30)
+            given = httpx.request(method, url, content=body, timeout=PATIENCE)
             assert given.status_code == 200, (command, given.text)
 
 

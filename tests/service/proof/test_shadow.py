@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fold.proof.decisions import Decision
 from fold.proof.run_time import OutputVerdict, Verdict
 from service.proof.shadow import WINDOW, ShadowSampler
+from support.serving import PATIENCE
 
 FROM_THE_COMMAND_LINE = """
 import os
@@ -31,7 +32,7 @@ def image(rows: int = 1) -> dict[str, Any]:
 
 def until(service: Any, name: str, least: float, send: Callable[[], Any]) -> float:
     """Send until a metric is at least so large."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while (value := service.metric(name)) < least:
         assert time.monotonic() < end, service.get("/metrics").text
         send()
@@ -40,7 +41,7 @@ def until(service: Any, name: str, least: float, send: Callable[[], Any]) -> flo
 
 def compares(service: Any, model: str, version: int = 1) -> None:
     """Wait until the reference is loaded."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not service.metric(f'bnfold_shadow_share{{model="{model}",version="{version}"}}'):
         assert time.monotonic() < end, service.lines
         time.sleep(0.02)

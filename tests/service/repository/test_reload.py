@@ -30,7 +30,7 @@ from support.reloading import (
     table,
     wait,
 )
-from support.serving import PATIENCE, Service, ServiceProcess, start, start_process
+from support.serving import HELD, PATIENCE, Service, ServiceProcess, held, start, start_process
 
 
 @pytest.fixture
@@ -132,16 +132,16 @@ def test_a_request_that_came_in_halves_is_answered_by_the_version_that_it_found(
         assert service.post("/v2/models/table/versions/1/infer", json=REQUEST).status_code == 404
 
 
-def steps(thousands: int) -> dict[str, Any]:
+def row(x: float) -> dict[str, Any]:
     """A request to `slow`."""
-    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [thousands]}]}
+    return {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
 
 
-LONG, SHORT = steps(1500), steps(20)
+LONG, SHORT = row(HELD), row(1)
 
 
 def fill(service: Service, pool: ThreadPoolExecutor) -> "list[Future[httpx.Response]]":
-    """Seven short requests to `slow` in the queue, behind a long one that runs."""
+    """Seven requests to `slow` in the queue, behind one whose run is held."""
     send = partial(pool.submit, service.post, "/v2/models/slow/infer")
     calls = [send(json=LONG)]
     wait(lambda: service.metric('bnfold_running_rows{model="slow",version="1"}') == 1)
@@ -151,10 +151,10 @@ def fill(service: Service, pool: ThreadPoolExecutor) -> "list[Future[httpx.Respo
 
 
 def test_what_queues_at_the_old_version_is_answered_by_it(tmp_path: Path) -> None:
-    """Eight requests that compute for a while, one after the other; the new version does not wait for them."""
+    """Eight requests, one after the other; the new version does not wait for them."""
     folder = tmp_path / "repository"
     served.slow(folder)
-    with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(8) as pool:
+    with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(8) as pool, held() as hold:
         calls = fill(service, pool)
         served.slow(tmp_path / "staging", quick=True)
         (tmp_path / "staging" / "slow" / "1").rename(folder / "slow" / "2")
@@ -162,6 +162,7 @@ def test_what_queues_at_the_old_version_is_answered_by_it(tmp_path: Path) -> Non
         assert call(service, "load", "slow") == (200, "")
         assert service.post("/v2/models/slow/infer", json=SHORT).json()["model_version"] == "2"
         assert states(service)["slow/1"] == "UNLOADING"
+        hold.release()
         answers = [call.result() for call in calls]
         assert [(answer.status_code, answer.json()["model_version"]) for answer in answers] == [(200, "1")] * 8
         wait(lambda: states(service) == {"slow/2": "READY"})
@@ -198,12 +199,13 @@ def test_unloading_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     served.slow(folder)
     table(folder, 1)
-    with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(9) as pool:
+    with start(folder, max_batch_size=1, **EXPLICIT) as service, ThreadPoolExecutor(9) as pool, held() as hold:
         calls = fill(service, pool)
         unloading = pool.submit(call, service, "unload", "slow")
         wait(lambda: index(service)["slow/1"] == ("UNLOADING", "it is being unloaded"))
         late = service.post("/v2/models/slow/infer", json=SHORT)
         assert (late.status_code, "is not ready: it is being unloaded" in late.json()["error"]) == (503, True)
+        hold.release()
         assert [call.result().status_code for call in calls] == [200] * 8
         assert unloading.result() == (200, "")
         assert index(service) == {"slow/1": ("UNAVAILABLE", "unloaded"), "table/1": ("READY", "")}

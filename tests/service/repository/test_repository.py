@@ -24,6 +24,7 @@ from service.settings import Settings
 from support import served
 from support.batching import submit
 from support.reloading import corrupt
+from support.serving import PATIENCE
 
 X = {"image": np.ones((1, 1, 8, 8), np.float32)}
 
@@ -166,7 +167,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     gate.set()
 
     def read(path: Path) -> Any:
-        assert gate.wait(30)
+        assert gate.wait(PATIENCE)
         return read_version(path)
 
     monkeypatch.setattr("service.repository.versions.read_version", read)

@@ -14,6 +14,7 @@ from service.runtime.buckets import Buckets
 from service.runtime.graph import Graph
 from service.runtime.session import ModelSession
 from service.settings import Settings
+from support.serving import PATIENCE
 
 
 def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed_addresses(
@@ -38,7 +39,7 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     np.testing.assert_array_equal(session.run({"a": a, "b": a})["sum"], 2 * a)
     assert len(ran) == 5
     assert len(set(ran)) == 1
@@ -74,7 +75,7 @@ def test_a_gpu_without_cudnn_serves_no_convolutions(
 
 def test_stagings_of_one_size_are_warmed_up_at_a_time() -> None:
     """Two batches in flight are two threads, and each has to meet the device before it serves."""
-    together = threading.Barrier(2, timeout=30)
+    together = threading.Barrier(2, timeout=PATIENCE)
 
     class Meeting:
         rows = 4

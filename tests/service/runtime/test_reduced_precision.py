@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.serving import PATIENCE
+
 PROVE = "/v2/models/net/equivalence"
 
 
@@ -40,7 +42,7 @@ def test_float16_is_served_behind_float32_and_proven(reduced: Path, start: Calla
         assert verdict["decision_agreement"] == 1
         given = service.post(PROVE, json={"inputs": [tensor]}).json()
         assert (given["equivalent"], given["precision"]) == (True, "fp16")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not service.metric('bnfold_shadow_rows_total{model="net",version="1"}') and time.monotonic() < deadline:
             service.post("/v2/models/net/infer", json={"inputs": [tensor]})
             time.sleep(0.1)
