@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 DEMO   := build/demo
 SECONDS ?= 1800
 export ORT_DISABLE_TELEMETRY := 1
+# An image may set it. Without compiled files each process compiles all modules anew, and pytest all plugins and tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve lint types test integration coverage soak bench clean

@@ -12,6 +12,7 @@ from support import ROOT
 # Tests already run side by side. More threads in each only wait for each other, and a waiting one uses a core: a third
 # of the time of what computes with PyTorch. It is read when the libraries are loaded, here and in processes of tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that processes, this one's workers too, need not compile again
 # Processes that tests start find the networks in the checkout, from where they are not installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 

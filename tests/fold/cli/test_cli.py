@@ -300,8 +300,8 @@ def test_help_names_every_option() -> None:
 def test_a_process_prints_exits_and_warns_of_nothing(published, tmp_path) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-m", "fold"]
     verify = [*command, "verify", str(published[0] / "digits"), "--samples", "1", "--json"]
-    done = subprocess.run(verify, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["equivalent"] is True
-    done = subprocess.run([*command, "mend"], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, "mend"], capture_output=True, text=True, check=False)
     assert_one_line(done, "mend")

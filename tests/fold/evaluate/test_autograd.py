@@ -188,8 +188,8 @@ def test_every_architecture(name) -> None:
     module = randomise(architecture(name), seed=1)
     model = unfolded_graph(name, module)
     x = {model.graph.inputs[0].name: np.random.default_rng(0).standard_normal((3, *ARCHITECTURES[name]))}
-    folded = [fold.fold_model(as_float64(model), open_activations=opened)[0] for opened in (False, True)]
-    for each in (model, *folded):
+    opened, _ = fold.fold_model(as_float64(model), open_activations=True)
+    for each in (model, opened):
         expected, actual = evaluate(each, x), TorchGraph(each)({n: torch.from_numpy(a) for n, a in x.items()})
         for output, truth in expected.items():
             limit = 1e-12 * np.abs(truth).max()
