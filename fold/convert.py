@@ -44,6 +44,11 @@ COPIES = {
 """What errors call the files of a version that is not published yet."""
 
 
+SAMPLES, UNCHANGED_SAMPLES = 16, 2
+"""Rows that a proof draws. A graph that is equal to its source by the letter needs no more than a few, which also show
+that it runs."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where to publish, and what belongs to the model in addition to its weights."""
@@ -96,12 +101,14 @@ def convert(
     *,
     open_activations: bool = False,
     precision: PrecisionName = "fp32",
-    samples: int = 16,
+    samples: int | None = None,
     seed: int = 0,
     provider: Provider = "auto",
     announce: Callable[[str], None] = lambda step: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
-    """Read, export, fold, prove and publish. `announce` is told each step before it is taken.
+    """Read, export, fold, prove and publish. `announce` is told each step before it is taken, `tell` what the user must
+    know before the proof. This draws `samples` rows: if it is None 16, or 2 for an unchanged graph.
 
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
@@ -120,7 +127,9 @@ def convert(
     announce("folding")
     folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
     model, report, carried = folding.model, folding.report, folding.carried
+    samples = samples or (UNCHANGED_SAMPLES if folding.unchanged else SAMPLES)
     del folding
+    _tell_without_batchnorm(report, source, unfolded, tell)
     manifest = _manifest(source, target, name, version, unfolded, model, seed)
 
     # 4. Convert the folded graph to a reduced precision, if one was asked for.
@@ -162,11 +171,7 @@ def convert(
             inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
             observed = observe_layers(graph, read_graph(folder / "model.onnx").model, carried, report, inputs)
             write_html(folder / "report.html", manifest, report, observed)
-            _write_canary(folder, certificate.verdict)
-            if manifest.labels:
-                (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
-            write_manifest(folder, manifest)
-            write_triton_config(target.repository / name, manifest)
+            _write_rest(folder, manifest, certificate.verdict)
     except _ProofFailedError:
         path = None
     return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file)
@@ -194,6 +199,21 @@ def _naming(source: Path, folder: Path | None = None) -> Iterator[None]:
         raise BnfoldError(text if str(source) in text else f"{source}: {text}") from error
 
 
+def _tell_without_batchnorm(
+    report: FoldReport, source: Source, unfolded: Unfolded, tell: Callable[[str], None]
+) -> None:
+    """Say first why a graph has no BatchNorm to fold, and what to do about it."""
+    if report.batchnorms:
+        return
+    do = "it is proven and published"
+    if unfolded.described["kind"] == "onnx":
+        do = (
+            "exporters fold it in eval mode. To fold and prove it here, give the checkpoint with --arch, or export "
+            "with torch.onnx.export(…, dynamo=True, optimize=False)"
+        )
+    tell(f"{source.path}: has no BatchNorm to fold; {do}")
+
+
 def _manifest(
     source: Source, target: Target, name: str, version: int, unfolded: Unfolded, folded: "ir.Model", seed: int
 ) -> Manifest:
@@ -218,10 +238,15 @@ def _manifest(
     return manifest.model_copy(update={"free_sizes": sizes})
 
 
-def _write_canary(folder: Path, verdict: Verdict) -> None:
+def _write_rest(folder: Path, manifest: Manifest, verdict: Verdict) -> None:
+    """The canary, the labels, the manifest, which comes last in the folder, and Triton's configuration above it."""
     if verdict.evidence is not None:
         limits = {output.name: output.limit for output in verdict.outputs}
         write_canary(folder, verdict.evidence.inputs, verdict.evidence.exact, limits)
+    if manifest.labels:
+        (folder / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
+    write_triton_config(folder.parent, manifest)
 
 
 def _labels(target: Target, metadata: dict[str, Any]) -> tuple[str, ...] | None:

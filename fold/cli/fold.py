@@ -18,7 +18,6 @@ from fold.cli.options import (
     Inputs,
     Key,
     Overridable,
-    Samples,
     Seed,
     SourceFile,
     Trust,
@@ -56,6 +55,15 @@ OpenActivations = Annotated[
         "--open-activations", help="Rewrite a ReLU as a clip by channel if that removes a BatchNorm that would stay."
     ),
 ]
+FoldSamples = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        help="How many random inputs the proof uses.",
+        show_default="16, or 2 for a graph that is not changed",
+    ),
+]
 Precision = Annotated[
     Literal["fp32", "tf32", "fp16", "bf16"],
     typer.Option(help="The type in which the graph computes; nodes that it does not fit stay in float32."),
@@ -84,7 +92,7 @@ def fold(
     layout: AxisOrder = None,
     open_activations: OpenActivations = False,
     precision: Precision = "fp32",
-    samples: Samples = 16,
+    samples: FoldSamples = None,
     seed: Seed = 0,
     device: Device = "auto",
     trust: Trust = False,
@@ -114,6 +122,7 @@ def fold(
             seed=seed,
             provider=device,
             announce=lambda step: status.update(escape(step)),
+            tell=lambda line: console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True, highlight=False),
         )
     # 3. Print what was decided while the source was read, and where each BatchNorm went.
     print_changes(source, conversion.changes, arch, conversion.arch_file)

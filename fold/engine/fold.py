@@ -37,12 +37,14 @@ class Folding:
     """A folded graph, its report, and the gauge of each of its tensors.
 
     `carried` has (p, q) by the name of a float tensor, broadcastable to it: the folded graph's tensor of that name
-    holds `p*x + q` for the source's x. Where p is infinite, it may hold anything.
+    holds `p*x + q` for the source's x. Where p is infinite, it may hold anything. `unchanged` if there was nothing to
+    fold: the graph is the source's to the letter.
     """
 
     model: ir.Model
     report: FoldReport
     carried: dict[str, Gauge] = field(default_factory=dict)
+    unchanged: bool = False
 
 
 def fold_model(model: ir.Model, *, open_activations: bool = False) -> tuple[ir.Model, FoldReport]:
@@ -86,7 +88,7 @@ def fold_graph(
     # 3. Note which weights absorb what, while the graph is still the source's.
     if not batchnorms and not changes and not solution.removed and not branches_merged:
         report = FoldReport((), (), seconds=time.perf_counter() - started, affines=_counted(affines, set()))
-        return Folding(source.clone(), report)
+        return Folding(source.clone(), report, unchanged=True)
     into = find_absorbers(gauges, solution, changes)
     scaling = find_input_scaling(gauges, solution, changes)
     carried = {value.name: solution.gauge(layout) for value, layout in gauges.layouts.items() if value.name}

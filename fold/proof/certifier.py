@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from fold.arrays import Arrays, first_rows, in_chunks
 from fold.artifact import ModelVersion, all_batched, sha256
-from fold.engine import fold_graph
+from fold.engine import FoldReport, fold_graph
 from fold.graph import read_graph
 from fold.inputs import FREE_SIZES, check_inputs, drawn_inputs
 from fold.precision import as_stored, refuse_tf32
-from fold.proof.algebra import check_algebra, find_truth
+from fold.proof.algebra import FAMILIES, Algebra, check_algebra, find_truth
 from fold.proof.certificate import Certificate, GraphParts
 from fold.proof.locate import Located, of_algebra, of_nothing, of_reference, of_rounding, of_run_time
 from fold.proof.reference import Reference, load_reference
-from fold.proof.rounding import check_rounding
+from fold.proof.rounding import Rounding, check_rounding
 from fold.proof.run_time import Verdict
 from fold.proof.unfolded import Reduced, load_unfolded, run_unfolded
 from fold.proof.verify import compare, disagreement
@@ -157,19 +157,26 @@ def prove_graphs(
     manifest, specs = version.manifest, version.manifest.required_inputs
     opened = bool(manifest.fold.get("open_activations"))
     source = unfolded  # what the caller has stays in memory; what is read here is released
+    folding = None
 
     # 1. The unfolded graph, and what it computes
     if source is None:
         announce("reading the unfolded graph")
         source = load_unfolded(version)
+    if _says_unchanged(version):
+        folding = fold_graph(source, open_activations=opened, exact=True)
+    unchanged = folding is not None and folding.unchanged  # equal to the letter, which needs little arithmetic
     truth = None
     if "algebra" in parts:
         announce("part A, algebra: the unfolded graph in float64")
-        truth = find_truth(source, specs, seed, inputs if given else None, manifest.free_sizes or FREE_SIZES)
+        names = ("normal",) if unchanged else FAMILIES
+        free = manifest.free_sizes or FREE_SIZES
+        truth = find_truth(source, specs, seed, inputs if given else None, free, names)
 
     # 2. The exact graph
-    announce("folding the graph again, with exact weights")
-    folding = fold_graph(source, open_activations=opened, exact=True)
+    if folding is None:
+        announce("folding the graph again, with exact weights")
+        folding = fold_graph(source, open_activations=opened, exact=True)
     del source
     release_memory()
 
@@ -178,7 +185,7 @@ def prove_graphs(
     if truth is not None:
         witness = truth.families["normal"]
         announce("part A, algebra: the exact graph in float64")
-        algebra = check_algebra(truth, folding.model)
+        algebra = check_algebra(truth, None if unchanged else folding.model)
     del truth
     release_memory()
 
@@ -199,19 +206,46 @@ def prove_graphs(
     rounding = None
     if "rounding" in parts:
         announce("part B, rounding: each weight, and its effect")
-        rounding = check_rounding(exact, partial(_read_stored, version), _bounded(version, inputs))
+        few = _bounded(version, inputs)
+        rounding = check_rounding(exact, partial(_read_stored, version), few, unchanged=unchanged)
     del exact
     release_memory()
 
     # 6. Where the fault is, if A or B fails
-    located: Located | None = None
+    located = _locate_fold(version, algebra, rounding, report, unfolded, seed, announce)
+    return GraphParts(algebra, rounding, search, located, witness)
+
+
+def _locate_fold(
+    version: ModelVersion,
+    algebra: Algebra | None,
+    rounding: Rounding | None,
+    report: FoldReport,
+    unfolded: "ir.Model | None",
+    seed: int,
+    announce: Announce,
+) -> Located | None:
+    """The fold that is wrong if A or B fails; None if both hold."""
     if algebra is not None and not algebra and algebra.compared:
         announce("locating the wrong fold")
         source = load_unfolded(version) if unfolded is None else unfolded
-        located = of_algebra(source, drawn_inputs(manifest, 2, seed), open_activations=opened)
-    elif rounding is not None and rounding.faults:
-        located = of_rounding(rounding.faults, report)
-    return GraphParts(algebra, rounding, search, located, witness)
+        opened = bool(version.manifest.fold.get("open_activations"))
+        return of_algebra(source, drawn_inputs(version.manifest, 2, seed), open_activations=opened)
+    if rounding is not None and rounding.faults:
+        return of_rounding(rounding.faults, report)
+    return None
+
+
+def _says_unchanged(version: ModelVersion) -> bool:
+    """Whether the manifest says that nothing was folded and nothing was stored in another type."""
+    told = version.manifest.fold
+    counts = [told.get("batchnorms"), told.get("branches_merged"), told.get("normalization")]
+    affines = told.get("affines") or []
+    return (
+        version.manifest.precision in ("fp32", "tf32")
+        and not any(counts)
+        and not any(one.get("folded") for one in affines)
+    )
 
 
 def with_witness(verdict: Verdict, reference: Reference, version: ModelVersion, graphs: GraphParts) -> Verdict:
