@@ -1,6 +1,5 @@
 """Inputs that a user gives: read from files, and checked against the signature of the model."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,15 @@ def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
 
 def _read_arrays(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise BnfoldError(f"{path}: is not an .npz of plain arrays ({error}); write one with numpy.savez") from error
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.ndarray):
+            with file:
+                return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy, zipfile and zlib raise many types for a damaged file
+        raise BnfoldError(
+            f"{path}: is not an .npz of plain arrays ({first_line(error)}); write one with numpy.savez"
+        ) from error
+    raise BnfoldError(f"{path}: holds an array without a name; write an .npz: numpy.savez(FILE, NAME=array)")
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 from fold.sources.architecture.configuration import LIBRARIES, from_configuration, with_configuration
 from fold.sources.architecture.factory import import_named, load_architecture
 from fold.sources.architecture.fit import fit
@@ -71,9 +71,11 @@ def build_module(checkpoint: Checkpoint, arch: str, arch_args: Sequence[str], co
             module = factory.make(**called)
     except BnfoldError:
         raise
-    except Exception as error:  # the user's constructor may raise anything
+    except (Exception, SystemExit) as error:  # the user's constructor may raise anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise BnfoldError(f"--arch {arch}: calling it with ({given}) failed: {error}; check --arch-arg") from error
+        raise BnfoldError(
+            f"--arch {arch}: calling it with ({given}) failed: {first_line(error)}; check --arch-arg"
+        ) from error
     if not isinstance(module, nn.Module):
         raise BnfoldError(f"--arch {arch}: returned a {type(module).__name__}, expected a torch.nn.Module")
     # 3. Load the weights.

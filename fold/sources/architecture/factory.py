@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from fold.errors import BnfoldError, first_line
+from fold.sources.quiet import silenced
 
 OURS = ("fold", "service")
 
@@ -58,7 +59,9 @@ def import_named(place: str, attribute: str, spec: str) -> tuple[ModuleType, obj
     `spec` is the option as it was given, for the `BnfoldError` with the nearest names if there is none.
     """
     try:
-        module = _import_file(Path(place), spec) if place.endswith(".py") else _import_module(place, Path.cwd(), spec)
+        with silenced():
+            file = place.endswith(".py")
+            module = _import_file(Path(place), spec) if file else _import_module(place, Path.cwd(), spec)
     except BnfoldError:
         raise
     except ModuleNotFoundError as error:
@@ -66,7 +69,7 @@ def import_named(place: str, attribute: str, spec: str) -> tuple[ModuleType, obj
             raise BnfoldError(f"{spec}: {place} needs the module {error.name!r}; install it") from error
         near = _nearest(place, _modules_beside(place))
         raise BnfoldError(f"{spec}: there is no module {place!r}{near}") from error
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, as a script that parses arguments
         raise BnfoldError(f"{spec}: importing {place} failed: {type(error).__name__}: {error}") from error
     found: object = module
     for part in attribute.split("."):

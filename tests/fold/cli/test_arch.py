@@ -22,6 +22,15 @@ def make(slope=0.3):
 """
 
 
+NOISY = """
+class Noisy(nn.Module):
+    def forward(self, x):
+        print("forward")
+        return x
+
+"""
+
+
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
     """A working directory with a checkpoint, and `sys.path` and `sys.modules` as they were afterwards."""
@@ -110,6 +119,23 @@ def refused_arch(*arguments: str) -> str:
     import models.cnn  # noqa: PLC0415
 
     return str(models.cnn.__file__)
+
+
+@pytest.mark.parametrize(
+    "leaves", ["import argparse\nargparse.ArgumentParser().exit(2)\n", "def make():\n    raise SystemExit\n"]
+)
+def test_a_script_that_exits_does_not_end_bnfold(leaves) -> None:
+    """Without an error it looked like a fold that had been done."""
+    write("net.py", leaves if "make" in leaves else leaves + NET)
+    assert "failed: " in refused("fold", "net.pt", "--arch", "net:make", "--input", "1,6,6", "--out", "r")
+
+
+def test_what_a_module_prints_is_not_among_our_json() -> None:
+    noisy = NET.replace("LeakyReLU(slope)", "LeakyReLU(slope), Noisy()").replace("def make", NOISY + "def make")
+    write("net.py", "print('imported')\n" + noisy)
+    answer, err = run("fold", "net.pt", "--arch", "net:make", "--input", "1,6,6", "--out", "r")
+    assert answer["verdict"]["equivalent"] is True
+    assert "imported" in err
 
 
 def test_a_file_that_there_is_not_is_told_its_neighbours() -> None:

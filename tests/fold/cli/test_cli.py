@@ -82,6 +82,17 @@ def test_verify_on_the_users_own_inputs(published, tmp_path) -> None:
     assert done.stdout == ""
 
 
+def test_inputs_that_are_no_npz(published, tmp_path) -> None:
+    repository, _ = published
+    np.save(tmp_path / "x.npy", np.zeros((6, 1, 8, 8), np.float32))
+    np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).random((6, 1, 8, 8), np.float32))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[200:400] = bytes(200)  # in the compressed array
+    (tmp_path / "x.npz").write_bytes(content)
+    for name, words in (("x.npy", "holds an array without a name"), ("x.npz", "is not an .npz of plain arrays")):
+        assert_one_line(bnfold("verify", repository / "digits" / "1", "--inputs", tmp_path / name), words)
+
+
 def test_verify_insists_on_a_precision(published) -> None:
     path = published[0] / "digits" / "1"
     assert bnfold("verify", path, "--samples", 1, "--precision", "fp32").returncode == 0
