@@ -171,16 +171,12 @@ class HttpConnection(HttpToolsProtocol):
         if self._resumes:
             self._resumes, self._head = False, -1
             return
-        if self._head + self._chunk > self._limits.header_bytes < self._parsed_head_bytes():
-            self._refuse_head()
-            raise RefusedError
-        self._head = -1
-        fault = fault_of(self.parser.get_method(), self.parser.get_http_version(), self.headers)
-        if fault is not None:
-            self.refuse(*fault, reason=fault[1])
-            raise RefusedError
         start, self._start = self._start, b""
-        head = self._fast_head(start)
+        head = self._known_head(start)
+        if head is None:
+            self._check_head()
+            head = self._fast_head(start)
+        self._head = -1
         if head is not None:
             self.cycle = exchange = Exchange(self, head)  # type: ignore[assignment]  # has what uvicorn reads
             if self._fast_path is not None:
@@ -192,9 +188,23 @@ class HttpConnection(HttpToolsProtocol):
         self.headers += headers
         super().on_headers_complete()
 
+    def _check_head(self) -> None:
+        """Refuse the request that begins with the head that was parsed, and raise `RefusedError`, if it is none."""
+        if self._head + self._chunk > self._limits.header_bytes < self._parsed_head_bytes():
+            self._refuse_head()
+            raise RefusedError
+        fault = fault_of(self.parser.get_method(), self.parser.get_http_version(), self.headers)
+        if fault is not None:
+            self.refuse(*fault, reason=fault[1])
+            raise RefusedError
+
     def _is_free(self) -> bool:
         """Whether no other request of this connection is being answered."""
         return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+
+    def _known_head(self, start: bytes) -> RequestHead | None:
+        """The head that was parsed, if its bytes `start` are in the cache: then it was checked before."""
+        return self._fast_path.head_cache.find(start) if start and self._fast_path and self._is_free() else None
 
     def _fast_head(self, start: bytes) -> RequestHead | None:
         """The head that was parsed, if the request takes the fast path. `start` are its bytes; empty if they did not
