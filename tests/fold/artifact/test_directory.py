@@ -208,3 +208,11 @@ def test_triton_gets_no_batches_of_a_model_without_them(tmp_path) -> None:
 def test_preprocessing_is_validated() -> None:
     with pytest.raises(ValueError, match="height"):
         Preprocessing(input="x", mode="L", height=0, width=8)
+
+
+def test_what_cannot_be_written_is_named_by_its_place_in_the_repository(tmp_path) -> None:
+    """The folder that is being written is removed, and nobody could look there."""
+    with pytest.raises(BnfoldError) as caught, new_version(tmp_path, "m", 1) as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.onnx"))
+    assert str(caught.value) == f"{tmp_path / 'm' / '1' / 'model.onnx'}: cannot be written (No space left on device)"
+    assert not list((tmp_path / "m").iterdir())
