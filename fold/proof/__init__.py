@@ -7,7 +7,7 @@ from fold.lazy import lazy_names
 if TYPE_CHECKING:
     from fold.proof.algebra import LIMIT, Truth, check_algebra, find_truth
     from fold.proof.certificate import Certificate, GraphParts
-    from fold.proof.certifier import GRAPH_PARTS, certify, prove_graphs, with_witness
+    from fold.proof.certifier import GRAPH_PARTS, certify, locate_doubt, prove_graphs, with_witness
     from fold.proof.decisions import FACTOR
     from fold.proof.reference import GraphReference, ProgramReference, Reference, load_reference
     from fold.proof.rounding import check_rounding
@@ -35,6 +35,7 @@ __all__ = [
     "find_truth",
     "load_reference",
     "load_unfolded",
+    "locate_doubt",
     "prove_graphs",
     "verify_model",
     "with_witness",
@@ -62,6 +63,7 @@ __getattr__ = lazy_names(
         "find_truth": "algebra",
         "load_reference": "reference",
         "load_unfolded": "unfolded",
+        "locate_doubt": "certifier",
         "prove_graphs": "certifier",
         "verify_model": "verify",
         "with_witness": "certifier",

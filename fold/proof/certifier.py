@@ -295,9 +295,17 @@ def _locate(
     if only C or D fails."""
     if verdict.doubt is None and verdict.empty is None:
         return graphs.located or _locate_run_time(version, inputs, provider)
+    if verdict.doubt is not None:
+        return locate_doubt(version, inputs, unfolded)
+    return of_nothing(load_unfolded(version) if unfolded is None else unfolded, inputs)
+
+
+def locate_doubt(version: ModelVersion, inputs: Arrays, unfolded: "ir.Model | None" = None) -> Located:
+    """The first node where the reference in float64 and ONNX Runtime part, if a verdict on `inputs` is in doubt.
+
+    `unfolded` is the unfolded graph, if the caller has it already.
+    """
     source = load_unfolded(version) if unfolded is None else unfolded
-    if verdict.doubt is None:
-        return of_nothing(source, inputs)
     rows = first_rows(inputs, ROWS) if version.manifest.batched else inputs
     return of_reference(
         source, rows, lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays)

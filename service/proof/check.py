@@ -5,7 +5,7 @@ when nobody waits for the answer any more.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from fold.arrays import Arrays
 
 if TYPE_CHECKING:
     from fold.arrays import Run
-    from fold.proof import Reference, Verdict
+    from fold.proof import Reference
     from service.repository import Model
 
 PARTS = ("algebra", "rounding", "search")
@@ -44,7 +44,7 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
     installed.
     """
     from fold.inputs import drawn_inputs  # noqa: PLC0415  # only a check pays for these imports
-    from fold.proof import compare, prove_graphs, with_witness  # noqa: PLC0415
+    from fold.proof import GraphParts, compare, locate_doubt, prove_graphs, with_witness  # noqa: PLC0415
 
     # 1. The inputs
     if asked.given is None:
@@ -62,27 +62,34 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         precision=model.manifest.precision_on(model.session.provider),
         rows=max_rows if model.session.signature.batched else 0,
     )
-    if not asked.parts:
-        return _answer(model, verdict)
 
     # 3. Parts A, B and E, for the graphs of its model directory
-    graphs = prove_graphs(
-        model.session.version,
-        inputs,
-        parts=asked.parts,
-        given=asked.given is not None,
-        seed=asked.seed,
-        search_seconds=asked.search_seconds,
-        announce=lambda step: halt(),
-        progress=lambda step, steps, found: halt(),
-    )
-    verdict = with_witness(verdict, reference, model.session.version, graphs)
-    equivalent = bool(verdict) and bool(graphs)
-    return {**_answer(model, verdict), "equivalent": equivalent, "message": graphs.message(verdict), **graphs.to_dict()}
+    version, graphs = model.session.version, GraphParts(None, None, None, None)
+    if asked.parts:
+        graphs = prove_graphs(
+            version,
+            inputs,
+            parts=asked.parts,
+            given=asked.given is not None,
+            seed=asked.seed,
+            search_seconds=asked.search_seconds,
+            announce=lambda step: halt(),
+            progress=lambda step, steps, found: halt(),
+        )
+        verdict = with_witness(verdict, reference, version, graphs)
 
-
-def _answer(model: "Model", verdict: "Verdict") -> dict[str, Any]:
-    return {"model_name": model.name, "model_version": model.version, **verdict.to_dict()}
+    # 4. Where the reference goes wrong, if it is in doubt
+    if verdict.doubt is not None:
+        halt()
+        graphs = replace(graphs, located=locate_doubt(version, inputs))
+    return {
+        "model_name": model.name,
+        "model_version": model.version,
+        **verdict.to_dict(),
+        "equivalent": bool(verdict) and bool(graphs),
+        "message": graphs.message(verdict),
+        **graphs.to_dict(),
+    }
 
 
 def _halting(run: "Run", halt: Halt) -> "Run":

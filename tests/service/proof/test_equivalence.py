@@ -283,3 +283,5 @@ def test_a_reference_in_doubt_proves_nothing(folded: Path, start: Callable[..., 
             (output,) = verdict["outputs"]
             assert output["unfolded_error"] > 100 * output["unfolded_limit"]
             assert output["folded_error"] < output["limit"], "C's own limit would accept it"
+            assert verdict["located"]["layer"].endswith("(Relu)")
+            assert f"; the first node where they part is {verdict['located']['layer']}; " in verdict["message"]

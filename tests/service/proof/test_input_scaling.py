@@ -123,3 +123,4 @@ def test_the_exported_graph_must_agree_with_pytorch(running: Any) -> None:
     assert verdict["algebra"]["holds"], "both graphs are computed wrongly in the same way"
     assert verdict["message"].startswith("NOT proven: the reference is in doubt: output ")
     assert "of the exported graph is " in verdict["message"]
+    assert "(Relu)" in verdict["located"]["layer"]
