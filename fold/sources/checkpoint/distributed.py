@@ -17,6 +17,7 @@ import torch
 from fold.errors import BnfoldError, first_line, short
 from fold.sources.checkpoint import limits
 from fold.sources.checkpoint.directory import DCP
+from fold.sources.checkpoint.hashing import refuse_costly_keys, refuse_costly_metadata
 from fold.sources.checkpoint.index import named_file
 from fold.sources.checkpoint.wrappers import NO_WEIGHTS
 from fold.sources.quiet import silenced
@@ -126,6 +127,8 @@ def _read_metadata(path: Path, *, trust: bool) -> _Record:
         if path.stat().st_size > MOST_METADATA_BYTES:
             raise BnfoldError(f"{path}: has more than {MOST_METADATA_BYTES:,} bytes; expected metadata of tensors")
         with path.open("rb") as stream:
+            if not trust:
+                refuse_costly_metadata(path, stream)
             metadata = _Unpickler(stream, trust=trust).load()
     except BnfoldError:
         raise
@@ -186,6 +189,7 @@ def _read_chunk(folder: Path, name: str, info: Mapping[str, Any]) -> torch.Tenso
             entry = io.BytesIO(stream.read(length))
         limits.refuse_inflated(path, entry)
         entry.seek(0)
+        refuse_costly_keys(path, entry)
         with silenced():
             part = torch.load(entry, map_location="cpu", weights_only=True)
     except BnfoldError:

@@ -1,7 +1,8 @@
 """Limits what a pickle has hashed: a tuple that holds the next one twice, 40 deep, is 300 bytes and 2^40 places.
 
 Python hashes a tuple place by place, and nothing interrupts it. So the opcodes are followed before PyTorch's unpickler
-is, with the number of places instead of each value. An opcode or a value that it would refuse ends the scan.
+is, with the number of places instead of each value. An opcode or a value that it would refuse ends the scan. Opcodes
+of later protocols are known too, which `.metadata` of a distributed checkpoint has.
 """
 
 import io
@@ -17,15 +18,18 @@ MOST_HASHED = 100_000_000
 """Places that a file may have hashed: some seconds. A checkpoint has some ten for each tensor."""
 MOST_NESTED = 10_000
 """Tuples inside each other that may be hashed: each takes some of the stack, of which there are 8 MB."""
+TOO_MUCH = f"has nested tuples as keys, and more than {MOST_HASHED:,} values would be hashed"
 ZIP = b"PK\x03\x04"
 LEGACY = 5
 """Pickles in a file without an archive: magic number, version, system, content, and the keys of the storages."""
 CONTENT = 3
 NUMBERS = {b"J": 4, b"K": 1, b"M": 2, b"G": 8}
 """BININT, BININT1, BININT2, BINFLOAT, and how many bytes each reads."""
-TEXTS = {b"X": 4, b"U": 1, b"\x8a": 1}
-"""BINUNICODE, SHORT_BINSTRING, LONG1, and the bytes of their length."""
+TEXTS = {b"X": 4, b"\x8c": 1, b"\x8d": 8, b"U": 1, b"T": 4, b"C": 1, b"B": 4, b"\x8e": 8, b"\x8a": 1, b"\x8b": 4}
+"""Texts, bytes and long numbers, and the bytes of their length."""
 GETS, PUTS = {b"h": 1, b"j": 4}, {b"q": 1, b"r": 4}
+HEADS = {b"\x80": 1, b"\x95": 8}
+"""PROTO and FRAME."""
 PLAIN = (b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f")
 """None, True, False and what is empty: tuple, list, dict, set."""
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
@@ -79,8 +83,11 @@ class _Scan:
         if opcode in PUTS:
             self._memo[int.from_bytes(file.read(PUTS[opcode]), "little")] = self._stack[-1]
             return True
-        if opcode == b"\x80":  # PROTO
-            file.read(1)
+        if opcode == b"\x94":  # MEMOIZE
+            self._memo[len(self._memo)] = self._stack[-1]
+            return True
+        if opcode in HEADS:
+            file.read(HEADS[opcode])
             return True
         if opcode in NUMBERS:
             file.read(NUMBERS[opcode])
@@ -106,19 +113,22 @@ class _Scan:
         elif opcode in TUPLES:
             self._tuple([stack.pop() for _ in range(TUPLES[opcode])])
         # 2. What changes the value below: APPEND, APPENDS, SETITEM, SETITEMS, BUILD.
-        elif opcode == b"a":
-            self._change([stack.pop()], [])
-        elif opcode == b"e":
-            self._change(self._since_mark(), [])
-        elif opcode == b"s":
-            value, key = stack.pop(), stack.pop()
-            self._change([key, value], [key])
-        elif opcode == b"u":
+        elif opcode in (b"a", b"e"):
+            self._change([stack.pop()] if opcode == b"a" else self._since_mark(), [])
+        elif opcode == b"\x90":  # ADDITEMS, of a set
             values = self._since_mark()
+            self._change(values, values)
+        elif opcode in (b"s", b"u"):
+            values = [stack.pop(), stack.pop()][::-1] if opcode == b"s" else self._since_mark()
             self._change(values, values[::2])
         elif opcode == b"b":
-            self.hash([stack.pop()])
-        # 3. Calls, and BINPERSID, which looks a storage up.
+            state = stack.pop()
+            self.hash([state])
+            stack[-1].add([state])
+        # 3. STACK_GLOBAL; calls; and BINPERSID, which looks a storage up.
+        elif opcode == b"\x93":
+            stack.pop()
+            stack[-1] = _Value()
         elif opcode in CALLS:
             arguments = stack.pop()
             self.hash([arguments])
@@ -147,27 +157,37 @@ class _Scan:
         self.hash(keys)
 
 
-def refuse_costly_keys(path: Path) -> None:
+def refuse_costly_keys(path: Path, file: BinaryIO) -> None:
     """Raise `BnfoldError` for a file of `torch.save` in which more has to be hashed than the limit.
 
-    A file that cannot be read passes; PyTorch's reader says what is wrong.
+    A file that cannot be read passes; PyTorch's reader says what is wrong. `file` is left at its start.
     """
     scan = _Scan()
     try:
-        with path.open("rb") as file, silenced():
+        with silenced():
             archive = file.read(len(ZIP)) == ZIP
             file.seek(0)
             if archive:
                 scan.run(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
-                return
-            for number in range(LEGACY):
+            for number in range(0 if archive else LEGACY):
                 value = scan.run(file)
                 if number != CONTENT:
                     scan.hash([value])
     except _TooMuchError as error:
-        raise BnfoldError(
-            f"{path}: has nested tuples as keys, and more than {MOST_HASHED:,} values would be hashed; save only the "
-            "weights: torch.save(model.state_dict(), FILE)"
-        ) from error
+        raise BnfoldError(f"{path}: {TOO_MUCH}; save only the weights: torch.save(model.state_dict(), FILE)") from error
     except Exception:  # a foreign or damaged file raises many types
-        return
+        pass
+    file.seek(0)
+
+
+def refuse_costly_metadata(path: Path, file: BinaryIO) -> None:
+    """Raise `BnfoldError` for a pickle with more values than the limit; those that are shared count each time.
+
+    Raises any error for what is no pickle. `file` is left at its start.
+    """
+    scan = _Scan()
+    try:
+        scan.hash([scan.run(file)])
+    except _TooMuchError as error:
+        raise BnfoldError(f"{path}: {TOO_MUCH}; save the checkpoint again") from error
+    file.seek(0)

@@ -55,11 +55,14 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
     """
     if _is_script(path):
         return _read_script(path, trust=trust)
-    if not trust:
-        refuse_costly_keys(path)
     try:
+        if not trust:
+            with path.open("rb") as file:
+                refuse_costly_keys(path, file)
         with torch.serialization.safe_globals([*PLAIN_VALUES, *numpy_values.STAND_INS]), silenced():
             return numpy_values.restored(torch.load(path, map_location="cpu", weights_only=True))
+    except BnfoldError:
+        raise
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except pickle.UnpicklingError as error:

@@ -1,5 +1,6 @@
 """Checkpoints that are broken or made to harm: `bnfold fold` says one line, exits with 2 and leaves nothing behind."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from fold.sources import silenced
 from support import loadable
@@ -123,6 +125,28 @@ def test_nested_tuples_are_not_hashed_without_end(tmp_path, case) -> None:
     assert words in refusal(tmp_path, None)
     (tmp_path / "m.pt").write_bytes(b"".join([*before, keys, content]))
     assert words in refusal(tmp_path, None)  # the keys of storages are looked up
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("case", ["a key", "keys", "many sets", "a deep key"])
+def test_nested_tuples_in_a_distributed_checkpoint(tmp_path, state, case) -> None:
+    """In `.metadata`, and in the part that holds a tensor."""
+    folder = tmp_path / "m"
+    dcp.save({"weight": torch.zeros(3)}, checkpoint_id=str(folder), no_dist=True)
+    fold = ("fold", folder, "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
+    words = "has nested tuples as keys, and more than 100,000,000 values would be hashed"
+    good, (part,) = (folder / ".metadata").read_bytes(), folder.glob("*.distcp")
+    (folder / ".metadata").write_bytes(b"\x80\x04" + HASHED[case] + b".")
+    assert words in refused(*fold)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02" + HASHED[case] + b".")
+        archive.writestr("m/version", "3\n")
+    metadata = pickle.loads(good)
+    next(iter(metadata.storage_data.values())).length = len(stream.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    part.write_bytes(stream.getvalue())
+    assert words in refused(*fold)
 
 
 @pytest.mark.parametrize("key", ["inputs", "arch_args", "labels"])
