@@ -121,9 +121,9 @@ def _rows(certificate: "Certificate") -> Iterator[_Row]:
     wrong = f"{len(rounding.faults)} of {rounding.weights} wrong"
     yield _Row("B  rounded weights", "", wrong, "0", rounding.weights, not rounding.faults)
     for effect in rounding.outputs:  # the bound assumes the worst case at every layer, so it grows with depth
-        limit = "unknown" if effect.bound is None else f"{effect.bound:.3g}"
-        found, share = f"{effect.difference:.3g}", effect.ratio or 0.0
-        yield _Row("B  effect of rounding", effect.name, found, limit, effect.compared, bool(effect), share)
+        bound = "no bound" if effect.bound is None else f"worst case {effect.bound:.3g}"
+        found, share = f"{effect.difference:.3g} ({bound})", effect.ratio or 0.0
+        yield _Row("B  effect of rounding", effect.name, found, "", effect.compared, bool(effect), share)
     for output in verdict.outputs:
         if output.doubted:
             found, limit = f"unfolded {output.unfolded_error:.3g}", f"{output.unfolded_limit:.3g}"
