@@ -2,7 +2,8 @@
 
 Python hashes a tuple place by place, and nothing interrupts it. So the opcodes are followed before PyTorch's unpickler
 is, with the number of places instead of each value. An opcode or a value that it would refuse ends the scan. Opcodes
-of later protocols are known too, which `.metadata` of a distributed checkpoint has.
+of later protocols are known too, which `.metadata` of a distributed checkpoint has. Codecs that double a text at each
+call are refused on the way.
 """
 
 import io
@@ -35,17 +36,24 @@ PLAIN = (b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f")
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 CALLS = (b"R", b"\x81")
 """REDUCE and NEWOBJ: a function and its arguments; set and OrderedDict hash them."""
+LONGEST_WORD = 100
+ENCODE = b"_codecs\nencode\n"
+"""How pickle writes bytes: as a call of this on a text of Latin-1. Other codecs may double what they are given."""
+LATIN = b"latin1"
 
 
-class _TooMuchError(Exception):
-    pass
+class _RefusedError(Exception):
+    """The reason for a refusal, part of one line."""
 
 
 class _Value:
-    """Places of a value that is unpickled, how deep tuples are nested in it, and whether it is inside another."""
+    """Places of a value that is unpickled, how deep tuples are nested in it, and whether it is inside another.
 
-    def __init__(self) -> None:
-        self.places, self.depth, self.held = 1, 0, False
+    `word` is a short text or the name of a function; a pair has that of its second value.
+    """
+
+    def __init__(self, word: bytes = b"") -> None:
+        self.places, self.depth, self.held, self.word = 1, 0, False, word
 
     def add(self, values: list["_Value"]) -> None:
         for value in values:
@@ -73,7 +81,7 @@ class _Scan:
     def hash(self, values: list[_Value]) -> None:
         self.hashed += sum(value.places for value in values)
         if self.hashed > MOST_HASHED or any(value.depth > MOST_NESTED for value in values):
-            raise _TooMuchError
+            raise _RefusedError(TOO_MUCH)
 
     def _push(self, opcode: bytes, file: BinaryIO) -> bool:
         """Opcodes that read from the file; False for any other. As `torch._weights_only_unpickler` does it."""
@@ -89,16 +97,16 @@ class _Scan:
         if opcode in HEADS:
             file.read(HEADS[opcode])
             return True
+        word = b""
         if opcode in NUMBERS:
             file.read(NUMBERS[opcode])
         elif opcode in TEXTS:
-            file.read(int.from_bytes(file.read(TEXTS[opcode]), "little"))
+            word = file.read(int.from_bytes(file.read(TEXTS[opcode]), "little"))
         elif opcode == b"c":  # GLOBAL, a module and a name
-            file.readline()
-            file.readline()
+            word = file.readline() + file.readline()
         elif opcode not in PLAIN:
             return False
-        self._stack.append(_Value())
+        self._stack.append(_Value(word if len(word) < LONGEST_WORD else b""))
         return True
 
     def _combine(self, opcode: bytes) -> None:
@@ -111,7 +119,7 @@ class _Scan:
         elif opcode == b"t":
             self._tuple(self._since_mark())
         elif opcode in TUPLES:
-            self._tuple([stack.pop() for _ in range(TUPLES[opcode])])
+            self._tuple([stack.pop() for _ in range(TUPLES[opcode])][::-1])
         # 2. What changes the value below: APPEND, APPENDS, SETITEM, SETITEMS, BUILD.
         elif opcode in (b"a", b"e"):
             self._change([stack.pop()] if opcode == b"a" else self._since_mark(), [])
@@ -130,9 +138,10 @@ class _Scan:
             stack.pop()
             stack[-1] = _Value()
         elif opcode in CALLS:
-            arguments = stack.pop()
+            arguments, function = stack.pop(), stack.pop()
             self.hash([arguments])
-            stack.pop()
+            if function.word == ENCODE and arguments.word != LATIN:
+                raise _RefusedError("encodes its texts by another codec than latin1")
             self._tuple([arguments])  # the result may be a torch.Size of them
         elif opcode == b"Q":
             self.hash([stack.pop()])
@@ -145,7 +154,7 @@ class _Scan:
         return values
 
     def _tuple(self, values: list[_Value]) -> None:
-        made = _Value()
+        made = _Value(values[1].word if len(values) == 2 else b"")
         made.add(values)
         self._stack.append(made)
 
@@ -173,8 +182,8 @@ def refuse_costly_keys(path: Path, file: BinaryIO) -> None:
                 value = scan.run(file)
                 if number != CONTENT:
                     scan.hash([value])
-    except _TooMuchError as error:
-        raise BnfoldError(f"{path}: {TOO_MUCH}; save only the weights: torch.save(model.state_dict(), FILE)") from error
+    except _RefusedError as error:
+        raise BnfoldError(f"{path}: {error}; save only the weights: torch.save(model.state_dict(), FILE)") from error
     except Exception:  # a foreign or damaged file raises many types
         pass
     file.seek(0)
@@ -188,6 +197,6 @@ def refuse_costly_metadata(path: Path, file: BinaryIO) -> None:
     scan = _Scan()
     try:
         scan.hash([scan.run(file)])
-    except _TooMuchError as error:
-        raise BnfoldError(f"{path}: {TOO_MUCH}; save the checkpoint again") from error
+    except _RefusedError as error:
+        raise BnfoldError(f"{path}: {error}; save the checkpoint again") from error
     file.seek(0)

@@ -127,6 +127,27 @@ def test_nested_tuples_are_not_hashed_without_end(tmp_path, case) -> None:
     assert words in refusal(tmp_path, None)  # the keys of storages are looked up
 
 
+def text(content: bytes) -> bytes:
+    return b"X" + len(content).to_bytes(4, "little") + content
+
+
+@pytest.mark.parametrize("arguments", [b"\x86", text(b"latin1") + b"\x87"])
+def test_texts_that_are_doubled_by_a_codec(tmp_path, arguments) -> None:
+    """`hex` 40 times makes a million million bytes of one."""
+    call = b"c_codecs\nencode\n"
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        doubled = text(b"a") + (text(b"hex") + arguments + b"R") * 40
+        archive.writestr("m/data.pkl", b"\x80\x02" + call * 40 + doubled + b".")
+        archive.writestr("m/version", "3\n")
+    assert "encodes its texts by another codec than latin1" in refusal(tmp_path, None)
+
+
+def test_bytes_as_pickle_writes_them_are_read(tmp_path, state) -> None:
+    torch.save({"state_dict": state, "bytes": [b"abc", bytes(range(256))]}, tmp_path / "m.pt")
+    fold = ("fold", tmp_path / "m.pt", "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
+    assert run(*fold)[0]["verdict"]["equivalent"] is True
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("case", ["a key", "keys", "many sets", "a deep key"])
 def test_nested_tuples_in_a_distributed_checkpoint(tmp_path, state, case) -> None:
