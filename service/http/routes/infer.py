@@ -55,7 +55,8 @@ class Infer(Endpoint[InferRequest]):
         return await self.written(model, request, outputs)
 
     def takes_long(self, request: InferRequest, outputs: Arrays) -> bool:
-        return much_to_encode(request, outputs)
+        header = request.header
+        return (header is None or not header.plain) and much_to_encode(request, outputs)
 
     def write_in_pieces(self, model: Model, request: InferRequest, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
         batched, labels = model.session.signature.batched, model.manifest.labels

@@ -129,7 +129,9 @@ class Predict(Endpoint[PredictRequest]):
         return _answer(await self._turns.run(_texts(runs)))
 
     def takes_long(self, request: PredictRequest, outputs: Arrays) -> bool:
-        return request.form == "rows" and sum(array.size for array in outputs.values()) > VALUES
+        if request.form != "rows":
+            return False
+        return sum([array.size for array in outputs.values()]) > VALUES
 
     def write_in_pieces(self, model: Model, request: PredictRequest, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
         if len(outputs) == 1:

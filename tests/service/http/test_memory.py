@@ -201,6 +201,20 @@ def test_large_json_of_texts(service: Any) -> None:
         assert np.ravel(found).tolist() == [f"{word}!" for word in words]
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b'"' + b"x" * (5 << 20) + b'"', "a string of more than 4194304 bytes"),
+        (b"0." + b"0" * (1 << 20), "more than 262144 bytes without a comma"),
+    ],
+)
+def test_a_value_that_would_take_long_is_refused(service: Any, value: bytes, reason: str) -> None:
+    body = b'{"instances":[[' + value + b',"b"]]}'
+    reply = service.post("/v1/models/text:predict", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 400
+    assert reason in reply.json()["error"]
+
+
 def test_an_error_names_its_place_in_the_whole_body(service: Any) -> None:
     content = json.dumps({"instances": ROWS.tolist()}).encode()
     place = len(content) // 2
