@@ -53,7 +53,7 @@ def fix_sizes(model: ir.Model, inputs: Sequence[str], batch: int | None) -> ir.M
         return model
     model = model.clone()
     values = {value.name or "": value for value in model.graph.inputs if not value.is_initializer()}
-    shapes = _by_name([parse_shape(text) for text in inputs], list(values))
+    shapes = by_name([parse_shape(text) for text in inputs], list(values))
     fixed: dict[str, int] = {}
     for name, value in values.items():
         given = shapes.get(name)
@@ -72,7 +72,8 @@ def fix_sizes(model: ir.Model, inputs: Sequence[str], batch: int | None) -> ir.M
     return model
 
 
-def _by_name(given: Sequence[GivenShape], names: Sequence[str]) -> dict[str, GivenShape]:
+def by_name(given: Sequence[GivenShape], names: Sequence[str]) -> dict[str, GivenShape]:
+    """The given shape of each input that has one. Raises `BnfoldError` for a name that is not among `names`."""
     free = iter(name for name in names if name not in {one.name for one in given})
     shapes: dict[str, GivenShape] = {}
     for one in given:

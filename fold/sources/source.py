@@ -117,6 +117,9 @@ def _read_module(source: Source, found: Found, announce: Callable[[str], None]) 
     }
     model = export.export_graph(program, sizes)
     if source.path.suffix == ".pt2":
+        from fold.sources.archive.ranges import check_ranges  # noqa: PLC0415
+
+        check_ranges(program, [value.name or "" for value in model.graph.inputs], source.inputs, source.batch)
         model = fix_sizes(model, source.inputs, source.batch)
     return Unfolded(
         model,

@@ -21,6 +21,7 @@ from fold.sources.archive.scan import scan
 from fold.sources.export import export_program, save_program
 from fold.sources.quiet import silenced
 from fold.sources.source import Source, read_source
+from support.commands import bnfold, refused
 from support.loadable import Halving, plain
 
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
@@ -341,3 +342,17 @@ def test_names_and_containers_that_would_run_or_import(tmp_path, archive, edit) 
 def test_a_program_that_is_none(tmp_path, archive, edit) -> None:
     with pytest.raises(BnfoldError, match=r"n\.pt2"):
         load_program(changed(archive, tmp_path / "n.pt2", MODEL, edited(edit)))
+
+
+def test_given_sizes_are_checked_against_the_ranges_of_the_program(tmp_path) -> None:
+    shapes = ({0: Dim("batch"), 2: Dim("height", min=8, max=64), 3: Dim("width", min=4)},)
+    with silenced():
+        program = torch.export.export(plain().eval(), (torch.randn(2, 3, 16, 24),), dynamic_shapes=shapes)
+    program._example_inputs = None
+    torch.export.save(program, tmp_path / "net.pt2")
+    done = bnfold("inspect", tmp_path / "net.pt2", "--input", "3,64,8", "--batch", 1)
+    assert done.returncode == 0, done.stderr
+    for given, told in [("3,65,8", "--input input: axis 2 of input 'input' is from 8 to 64 in the file, not 65"),
+                        ("3,7,8", "is from 8 to 64 in the file, not 7"),
+                        ("4,8,8", "axis 1 of input 'input' is 3 in the file, not 4")]:  # fmt: skip
+        assert told in refused("inspect", tmp_path / "net.pt2", "--input", given)
