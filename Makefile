@@ -5,12 +5,15 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := build/demo
 SECONDS ?= 1800
+# Beside the environment of the tests, whose PyTorch they use: --no-deps, so that pip brings no second one.
+FRAMEWORKS := build/frameworks
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 export ORT_DISABLE_TELEMETRY := 1
 # An image may set it. Without compiled files each process compiles all modules anew, and pytest all plugins and tests.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test integration coverage soak bench clean
+.PHONY: help demo serve lint types test integration frameworks coverage soak bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +43,12 @@ test: lint types  ## check style, imports and types, then run the tests
 
 integration: $(STAMP)  ## run the tests that start nginx, Chromium, Java and others, where they are installed, and that build the wheel
 	$(BIN)/python -m pytest -m integration tests/integration
+
+frameworks: $(STAMP)  ## test the save functions of transformers, timm, Lightning and Accelerate, in an environment of their own
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(FRAMEWORKS)/bin/python -c '$(PURELIB)')/beside.pth"
+	$(FRAMEWORKS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt
+	$(FRAMEWORKS)/bin/python -m pytest -n 0 tests/frameworks
 
 coverage: $(STAMP)  ## run all tests and list the lines that no test runs (slower)
 	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
