@@ -215,7 +215,10 @@ def _is_abandoned(path: Path) -> bool:
 
     A file system without locks says nothing; there age decides.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # its writer has published it meanwhile, or it is somebody else's
+        return False
     try:
         held = _try_lock(descriptor)
         return time.time() - path.stat().st_mtime > ABANDONED_SECONDS if held is None else held

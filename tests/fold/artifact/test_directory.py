@@ -153,10 +153,13 @@ def test_only_what_nobody_writes_is_removed(tmp_path, monkeypatch, locks) -> Non
 
     if not locks:
         monkeypatch.setattr("fcntl.flock", refuse)
+    gone = tmp_path / "m" / f"{INCOMING}gone"  # a folder that was listed, and published meanwhile
     with new_version(tmp_path, "m", 1) as folder:
         (folder / "model.onnx").write_bytes(b"half")
+        gone.symlink_to("nowhere")
         publish(tmp_path, 2)
         remove_abandoned(tmp_path)
+        gone.unlink()
         assert (folder / "model.onnx").exists()
     file, directory = tmp_path / "m" / f"{INCOMING}1-config.pbtxt", tmp_path / "m" / f"{INCOMING}1"
     file.write_text("half")
