@@ -75,7 +75,7 @@ def test_outputs_are_of_the_described_type_and_shape(model: Model, face: str, *,
     """Infer, point 1: both faces, JSON and binary, with and without Content-Type; the same numbers for all."""
     arrays = model.draw(2)
     found = as_arrays(model, infer(model, arrays, face, binary=binary, outputs=requested(model, binary=binary)))
-    assert list(found) == list(model.outputs)
+    assert model.names_all_outputs(found)
     for name, array in found.items():
         tensor = model.outputs[name]
         assert array.dtype == DTYPES[tensor["datatype"]]
@@ -159,7 +159,7 @@ def test_without_a_list_all_outputs_come(model: Model) -> None:
     model.target.needs("binary_tensor_data")
     binary = {"parameters": {"binary_data_output": True}, "inputs": document["inputs"]}
     whole = arrays_of(model.infer(binary, *tensors))
-    assert list(whole) == list(model.outputs)
+    assert model.names_all_outputs(whole)
     assert_close(arrays_of(model.infer(binary | {"outputs": []}, *tensors)), whole)
     last = list(model.outputs)[-1]
     answer = model.infer(binary | {"outputs": [{"name": last}]}, *tensors)

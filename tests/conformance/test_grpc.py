@@ -73,7 +73,7 @@ def over_http(model: Model, arrays: Arrays) -> Arrays:
 
 
 def assert_close(one: Arrays, other: Arrays) -> None:
-    assert list(one) == list(other)
+    assert one.keys() == other.keys()
     for name, array in one.items():
         assert (array.dtype, array.shape) == (other[name].dtype, other[name].shape)
         if array.dtype.kind in "fV":
@@ -190,7 +190,7 @@ def test_every_value_comes_back_as_it_went(model: Model, call: Callable[..., Any
 def test_without_a_list_all_outputs_come(model: Model, call: Callable[..., Any]) -> None:
     arrays = model.draw(2)
     whole = outputs_of(call("infer", model.name, inputs(model, arrays)))
-    assert list(whole) == list(model.outputs)
+    assert model.names_all_outputs(whole)
     last = list(model.outputs)[-1]
     alone = call("infer", model.name, inputs(model, arrays), outputs=[sync_grpc.InferRequestedOutput(last)])
     assert_close(outputs_of(alone), {last: whole[last]})

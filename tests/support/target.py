@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -178,6 +179,11 @@ class Model:
         if "model_configuration" not in self.target.extensions:
             return False
         return int(self.target.get(f"{self.path}/config").json()["max_batch_size"]) > 0
+
+    def names_all_outputs(self, names: Iterable[str]) -> bool:
+        """Whether these are the outputs, each once; of our own server in the order of the metadata, too."""
+        given, wanted = list(names), list(self.outputs)
+        return given == wanted if self.target.ours else sorted(given) == sorted(wanted)
 
     @property
     def json_outputs(self) -> list[str]:
