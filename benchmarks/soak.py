@@ -1,7 +1,7 @@
 """A long run at 80 % of the service's capacity, with a new version every few seconds: no request may fail, no answer
 may be wrong, and memory must not grow.
 
-    python -m benchmarks.soak [--seconds 1800] [--every 3]
+    python -m benchmarks.soak [--seconds 1800] [--every 3] [--odd-clients]
 
 The load is open: on each connection requests are due at random times (Poisson), even if the previous one is not yet
 answered. Latency counts from the time when a request was due. The capacity is measured first, by the same client. Two
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.folding import machine, randomise
+from benchmarks.odd_clients import OddClients
 from benchmarks.scaling import resident
 from benchmarks.serving import free_port, infer_body
 from fold.convert import Target, convert
@@ -43,12 +44,16 @@ if TYPE_CHECKING:
 
 SHARE = 0.8
 """The share of the capacity."""
+SHARE_BESIDE = 0.5
+"""Beside odd clients, which take some of it."""
 CONNECTIONS = 32
 CAPACITY_SECONDS = 4
 SETTLED = 0.2
-"""The share of the run in which arenas and caches may fill. After it, memory may grow only by `GROWTH` bytes."""
+"""The share of the run in which arenas and caches may fill. After it, memory may grow only by `GROWTH` bytes, from the
+least of the next such share to the least of the last: a large body is in memory only for a moment."""
 GROWTH = 24 << 20
 TOKEN = "soak"
+PATH = "/v2/models/net/infer"
 
 
 @dataclass
@@ -66,8 +71,8 @@ class Client:
     def __init__(self, port: int, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
         self._port = port
         body, length = infer_body(x)
-        head = f"POST /v2/models/net/infer HTTP/1.1\r\nHost: soak\r\nInference-Header-Content-Length: {length}\r\n"
-        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        head = f"POST {PATH} HTTP/1.1\r\nHost: soak\r\nInference-Header-Content-Length: {length}\r\n"
+        self.request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self._expected = expected
         self._idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
         self.seen = Seen()
@@ -79,18 +84,18 @@ class Client:
     async def ask(self, due: float) -> None:
         reader, writer = await self._idle.get()
         try:
-            writer.write(self._request)
+            writer.write(self.request)
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             body = await reader.readexactly(int(length[1]) if length else 0)
-            self._check(head, body)
+            self.check(head, body)
         except (OSError, EOFError) as error:
             self.seen.failures.append(repr(error))
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self.seen.latencies.append(time.perf_counter() - due)
         self._idle.put_nowait((reader, writer))
 
-    def _check(self, head: bytes, body: bytes) -> None:
+    def check(self, head: bytes, body: bytes) -> None:
         if not head.startswith(b"HTTP/1.1 200"):
             self.seen.failures.append(repr(body[:200]))
             return
@@ -176,12 +181,15 @@ async def reload(repository: Path, port: int, every: float, done: asyncio.Event)
     return count
 
 
-async def soak(repository: Path, port: int, pid: int, client: Client, seconds: float, every: float) -> list[int]:
+async def soak(
+    repository: Path, port: int, pid: int, client: Client, seconds: float, every: float, odd: OddClients | None
+) -> list[int]:
     """The run itself. Returns the memory at each second."""
     await client.connect(CONNECTIONS)
     await client.flood(1)
     capacity = await client.flood(CAPACITY_SECONDS)
-    print(f"capacity {capacity:.0f} requests/s, {SHARE:.0%} of it for {seconds:g} s, a reload every {every:g} s")
+    share = SHARE if odd is None else SHARE_BESIDE
+    print(f"capacity {capacity:.0f} requests/s, {share:.0%} of it for {seconds:g} s, a reload every {every:g} s")
     client.seen = Seen()
     done, memory = asyncio.Event(), []
     reloads = asyncio.create_task(reload(repository, port, every, done))
@@ -196,9 +204,12 @@ async def soak(repository: Path, port: int, pid: int, client: Client, seconds: f
                 await asyncio.sleep(1)
 
     watching = asyncio.create_task(watch())
-    await client.poisson(SHARE * capacity, seconds)
+    beside = None if odd is None else asyncio.create_task(odd.run(done))
+    await client.poisson(share * capacity, seconds)
     done.set()
     await watching
+    if beside is not None:
+        await beside
     print(f"{await reloads} reloads")
     return memory
 
@@ -207,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--every", type=float, default=3, help="seconds between two reloads")
+    parser.add_argument("--odd-clients", action="store_true", help="beside clients that break off, pipeline, and err")
     arguments = parser.parse_args()
     x = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
     with tempfile.TemporaryDirectory() as scratch:
@@ -214,17 +226,24 @@ def main() -> None:
         repository, port = Path(scratch) / "repository", free_port()
         with service(repository, port) as process:
             client = Client(port, x, expected)
-            memory = uvloop.run(soak(repository, port, process.pid, client, arguments.seconds, arguments.every))
+            odd = OddClients(port, PATH, client.request, client.check) if arguments.odd_clients else None
+            memory = uvloop.run(soak(repository, port, process.pid, client, arguments.seconds, arguments.every, odd))
     seen = client.seen
     p50, p99, worst = np.quantile(seen.latencies, (0.5, 0.99, 1)) * 1000
-    settled = memory[int(SETTLED * len(memory)) :]
-    growth = max(settled) - settled[0]
+    part = int(SETTLED * len(memory))
+    settled, late = min(memory[part : 2 * part]), min(memory[-part:])
+    growth = late - settled
     print(machine(("onnxruntime", "uvicorn", "numpy")))
     print(f"{len(seen.latencies)} requests, {len(seen.failures)} failed; answers by version {seen.by_version}")
     print(f"latency from when it was due: p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {worst:.0f} ms")
     print(
-        f"memory {settled[0] / 1e6:.0f} MB after {SETTLED:.0%} of the time, at most {max(settled) / 1e6:.0f} MB later"
+        f"memory {settled / 1e6:.0f} MB after {SETTLED:.0%} of the time, {late / 1e6:.0f} MB at the end, "
+        f"at most {max(memory) / 1e6:.0f} MB"
     )
+    if odd is not None:
+        turns = ", ".join(f"{name} {count}" for name, count in odd.turns.items())
+        print(f"odd clients: {turns}; {len(odd.failures)} had another answer than they should")
+        seen.failures += odd.failures
     for failure in seen.failures[:5]:
         print(failure, file=sys.stderr)
     if seen.failures or growth > GROWTH:
