@@ -51,10 +51,11 @@ def columns_in_pieces(
     if type(instances) is Bulk:
         spec = next(iter(signature.inputs.values()))
         row = _row(spec, signature)
-        if nesting(instances) == 1 and row:  # numbers where rows are expected
-            _check_count((yield from count_of(instances)), max_rows)
         form = yield from _form(instances, row, ANY)
-        read = yield from array_of(instances, spec.datatype, form, budget, estimate)
+        counting = _check_bulk(instances, max_rows)
+        if nesting(instances) == 1 and row:  # numbers where rows are expected
+            yield from counting
+        read = yield from array_of(instances, spec.datatype, form, budget, estimate, counting)
         if type(read) is np.ndarray and len(signature.inputs) == 1:
             _check_count(len(read), max_rows)
             return {spec.name: read.reshape(len(read), *row) if _is_flat(form[1:], row) else read}
@@ -118,6 +119,10 @@ def _row(spec: TensorSpec, signature: Signature) -> tuple[int, ...]:
 def _check_count(count: int, max_rows: int) -> None:
     if count > max_rows:
         raise BadRequestError(f"{count} instances came, at most {max_rows} are taken")
+
+
+def _check_bulk(instances: Bulk, max_rows: int) -> Steps[None]:
+    _check_count((yield from count_of(instances)), max_rows)
 
 
 def _nesting(value: Any) -> tuple[int, ...]:

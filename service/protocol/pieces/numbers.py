@@ -56,24 +56,40 @@ def row_shape(bulk: Bulk, axes: int) -> Steps[tuple[int, ...]]:
 
 
 def count_of(bulk: Bulk) -> Steps[int]:
-    """Elements of an array without lists in it."""
-    commas = 0
+    """Elements of the array, lists or numbers; its brackets are counted and not checked."""
+    commas = depth = 0
     for begin in bulk.text.begins():
-        commas += bulk.text.piece(begin).count(b",")
+        piece = bulk.text.piece(begin)
+        if b"[" in piece or b"]" in piece:
+            codes = np.frombuffer(piece, np.uint8)
+            changes = (codes == ord("[")).astype(np.int8) - (codes == ord("]"))
+            levels = np.cumsum(changes, dtype=np.int32) + depth
+            commas += int(((codes == ord(",")) & (levels == 1)).sum())
+            depth = int(levels[-1])
+        elif depth == 1:
+            commas += piece.count(b",")
         yield
     return commas + 1
 
 
 def array_of(
-    bulk: Bulk, datatype: str, shape: tuple[int, ...], budget: Budget, estimate: Estimate
+    bulk: Bulk,
+    datatype: str,
+    shape: tuple[int, ...],
+    budget: Budget,
+    estimate: Estimate,
+    before_tree: Steps[None] | None = None,
 ) -> Steps[np.ndarray | list[Any]]:
-    """The array as one of `shape`, whose first axis may be `ANY`. A list where it does not fit.
+    """The array as one of `shape`, whose first axis may be `ANY`. A list where it does not fit, which
+    `before_tree` may refuse before it is made.
 
     Raises `BadRequestError` if the text is no JSON, and `OutOfMemoryError`.
     """
     bulk.read = True
     buffer = yield from _filled(bulk.text, datatype, shape, budget)
     if buffer is None:
+        if before_tree is not None:
+            yield from before_tree
         tree: list[Any] = yield from read_tree(bulk.text, estimate, within=True)
         yield from bulk.measure_depth()
         return tree

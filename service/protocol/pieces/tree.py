@@ -11,6 +11,7 @@ Then the values of the second piece are added to the containers that are open.
 """
 
 import secrets
+from codecs import getincrementaldecoder
 from json import JSONDecodeError
 from typing import Any, NamedTuple
 
@@ -193,6 +194,9 @@ def _error(text: Text, begin: int, prefix: bytes) -> Steps[BadRequestError]:
     size = 2 * text.size
     while True:
         piece = text.beyond(begin, size)
+        decoder = getincrementaldecoder("utf-8")("replace")
+        decoder.decode(piece)
+        piece = piece[: len(piece) - len(decoder.getstate()[0])]  # without a part of a character
         try:
             loads(prefix + piece)
         except JSONDecodeError as error:

@@ -201,11 +201,12 @@ def test_what_no_request_can_have_is_refused_before_it_is_parsed(
         predicted(text.encode(), signature(("x", "FP32", (-1, 3))), Budget(1 << 40))
 
 
-def test_numbers_where_rows_belong_are_counted_and_not_parsed() -> None:
-    budget = Budget(1 << 20)
-    text = b'{"instances":[' + b"1," * 999_999 + b"1]}"
-    with pytest.raises(BadRequestError, match=r"^1000000 instances came, at most 1024 are taken$"):
-        predicted(text, signature(("x", "FP32", (-1, 100, 100))), budget)
+@pytest.mark.parametrize("shape", [(-1, 100, 100), (-1, -1)])
+@pytest.mark.parametrize("row", [b"1", b"[]", b"[[1,2],[3]]"])
+def test_too_many_rows_of_another_form_are_counted_and_no_objects_are_made(row: bytes, shape: tuple[int, ...]) -> None:
+    text = b'{"instances":[' + (row + b",") * 99_999 + row + b"]}"
+    with pytest.raises(BadRequestError, match=r"^(100000 instances came, at most 1024 are taken$|the JSON has more)"):
+        predicted(text, signature(("x", "FP32", shape)), Budget(1 << 18))
 
 
 def test_tensors_from_json_count_in_the_budget_while_they_live() -> None:
