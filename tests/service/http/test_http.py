@@ -139,8 +139,9 @@ def test_null_is_left_out_everywhere(service: Any) -> None:
         assert service.post(FREE, content=body, headers=length).json()["outputs"][0]["data"] == [3]
     whole = service.post("/v2/repository/index").json()
     assert service.post("/v2/repository/index", json={"ready": None}).json() == whole
-    asked = {"samples": 2, "seed": None, "parts": None, "search_seconds": None}
-    assert service.post("/v2/models/net/equivalence", json=asked).json()["equivalent"] is True
+    asked = {"samples": None, "seed": None, "parts": None, "search_seconds": -1}
+    refused = service.post("/v2/models/net/equivalence", json=asked).json()["error"]
+    assert refused.startswith("search_seconds is -1"), "which is looked at last"
 
 
 def test_an_output_that_is_listed_is_an_object(service: Any) -> None:
