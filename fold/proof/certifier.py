@@ -1,8 +1,8 @@
 """The certifier: proves that a folded graph, as it is served here, still is the model that was trained.
 
-Four parts must hold: A, the algebra, before anything is rounded; B, the rounding of each weight; C, the run time,
-compared with float64; D, the decisions. A fifth, E, searches for the input on which the graphs differ most, on request
-(docs/certificate.md). Everything is computed from the model directory alone, on any machine.
+Four parts must hold: A, the algebra, before anything is rounded; B, the rounding of each weight; C, the outputs as
+served, compared with float64; D, the decisions. A fifth, E, searches for the input on which the graphs differ most, on
+request (docs/certificate.md). Everything is computed from the model directory alone, on any machine.
 
 `prove_graphs` is A, B and E, which compare graphs; the service calls it, too. `certify` adds C and D for a session of
 its own. Weights in float64 are large, so each step releases what the next one does not need.

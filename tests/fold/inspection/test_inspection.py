@@ -612,7 +612,7 @@ def test_every_key_of_the_json_is_documented(sick, capsys) -> None:
     answer = json.loads(out, parse_constant=pytest.fail)  # no NaN
     assert answer["open_activations"] is True
     assert [one["code"] for one in answer["suspicions"]] == ["never_trained"]
-    section = (ROOT / "docs" / "formats.md").read_text().split("`bnfold inspect --json`")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "formats.md").read_text().split("## What `bnfold inspect --json`")[1].split("\n## ")[0]
     keys = {*answer}
     for listed in ("suspicions", "batchnorms", "weights"):
         assert answer[listed]
