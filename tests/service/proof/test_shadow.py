@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fold.proof.decisions import Decision
 from fold.proof.run_time import OutputVerdict, Verdict
 from service.proof.shadow import WINDOW, ShadowSampler
-from support.serving import PATIENCE
+from support.serving import HELD, PATIENCE, held
 
 FROM_THE_COMMAND_LINE = """
 import os
@@ -112,10 +112,14 @@ def test_under_load_comparisons_are_dropped_first(
     tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
 ) -> None:
     make_slow(tmp_path)
-    row = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [30]}]}
-    with start(tmp_path, shadow=1, max_batch_size=1) as service, ThreadPoolExecutor(8) as pool:
+    rows = [{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]} for x in (HELD, *[0] * 7)]
+    with start(tmp_path, shadow=1, max_batch_size=1) as service, ThreadPoolExecutor(8) as pool, held() as hold:
         compares(service, "slow")
-        calls = [pool.submit(service.post, "/v2/models/slow/infer", json=row) for _ in range(8)]
+        calls = [pool.submit(service.post, "/v2/models/slow/infer", json=rows[0])]
+        assert hold.begun.wait(PATIENCE)
+        calls += [pool.submit(service.post, "/v2/models/slow/infer", json=row) for row in rows[1:]]
+        until(service, 'bnfold_queue_rows{model="slow",version="1"}', 7, lambda: time.sleep(0.02))
+        hold.release()
         assert [call.result().status_code for call in calls] == [200] * 8
         assert service.metric('bnfold_shadow_drops_total{model="slow",reason="load",version="1"}') >= 4
 
