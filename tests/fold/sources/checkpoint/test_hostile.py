@@ -107,7 +107,7 @@ HASHED = {
     "an attribute": b"ccollections\nOrderedDict\n)R}" + pairs(40) + b"Nsb",
     "a storage": b"(X\x07\x00\x00\x00storage" + pairs(40) + b"tQ",
     "a list that grows in a tuple": b"]q\x01\x85q\x02h\x01(" + pairs(40) + b"e" + SET + b"h\x02R",
-    "a size": b"}" + (b"ctorch\nSize\n](K\x01" + b"K\x01" * 100_000 + b"e\x85Rq\x01" + b"h\x01Ns" * 1100),
+    "a size": b"}" + (b"ctorch\nSize\n](K\x01" + b"K\x01" * 20_000 + b"e\x85Rq\x01" + b"h\x01Ns" * 6000),
 }
 
 
@@ -149,7 +149,7 @@ def test_bytes_as_pickle_writes_them_are_read(tmp_path, state) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("case", ["a key", "keys", "many sets", "a deep key"])
+@pytest.mark.parametrize("case", ["keys", "a deep key"])
 def test_nested_tuples_in_a_distributed_checkpoint(tmp_path, state, case) -> None:
     """In `.metadata`, and in the part that holds a tensor."""
     folder = tmp_path / "m"
