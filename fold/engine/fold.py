@@ -207,9 +207,6 @@ def trace(graph: ir.Graph, opened: frozenset[ir.Node], pads: Mapping[ir.Node, ir
     return gauges
 
 
-MOST_COPIED = 1 << 20
-"""Bytes of shared weights that may be stored twice to remove products and sums that are no BatchNorm."""
-
 Solved = tuple[Gauges, Solution, list[Change]]
 
 
@@ -254,8 +251,8 @@ def _solve(
 
 
 def _gain(solved: Solved) -> int:
-    """How many nodes fewer a solution leaves of products and sums with constants, not counting BatchNorms. Nothing if
-    it stores a second copy of much that several nodes share."""
+    """How many nodes fewer a solution leaves of products and sums with constants, not counting BatchNorms. Less
+    than nothing if it stores a second copy of weights that several nodes share."""
     _, solution, changes = solved
     gone = sum(len(c.absorber.nodes) for c in solution.removed if not c.reported)
     for change in changes:
@@ -267,8 +264,9 @@ def _gain(solved: Solved) -> int:
         for change in changes
         for (node, index), stored in change.constants.items()
         if 0 <= index < len(node.inputs) and (old := node.inputs[index]) is not None and len(old.uses()) > 1
+        if len(stored.tensor.shape) > 1  # not biases, which exporters share where they are equal by chance
     )
-    return gone if copied <= MOST_COPIED else -copied
+    return -copied or gone
 
 
 def _solve_and_express(gauges: Gauges, excluded: set[ir.Node], *, exact: bool) -> tuple[Solution, list[Change]]:
