@@ -106,7 +106,7 @@ def print_json(content: dict[str, Any]) -> None:
 def refuse_missing(source: Path) -> None:
     """Raise `BnfoldError` if there is no SOURCE, before libraries that take seconds are imported."""
     if not source.exists():
-        raise BnfoldError(f"{source}: no such file; expected a checkpoint, a .pt2 or an .onnx")
+        raise BnfoldError(f"{source}: no such file or directory; expected a checkpoint, a .pt2 or an .onnx")
 
 
 def version_folder(model_dir: Path) -> Path:

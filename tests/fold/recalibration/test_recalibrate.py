@@ -320,6 +320,7 @@ def test_bad_sources_and_targets_are_one_line(tmp_path: Path, capsys: pytest.Cap
     torch.save(Unreached().state_dict(), tmp_path / "left.pt")
     Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(tmp_path / "one.png")
     (tmp_path / "mixed").mkdir()
+    (tmp_path / "a.onnx").touch()
     np.savez(tmp_path / "mixed" / "a.npz", image=images())
     np.savez(tmp_path / "mixed" / "b.npz", image=images()[:, :, 1:])
     (tmp_path / "how.json").write_text('{"input": "x", "mode": "RGB", "height": 6, "width": 7}')
