@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -46,4 +47,40 @@ def _registry_of_the_exporter():
     from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: PLC0415  # only where it is loaded
 
     with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_folds():
+    """Folds in this process load a user's file here and draw no pictures, which takes as long as the rest of a small
+    fold. A test in which ONNX Runtime crashes or does not end asks for `own_process`."""
+    from fold.reports import write_html  # noqa: PLC0415  # libraries read OMP_NUM_THREADS when they are loaded
+    from support.trial import TrialHere  # noqa: PLC0415
+
+    def without_pictures(*arguments: Any) -> None:
+        with mock.patch("fold.reports.pictures.draw", return_value=[]):
+            write_html(*arguments)
+
+    with (
+        mock.patch("fold.sources.onnx.Trial", TrialHere),
+        mock.patch("fold.convert.write_html", without_pictures),
+    ):
+        yield
+
+
+@pytest.fixture
+def own_process():
+    """Files of a user are run in a process of their own, as outside of tests."""
+    from fold.runtime import Trial  # noqa: PLC0415
+
+    with mock.patch("fold.sources.onnx.Trial", Trial):
+        yield
+
+
+@pytest.fixture
+def pictures():
+    """Reports have their pictures."""
+    from fold.reports import write_html  # noqa: PLC0415
+
+    with mock.patch("fold.convert.write_html", write_html):
         yield

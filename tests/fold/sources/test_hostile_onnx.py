@@ -26,6 +26,8 @@ from support.onnxfiles import IMAGE, batchnorm, external, info, network, rename,
 Spoil = Callable[[onnx.ModelProto], object]
 ESCAPES = "bn\x1b[31mred\x1b]0;title\x07<script>alert(1)</script>[bold]\n\x9b31m\u202e"
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 
 def refusal(capfd: pytest.CaptureFixture[str], folder: Path, path: Path) -> str:
     """The line that refuses a file by its own name. Nobody else prints anything, and nothing is left."""
