@@ -68,7 +68,7 @@ def _cheap_folds():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_process():
     """Files of a user are run in a process of their own, as outside of tests."""
     from fold.runtime import Trial  # noqa: PLC0415
@@ -77,7 +77,7 @@ def own_process():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pictures():
     """Reports have their pictures."""
     from fold.reports import write_html  # noqa: PLC0415

@@ -37,7 +37,7 @@ def dump(url: str, profile: Path, *extra: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
+def repository(tmp_path_factory, pictures) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     torch.save(randomise(architecture("vgg_after"), seed=0, hostile=False).state_dict(), folder / "m.pt")
     source = Source(folder / "m.pt", "models.vgg_after:vgg_after", (), ["1,8,8"])

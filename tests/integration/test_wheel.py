@@ -37,13 +37,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    fresh = ("--no-compile", "--ignore-installed")  # the checkout's own metadata count as installed where it is seen
     pip = (sys.executable, "-m", "pip")
     subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, source], check=True)
     (wheel,) = folder.glob("bnfold-*.whl")
     assert wheel.name == f"bnfold-{__version__}-py3-none-any.whl"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", *offline, "--no-compile", wheel], check=True)
+    subprocess.run([*pip, "--python", python, "install", *offline, *fresh, wheel], check=True, env=_plain())
     shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     installed = next((folder / "venv" / "lib").glob("python*/site-packages"))
     (installed / "shared.pth").write_text("".join(f"{path}\n" for path in sorted(shared)))
