@@ -1,6 +1,6 @@
 """Reports for people: tables for a terminal, HTML pages and pictures."""
 
-from fold.reports.bench import bench_table, captions, check_picture, write_picture
+from fold.reports.bench import bench_table, captions, write_picture
 from fold.reports.comparison import comparison_table, write_comparison_picture
 from fold.reports.inspection import (
     check_inspection_page,
@@ -14,6 +14,7 @@ from fold.reports.inspection import (
 )
 from fold.reports.observe import OBSERVED_ROWS, observe_layers
 from fold.reports.page import write_html
+from fold.reports.rendering import check_picture
 from fold.reports.tables import affines_line, certificate_table, fold_summary, fold_table, kept_lines
 
 __all__ = [

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fold.errors import BnfoldError, shown
+from fold.reports.rendering import write_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,22 +49,9 @@ def bench_table(benchmark: "Benchmark") -> "Table":
     return table
 
 
-def check_picture(path: Path) -> None:
-    """Raise `BnfoldError` if no picture can be written to a path, before minutes are spent on measuring."""
-    if path.suffix != ".svg":
-        raise BnfoldError(f"--picture {path}: expected a file name that ends in .svg")
-    if not path.parent.is_dir():
-        raise BnfoldError(f"--picture {path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise BnfoldError(f"--picture {path}: is a folder; expected a file name")
-
-
 def write_picture(path: Path, benchmark: "Benchmark") -> None:
     """Write bars of the median latency as one SVG without external parts: a panel for each provider, a pair of bars for
     each batch."""
-    from jinja2 import Environment, PackageLoader  # noqa: PLC0415
-
-    check_picture(path)
     notes = captions(benchmark)
     top, panels = HEAD, []
     for provider in dict.fromkeys(found.provider for found in benchmark.measurements):
@@ -72,22 +59,16 @@ def write_picture(path: Path, benchmark: "Benchmark") -> None:
         hardware = benchmark.machine.gpu if provider == "cuda" else benchmark.machine.cpu
         panels.append({**panel, "top": top, "heading": provider.upper() + (f": {hardware}" if hardware else "")})
         top += panel["height"]
-    environment = Environment(
-        loader=PackageLoader("fold.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=shown
-    )
-    picture = environment.get_template("bench.svg").render(
-        model=f"{benchmark.model} version {benchmark.version}",
-        panels=panels,
-        captions=notes,
-        captions_top=top + FOOT,
-        caption_height=CAPTION_HEIGHT,
-        bar_height=BAR_HEIGHT,
-        height=top + FOOT + CAPTION_HEIGHT * len(notes) + FOOT,
-    )
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise BnfoldError(f"--picture {path}: cannot be written ({error.strerror})") from error
+    values = {
+        "model": f"{benchmark.model} version {benchmark.version}",
+        "panels": panels,
+        "captions": notes,
+        "captions_top": top + FOOT,
+        "caption_height": CAPTION_HEIGHT,
+        "bar_height": BAR_HEIGHT,
+        "height": top + FOOT + CAPTION_HEIGHT * len(notes) + FOOT,
+    }
+    write_svg(path, "bench.svg", values)
 
 
 def _panel(found: "list[Measurement]") -> dict[str, Any]:

@@ -4,9 +4,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fold.errors import BnfoldError
-from fold.reports.bench import check_picture
-from fold.terminal import escape
+from fold.reports.rendering import write_svg
+from fold.terminal import cut, escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,9 +43,6 @@ def comparison_table(comparison: "Comparison") -> "Table":
 
 def write_comparison_picture(path: Path, comparison: "Comparison") -> None:
     """Write one SVG without external parts: for each tensor of A how far B's closest tensor is from it."""
-    from jinja2 import Environment, PackageLoader  # noqa: PLC0415
-
-    check_picture(path)
     parting = comparison.parting
     layers = () if parting is None else parting.layers
     step = WIDTH / max(len(layers), 1)
@@ -61,32 +57,22 @@ def write_comparison_picture(path: Path, comparison: "Comparison") -> None:
         for place, layer in enumerate(layers)
     ]
     first = next((dot for dot, layer in zip(dots, layers, strict=True) if parting and layer.node == parting.node), None)
-    environment = Environment(
-        loader=PackageLoader("fold.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    picture = environment.get_template("comparison.svg").render(
-        a=_cut(comparison.a),
-        b=_cut(comparison.b),
-        message=comparison.message,
-        dots=dots,
-        first=first,
-        node=parting.node if parting else "",
-        width=WIDTH,
-        height=HEIGHT,
-        ticks=[(round(_height(10.0**power), 1), power) for power in range(FARTHEST, NEAREST - 1, -4)],
-        tolerance=None if parting is None else round(_height(parting.tolerance), 1),
-    )
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise BnfoldError(f"--picture {path}: cannot be written ({error.strerror})") from error
+    values = {
+        "a": cut(comparison.a, NAME_LENGTH),
+        "b": cut(comparison.b, NAME_LENGTH),
+        "message": comparison.message,
+        "dots": dots,
+        "first": first,
+        "node": parting.node if parting else "",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "ticks": [(round(_height(10.0**power), 1), power) for power in range(FARTHEST, NEAREST - 1, -4)],
+        "tolerance": None if parting is None else round(_height(parting.tolerance), 1),
+    }
+    write_svg(path, "comparison.svg", values)
 
 
 def _height(difference: float) -> float:
     """From the upper end of the axis."""
     power = FARTHEST if not difference < math.inf else math.log10(max(difference, 10.0**NEAREST))
     return HEIGHT * (FARTHEST - min(power, FARTHEST)) / (FARTHEST - NEAREST)
-
-
-def _cut(path: str) -> str:
-    return path if len(path) <= NAME_LENGTH else "…" + path[-NAME_LENGTH:]

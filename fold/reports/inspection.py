@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fold.errors import BnfoldError, shown
+from fold.errors import BnfoldError
 from fold.inspection import Span, listed
+from fold.reports.rendering import render
 from fold.terminal import cut, escape
 
 if TYPE_CHECKING:
@@ -135,23 +136,15 @@ def check_inspection_page(path: Path) -> None:
 
 def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> None:
     """Write the page completely or not at all; an existing file is replaced."""
-    from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
-
     check_inspection_page(path)
-    environment = Environment(
-        loader=PackageLoader("fold.reports"),
-        autoescape=select_autoescape(),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=shown,
-    )
-    page = environment.get_template("inspection.html").render(
-        source=source,
-        summary=inspection_summary(inspection),
-        sentences=[suspicion_sentence(one) for one in inspection.suspicions],
-        listings=[make(inspection) for make in (statistics_listing, folding_listing, weights_listing)],
-        words=WORDS,
-    )
+    values = {
+        "source": source,
+        "summary": inspection_summary(inspection),
+        "sentences": [suspicion_sentence(one) for one in inspection.suspicions],
+        "listings": [make(inspection) for make in (statistics_listing, folding_listing, weights_listing)],
+        "words": WORDS,
+    }
+    page = render("inspection.html", values)
     try:
         _replace(path, page)
     except OSError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fold.engine import FoldReport
-from fold.errors import shown
+from fold.reports.rendering import render
 
 if TYPE_CHECKING:
     from fold.artifact import Manifest
@@ -25,26 +25,16 @@ class CertificatePart:
 
 def write_html(path: Path, manifest: "Manifest", report: FoldReport, seen: "Observations") -> None:
     """Write the report of a model: its manifest with the verdict, the report of the fold, and the observations."""
-    from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
-
     from fold.reports.pictures import draw  # noqa: PLC0415  # loads matplotlib
 
-    environment = Environment(
-        loader=PackageLoader("fold.reports"),
-        autoescape=select_autoescape(),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=shown,
-    )
-    environment.filters["size"] = _size
-    page = environment.get_template("report.html").render(
-        manifest=manifest,
-        report=report,
-        parts=parts(manifest.verdict),
-        pictures=draw(seen),
-        numbers=seen.numbers,
-    )
-    path.write_text(page, encoding="utf-8")
+    values = {
+        "manifest": manifest,
+        "report": report,
+        "parts": parts(manifest.verdict),
+        "pictures": draw(seen),
+        "numbers": seen.numbers,
+    }
+    path.write_text(render("report.html", values, {"size": _size}), encoding="utf-8")
 
 
 def parts(verdict: dict[str, Any]) -> list[CertificatePart]:

@@ -248,6 +248,17 @@ def test_the_picture_shows_every_tensor(a: Path, tmp_path: Path, same: bool) -> 
     assert [len(each) for each in marks] == ([7, 0] if same else [6, 1])
 
 
+def test_names_of_a_file_stay_text_in_the_picture(tmp_path: Path) -> None:
+    hostile = '\x1b[31m"<script>'
+    a = written(network(weights(0), prefix=hostile), tmp_path / "a.onnx")
+    b = written(network(changed("fc.w", lambda w: w + 1), prefix=hostile), tmp_path / "b.onnx")
+    assert bnfold("compare", a, b, "--picture", tmp_path / "p.svg").returncode == 1
+    text = (tmp_path / "p.svg").read_text()
+    assert "\x1b" not in text
+    titles = [title.text or "" for title in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}title")]
+    assert any('"<script>fc' in title for title in titles)
+
+
 def resized(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 10
     return model
