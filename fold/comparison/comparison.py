@@ -20,7 +20,7 @@ from fold.comparison.sides import Match, Side, match, read_side
 from fold.errors import BnfoldError
 from fold.evaluate import AMPLITUDE_REDUCED, Evaluator, with_moved_weights
 from fold.inputs import FREE_SIZES, Family, check_inputs, draw_inputs, working_sizes
-from fold.proof import FACTOR, LIMIT, Truth, Verdict, disagreement, find_truth
+from fold.proof import FACTOR, LIMIT, Truth, Verdict, difference, disagreement, find_truth, finite_values
 from fold.proof import compare as compare_outputs
 from fold.sources import Source
 
@@ -212,10 +212,9 @@ def _algebra(
     parted: set[str] = set()
     for family, (inputs, outputs) in truth.families.items():
         answers = run(inputs)
-        gaps = {name: _gap(exact, answers[name]) for name, exact in outputs.items()}
-        sizes = {name: _size(exact) for name, exact in outputs.items()}
-        limits = {name: base * size for name, size in sizes.items()}
-        if any(limits[name] < gap < np.inf for name, gap in gaps.items()):
+        found_here = {name: difference(exact, answers[name]) for name, exact in outputs.items()}
+        limits = {name: base * size for name, (_, size) in found_here.items()}
+        if any(limits[name] < gap < np.inf for name, (gap, _) in found_here.items()):
             if not moved:
                 models = (with_moved_weights(b.model, ROUNDINGS, seed + draw) for draw in range(DRAWS))
                 moved = [matched.run(Evaluator(model), cast=False) for model in models]
@@ -223,12 +222,12 @@ def _algebra(
                 limits[name] = max(limits[name], moves)
                 if family in ("normal", "given"):
                     explained[name] = max(explained[name], moves)
-        for name, exact in outputs.items():
-            size = sizes[name] or 1.0
-            one = AlgebraDifference(name, gaps[name] / size, limits[name] / size, family, _count(exact))
+        for name, (gap, size) in found_here.items():
+            unit, compared = size or 1.0, finite_values({name: outputs[name]})
+            one = AlgebraDifference(name, gap / unit, limits[name] / unit, family, compared)
             parted |= set() if one else {family}
             before = found.get(name)
-            compared = one.compared + (0 if before is None else before.compared)
+            compared += 0 if before is None else before.compared
             if before is None or _share(one.difference, one.limit) > _share(before.difference, before.limit):
                 found[name] = one
             found[name] = replace(found[name], compared=compared)
@@ -261,7 +260,7 @@ def _stored(b: Side, matched: Match, rows: Arrays, seed: int) -> dict[str, float
     few = first_rows(rows, ROWS) if all_batched(matched.specs) else rows
     exact = matched.run(b.exact)(few)
     noisy = matched.run(lambda inputs: b.noisy(inputs, seed))(few)
-    return {name: _gap(truth, noisy[name]) / AMPLITUDE_REDUCED for name, truth in exact.items()}
+    return {name: difference(truth, noisy[name])[0] / AMPLITUDE_REDUCED for name, truth in exact.items()}
 
 
 def _verdict(
@@ -292,27 +291,6 @@ def _tolerance(algebra: tuple[AlgebraDifference, ...]) -> float:
     worst = max(algebra, key=lambda each: _share(each.difference, each.limit))
     found = worst.difference if np.isfinite(worst.difference) else 1.0
     return max(SMALLEST, float(np.sqrt(worst.limit * max(found, worst.limit))))
-
-
-def _gap(exact: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference of two outputs; infinite if they are infinite or NaN in other places, or if integers or
-    texts differ."""
-    if exact.shape != other.shape:
-        return np.inf
-    if not np.issubdtype(exact.dtype, np.floating):
-        return 0.0 if np.array_equal(exact, other) else np.inf
-    finite = np.isfinite(exact)
-    if not np.array_equal(exact[~finite], other[~finite], equal_nan=True):
-        return np.inf
-    return float(np.abs(other[finite] - exact[finite]).max(initial=0))
-
-
-def _size(exact: np.ndarray) -> float:
-    return float(np.abs(exact[np.isfinite(exact)]).max(initial=0)) if np.issubdtype(exact.dtype, np.floating) else 0.0
-
-
-def _count(exact: np.ndarray) -> int:
-    return int(np.isfinite(exact).sum()) if np.issubdtype(exact.dtype, np.floating) else exact.size
 
 
 def _share(found: float, limit: float) -> float:

@@ -17,6 +17,7 @@ from fold.arrays import Arrays, Run
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator
 from fold.graph import described
+from fold.proof import relative_difference
 
 SAMPLE = 64
 """Values of each channel on which counterparts are looked for."""
@@ -86,7 +87,7 @@ def find_parting(
                 continue
             if name in outputs:
                 other = outputs[name]
-                found = (other, _distance(ours[name], theirs[other]) if other in theirs else np.inf, False)
+                found = (other, relative_difference(ours[name], theirs[other]) if other in theirs else np.inf, False)
             else:
                 found = _closest(name, ours[name], theirs, by_shape.get(ours[name].shape, ()), tolerance)
             layers[name] = Layer(name, described(producer), *found)
@@ -133,12 +134,12 @@ def _closest(
 ) -> tuple[str, float, bool]:
     """B's closest tensor, its distance, and whether it has another scale or shift."""
     if name in theirs and theirs[name].shape == array.shape:
-        distance = _distance(array, theirs[name])
+        distance = relative_difference(array, theirs[name])
         if distance <= tolerance:
             return name, distance, False
     best = ("", np.inf, False)
     for other in same_shape:
-        plain = _distance(array, theirs[other])
+        plain = relative_difference(array, theirs[other])
         if plain <= tolerance:
             return other, plain, False
         fitted = _fitted_distance(array, theirs[other])
@@ -147,17 +148,6 @@ def _closest(
         if fitted < best[1]:
             best = (other, fitted, True)
     return best
-
-
-def _distance(array: np.ndarray, other: np.ndarray) -> float:
-    if array.shape != other.shape:
-        return np.inf
-    finite = np.isfinite(array)
-    if not np.array_equal(array[~finite], other[~finite], equal_nan=True):
-        return np.inf
-    size = np.abs(array[finite]).max(initial=0)
-    gap = np.abs(array[finite] - other[finite]).max(initial=0)
-    return float(gap / size if size else gap)
 
 
 def _fitted_distance(array: np.ndarray, other: np.ndarray) -> float:

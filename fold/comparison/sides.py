@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from fold.arrays import Arrays, Run
 from fold.artifact import DATATYPES, TensorSpec, read_version, tensor_specs, version_numbers
 from fold.errors import BnfoldError
+from fold.graph import RUNTIME_OPSET
 from fold.proof import GraphReference, ProgramReference, Reference
 from fold.runtime import open_graph, open_session, run
 from fold.sources import Source, load_program, read_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-OLDEST_OPSET = 7
-"""The oldest opset that ONNX Runtime runs; an older graph runs in its lifted form."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def read_side(source: Source, folder: Path, announce: Callable[[str], None]) -> 
     else:
         reference = GraphReference(file, unfolded.model)
         plain = partial(run, open_graph(unfolded.model, optimised=False))
-        old = int(unfolded.described.get("opset") or OLDEST_OPSET) < OLDEST_OPSET
+        old = int(unfolded.described.get("opset") or RUNTIME_OPSET) < RUNTIME_OPSET
         served = partial(
             run, open_graph(unfolded.model) if old else open_session(file, provider="cpu", as_shipped=True)
         )

@@ -1,7 +1,7 @@
 """Reads ONNX files and onnx_ir graphs: constants, attributes, shapes, names; upgrades old opsets."""
 
 from fold.graph.file import GraphFile, read_graph, save_graph
-from fold.graph.lifting import CONSTANT_IR, Lifted, close_initializers, lift, needs_lifting
+from fold.graph.lifting import CONSTANT_IR, RUNTIME_OPSET, Lifted, close_initializers, lift, needs_lifting
 from fold.graph.parameters import refuse_not_finite
 from fold.graph.reading import (
     FLOATS,
@@ -33,6 +33,7 @@ __all__ = [
     "BATCHNORM",
     "CONSTANT_IR",
     "FLOATS",
+    "RUNTIME_OPSET",
     "SCALE",
     "SHIFT",
     "VALUELESS",

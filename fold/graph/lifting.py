@@ -23,6 +23,8 @@ wrongly (seen in onnx 1.23), and operators had attributes that are inputs now.""
 LIFTED_OPSET = 18
 LIFTED_IR = 8
 """The IR version that came with opset 18."""
+RUNTIME_OPSET = 7
+"""The oldest opset that ONNX Runtime runs."""
 CONSTANT_IR = 4
 """Before this IR version all initializers had to be graph inputs; since then such an input may be overridden."""
 ASYMMETRIC_RESIZE = 11

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from fold.proof.algebra import LIMIT, Truth, check_algebra, find_truth
+    from fold.proof.algebra import (
+        LIMIT,
+        Truth,
+        check_algebra,
+        difference,
+        find_truth,
+        finite_values,
+        relative_difference,
+    )
     from fold.proof.certificate import Certificate, GraphParts
     from fold.proof.certifier import GRAPH_PARTS, certify, locate_doubt, prove_graphs, with_witness
     from fold.proof.decisions import FACTOR
@@ -31,12 +39,15 @@ __all__ = [
     "check_algebra",
     "check_rounding",
     "compare",
+    "difference",
     "disagreement",
     "find_truth",
+    "finite_values",
     "load_reference",
     "load_unfolded",
     "locate_doubt",
     "prove_graphs",
+    "relative_difference",
     "verify_model",
     "with_witness",
 ]
@@ -44,6 +55,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "finite_values": "algebra",
+        "relative_difference": "algebra",
+        "difference": "algebra",
         "FACTOR": "decisions",
         "GRAPH_PARTS": "certifier",
         "GraphParts": "certificate",

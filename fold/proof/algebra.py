@@ -132,20 +132,30 @@ def largest_difference(truth: Arrays, other: Arrays) -> tuple[float, str]:
     found = [(0.0, next(iter(truth), ""))]
     for name, expected in truth.items():
         actual = other.get(name)
-        if actual is None or actual.shape != expected.shape:
-            found.append((np.inf, name))
-            continue
-        if not np.issubdtype(expected.dtype, np.floating):
-            found.append((0.0 if np.array_equal(expected, actual) else np.inf, name))
-            continue
-        finite = np.isfinite(expected)
-        if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True):
-            found.append((np.inf, name))
-            continue
-        size = np.abs(expected[finite]).max(initial=0)
-        difference = np.abs(actual[finite] - expected[finite]).max(initial=0)
-        found.append((float(difference / size if size else difference), name))
+        found.append((np.inf if actual is None else relative_difference(expected, actual), name))
     return max(found, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
+
+
+def relative_difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    """`difference` relative to the largest value; if that is 0, the difference itself."""
+    gap, size = difference(expected, actual)
+    return gap / size if size else gap
+
+
+def difference(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """The largest difference of two arrays, and the largest magnitude of `expected`, where it is finite.
+
+    The difference is infinite if shapes differ, if what is infinite or NaN differs, and if integers or texts differ;
+    these have the magnitude 0.
+    """
+    floats = np.issubdtype(expected.dtype, np.floating)
+    finite = np.isfinite(expected) if floats else np.zeros(expected.shape, bool)
+    size = float(np.abs(expected[finite]).max(initial=0)) if floats else 0.0
+    if expected.shape != actual.shape:
+        return np.inf, size
+    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=bool(floats)):
+        return np.inf, size
+    return float(np.abs(actual[finite] - expected[finite]).max(initial=0)) if floats else 0.0, size
 
 
 def depth(graph: ir.Graph) -> int:

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 ROOM_FOR_WEIGHTS, ROOM_BESIDE = 4, 2 << 30
 """Free memory that a reference needs on a GPU: a multiple of its weights, and bytes for activations and libraries. A
 GPU that serves has to keep room for the batches."""
-RUNTIME_OPSET = 7
-"""The oldest opset that ONNX Runtime runs; older graphs are compared with onnx's reference implementation."""
-
-
 REDUCED = frozenset({"FLOAT16", "BFLOAT16"})
 """Types that are coarser than float32."""
 
@@ -134,7 +130,7 @@ class GraphReference:
 
     def __init__(self, path: Path, lifted: "ir.Model | None" = None) -> None:
         from fold.evaluate import Evaluator  # noqa: PLC0415
-        from fold.graph import infer_shapes, lift, needs_lifting, read_graph  # noqa: PLC0415
+        from fold.graph import RUNTIME_OPSET, infer_shapes, lift, needs_lifting, read_graph  # noqa: PLC0415
         from fold.runtime import open_session, run  # noqa: PLC0415
 
         given = read_graph(path).model

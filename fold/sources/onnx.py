@@ -10,7 +10,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fold.errors import BnfoldError, first_line, root_cause, short
-from fold.graph import GraphFile, Lifted, close_initializers, correct_shapes, dims, lift, read_graph, save_graph
+from fold.graph import (
+    RUNTIME_OPSET,
+    GraphFile,
+    Lifted,
+    close_initializers,
+    correct_shapes,
+    dims,
+    lift,
+    read_graph,
+    save_graph,
+)
 from fold.inputs import FREE_SIZES, InputScaling, ResolvedScaling
 from fold.limits import limit
 from fold.runtime import CannotLoadError, Trial, TrialKind
@@ -28,8 +38,6 @@ ELEMENTS_SETTING = "BNFOLD_MAX_INPUT_ELEMENTS"
 """Environment variable with the most elements that one row of an input may have."""
 MOST_ELEMENTS = 1 << 27
 """Without the setting: 1 GB in float64. A volume of 512 × 512 × 512 voxels has so many."""
-RUNTIME_OPSET = 7
-"""The oldest opset that ONNX Runtime runs."""
 
 
 INFERRED = "a stored shape of an intermediate tensor is wrong, so all of them are inferred anew"

@@ -1,6 +1,7 @@
 """RNN, GRU and LSTM. Those of onnx 1.23 ignore sequence lengths, clipping and input_forget, and lack most
 activations."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -43,11 +44,11 @@ class Recurrent(OpRun):
     input_forget: int
     linear_before_reset: int
 
+    @abstractmethod
     def step(
         self, x: np.ndarray, state: tuple[np.ndarray, ...], weights: tuple[np.ndarray, ...], act: list[Activation]
     ) -> tuple[np.ndarray, ...]:
         """The next state (its first part is the output) from x @ W.T [batch, gates * hidden] and the previous state."""
-        raise NotImplementedError
 
     def _activations(self) -> Iterator[Activation]:
         names = self.activations or self.functions * self.directions

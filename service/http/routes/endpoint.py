@@ -75,22 +75,22 @@ class Endpoint(ABC, Generic[R]):
     def write(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
         """Headers and body of the answer."""
 
+    @abstractmethod
     def takes_long(self, request: R, outputs: Arrays) -> bool:
         """Whether writing the answer would hold up the event loop."""
-        return False
 
+    @abstractmethod
     def write_in_pieces(self, model: Model, request: R, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
         """As `write`, where that takes long."""
-        raise NotImplementedError
 
     def write_raw(self, model: Model, request: R, outputs: Arrays) -> tuple[bytes, bytes]:
         """Status line with headers, and body, as bytes: the answer on the fast path."""
         headers, body = self.write(model, request, outputs)
         return OK + header_lines(headers), body
 
+    @abstractmethod
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         """Headers and body of the answer to a request for which `read` gives None."""
-        raise NotImplementedError
 
     async def __call__(self, target: ModelPath, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by ASGI. The application has checked the token."""

@@ -103,9 +103,10 @@ class Predict(Endpoint[PredictRequest]):
             body = write_npy(next(iter(outputs.values())))
             return [NPY, (b"content-length", b"%d" % len(body))], body
         if request.form == "labels" and len(outputs) == 1 and (scores := next(iter(outputs.values()))).ndim == 2:
-            return _json([_classified(row, model.manifest.labels) for row in scores.astype(np.float64)])
+            labelled = [_classified(row, model.manifest.labels) for row in scores.astype(np.float64)]
+            return _answer(render_json(labelled))
         by_row = model.session.signature.batched or request.form == "labels"
-        return _json(_rows(outputs, request.rows) if by_row else [_named(outputs)])
+        return _answer(render_json(_rows(outputs, request.rows) if by_row else [_named(outputs)]))
 
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         if head.content_type.startswith("image/"):
@@ -230,11 +231,6 @@ def _texts(rows: Iterable[Arrays]) -> Steps[bytes]:
 
 def _answer(predictions: bytes) -> tuple[Headers, bytes]:
     body = b'{"predictions":%b}' % predictions
-    return [JSON, (b"content-length", b"%d" % len(body))], body
-
-
-def _json(predictions: Any) -> tuple[Headers, bytes]:
-    body = render_json({"predictions": predictions})
     return [JSON, (b"content-length", b"%d" % len(body))], body
 
 
