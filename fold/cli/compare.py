@@ -19,6 +19,8 @@ from fold.cli.options import (
     Trust,
     console,
     print_json,
+    refuse_missing,
+    version_folder,
 )
 from fold.terminal import escape
 
@@ -47,6 +49,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models of any tool: whether they compute the same, and the first layer where they part."""
+    for path in (a, b):
+        refuse_missing(path)
     from fold.comparison import compare as compare_models  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.reports import check_picture, comparison_table, write_comparison_picture  # noqa: PLC0415
@@ -56,8 +60,9 @@ def compare(
         check_picture(picture)
 
     # 1. Options of checkpoints go to the models that are checkpoints; if neither is one, reading A refuses them.
-    checkpoints = [path for path in (a, b) if path.is_file() and path.suffix not in (".onnx", ".pt2")]
-    unsafe = [path for path in (a, b) if path.is_file() and path.suffix not in (".onnx", ".safetensors")]
+    given = [path for path in (a, b) if not (path.is_dir() and (version_folder(path) / "manifest.json").is_file())]
+    checkpoints = [path for path in given if path.suffix not in (".onnx", ".pt2")]
+    unsafe = [path for path in given if path.suffix not in (".onnx", ".safetensors")]
 
     def source(path: Path) -> Source:
         loaded, opened = path in (checkpoints or [a]), path in (unsafe or [a])

@@ -45,11 +45,14 @@ class Side:
 
 
 def read_side(source: Source, folder: Path, announce: Callable[[str], None]) -> Side:
-    """Read a checkpoint, a `.pt2`, an `.onnx` or the served graph of a model directory. `folder` takes the files that
-    it is run from; they are needed as long as the side. Raises `BnfoldError` for what cannot be read."""
+    """Read a checkpoint (a file or a directory), a `.pt2`, an `.onnx` or the served graph of a model directory.
+
+    `folder` takes the files that it is run from; they are needed as long as the side. Raises `BnfoldError` for what
+    cannot be read.
+    """
     announce(f"reading {source.path}")
-    if source.path.is_dir():
-        source = replace(source, path=_served_graph(source.path))
+    if (version := _version(source.path)) is not None:
+        source = replace(source, path=read_version(version).model_file)
     unfolded = read_source(source, announce)
     file = folder / unfolded.reference
     unfolded.write_reference(file)
@@ -80,10 +83,11 @@ def read_side(source: Source, folder: Path, announce: Callable[[str], None]) -> 
     )
 
 
-def _served_graph(folder: Path) -> Path:
-    """The served graph of a model directory, or of its latest version."""
-    numbers = version_numbers(folder)
-    return read_version(folder / str(numbers[-1]) if numbers else folder).model_file
+def _version(path: Path) -> Path | None:
+    """The folder of a version or of a model's latest one; None for a file, and for a directory with a checkpoint."""
+    if numbers := version_numbers(path):
+        return path / str(numbers[-1])
+    return path if (path / "manifest.json").is_file() else None
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,19 @@ def test_a_checkpoint_is_compared_with_another_exporter_s_graph(
     assert compared(Path("net.pt"), b, *options, code=1)["parting"]["counterpart"] == "h (Gemm)"
 
 
+def test_a_directory_of_a_framework_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Hugging Face writes it; beside it what was published of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Linear(3, 2)\n")
+    torch.manual_seed(0)
+    Path("hub").mkdir()
+    torch.save(nn.Linear(3, 2).state_dict(), "hub/pytorch_model.bin")
+    options = ("--arch", "net.py:make", "--input", "3")
+    assert bnfold("fold", "hub", *options, "--out", "repo", "--name", "net", "--samples", 2).returncode == 0
+    compared(Path("hub"), Path("repo/net"), *options)
+    assert_one_line(bnfold("compare", "hub", "repo", *options), "is a repository with the models net")
+
+
 def test_inputs_of_a_user_are_taken(a: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 3, 9, 8), np.float32))
     found = compared(a, a, "--inputs", tmp_path / "x.npz")
