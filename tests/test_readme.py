@@ -18,7 +18,7 @@ from unittest import mock
 from fold.cli import app
 from support import ROOT, standins
 from support.commands import bnfold
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 README = ROOT / "README.md"
 EXPECTED = {

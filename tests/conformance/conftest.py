@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import served, serving
-from support.target import Model, Target
+from support.service import served, serving
+from support.service.target import Model, Target
 
 OWN = ("net", "echo", "pair", "pick", "free", "single", "text", "upper")
 """Of our own small models those on which the tests run; together they have all that a test may need."""

@@ -11,8 +11,8 @@ import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
 from tritonclient.utils import InferenceServerException
 
-from support.handmade import refused
-from support.target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of, extremes
+from support.service.handmade import refused
+from support.service.target import DTYPES, ONLY_BINARY, Arrays, Model, arrays_of, extremes
 
 FACES = pytest.mark.parametrize("face", ["sync", "aio"])
 FORMS = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])

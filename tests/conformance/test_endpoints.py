@@ -7,8 +7,8 @@ from typing import Any
 import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
 
-from support.handmade import refused
-from support.target import Model, Target
+from support.service.handmade import refused
+from support.service.target import Model, Target
 
 
 def test_health(target: Target) -> None:

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from support.target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, extremes, wire
+from support.service.target import DTYPES, ONLY_BINARY, Arrays, Model, Target, arrays_of, extremes, wire
 
 CONTENTS = {
     "BOOL": "bool_contents",

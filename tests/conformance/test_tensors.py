@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.handmade import binary_request, first, in_json, refused
-from support.target import ONLY_BINARY, Model, arrays_of
+from support.service.handmade import binary_request, first, in_json, refused
+from support.service.target import ONLY_BINARY, Model, arrays_of
 
 
 @pytest.mark.parametrize(

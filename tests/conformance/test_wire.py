@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from support.handmade import binary_request, first, fixed, refused
-from support.target import Model, Target, arrays_of, wire
+from support.service.handmade import binary_request, first, fixed, refused
+from support.service.target import Model, Target, arrays_of, wire
 
 BOMB_BYTES = 1 << 28
 

@@ -9,7 +9,7 @@ from fold.proof.reference import load_reference
 from fold.runtime.devices import PROVIDERS
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session, placement, run
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, every, published
-from support.serving import start_process
+from support.service.serving import start_process
 
 pytestmark = pytest.mark.gpu
 

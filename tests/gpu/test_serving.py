@@ -16,7 +16,7 @@ from fold.artifact.manifest import PrecisionName
 from fold.proof.reference import load_reference
 from fold.runtime.devices import PROVIDERS
 from support.device import LIMITS, ON_GPU, PRECISIONS, PROVIDER, needs_gpu, published
-from support.serving import SERVE, start_process
+from support.service.serving import SERVE, start_process
 
 pytestmark = pytest.mark.gpu
 

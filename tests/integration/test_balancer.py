@@ -18,8 +18,8 @@ import tritonclient.http as triton
 
 from service.settings import Settings
 from support import ROOT
-from support.served import net
-from support.serving import PATIENCE, ServiceProcess, start_process
+from support.service.served import net
+from support.service.serving import PATIENCE, ServiceProcess, start_process
 
 CONFIG = (ROOT / "deploy" / "nginx.conf").read_text()
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from support import served
-from support.serving import PATIENCE, Service, start
+from support.service import served
+from support.service.serving import PATIENCE, Service, start
 
 CURL, JAVA = shutil.which("curl") or "", shutil.which("java") or ""
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from support import ROOT
-from support.served import net
-from support.serving import PATIENCE, ServiceProcess, start_process
+from support.service.served import net
+from support.service.serving import PATIENCE, ServiceProcess, start_process
 
 DEPLOY = ROOT / "deploy"
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"

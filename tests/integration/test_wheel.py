@@ -15,7 +15,7 @@ import pytest
 
 from fold import __version__
 from support import ROOT
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support import served, serving
+from support.service import served, serving
 
 
 @pytest.fixture(scope="session")

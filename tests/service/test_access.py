@@ -13,8 +13,8 @@ from tritonclient.utils import InferenceServerException
 from fold.errors import BnfoldError
 from service.access import Access
 from service.settings import Settings, load_settings
-from support import served
-from support.serving import Service, start
+from support.service import served
+from support.service.serving import Service, start
 
 BODY = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 INSTANCES = {"instances": [[[[0.5] * 8] * 8]]}

@@ -20,7 +20,7 @@ from fold.artifact.directory import read_version, write_manifest
 from fold.cli import main
 from fold.errors import BnfoldError
 from service.settings import Settings, load_settings
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 

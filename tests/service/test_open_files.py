@@ -15,8 +15,8 @@ from service.errors import OutOfFilesError
 from service.repository.polling import Poller
 from service.repository.repository import Repository
 from service.settings import Settings
-from support.reloading import EXPLICIT, REQUEST, TOKEN, right, table
-from support.serving import PATIENCE, SERVE
+from support.service.reloading import EXPLICIT, REQUEST, TOKEN, right, table
+from support.service.serving import PATIENCE, SERVE
 
 FILES = 200
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -14,9 +14,9 @@ import pytest
 from fold.errors import BnfoldError
 from service.http import server
 from service.tls import Certificate
-from support import served
-from support.reloading import wait
-from support.serving import PATIENCE, start, start_process
+from support.service import served
+from support.service.reloading import wait
+from support.service.serving import PATIENCE, start, start_process
 
 ROW = {"inputs": [{"name": "x", "shape": [4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 INFER = "/v2/models/single/infer"

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from support.commands import bnfold
-from support.reloading import tampered
+from support.service.reloading import tampered
 
 
 @pytest.fixture(scope="module")

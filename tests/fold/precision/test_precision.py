@@ -37,7 +37,7 @@ from fold.runtime.session import open_session, run
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import interface, unfolded
-from support.reloading import tampered
+from support.service.reloading import tampered
 
 SCHEMA = json.loads((ROOT / "docs" / "certificate.schema.json").read_text())
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT

@@ -29,7 +29,7 @@ from fold.proof.certifier import certify
 from fold.sources.source import Source
 from support import ROOT
 from support.folding import architecture, randomise, unfolded
-from support.reloading import tampered
+from support.service.reloading import tampered
 
 SCHEMA = json.loads((ROOT / "docs" / "certificate.schema.json").read_text())
 

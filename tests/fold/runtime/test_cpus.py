@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fold.runtime import cpus
-from support import served
+from support.service import served
 
 V1, V2 = "4:cpu,cpuacct:{}\n1:name=systemd:/\n", "0::{}\n"
 

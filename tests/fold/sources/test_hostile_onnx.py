@@ -19,9 +19,9 @@ from fold.artifact.canary import check_canary
 from fold.artifact.directory import read_version
 from fold.evaluate import deadline
 from fold.proof.run_time import judge
-from support import serving
 from support.commands import bnfold, refused, run
 from support.onnxfiles import IMAGE, batchnorm, external, info, network, rename, tensor, write
+from support.service import serving
 
 Spoil = Callable[[onnx.ModelProto], object]
 ESCAPES = "bn\x1b[31mred\x1b]0;title\x07<script>alert(1)</script>[bold]\n\x9b31m\u202e"

@@ -13,9 +13,9 @@ from google.protobuf import text_format
 from onnx import helper
 from tritonclient.grpc import model_config_pb2
 
-from support import serving
 from support.commands import bnfold
 from support.onnxfiles import info, network, rename, write
+from support.service import serving
 
 HOSTILE = "\"'<script>alert(1)</script>\x1b[31m\n\r\u202e{{7*7}}&amp;$(id)`"
 OBEYED = set("\x1b\r\u202e")

@@ -20,8 +20,8 @@ from service.batching.ticket import Ticket
 from service.batching.worker import Worker
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
 from service.settings import Settings
-from support.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, submit, turns
-from support.serving import PATIENCE
+from support.service.batching import MAX_ROWS, POISON, Clock, Model, Rig, filled, submit, turns
+from support.service.serving import PATIENCE
 
 
 def policy(max_batch_size: int, **options: Any) -> BatchPolicy:

@@ -18,7 +18,7 @@ from service.batching.merging import BatchStats
 from service.batching.policy import BatchPolicy
 from service.batching.ticket import Ticket
 from service.errors import BadRequestError, BusyError, ClientGoneError, DeadlineError, NotReadyError
-from support.batching import MAX_ROWS, QUEUE_ROWS, Clock, Loop, StepWorker, submit, turns
+from support.service.batching import MAX_ROWS, QUEUE_ROWS, Clock, Loop, StepWorker, submit, turns
 
 TIMEOUT = 20.0
 QUICK, SLOW = 0.01, 1.0

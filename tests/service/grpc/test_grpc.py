@@ -29,8 +29,9 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from support import ROOT, served
-from support.serving import HELD, PATIENCE, Hold, Service, held, held_by, start, start_process
+from support import ROOT
+from support.service import served
+from support.service.serving import HELD, PATIENCE, Hold, Service, held, held_by, start, start_process
 
 PROTO = ROOT / "service" / "grpc" / "inference.proto"
 SERVICE = "inference.GRPCInferenceService"

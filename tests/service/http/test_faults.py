@@ -22,8 +22,9 @@ import httpx
 import numpy as np
 import pytest
 
-from support import ROOT, serving
-from support.serving import PATIENCE
+from support import ROOT
+from support.service import serving
+from support.service.serving import PATIENCE
 
 IMAGE = np.random.default_rng(3).normal(size=(1, 1, 8, 8)).astype(np.float32)
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": IMAGE.ravel().tolist()}]}

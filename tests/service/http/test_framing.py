@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.telemetry import ThrottledLog
-from support.rawclient import Client
+from support.service.rawclient import Client
 
 UPGRADE = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
 """As `curl --http2` and Java's HttpClient send them, to find out whether the server speaks HTTP/2."""

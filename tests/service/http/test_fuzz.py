@@ -21,7 +21,7 @@ from service.errors import ServiceError
 from service.http.npy import read_npy
 from service.protocol.infer_body import decode, encode
 from service.protocol.signature import Signature
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 SIGNATURE = Signature(
     [TensorSpec(name="x", datatype="FP32", shape=(-1, 3)), TensorSpec(name="s", datatype="BYTES", shape=(-1, 1))],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.http.head_cache import HEADS, LARGEST_HEAD, HeadCache, RequestHead
-from support.rawclient import Client
+from support.service.rawclient import Client
 
 INFER = b"/v2/models/free/infer"
 PLAIN = [(b"host", b"a"), (b"content-length", b"8"), (b"inference-header-content-length", b"0")]

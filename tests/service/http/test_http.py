@@ -17,9 +17,9 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
-from support import served
-from support.reloading import rewrite
-from support.serving import HELD, PATIENCE, held
+from support.service import served
+from support.service.reloading import rewrite
+from support.service.serving import HELD, PATIENCE, held
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 FREE = "/v2/models/free/infer"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.telemetry import ThrottledLog
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 INFER = "/v2/models/net/infer"
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from service.http.connection import HttpConnection
-from support import serving
-from support.serving import PATIENCE
+from support.service import serving
+from support.service.serving import PATIENCE
 
 LIMIT = 4 << 20
 HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n"

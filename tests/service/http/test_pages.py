@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.app import create_app
 from service.settings import Settings
 from support import ROOT
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 ROWS = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
 

@@ -13,7 +13,7 @@ import tritonclient.http as triton
 
 from fold.errors import BnfoldError
 from service.settings import load_settings
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 PREFIX = "/team/bnfold"
 

@@ -13,7 +13,7 @@ import pytest
 from fold.artifact.directory import read_version
 from fold.errors import BnfoldError
 from service.proof.comparer import Comparer, Task
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 ROW = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 

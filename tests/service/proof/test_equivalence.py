@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.http.routes.equivalence import MAX_WAITING
-from support.serving import HELD, PATIENCE, held
+from support.service.serving import HELD, PATIENCE, held
 
 PROVE = "/v2/models/net/equivalence"
 RANDOM = np.random.default_rng(5)

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fold.proof.decisions import Decision
 from fold.proof.run_time import OutputVerdict, Verdict
 from service.proof.shadow import WINDOW, ShadowSampler
-from support.serving import HELD, PATIENCE, held
+from support.service.serving import HELD, PATIENCE, held
 
 FROM_THE_COMMAND_LINE = """
 import os

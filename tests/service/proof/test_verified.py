@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fold.artifact.directory import read_version, write_manifest
 from fold.artifact.manifest import Manifest
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 IMAGE = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.protocol.classification import classify
 from service.protocol.datatypes import DTYPES
-from support.served import LABELS
+from support.service.served import LABELS
 
 
 def test_the_largest_come_first_as_triton_writes_them() -> None:

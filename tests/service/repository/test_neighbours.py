@@ -11,8 +11,8 @@ import pytest
 
 from fold.artifact import directory
 from service.repository.polling import Poller
-from support.reloading import EXPLICIT, REQUEST, WATCH, call, index, right, table, wait
-from support.serving import Service, start
+from support.service.reloading import EXPLICIT, REQUEST, WATCH, call, index, right, table, wait
+from support.service.serving import Service, start
 
 
 def rewrite(version: Path, change: Callable[[dict[str, Any]], object]) -> None:

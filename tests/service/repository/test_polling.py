@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from service.repository.polling import Poller
-from support.reloading import REQUEST, WATCH, Load, call, corrupt, right, states, table, wait
-from support.serving import start, start_process
+from support.service.reloading import REQUEST, WATCH, Load, call, corrupt, right, states, table, wait
+from support.service.serving import start, start_process
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import tritonclient.grpc as triton
 from onnx import helper
 
 from fold.artifact.manifest import Manifest
-from support import served
-from support.reloading import (
+from support.service import served
+from support.service.reloading import (
     EXPLICIT,
     REQUEST,
     ROWS,
@@ -30,7 +30,7 @@ from support.reloading import (
     table,
     wait,
 )
-from support.serving import HELD, PATIENCE, Service, ServiceProcess, held, start, start_process
+from support.service.serving import HELD, PATIENCE, Service, ServiceProcess, held, start, start_process
 
 
 @pytest.fixture

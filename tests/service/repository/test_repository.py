@@ -21,10 +21,10 @@ from service.proof.references import References
 from service.repository.model import Model
 from service.repository.repository import Repository
 from service.settings import Settings
-from support import served
-from support.batching import submit
-from support.reloading import corrupt
-from support.serving import PATIENCE
+from support.service import served
+from support.service.batching import submit
+from support.service.reloading import corrupt
+from support.service.serving import PATIENCE
 
 X = {"image": np.ones((1, 1, 8, 8), np.float32)}
 

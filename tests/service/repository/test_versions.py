@@ -10,9 +10,9 @@ from service.errors import NotReadyError
 from service.repository.repository import Repository
 from service.repository.versions import VersionPolicy, stamp
 from service.settings import Settings, load_settings
-from support import served
-from support.reloading import corrupt
-from support.serving import start
+from support.service import served
+from support.service.reloading import corrupt
+from support.service.serving import start
 
 
 @pytest.fixture

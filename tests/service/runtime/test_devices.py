@@ -31,8 +31,8 @@ from service.runtime.staging import Staging
 from service.settings import Settings
 from service.telemetry import gpu
 from service.telemetry.gpu import GpuCollector
-from support import serving
-from support.serving import PATIENCE
+from support.service import serving
+from support.service.serving import PATIENCE
 
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,3] x, int64[N] k) => (float[N,3] y, int64[N,3] z) {

@@ -14,7 +14,7 @@ from service.runtime.buckets import Buckets
 from service.runtime.graph import Graph
 from service.runtime.session import ModelSession
 from service.settings import Settings
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 
 def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed_addresses(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 PROVE = "/v2/models/net/equivalence"
 

@@ -14,8 +14,8 @@ from fold.artifact.directory import read_version
 from service.runtime import session as module
 from service.runtime.session import CertificateError, ModelSession
 from service.settings import Settings
-from support import serving
-from support.reloading import wait
+from support.service import serving
+from support.service.reloading import wait
 
 CORES = 3
 

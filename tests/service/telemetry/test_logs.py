@@ -12,7 +12,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 INFER = "/v2/models/net/infer"
 SECRET = 0.123456789

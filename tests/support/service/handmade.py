@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.target import ONLY_BINARY, Arrays, Model, wire
+from support.service.target import ONLY_BINARY, Arrays, Model, wire
 
 
 def refused(answer: httpx.Response, *words: str, status: int = 400) -> None:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),

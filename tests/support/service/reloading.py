@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fold.artifact import ModelVersion, read_version
 from fold.artifact.directory import write_manifest
 from fold.artifact.manifest import Manifest
-from support import served
-from support.serving import PATIENCE, Service
+from support.service import served
+from support.service.serving import PATIENCE, Service
 
 TOKEN = {"Authorization": "Bearer boss"}
 EXPLICIT = {"repository_control": "explicit", "admin_token": "boss"}

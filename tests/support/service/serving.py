@@ -96,7 +96,7 @@ def held_by(file: Path) -> str:
     file.touch()
     return f"""
 import pathlib, time
-from tests.support.serving import hold_runs
+from tests.support.service.serving import hold_runs
 def wait():
     while pathlib.Path({str(file)!r}).exists():
         time.sleep(0.01)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from support.serving import PATIENCE
+from support.service.serving import PATIENCE
 
 
 class Client:

@@ -1,0 +1,1 @@
+"""What tests of the service share: servers, clients and the models that they serve."""
