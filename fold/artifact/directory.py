@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fold.artifact.files import NAME_PATTERN, open_file, version_numbers
+from fold.artifact.files import NAME_PATTERN, holds_version, open_file, version_numbers
 from fold.artifact.manifest import Manifest
 from fold.errors import LONGEST_NAME, BnfoldError, short
 
@@ -118,8 +118,7 @@ def _refuse_inside(repository: Path) -> None:
     version = next((p for p in above if (p / "manifest.json").is_file() and (p / "model.onnx").is_file()), None)
     if version is not None:
         raise BnfoldError(f"{repository}: lies in the published version {version}; choose another --out")
-    published = (repository / str(number) / "manifest.json" for number in version_numbers(repository))
-    if any(file.is_file() for file in published):
+    if holds_version(repository):
         raise BnfoldError(f"{repository}: is the folder of a model; give its repository, --out {repository.parent}")
 
 

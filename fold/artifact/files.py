@@ -53,23 +53,25 @@ def version_numbers(model: Path) -> list[int]:
 
 def published_models(repository: Path) -> list[str]:
     """The models of a repository that have a version, ascending; none if it is the folder of a model, or no folder."""
-    if not repository.is_dir() or _published(repository):
+    if not repository.is_dir() or is_published(repository):
         return []
-    return [name for name in model_folders(repository).found if _holds_version(repository / name)]
+    return [name for name in model_folders(repository).found if holds_version(repository / name)]
 
 
 def repository_of(folder: Path) -> Path | None:
     """The repository that a model's or a version's folder lies in; None for any other folder."""
-    if _holds_version(folder):
+    if holds_version(folder):
         return folder.parent
-    return folder.parent.parent if _published(folder) else None
+    return folder.parent.parent if is_published(folder) else None
 
 
-def _holds_version(model: Path) -> bool:
-    return any(_published(model / str(number)) for number in version_numbers(model))
+def holds_version(model: Path) -> bool:
+    """Whether a folder is that of a model with a published version."""
+    return any(is_published(model / str(number)) for number in version_numbers(model))
 
 
-def _published(folder: Path) -> bool:
+def is_published(folder: Path) -> bool:
+    """Whether a folder is a version that was published."""
     return (folder / "manifest.json").is_file()
 
 

@@ -52,6 +52,7 @@ def inspect(
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
     refuse_missing(source)
+    from fold.artifact import is_published  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
 
@@ -61,7 +62,7 @@ def inspect(
     # 2. Read the source, and fold it to see where each BatchNorm would go.
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
-        if source.is_dir() and (version_folder(source) / "manifest.json").is_file():
+        if source.is_dir() and is_published(version_folder(source)):
             if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
                     f"{source}: is a published model; --arch, --input and such are for files, leave them out"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fold.arrays import Arrays, Run
-from fold.artifact import DATATYPES, TensorSpec, read_version, tensor_specs, version_numbers
+from fold.artifact import DATATYPES, TensorSpec, is_published, read_version, tensor_specs, version_numbers
 from fold.errors import BnfoldError
 from fold.graph import RUNTIME_OPSET
 from fold.proof import GraphReference, ProgramReference, Reference
@@ -87,7 +87,7 @@ def _version(path: Path) -> Path | None:
     """The folder of a version or of a model's latest one; None for a file, and for a directory with a checkpoint."""
     if numbers := version_numbers(path):
         return path / str(numbers[-1])
-    return path if (path / "manifest.json").is_file() else None
+    return path if is_published(path) else None
 
 
 @dataclass(frozen=True)
