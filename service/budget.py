@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fold.runtime import control_groups
 from service.errors import SHORT, OutOfMemoryError
 
 SHARE = 4
 """The default is the memory that there is divided by this: models, libraries and the runtime's arenas need the rest."""
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""A container's limit, in versions 2 and 1 of control groups."""
 COUNTED = 1 << 16
 """Bytes. A body up to this size does not count: accounting would cost more than reading it."""
 ROOM = 16 << 20
@@ -129,12 +128,12 @@ class Buffer(bytearray):
 
 
 def default_limit() -> int:
-    """Bytes: a share of the container's memory, of the machine's, or of the addresses that this process may still
-    use, whichever is least."""
+    """Bytes: a share of the memory of its control groups, of the machine's, or of the addresses that this process may
+    still use, whichever is least."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in CGROUPS:
-        with suppress(OSError, ValueError):  # no control groups, or "max"
-            found.append(int(path.read_text()))
+    for version, folder in control_groups("memory"):
+        with suppress(OSError, ValueError):  # not mounted, or "max"
+            found.append(int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text()))
     addresses = resource.getrlimit(resource.RLIMIT_AS)[0]
     if addresses != resource.RLIM_INFINITY:
         with suppress(OSError):

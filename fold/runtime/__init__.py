@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fold.runtime.cgroups import control_groups
     from fold.runtime.cpus import cores, physical_cores, thread_limits
     from fold.runtime.devices import (
         PROVIDERS,
@@ -48,6 +49,7 @@ __all__ = [
     "Trial",
     "TrialKind",
     "computed_elsewhere",
+    "control_groups",
     "cores",
     "device_number",
     "loaded_cudnn",
@@ -84,6 +86,7 @@ __getattr__ = lazy_names(
         "Trial": "trial",
         "TrialKind": "trial",
         "computed_elsewhere": "session",
+        "control_groups": "cgroups",
         "cores": "cpus",
         "device_number": "devices",
         "loaded_cudnn": "devices",

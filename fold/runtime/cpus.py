@@ -9,11 +9,10 @@ outside of the affinity, unless it is told their number.
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
-"""The control groups of this process: `ID:CONTROLLERS:PATH`, where version 2 has no controllers."""
+from fold.runtime.cgroups import control_groups
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables by which PyTorch and numpy are told their numbers of threads, once, when they are imported."""
@@ -52,21 +51,12 @@ def _siblings(processor: int) -> str:
 
 
 def _quotas() -> Iterator[int]:
-    """Whole processors that the control groups of this process allow: its own, and those above it."""
-    try:
-        memberships = [line.split(":", 2) for line in MEMBERSHIP.read_text().splitlines()]
-    except OSError:  # no Linux
-        return
-    for _, controllers, path in (membership for membership in memberships if len(membership) == 3):
-        for group in (PurePosixPath(path), *PurePosixPath(path).parents):  # in a container only the last is mounted
-            inside = group.relative_to("/") if group.is_absolute() else group
-            with contextlib.suppress(OSError, ValueError):  # not mounted, or "max"
-                if not controllers:
-                    quota, period = (CGROUPS / inside / "cpu.max").read_text().split()
-                elif "cpu" in controllers.split(","):
-                    folder = CGROUPS / "cpu" / inside
-                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-                else:
-                    continue
-                if int(quota) > 0 and int(period) > 0:
-                    yield int(quota) // int(period)
+    """Whole processors that the control groups of this process allow."""
+    for version, folder in control_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):  # not mounted, or "max"
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0 and int(period) > 0:
+                yield int(quota) // int(period)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fold.runtime import cpus
+from fold.runtime import cgroups, cpus
 from support.service import served
 
 V1, V2 = "4:cpu,cpuacct:{}\n1:name=systemd:/\n", "0::{}\n"
@@ -36,8 +36,8 @@ def test_cores_are_those_of_the_affinity_within_the_quotas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str | None, files: dict[str, str], found: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7}, raising=False)
-    monkeypatch.setattr(cpus, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "membership")
     for name in cpus.THREADS:
         monkeypatch.delenv(name, raising=False)
     if membership is not None:
@@ -52,7 +52,7 @@ def test_cores_are_those_of_the_affinity_within_the_quotas(
 
 def test_two_processors_of_one_core_are_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 9}, raising=False)
-    monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "none")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "none")
     monkeypatch.setattr(cpus, "TOPOLOGY", tmp_path)
     for number, siblings in {0: "0,4", 4: "0,4", 1: "1,5"}.items():
         (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
