@@ -7,6 +7,7 @@ import typer
 
 from fold.cli.options import (
     PROOF_FAILED,
+    All,
     Arch,
     ArchArg,
     AsJson,
@@ -46,6 +47,7 @@ def compare(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw how far the models are apart at each layer.")
     ] = None,
+    everything: All = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models of any tool: whether they compute the same, and the first layer where they part."""
@@ -96,7 +98,7 @@ def compare(
     else:
         for note in found.notes:
             console.print(escape(note), soft_wrap=True, highlight=False)
-        console.print(comparison_table(found))
+        console.print(comparison_table(found, every_output=everything))
     if picture is not None:
         write_comparison_picture(picture, found)
     colour = "green" if found else "red"

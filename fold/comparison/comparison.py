@@ -58,6 +58,13 @@ class AlgebraDifference:
     def __bool__(self) -> bool:
         return self.difference <= self.limit  # false for NaN, too
 
+    @property
+    def share(self) -> float:
+        """The difference as a share of its limit; infinite for NaN."""
+        if not self.limit:
+            return np.inf if self.difference else 0.0
+        return np.inf if np.isnan(self.difference) else self.difference / self.limit
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,21 +92,17 @@ class Comparison:
     def message(self) -> str:
         """The verdict in one sentence."""
         if self:
-            worst = max((each.folded_error / each.limit for each in self.verdict.outputs if each.limit), default=0.0)
-            made = sum(each.decisions for each in self.verdict.decisions)
-            same = made - sum(each.flips for each in self.verdict.decisions)
-            decided = f"{same} of {made} decisions are the same, and the" if made else "the"
-            return f"the same model over {self.verdict.samples} samples: {decided} error is {worst:.2g} of the limit"
+            return f"the same model over {self.verdict.samples} samples: {self.verdict.summary}"
         if self.verdict.doubt is not None or self.verdict.empty is not None:
             return self.verdict.message
         if not self.algebra_holds:
-            worst_output = max(self.algebra, key=lambda each: _share(each.difference, each.limit))
+            worst_output = max(self.algebra, key=lambda each: each.share)
             found = (
                 f"in float64 output {worst_output.name!r} differs by {worst_output.difference:.3g} of its largest "
                 f"value, and rounding of B's weights explains {worst_output.limit:.3g}"
             )
         else:
-            worst_error = max(self.verdict.outputs, key=lambda each: _share(each.folded_error, each.limit))
+            worst_error = self.verdict.worst
             found = (
                 f"the graphs agree in float64, but as it is run, output {worst_error.name!r} of B is "
                 f"{worst_error.folded_error:.3g} from the truth, A {worst_error.unfolded_error:.3g}, and the limit is "
@@ -228,7 +231,7 @@ def _algebra(
             parted |= set() if one else {family}
             before = found.get(name)
             compared += 0 if before is None else before.compared
-            if before is None or _share(one.difference, one.limit) > _share(before.difference, before.limit):
+            if before is None or one.share > before.share:
                 found[name] = one
             found[name] = replace(found[name], compared=compared)
     return tuple(found.values()), explained, parted
@@ -288,11 +291,6 @@ def _for_layers(matched: Match, rows: Arrays, family: str, seed: int, sizes: Seq
 
 def _tolerance(algebra: tuple[AlgebraDifference, ...]) -> float:
     """A relative difference between what rounding explains and what was found."""
-    worst = max(algebra, key=lambda each: _share(each.difference, each.limit))
+    worst = max(algebra, key=lambda each: each.share)
     found = worst.difference if np.isfinite(worst.difference) else 1.0
     return max(SMALLEST, float(np.sqrt(worst.limit * max(found, worst.limit))))
-
-
-def _share(found: float, limit: float) -> float:
-    """`found` as a share of its limit; infinite for NaN."""
-    return found / limit if limit else (0.0 if found == 0 else np.inf)

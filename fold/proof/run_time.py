@@ -118,7 +118,7 @@ class Verdict:
                 f"NOT proven over {self.samples} samples on {self.provider} in {self.precision}: "
                 f"output {self.empty!r} of the unfolded model has no finite value, so nothing of it was compared"
             )
-        worst = max(self.outputs, key=lambda output: (not output.equivalent, output.share))
+        worst = self.worst
         numbers = (
             f"output {worst.name!r} is at most {worst.folded_error:.3g} from float64, "
             f"the unfolded model {worst.unfolded_error:.3g}, the limit is {worst.limit:.3g}"
@@ -126,10 +126,17 @@ class Verdict:
         if self.precision != "fp32":
             numbers += f"; relative error at most {self.max_relative_error:.3g}"
         where = f"over {self.samples} samples on {self.provider} in {self.precision}"
-        return f"{'equivalent' if self else 'NOT equivalent'} {where}: {self._summary(worst)} ({numbers})"
+        return f"{'equivalent' if self else 'NOT equivalent'} {where}: {self.summary} ({numbers})"
 
-    def _summary(self, worst: OutputVerdict) -> str:
+    @property
+    def worst(self) -> OutputVerdict:
+        """The output that is not equivalent, or nearest to its limit."""
+        return max(self.outputs, key=lambda output: (not output.equivalent, output.share))
+
+    @property
+    def summary(self) -> str:
         """The decisions and the error of the worst output in a few words; first what does not hold."""
+        worst = self.worst
         error = f"error {_share(worst.share)}"
         if not worst.equivalent and worst.share <= 1:
             error = f"infinities or NaN of output {worst.name!r} are not those of the unfolded model"

@@ -1,11 +1,13 @@
 """The report of a comparison: a table for a terminal, and a picture of the distance at each layer."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fold.reports.rendering import write_svg
-from fold.terminal import cut, escape
+from fold.reports.tables import Row, parts_table, verdict_rows
+from fold.terminal import cut
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,26 +21,16 @@ FARTHEST, NEAREST = 0, -16
 NAME_LENGTH = 60
 
 
-def comparison_table(comparison: "Comparison") -> "Table":
-    """A row for each output and part."""
-    from rich.table import Table  # noqa: PLC0415
+def comparison_table(comparison: "Comparison", *, every_output: bool = False) -> "Table":
+    """A row for each part, as in the table of a certificate."""
+    return parts_table(_rows(comparison), every_output=every_output)
 
-    table = Table("Part", "Found", "Limit", "Compared", "", box=None, pad_edge=False, header_style="bold")
 
-    def add(part: str, found: str, limit: str, compared: int, holds: object) -> None:
-        table.add_row(
-            escape(part), found, limit, str(compared), "[green]holds[/]" if holds else "[red]does NOT hold[/]"
-        )
-
+def _rows(comparison: "Comparison") -> Iterator[Row]:
     for one in comparison.algebra:
-        add(f"A  in float64, {one.name}", f"{one.difference:.2g}", f"{one.limit:.2g}", one.compared, one)
-    for output in comparison.verdict.outputs:
-        found = f"{output.folded_error:.3g} (A {output.unfolded_error:.3g})"
-        add(f"C  as it is run, {output.name}", found, f"{output.limit:.3g}", output.compared, output.equivalent)
-    for decision in comparison.verdict.decisions:
-        found = f"{decision.flips} of {decision.decisions} differ"
-        add(f"D  decisions, {decision.name}", found, f"{decision.excused} by rounding", decision.decisions, decision)
-    return table
+        found, limit = f"{one.difference:.2g}", f"{one.limit:.2g}"
+        yield Row("A  in float64", one.name, found, limit, one.compared, bool(one), one.share)
+    yield from verdict_rows(comparison.verdict, "C  error as it is run", "A")
 
 
 def write_comparison_picture(path: Path, comparison: "Comparison") -> None:

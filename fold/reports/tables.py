@@ -3,7 +3,7 @@
 The short form has at most 25 lines of 80 columns for a network of 50 BatchNorms; `--all` prints everything.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fold.engine import Affines, FoldReport, Reason
@@ -12,7 +12,7 @@ from fold.terminal import NAME_WIDTH, cut, escape
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fold.proof import Certificate
+    from fold.proof import Certificate, Verdict
 
 KINDS = 3
 """How many kinds of reasons the short form lists; it counts the others."""
@@ -82,8 +82,8 @@ def fold_table(report: FoldReport, width: int) -> "Table":
     return table
 
 
-class _Row(NamedTuple):
-    """A row of the table of a certificate: a part, or one output of a part. `share` is `found` over `limit`."""
+class Row(NamedTuple):
+    """A row of the table of a proof: a part, or one output of a part. `share` is `found` over `limit`."""
 
     part: str
     output: str
@@ -97,46 +97,56 @@ class _Row(NamedTuple):
 def certificate_table(certificate: "Certificate", *, every_output: bool = False) -> "Table":
     """A row for each part of the certificate. Parts that compare outputs have a row for the worst
     of these, or for each."""
+    return parts_table(_rows(certificate), every_output=every_output)
+
+
+def parts_table(rows: Iterable[Row], *, every_output: bool = False) -> "Table":
+    """A row for each part; of several outputs the worst, or each."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("Part", "Found", "Limit", "Compared", ""):
         table.add_column(header, justify="right" if header == "Compared" else "left")
-    parts: dict[str, list[_Row]] = {}
-    for row in _rows(certificate):
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
         parts.setdefault(row.part, []).append(row)
-    for part, rows in parts.items():
-        worst = max(rows, key=lambda row: (not row.holds, row.share))
-        for row in rows if every_output else [worst]:
-            which = f", {cut(row.output, NAME_WIDTH // 2)}" if every_output else f", worst of {len(rows)}"
+    for part, of_part in parts.items():
+        worst = max(of_part, key=lambda row: (not row.holds, row.share))
+        for row in of_part if every_output else [worst]:
+            which = f", {cut(row.output, NAME_WIDTH // 2)}" if every_output else f", worst of {len(of_part)}"
             verdict = "[green]holds[/]" if row.holds else "[red]does NOT hold[/]"
-            table.add_row(escape(part + which * (len(rows) > 1)), row.found, row.limit, str(row.compared), verdict)
+            table.add_row(escape(part + which * (len(of_part) > 1)), row.found, row.limit, str(row.compared), verdict)
     return table
 
 
-def _rows(certificate: "Certificate") -> Iterator[_Row]:
-    algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
-    difference, limit = f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}"
-    yield _Row("A  algebra in float64", "", difference, limit, algebra.compared, bool(algebra))
-    wrong = f"{len(rounding.faults)} of {rounding.weights} wrong"
-    yield _Row("B  rounded weights", "", wrong, "0", rounding.weights, not rounding.faults)
-    for effect in rounding.outputs:  # the bound assumes the worst case at every layer, so it grows with depth
-        bound = "no bound" if effect.bound is None else f"worst case {effect.bound:.3g}"
-        found, share = f"{effect.difference:.3g} ({bound})", effect.ratio or 0.0
-        yield _Row("B  effect of rounding", effect.name, found, "", effect.compared, bool(effect), share)
+def verdict_rows(verdict: "Verdict", part: str, other: str) -> Iterator[Row]:
+    """Parts C and D. `part` is what C is called, and `other` what U is the error of."""
     for output in verdict.outputs:
         if output.doubted:
-            found, limit = f"unfolded {output.unfolded_error:.3g}", f"{output.unfolded_limit:.3g}"
-            yield _Row("C  reference", output.name, found, limit, output.compared, False)
+            found, limit = f"{other} {output.unfolded_error:.3g}", f"{output.unfolded_limit:.3g}"
+            yield Row("C  reference", output.name, found, limit, output.compared, False)
             continue
-        found = f"{output.folded_error:.3g} (unfolded {output.unfolded_error:.3g})"
+        found = f"{output.folded_error:.3g} ({other} {output.unfolded_error:.3g})"
         limit, holds = f"{output.limit:.3g}", output.equivalent
-        yield _Row("C  error as served", output.name, found, limit, output.compared, holds, output.share)
+        yield Row(part, output.name, found, limit, output.compared, holds, output.share)
     for one in verdict.decisions:
         found, limit = f"{one.decisions - one.flips} the same", f"all but {one.excused}" if one.excused else "all"
         share = one.flips / max(one.decisions, 1)
-        yield _Row("D  decisions", one.name, found, limit, one.decisions, bool(one), share)
+        yield Row("D  decisions", one.name, found, limit, one.decisions, bool(one), share)
+
+
+def _rows(certificate: "Certificate") -> Iterator[Row]:
+    algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
+    difference, limit = f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}"
+    yield Row("A  algebra in float64", "", difference, limit, algebra.compared, bool(algebra))
+    wrong = f"{len(rounding.faults)} of {rounding.weights} wrong"
+    yield Row("B  rounded weights", "", wrong, "0", rounding.weights, not rounding.faults)
+    for effect in rounding.outputs:  # the bound assumes the worst case at every layer, so it grows with depth
+        bound = "no bound" if effect.bound is None else f"worst case {effect.bound:.3g}"
+        found, share = f"{effect.difference:.3g} ({bound})", effect.ratio or 0.0
+        yield Row("B  effect of rounding", effect.name, found, "", effect.compared, bool(effect), share)
+    yield from verdict_rows(verdict, "C  error as served", "unfolded")
     if certificate.search is not None:
         for name, worst in certificate.search.outputs.items():
             found = f"{worst.found:.3g} (at the start {worst.start:.3g})"
-            yield _Row("E  search", name, found, "", worst.compared, worst.compared > 0, worst.found)
+            yield Row("E  search", name, found, "", worst.compared, worst.compared > 0, worst.found)
