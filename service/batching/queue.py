@@ -1,6 +1,9 @@
 """Requests that wait for a model, in the order in which they are taken: the highest priority first, its lanes in turn,
 and in a lane the oldest first.
 
+The parts of a large request let others pass: its n-th part counts as if it had arrived n batches later. So a small
+request waits for about one part of each large one, and the large ones wait for no more than came before their parts.
+
 A lane holds the requests that may share a batch: their dimensions beside the batch are the same. Rows are counted, not
 requests.
 """
@@ -14,9 +17,20 @@ from service.batching.ticket import Ticket
 
 
 class _Line(deque[Ticket]):
-    """One lane of one priority."""
+    """One lane of one priority, by turn."""
 
     rows = 0
+    turn = 0
+    """Batches that were taken while it waited."""
+
+    def add(self, ticket: Ticket) -> None:
+        """Behind all whose turn is not later."""
+        ticket.turn += self.turn
+        position = len(self)
+        while position and self[position - 1].turn > ticket.turn:
+            position -= 1
+        self.insert(position, ticket)
+        self.rows += ticket.rows
 
 
 class Queue:
@@ -42,8 +56,7 @@ class Queue:
         line = lanes.get(ticket.lane)
         if line is None:
             line = lanes[ticket.lane] = _Line()
-        line.append(ticket)
-        line.rows += ticket.rows
+        line.add(ticket)
         self.rows += ticket.rows or 1
         self.tickets += 1
         ticket.waiting = True
@@ -73,6 +86,7 @@ class Queue:
             line = lanes.get(lane)
             if line is None:
                 continue
+            line.turn += 1
             while line and (not batch or line[0].rows <= room):
                 ticket = line.popleft()
                 self._left(line, ticket)
@@ -103,7 +117,7 @@ class Queue:
 
     def oldest(self) -> float:
         """When the ticket that waits longest arrived."""
-        return min(line[0].arrived for lanes in self._levels.values() for line in lanes.values())
+        return min(ticket.arrived for ticket in self)
 
     def next_deadline(self) -> float:
         """Infinite if nothing waits."""

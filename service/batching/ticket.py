@@ -41,6 +41,8 @@ class Ticket:
     begins: bool = True
     """Whether the request begins with this ticket: it is whole, or the first part."""
     parts: Sequence["Ticket"] = ()
+    turn: int = 0
+    """How many batches later than its arrival it counts as arrived; in the queue, counted from that of its line."""
     outputs: Arrays | None = None
     """Of a part, until the others have theirs."""
 
@@ -64,6 +66,7 @@ def cut_up(whole: Ticket, max_rows: int) -> Sequence[Ticket]:
             rows=min(max_rows, whole.rows - max_rows * number),
             whole=whole,
             begins=number == 0,
+            turn=number,
         )
         for number, inputs in enumerate(cut_rows(whole.inputs, whole.rows, max_rows))
     ]

@@ -372,6 +372,21 @@ def test_a_large_request_is_cut_and_joined_and_others_fill_its_last_batch() -> N
     rig.play(play())
 
 
+def test_small_requests_pass_the_parts_of_large_ones_which_pass_what_comes_later() -> None:
+    rig = Rig(queue_rows=48)
+
+    async def play() -> None:
+        large = [rig.submit(filled(0, 24), 24), rig.submit(filled(0, 12), 12)]  # four parts and two
+        small = rig.submit(filled(5, 5), 5)
+        rig.worker.step()
+        later = rig.submit(filled(5, 4), 4)
+        rig.worker.run_all()
+        assert rig.model.batches == [6, 6, 6, 5, 6, 6, 4, 6], "one part of each large request before a small one"
+        assert [len(values(ticket)) for ticket in [*large, small, later]] == [24, 12, 5, 4]
+
+    rig.play(play())
+
+
 def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_computed() -> None:
     rig = Rig(queue_rows=32)
 

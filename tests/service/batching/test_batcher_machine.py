@@ -1,7 +1,7 @@
 """A state machine over the batcher: whatever clients, time, worker and model do, in any order, its promises hold.
 
-Nothing is lost and nothing answered twice, nobody gets another's rows, the order within a client is kept, and what was
-withdrawn or has expired is not computed.
+Nothing is lost and nothing answered twice, nobody gets another's rows, the order of a client's requests is kept except
+where one was cut, and what was withdrawn or has expired is not computed.
 """
 
 import asyncio
@@ -278,6 +278,8 @@ class Machine(RuleBasedStateMachine):
             self.check_answer(asked)
             if not asked.ticket.result.cancelled() and not isinstance(asked.ticket.result.exception(), DeadlineError):
                 if asked.withdrawn:
+                    continue
+                if asked.ticket.parts:  # others may pass
                     continue
                 assert self.overtaken or last.get(asked.stream, -1) < asked.number, "the order within a client"
                 last[asked.stream] = asked.number
