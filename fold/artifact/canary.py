@@ -16,6 +16,8 @@ from fold.errors import BnfoldError
 
 CANARY_FILE = "canary.npz"
 INPUT, EXACT, LIMIT = "input/", "exact/", "limit/"
+MOST_BYTES = 1 << 30
+"""Of the arrays that are read: compressed zeros are a thousand times smaller."""
 
 
 def write_canary(folder: Path, inputs: Arrays, exact: Arrays, limits: Mapping[str, float]) -> None:
@@ -38,10 +40,13 @@ def check_canary(folder: Path, run: Run) -> str | None:
     path = folder / CANARY_FILE
     try:
         with open_file(folder, CANARY_FILE) as stream, np.load(stream, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            if size > MOST_BYTES:
+                raise ValueError(f"its arrays have {size} bytes, at most {MOST_BYTES} are read")
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
     compared = 0
     outputs, limits = run(_with_prefix(INPUT, arrays)), _with_prefix(LIMIT, arrays)

@@ -19,7 +19,10 @@ MOST_HASHED = 100_000_000
 """Places that a file may have hashed: some seconds. A checkpoint has some ten for each tensor."""
 MOST_NESTED = 10_000
 """Tuples inside each other that may be hashed: each takes some of the stack, of which there are 8 MB."""
-TOO_MUCH = f"has nested tuples as keys, and more than {MOST_HASHED:,} values would be hashed"
+TOO_MUCH = f"has nested tuples or long integers as keys, which take over {MOST_HASHED:,} steps to hash"
+LONG_BYTES, LONG_PLACES = 8, 100_000
+"""An integer of more bytes counts as so many places: such integers can be chosen to have one hash, and then each new
+key of a dict is compared with all that it has."""
 ZIP = b"PK\x03\x04"
 LEGACY = 5
 """Pickles in a file without an archive: magic number, version, system, content, and the keys of the storages."""
@@ -27,7 +30,9 @@ CONTENT = 3
 NUMBERS = {b"J": 4, b"K": 1, b"M": 2, b"G": 8}
 """BININT, BININT1, BININT2, BINFLOAT, and how many bytes each reads."""
 TEXTS = {b"X": 4, b"\x8c": 1, b"\x8d": 8, b"U": 1, b"T": 4, b"C": 1, b"B": 4, b"\x8e": 8, b"\x8a": 1, b"\x8b": 4}
-"""Texts, bytes and long numbers, and the bytes of their length."""
+"""Texts, bytes and long integers, and the bytes of their length."""
+LONGS = (b"\x8a", b"\x8b")
+"""LONG1 and LONG4."""
 GETS, PUTS = {b"h": 1, b"j": 4}, {b"q": 1, b"r": 4}
 HEADS = {b"\x80": 1, b"\x95": 8}
 """PROTO and FRAME."""
@@ -52,8 +57,8 @@ class _Value:
     `word` is a short text or the name of a function; a pair has that of its second value.
     """
 
-    def __init__(self, word: bytes = b"") -> None:
-        self.places, self.depth, self.held, self.word = 1, 0, False, word
+    def __init__(self, word: bytes = b"", places: int = 1) -> None:
+        self.places, self.depth, self.held, self.word = places, 0, False, word
 
     def add(self, values: list["_Value"]) -> None:
         for value in values:
@@ -97,16 +102,17 @@ class _Scan:
         if opcode in HEADS:
             file.read(HEADS[opcode])
             return True
-        word = b""
+        word, places = b"", 1
         if opcode in NUMBERS:
             file.read(NUMBERS[opcode])
         elif opcode in TEXTS:
             word = file.read(int.from_bytes(file.read(TEXTS[opcode]), "little"))
+            places = LONG_PLACES if opcode in LONGS and len(word) > LONG_BYTES else 1
         elif opcode == b"c":  # GLOBAL, a module and a name
             word = file.readline() + file.readline()
         elif opcode not in PLAIN:
             return False
-        self._stack.append(_Value(word if len(word) < LONGEST_WORD else b""))
+        self._stack.append(_Value(word if len(word) < LONGEST_WORD else b"", places))
         return True
 
     def _combine(self, opcode: bytes) -> None:

@@ -337,6 +337,13 @@ def test_a_canary_demands_the_same_infinities_and_refuses_to_compare_nothing(tmp
     assert "nothing was compared" in str(answers(tmp_path, [nan, nan, nan], [nan, nan, nan]))
 
 
+def test_a_canary_that_inflates_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fold.artifact.canary.MOST_BYTES", 1 << 20)
+    write_canary(tmp_path, {"x": np.zeros(1 << 18, np.float32)}, {"y": np.zeros(1)}, {"y": 0.1})
+    with pytest.raises(BnfoldError, match=r"canary\.npz: cannot be read .* 1048576 are read\); fold the model again"):
+        check_canary(tmp_path, lambda inputs: {"y": np.zeros(1)})
+
+
 # --- Precision is what the graph stores
 
 

@@ -97,6 +97,12 @@ def pairs(depth: int) -> bytes:
     return b")" + b"q\x00h\x00\x86" * depth
 
 
+def colliding(count: int) -> bytes:
+    """Opcodes of pairs of a key and None; the keys are integers of nine bytes with one hash."""
+    prime = 2**61 - 1
+    return b"".join(b"\x8a\x09" + (key * prime).to_bytes(9, "little") + b"N" for key in range(9, 9 + count))
+
+
 SET = b"c__builtin__\nset\n"
 HASHED = {
     "a key": b"}" + pairs(40) + b"Ns",
@@ -107,6 +113,7 @@ HASHED = {
     "an attribute": b"ccollections\nOrderedDict\n)R}" + pairs(40) + b"Nsb",
     "a storage": b"(X\x07\x00\x00\x00storage" + pairs(40) + b"tQ",
     "a list that grows in a tuple": b"]q\x01\x85q\x02h\x01(" + pairs(40) + b"e" + SET + b"h\x02R",
+    "long integers": b"}(" + colliding(1100) + b"u",
     "a size": b"}" + (b"ctorch\nSize\n](K\x01" + b"K\x01" * 20_000 + b"e\x85Rq\x01" + b"h\x01Ns" * 6000),
 }
 
@@ -117,7 +124,7 @@ def test_nested_tuples_are_not_hashed_without_end(tmp_path, case) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", content)
         archive.writestr("m/version", "3\n")
-    words = "has nested tuples as keys, and more than 100,000,000 values would be hashed; save only the weights"
+    words = "has nested tuples or long integers as keys, which take over 100,000,000 steps to hash; save only the"
     assert words in refusal(tmp_path, None)
     parts = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}]
     before, keys = [pickle.dumps(part, protocol=2) for part in parts], pickle.dumps([], protocol=2)
@@ -155,7 +162,7 @@ def test_nested_tuples_in_a_distributed_checkpoint(tmp_path, state, case) -> Non
     folder = tmp_path / "m"
     dcp.save({"weight": torch.zeros(3)}, checkpoint_id=str(folder), no_dist=True)
     fold = ("fold", folder, "--arch", "support.loadable:plain", "--input", "3,7,9", "--out", tmp_path / "r")
-    words = "has nested tuples as keys, and more than 100,000,000 values would be hashed"
+    words = "has nested tuples or long integers as keys, which take over 100,000,000 steps to hash"
     good, (part,) = (folder / ".metadata").read_bytes(), folder.glob("*.distcp")
     (folder / ".metadata").write_bytes(b"\x80\x04" + HASHED[case] + b".")
     assert words in refused(*fold)
