@@ -32,7 +32,7 @@ from service.batching.merging import BatchStats, Clock, ComputedBatch, Outcome, 
 from service.batching.pace import Pace
 from service.batching.policy import BatchPolicy
 from service.batching.queue import Queue
-from service.batching.ticket import ResultSink, Ticket, cut_up, joined
+from service.batching.ticket import ResultSink, Ticket
 from service.batching.worker import JobRunner, Worker
 from service.errors import BadRequestError, BusyError, DeadlineError, NotReadyError, ServiceError
 
@@ -126,7 +126,7 @@ class Batcher:
             self._run_at_once(ticket, now)
             return ticket
         if 0 < self._max_rows < rows:
-            for part in cut_up(ticket, self._max_rows):
+            for part in ticket.cut_up(self._max_rows):
                 queue.push(part)
         else:
             queue.push(ticket)
@@ -294,7 +294,7 @@ class Batcher:
             if self._queue:  # without the other parts of a request that failed
                 self._wake()
         started += computed.waited
-        queued = [started - ticket.arrived for ticket in tickets if ticket.begins]
+        queued = [started - ticket.arrived for ticket in tickets if not ticket.number]
         self.on_batch(BatchStats(total, queued, computed.merging, computed.inference, computed.splitting, failures))
         self._tell_idle()
 
@@ -308,8 +308,7 @@ class Batcher:
         if ticket.result.done():
             return False
         if ticket.whole is not None and not isinstance(outcome, Exception):
-            ticket.outputs = outcome
-            answer = joined(ticket.whole)
+            answer = ticket.whole.join(ticket.number, outcome)
             if answer is None:
                 return False
             outcome = answer

@@ -67,18 +67,21 @@ class RequestBatch:
         requests = self.requests
         running = self._clock()
         outcomes: list[Outcome]
-        failed = False
         try:
             merged = self._merge() if self._merged is None else self._merged
             running = self._clock()
-            outputs = self._run(merged)
-            ran = self._clock()
-            outcomes = [outputs] if len(requests) == 1 else list(split(outputs, self.rows))
+            if len(requests) == 1:
+                outcomes = [attempt(self._run, merged)]
+                ran = self._clock()
+            else:
+                outputs = self._run(merged)
+                ran = self._clock()
+                outcomes = list(split(outputs, self.rows))
             ended = self._clock()
-        except Exception as error:
-            outcomes = [error] if len(requests) == 1 else [attempt(self._run, request) for request in requests]
+        except Exception:
+            outcomes = [attempt(self._run, request) for request in requests]
             ran = ended = self._clock()
-            failed = any(isinstance(outcome, Exception) for outcome in outcomes)
+        failed = any(isinstance(outcome, Exception) for outcome in outcomes)
         self._merged = None
         waited = running - self._merged_at if self._merged_at else 0.0
         cpu_seconds = self._cpu_clock() - cpu_began
@@ -118,10 +121,15 @@ def _check(outputs: Arrays, rows: int) -> None:
 
 
 def attempt(run: Run, request: Arrays) -> Outcome:
-    """Run one request; an exception is its outcome."""
+    """Run one request; an exception is its outcome. It comes without frames: in a cycle with it, they would hold the
+    request's tensors until Python's collector comes."""
     try:
         return run(request)
     except Exception as error:
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
         return error
 
 

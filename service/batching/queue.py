@@ -25,7 +25,7 @@ class _Line(deque[Ticket]):
 
     def add(self, ticket: Ticket) -> None:
         """Behind all whose turn is not later."""
-        ticket.turn += self.turn
+        ticket.turn = self.turn + ticket.number
         position = len(self)
         while position and self[position - 1].turn > ticket.turn:
             position -= 1

@@ -406,6 +406,40 @@ def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_computed() -
     rig.play(play())
 
 
+@pytest.mark.parametrize("end", ["answered", "failed", "late", "withdrawn", "cancelled"])
+def test_a_large_request_is_freed_with_its_answer(end: str) -> None:
+    """And not when Python's collector of cycles comes: it may hold gigabytes until then."""
+    rig = Rig()
+
+    async def play() -> None:
+        running = rig.submit(filled(0), 1)
+        inputs = filled(POISON if end == "failed" else 1, 14)
+        memory, large = weakref.ref(inputs["x"]), rig.submit(inputs, 14)
+        del inputs
+        if end == "late":
+            rig.clock.now += 61
+            await turns()
+        elif end == "withdrawn":
+            rig.queue.withdraw(large, ClientGoneError("gone"))
+        elif end == "cancelled":
+            large.result.cancel()  # type: ignore[attr-defined]  # it is a future
+        rig.worker.run_all()
+        assert large.result.done()
+        assert values(running) == [1]
+        if end in ("failed", "late", "withdrawn"):
+            large.result.exception()  # type: ignore[attr-defined]
+        del large
+        await turns()
+        assert memory() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        rig.play(play())
+    finally:
+        gc.enable()
+
+
 def test_parts_without_their_rows_are_an_error_not_a_mixture() -> None:
     rig = Rig()
     rig.model.run = lambda inputs: {"y": inputs["x"][:1]}  # type: ignore[method-assign]

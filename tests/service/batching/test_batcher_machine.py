@@ -279,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             if not asked.ticket.result.cancelled() and not isinstance(asked.ticket.result.exception(), DeadlineError):
                 if asked.withdrawn:
                     continue
-                if asked.ticket.parts:  # others may pass
+                if asked.ticket.part_rows:  # it was cut, and others may pass
                     continue
                 assert self.overtaken or last.get(asked.stream, -1) < asked.number, "the order within a client"
                 last[asked.stream] = asked.number
