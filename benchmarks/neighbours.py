@@ -15,6 +15,7 @@ import contextlib
 import gzip
 import json
 import multiprocessing
+import os
 import re
 import socket
 import tempfile
@@ -105,7 +106,8 @@ def receive(connection: socket.socket) -> int:
 
 
 def send_on(bad: Bad, port: int, sent: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
-    """In a process of its own, until it is terminated."""
+    """In a process of its own, until it is terminated. It gives way to the service, whose machine it is not on."""
+    os.nice(10)
     request = bad.request()
     while True:
         with socket.create_connection(("127.0.0.1", port)) as connection:

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bnfold")
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter while others wait for it, a tenth of Python's default. A run on a thread
+takes it several times, and each time waited for the event loop while that read a large body."""
 LEFT_OUT = 8
 """How many versions that are not served the log names at the start."""
 
@@ -243,6 +247,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
         app.load()
     # What unpacks bodies and decodes images computes; Python's own choice counts the machine's processors.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cores(), "bnfold"))
+    sys.setswitchinterval(SWITCH_SECONDS)
     for model in app.repository.ready():
         app.model_ready(model)
     app.repository.on_ready, app.repository.on_retired = app.model_ready, app.model_retired
