@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from fold.serving import DeviceLostError, DeviceMemoryError
 from service.headers import Headers
 
 SHOWN = 80
@@ -139,6 +140,16 @@ class OutOfMemoryError(ServiceError):
 
     def headers(self) -> Headers:
         return [(b"retry-after", b"1")]
+
+
+class DeviceError(ServiceError):
+    """A run failed because of its device: it has no memory for the batch, or it is lost."""
+
+    status = 503
+
+    def __init__(self, error: DeviceMemoryError | DeviceLostError) -> None:
+        super().__init__(str(error))
+        self.kind = "device_lost" if isinstance(error, DeviceLostError) else "device_memory"
 
 
 class OutOfFilesError(NotReadyError):

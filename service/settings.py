@@ -5,6 +5,7 @@ Only the repository has no default.
 
 import difflib
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +13,12 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fold.errors import BnfoldError
+from fold.serving import SessionOptions
 
 LogFormat = Literal["text", "json"]
 
 PREFIX = "BNFOLD_"
+DEFAULTS = SessionOptions()
 READ_ELSEWHERE = frozenset(
     {
         "publish", "grpc_publish", "target",  # docker-compose.yml
@@ -56,32 +59,32 @@ class Settings(BaseSettings):
     """0 takes a free one; the start line shows it."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port of the same protocol over gRPC, which is off without one; 0 takes a free one."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = DEFAULTS.device
     """The device: `cpu`, `cuda`, `cuda:1` for the second GPU; `auto` takes a GPU if there is one."""
-    buckets: Annotated[str, Field(pattern=r"^(auto|off|[1-9][0-9]*(,[1-9][0-9]*)*)$")] = "auto"
+    buckets: Annotated[str, Field(pattern=r"^(auto|off|[1-9][0-9]*(,[1-9][0-9]*)*)$")] = DEFAULTS.buckets
     """Batch sizes that are run, each warmed up before the service is ready. `auto`: powers of two on a GPU, any size on
     the CPU. `1,8,64`: these, and always the largest batch. `off`: any size."""
-    batches_in_flight: Annotated[int, Field(ge=0, le=16)] = 0
+    batches_in_flight: Annotated[int, Field(ge=0, le=16)] = DEFAULTS.batches_in_flight
     """Batches of one model that run at a time. 0 is two on a GPU: one copies while the other computes. On the CPU 0 is
     one batch on all cores, or, where there are requests for every core, one on each core; the weights of a model that
     takes more than a millisecond are then in memory twice. The next batch is merged while others run."""
-    conv_search: Literal["heuristic", "exhaustive"] = "heuristic"
+    conv_search: Literal["heuristic", "exhaustive"] = DEFAULTS.conv_search
     """How cuDNN chooses its algorithm for a shape; `exhaustive` tries all, takes long and may find a faster one."""
-    cuda_graphs: bool = False
+    cuda_graphs: bool = DEFAULTS.cuda_graphs
     """Record the kernels of each bucket once, and launch them as one."""
-    nhwc: bool = False
+    nhwc: bool = DEFAULTS.nhwc
     """Let the CUDA provider store tensors with the channels last."""
-    gpu_memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    gpu_memory_limit_bytes: Annotated[int, Field(ge=1)] | None = DEFAULTS.gpu_memory_limit_bytes
     """Of each model's arena on the GPU; weights, libraries and the buckets' buffers are not counted."""
-    allow_cpu_nodes: bool = False
+    allow_cpu_nodes: bool = DEFAULTS.allow_cpu_nodes
     """Serve a model on a GPU even if some of its operators compute on the CPU."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = DEFAULTS.threads
     """Threads inside one operator; 0 is two for models that take less than a millisecond, and for others one for each
     core that this process may use."""
-    spinning: bool = False
+    spinning: bool = DEFAULTS.spinning
     """Let these threads spin after a run as long as ONNX Runtime does by default, not for a millisecond: less latency
     for rare requests, but whole cores are busy."""
-    max_batch_size: Annotated[int, Field(ge=1)] = 64
+    max_batch_size: Annotated[int, Field(ge=1)] = DEFAULTS.max_batch_size
     """Rows in one run."""
     max_request_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows in one request; more than `max_batch_size` are several runs."""
@@ -128,6 +131,11 @@ class Settings(BaseSettings):
     shadow: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the responses that are compared with the reference in the background."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 1 << 25
+
+    @property
+    def session_options(self) -> SessionOptions:
+        """The settings that say how a version is opened."""
+        return SessionOptions(**{field.name: getattr(self, field.name) for field in fields(SessionOptions)})
 
 
 def load_settings(**choices: Any) -> Settings:

@@ -24,13 +24,14 @@ from fold.artifact.files import (
     version_folders,
     version_numbers,
 )
-from fold.artifact.manifest import DATATYPES, Manifest, PrecisionName, Preprocessing, TensorSpec, all_batched
+from fold.artifact.manifest import DATATYPES, DTYPES, Manifest, PrecisionName, Preprocessing, TensorSpec, all_batched
 from fold.artifact.specs import tensor_specs
 from fold.artifact.triton import powers_of_two, triton_tensors, write_triton_config
 
 __all__ = [
     "CANARY_FILE",
     "DATATYPES",
+    "DTYPES",
     "NAMES",
     "NAME_PATTERN",
     "Listing",

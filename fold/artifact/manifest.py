@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
+import ml_dtypes
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,6 +23,13 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
 }
 """The datatypes of the Open Inference Protocol that numpy has, by name."""
+DTYPES: dict[str, np.dtype[Any]] = {
+    **DATATYPES,
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BYTES": np.dtype(np.object_),
+}
+"""All of its datatypes. BF16 is `ml_dtypes`' type, as in the protocol's own client. BYTES are strings: ONNX has no
+other, and ONNX Runtime takes and gives them as Python's in arrays of objects."""
 
 PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
 """The type in which a graph computes. `tf32` is stored in float32; a GPU rounds the factors of products to 11 bits."""

@@ -77,7 +77,7 @@ class Calls:
 
     async def _infer(self, model: Model, request: Any, seconds_left: float | None) -> Any:
         """`seconds_left` until the client's deadline; None if it has none."""
-        signature = model.session.signature
+        signature = model.signature
         asked = decode(request, signature)
         rows = signature.check(asked.inputs, self._settings.max_request_rows)
         if seconds_left is not None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fold.arrays import Arrays
+from fold.artifact import DTYPES
 from service.errors import BadRequestError, shown
 from service.grpc.messages import ModelInferResponse, parameters
 from service.protocol import (
-    DTYPES,
     NAMES,
     NOT_IN_JSON,
     InferRequest,

@@ -11,8 +11,9 @@ from starlette.types import Scope
 from fold.arrays import Arrays
 from fold.errors import first_line
 from fold.runtime import runtime_code
+from fold.serving import DeviceLostError, DeviceMemoryError
 from service.batching import Outcome, Ticket
-from service.errors import ClientGoneError, ComputeError, ServiceError
+from service.errors import ClientGoneError, ComputeError, DeviceError, ServiceError
 from service.repository import Model
 from service.telemetry import ThrottledLog
 
@@ -81,7 +82,7 @@ def enqueue(
     `BusyError` if the queue is full, `DeadlineError` if the wait would be too long.
     """
     reply = Reply(model, finish)
-    lane = model.session.signature.lane(inputs)
+    lane = model.signature.lane(inputs)
     ticket = model.batcher.submit(
         inputs, rows, lane, priority=priority, timeout=timeout, result=reply, sole_connection=waiting.sole_connection
     )
@@ -106,7 +107,7 @@ async def compute(
 
     Raises `ServiceError` where `enqueue` does, and if the run failed.
     """
-    lane = model.session.signature.lane(inputs)
+    lane = model.signature.lane(inputs)
     result: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
     ticket = model.batcher.submit(inputs, rows, lane, priority=priority, timeout=timeout, result=result)
     if ticket.queued and "state" in scope:
@@ -124,8 +125,8 @@ async def compute(
 def _failed_run(model: Model, error: Exception) -> ServiceError:
     """The error for the client; what the runtime says goes to the log, for it has paths and contents of tensors."""
     if isinstance(error, ServiceError):
-        if error.__cause__ is not None:
-            failed_runs.warning("model %s: a run failed: %s", str(model), first_line(error.__cause__))
         return error
-    failed_runs.warning("model %s: a run failed: %s", str(model), first_line(error))
+    failed_runs.warning("model %s: a run failed: %s", str(model), first_line(error.__cause__ or error))
+    if isinstance(error, DeviceMemoryError | DeviceLostError):
+        return DeviceError(error)
     return ComputeError(f"model {model}: the run failed: {runtime_code(error)}; the service's log has the reason")

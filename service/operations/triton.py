@@ -21,7 +21,7 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": _policy(VersionPolicy.of(settings.version_policy)),
-        "max_batch_size": settings.max_batch_size if session.signature.batched else 0,
+        "max_batch_size": settings.max_batch_size if model.signature.batched else 0,
         **triton_tensors(model.manifest),
         "instance_group": [
             {
@@ -35,7 +35,7 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
         "parameters": {"precision": {"string_value": model.manifest.precision}, **session.placement.parameters()},
         "model_warmup": [{"name": f"{size} rows", "batch_size": size, "count": 1} for size in session.bucket_sizes],
     }
-    if session.signature.batched:
+    if model.signature.batched:
         config["dynamic_batching"] = _batching(settings, session.bucket_sizes)
     return config
 

@@ -60,7 +60,7 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         seed=asked.seed if asked.given is None else None,
         provider=model.session.provider,
         precision=model.manifest.precision_on(model.session.provider),
-        rows=max_rows if model.session.signature.batched else 0,
+        rows=max_rows if model.signature.batched else 0,
     )
 
     # 3. Parts A, B and E, for the graphs of its model directory

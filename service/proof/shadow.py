@@ -142,7 +142,7 @@ class ShadowChecker:
         """On the worker's thread. None while an equivalence check runs."""
         if self._references.lock.locked():
             return None
-        rows = ROWS if model.session.signature.batched else None
+        rows = ROWS if model.signature.batched else None
         asked, answered = (
             {name: np.array(array[:rows] if rows else array) for name, array in arrays.items()}
             for arrays in (inputs, outputs)

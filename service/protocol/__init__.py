@@ -1,7 +1,7 @@
 """The Open Inference Protocol: bytes to arrays and back, and what a model takes."""
 
 from service.protocol.classification import classify
-from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON
+from service.protocol.datatypes import NAMES, NOT_IN_JSON
 from service.protocol.infer_body import (
     InferRequest,
     cached_answer,
@@ -22,7 +22,6 @@ from service.protocol.strings import decode_text
 from service.protocol.tensors import check_booleans, checked_shape, from_bytes, to_bytes, wire_dtype
 
 __all__ = [
-    "DTYPES",
     "EXPECTED",
     "NAMES",
     "NOT_IN_JSON",

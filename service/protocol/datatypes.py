@@ -1,21 +1,9 @@
-"""The Open Inference Protocol's datatypes: in numpy and on the wire.
+"""The Open Inference Protocol's datatypes on the wire."""
 
-BF16 is `ml_dtypes`' type, as in the protocol's own client. BYTES are strings: ONNX has no other, and ONNX Runtime takes
-and gives them as Python's in arrays of objects.
-"""
-
-from typing import Any
-
-import ml_dtypes
 import numpy as np
 
-from fold.artifact import DATATYPES
+from fold.artifact import DTYPES
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    **DATATYPES,
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BYTES": np.dtype(np.object_),
-}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 LENGTH = np.dtype("<u4")

@@ -7,10 +7,10 @@ fixed dimension, and the number of rows.
 from collections.abc import Sequence
 
 from fold.arrays import Arrays
-from fold.artifact import Manifest, TensorSpec
+from fold.artifact import DTYPES, Manifest, TensorSpec
 from service.batching import Lane
 from service.errors import BadRequestError, shown
-from service.protocol.datatypes import DTYPES, NAMES
+from service.protocol.datatypes import NAMES
 from service.protocol.header_cache import HeaderCache
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fold.artifact import DTYPES
 from service.budget import Body
 from service.errors import BadRequestError, shown
-from service.protocol.datatypes import DTYPES, NAMES, NOT_IN_JSON, WIRE
+from service.protocol.datatypes import NAMES, NOT_IN_JSON, WIRE
 from service.protocol.strings import read_strings, write_strings
 
 MAX_RANK = 32

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from fold.arrays import Arrays
 from fold.artifact import Manifest
 from service.batching import Batcher, BatchPolicy
+from service.protocol import Signature
 from service.repository.versions import FailureCause
 from service.runtime import ModelSession
 from service.settings import Settings
@@ -65,6 +66,7 @@ class Model:
     name: str
     version: str
     session: ModelSession
+    signature: Signature
     batcher: Batcher
     proof: Proof | None = None
     """Of the last check that was asked for over HTTP."""
@@ -79,7 +81,8 @@ class Model:
 
     @classmethod
     def of(cls, name: str, version: str, session: ModelSession, settings: Settings) -> "Model":
-        batched, in_flight = session.signature.batched, session.batches_in_flight
+        signature = Signature.of(session.version.manifest)
+        batched, in_flight = signature.batched, session.batches_in_flight
         single_core_runs = session.single_core_runs
         if session.provider == "cpu":
             policy = BatchPolicy.for_cpu(
@@ -93,7 +96,7 @@ class Model:
             name=f"{name}/{version}",
             single_core_run=session.run_on_one_core if single_core_runs else None,
         )
-        return cls(name, version, session, batcher)
+        return cls(name, version, session, signature, batcher)
 
     @property
     def manifest(self) -> Manifest:

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from fold.artifact import Listing, ModelVersion, read_version, version_folders
+from fold.artifact import Listing, read_version, version_folders
 from fold.errors import BnfoldError, first_line, is_out_of_files, printable
 from fold.runtime import ProviderUnavailableError, without_runtime_words
 from service.errors import OutOfFilesError, ServiceError
@@ -127,7 +127,8 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
         read = read_version(settings.repository / name / version)
         if read.manifest.digest == digest:
             return Unchanged()
-        return Opened(_open(settings, read, halt), time.perf_counter() - started)
+        halt()
+        return Opened(ModelSession.open(read, settings.session_options, halt), time.perf_counter() - started)
     except ServiceError:
         raise
     except ProviderUnavailableError as error:
@@ -148,22 +149,6 @@ def _failure(error: Exception, cause: FailureCause = "load", *, of_machine: bool
         raise OutOfFilesError from error
     reason, details = (printable(kind + text) for text in (without_runtime_words(error), first_line(error)))
     return Failure(reason, cause, details, of_machine)
-
-
-def _open(settings: Settings, version: ModelVersion, halt: Halt) -> ModelSession:
-    _refuse_unproven(version)
-    halt()
-    return ModelSession.open(version, settings, halt)
-
-
-def _refuse_unproven(version: ModelVersion) -> None:
-    verdict = version.manifest.verdict
-    if verdict.get("equivalent") is not True:
-        said = verdict.get("message", "it has no verdict")
-        raise CertificateError(
-            f"{version.path / 'manifest.json'}: does not certify that the graph is equivalent: {said}; "
-            "fold the model again"
-        )
 
 
 def stamp(model: Path) -> tuple[tuple[object, ...], Listing]:

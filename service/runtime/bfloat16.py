@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.arrays import Arrays
-from service.protocol import DTYPES
+from fold.artifact import DTYPES
 
 BFLOAT16 = DTYPES["BF16"]
 ONNX_BFLOAT16 = 16

@@ -12,10 +12,10 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays, in_chunks, row_count
 from fold.artifact import DATATYPES, Manifest, powers_of_two
+from fold.serving import SessionOptions
 from service.runtime.pinned import pageable, pinned
 from service.runtime.placement import Placement
 from service.runtime.staging import Staging
-from service.settings import Settings
 
 WARM_UPS = 3
 """The first run finds algorithms and memory, the second records a CUDA graph, the third launches it."""
@@ -37,10 +37,15 @@ class Buckets:
 
     @classmethod
     def of(
-        cls, session: ort.InferenceSession, manifest: Manifest, placement: Placement, settings: Settings, copies: int
+        cls,
+        session: ort.InferenceSession,
+        manifest: Manifest,
+        placement: Placement,
+        options: SessionOptions,
+        copies: int,
     ) -> "Buckets | None":
         """None where batches are run as they are."""
-        sizes = sizes_for(manifest, settings, placement.provider)
+        sizes = sizes_for(manifest, options, placement.provider)
         if not sizes:
             return None
         device = placement.device if placement.provider == "cuda" else None
@@ -55,7 +60,7 @@ class Buckets:
                 size,
                 allocate=allocate,
                 device=device,
-                graph=position + 1 if settings.cuda_graphs and device is not None else None,
+                graph=position + 1 if options.cuda_graphs and device is not None else None,
             ),
         )
 
@@ -97,19 +102,19 @@ def _warm_up(staging: Staging, rows: Arrays) -> None:
         staging.run(rows, staging.rows)
 
 
-def sizes_for(manifest: Manifest, settings: Settings, provider: str) -> tuple[int, ...]:
+def sizes_for(manifest: Manifest, options: SessionOptions, provider: str) -> tuple[int, ...]:
     """The batch sizes that a model is run at; none on the CPU unless sizes are given, and none where the sizes of
     tensors are not known beforehand."""
     specs = (*manifest.inputs, *manifest.outputs)
     known = all(-1 not in spec.shape[1:] and spec.datatype in DATATYPES for spec in specs)
-    return bucket_sizes(settings, provider) if known and manifest.batched and manifest.inputs else ()
+    return bucket_sizes(options, provider) if known and manifest.batched and manifest.inputs else ()
 
 
-def bucket_sizes(settings: Settings, provider: str) -> tuple[int, ...]:
-    """The batch sizes that the setting names for this provider; none where each batch keeps its own."""
-    if settings.buckets == "auto":
-        return powers_of_two(settings.max_batch_size) if provider == "cuda" else ()
-    if settings.buckets == "off":
+def bucket_sizes(options: SessionOptions, provider: str) -> tuple[int, ...]:
+    """The batch sizes that the option names for this provider; none where each batch keeps its own."""
+    if options.buckets == "auto":
+        return powers_of_two(options.max_batch_size) if provider == "cuda" else ()
+    if options.buckets == "off":
         return ()
-    given = {int(size) for size in settings.buckets.split(",")}
-    return (*sorted(size for size in given if size < settings.max_batch_size), settings.max_batch_size)
+    given = {int(size) for size in options.buckets.split(",")}
+    return (*sorted(size for size in given if size < options.max_batch_size), options.max_batch_size)

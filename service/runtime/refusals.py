@@ -2,13 +2,28 @@
 
 import onnxruntime as ort
 
-from fold.artifact import ModelVersion
+from fold.artifact import DTYPES, ModelVersion
 from fold.errors import BnfoldError
 from fold.runtime import ProviderUnavailableError, loaded_cudnn, placement
-from service.protocol import DTYPES
 from service.runtime.placement import Placement
 
+
+class CertificateError(BnfoldError):
+    """The certificate of a version does not hold where it was to be served."""
+
+
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
+
+
+def refuse_unproven(version: ModelVersion) -> None:
+    """Raises `CertificateError`."""
+    verdict = version.manifest.verdict
+    if verdict.get("equivalent") is not True:
+        said = verdict.get("message", "it has no verdict")
+        raise CertificateError(
+            f"{version.path / 'manifest.json'}: does not certify that the graph is equivalent: {said}; "
+            "fold the model again"
+        )
 
 
 def refuse_unknown_datatypes(version: ModelVersion) -> None:

@@ -13,21 +13,21 @@ import numpy as np
 import onnxruntime as ort
 
 from fold.arrays import Arrays, row_count
-from fold.artifact import CANARY_FILE, Manifest, ModelVersion, check_canary
+from fold.artifact import CANARY_FILE, DTYPES, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
 from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session, runtime_code
-from service.protocol import DTYPES, Signature
+from fold.serving import DeviceLostError, SessionOptions, device_fault
 from service.runtime.buckets import Buckets, sizes_for
-from service.runtime.faults import DeviceLostError, device_fault
 from service.runtime.graph import Graph
 from service.runtime.placement import Placement
 from service.runtime.refusals import (
+    CertificateError,
     refuse_elsewhere,
     refuse_other_graph,
     refuse_unknown_datatypes,
+    refuse_unproven,
     refuse_without_cudnn,
 )
-from service.settings import Settings
 
 FAST_SECONDS = 0.001
 """A model is fast if its smallest run, on one row or the smallest bucket, takes no longer."""
@@ -45,19 +45,19 @@ KNOWN_SHAPES = 4096
 T = TypeVar("T")
 
 
-class CertificateError(BnfoldError):
-    """The certificate of a version does not hold where it was to be served."""
-
-
 class ModelSession:
     """A version that is ready to serve: opened, warmed up and tried on its canary. `open` makes it."""
 
     def __init__(
-        self, version: ModelVersion, graph: Graph, single_core: Graph | None, placement: Placement, settings: Settings
+        self,
+        version: ModelVersion,
+        graph: Graph,
+        single_core: Graph | None,
+        placement: Placement,
+        options: SessionOptions,
     ) -> None:
         """`single_core` computes the same on one core."""
         self.version = version
-        self.signature = Signature.of(version.manifest)
         self.placement = placement
         self.provider = placement.provider
         self.lost: str | None = None
@@ -69,40 +69,44 @@ class ModelSession:
         self._single_core = single_core
         self.single_core_runs = 0 if single_core is None else cores()
         """Runs on one core each that may take the place of one on all of them, where many requests wait."""
-        self.batches_in_flight = settings.batches_in_flight or (2 if self.provider == "cuda" else 1)
+        self.batches_in_flight = options.batches_in_flight or (2 if self.provider == "cuda" else 1)
         self._thread: ThreadPoolExecutor | None = None
-        if _records_graphs(settings, placement):
+        if _records_graphs(options, placement):
             # ONNX Runtime keeps CUDA graphs by thread, and what runs beside a recording ends up in it: so this thread
             # runs everything.
             self.batches_in_flight = 1
             self._thread = ThreadPoolExecutor(1, f"cuda graphs of {version.path.parent.name}")
-        self._buckets = Buckets.of(graph.session, version.manifest, placement, settings, self.batches_in_flight)
+        self._buckets = Buckets.of(graph.session, version.manifest, placement, options, self.batches_in_flight)
 
     @classmethod
-    def open(cls, version: ModelVersion, settings: Settings, halt: Callable[[], None] = lambda: None) -> "ModelSession":
+    def open(
+        cls, version: ModelVersion, options: SessionOptions, halt: Callable[[], None] = lambda: None
+    ) -> "ModelSession":
         """Open a version and try it; `halt` is called between the steps, and may raise.
 
-        Raises `ProviderUnavailableError` if it cannot run on the device of the settings, `CertificateError` if it does
-        not compute there what was proven, `BnfoldError` if ONNX Runtime cannot load or run the graph.
+        Raises `ProviderUnavailableError` if it cannot run on the device of the options, `CertificateError` if it is not
+        certified or does not compute there what was proven, `BnfoldError` if ONNX Runtime cannot load or run the graph.
 
         On the CPU with `threads` 0, a fast model gets two threads at most, since it takes longer to wake more than they
         save. Any other model gets as many as ONNX Runtime likes, and with `batches_in_flight` 0 a second session for
         runs on one core each, which takes the weights' memory once more.
         """
+        refuse_unproven(version)
         refuse_unknown_datatypes(version)
-        graph, placement = _open_graph(version, settings, settings.threads, settings.spinning)
-        if not settings.allow_cpu_nodes:
+        halt()
+        graph, placement = _open_graph(version, options, options.threads, options.spinning)
+        if not options.allow_cpu_nodes:
             refuse_elsewhere(version, placement)
         single_core = None
-        if not settings.threads and placement.provider == "cpu":
-            sizes = sizes_for(version.manifest, settings, "cpu")
+        if not options.threads and placement.provider == "cpu":
+            sizes = sizes_for(version.manifest, options, "cpu")
             if _is_fast(version, graph, rows=min(sizes, default=1)):
                 threads = min(cores(), FAST_THREADS)
-                graph, placement = _open_graph(version, settings, threads, False, FAST_SPIN_MICROSECONDS)
-            elif cores() > 1 and version.manifest.batched and not sizes and not settings.batches_in_flight:
+                graph, placement = _open_graph(version, options, threads, False, FAST_SPIN_MICROSECONDS)
+            elif cores() > 1 and version.manifest.batched and not sizes and not options.batches_in_flight:
                 single_core = Graph(open_session(version.model_file, provider="cpu", threads=1), version.manifest)
         halt()
-        session = cls(version, graph, single_core, placement, settings)
+        session = cls(version, graph, single_core, placement, options)
         session._warm_up()
         halt()
         session._try_canary()
@@ -137,7 +141,7 @@ class ModelSession:
             code = runtime_code(error)
             if fault is DeviceLostError:
                 self.lost = code
-                raise DeviceLostError(f"the device is lost: {code}; the service must be started anew") from error
+                raise DeviceLostError(f"the device is lost: {code}; the process must be started anew") from error
             raise fault(f"no memory on the device: {code}; send fewer rows, or try again") from error
 
     def run_on_one_core(self, inputs: Arrays) -> Arrays:
@@ -203,18 +207,22 @@ class ModelSession:
 
 
 def _open_graph(
-    version: ModelVersion, settings: Settings, threads: int, spinning: bool, spin_microseconds: int = SPIN_MICROSECONDS
+    version: ModelVersion,
+    options: SessionOptions,
+    threads: int,
+    spinning: bool,
+    spin_microseconds: int = SPIN_MICROSECONDS,
 ) -> tuple[Graph, Placement]:
     cuda = CudaOptions(
         tf32=version.manifest.precision == "tf32",
-        conv_search=settings.conv_search,
-        graphs=settings.cuda_graphs,
-        nhwc=settings.nhwc,
-        memory_limit=settings.gpu_memory_limit_bytes,
+        conv_search=options.conv_search,
+        graphs=options.cuda_graphs,
+        nhwc=options.nhwc,
+        memory_limit=options.gpu_memory_limit_bytes,
     )
     session = open_session(
         version.model_file,
-        provider=settings.device,
+        provider=options.device,
         threads=threads,
         spinning=spinning,
         spin_microseconds=spin_microseconds,
@@ -223,14 +231,14 @@ def _open_graph(
     )
     refuse_other_graph(version, session)
     placement = Placement.of(session)
-    options = ort.RunOptions()
-    if _records_graphs(settings, placement):  # only at a bucket's fixed addresses, which have options of their own
-        options.add_run_config_entry("gpu_graph_id", "-1")
-    return Graph(session, version.manifest, options), placement
+    run_options = ort.RunOptions()
+    if _records_graphs(options, placement):  # only at a bucket's fixed addresses, which have options of their own
+        run_options.add_run_config_entry("gpu_graph_id", "-1")
+    return Graph(session, version.manifest, run_options), placement
 
 
-def _records_graphs(settings: Settings, placement: Placement) -> bool:
-    return settings.cuda_graphs and placement.provider == "cuda"
+def _records_graphs(options: SessionOptions, placement: Placement) -> bool:
+    return options.cuda_graphs and placement.provider == "cuda"
 
 
 def _is_fast(version: ModelVersion, graph: Graph, rows: int) -> bool:

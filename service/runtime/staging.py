@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import onnxruntime as ort
 
 from fold.arrays import Arrays
-from fold.artifact import TensorSpec
-from service.protocol import DTYPES
+from fold.artifact import DTYPES, TensorSpec
 from service.runtime.pinned import Allocate
 
 

@@ -4,7 +4,6 @@ import ctypes
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,9 +14,9 @@ from fold.artifact.directory import read_version
 from fold.proof.reference import load_reference
 from fold.runtime.devices import loaded_library
 from fold.runtime.session import CudaOptions, open_session, run
+from fold.serving.options import SessionOptions
 from service.runtime.pinned import pinned
 from service.runtime.session import ModelSession
-from service.settings import Settings
 from support.device import ON_GPU, PROVIDER, needs_gpu, published
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("device")]
@@ -112,15 +111,14 @@ def test_filled_up_batches_never_leak_whoever_asks(graphs) -> None:
     """Three threads, as batches and proofs do, ask one session for batches of all sizes, with NaN among the rows."""
     version = read_version(published("preact_resnet", "fp32").path)
     [spec] = version.manifest.inputs
-    settings = Settings(
-        repository=Path("r"),
+    options = SessionOptions(
         device=PROVIDER,
         buckets="1,4,6",
         max_batch_size=8,
         batches_in_flight=2,
         cuda_graphs=graphs,
     )
-    session = ModelSession.open(version, settings)
+    session = ModelSession.open(version, options)
     reference, failures = load_reference(version), list[str]()
     random = np.random.default_rng(0)
     x = random.standard_normal((40, *spec.shape[1:])).astype(np.float32)

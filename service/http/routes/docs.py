@@ -69,7 +69,7 @@ def _infer_body(model: Model) -> Any:
     for spec in model.manifest.inputs:
         if spec.datatype in NOT_IN_JSON:
             return None
-        batch = model.session.signature.batched
+        batch = model.signature.batched
         shape = [1] * batch + [1 if size == -1 else size for size in spec.shape[batch:]]
         row = example_value(spec, batched=batch)
         inputs.append({"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [row] if batch else row})

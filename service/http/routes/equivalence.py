@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from fold.errors import BnfoldError, is_out_of_files
 from fold.runtime import runtime_code, without_runtime_words
+from fold.serving import DeviceLostError, DeviceMemoryError
 from service.batching import Worker
 from service.budget import Body, Budget
 from service.errors import (
@@ -22,6 +23,7 @@ from service.errors import (
     BusyError,
     ClientGoneError,
     ComputeError,
+    DeviceError,
     NotReadyError,
     OutOfFilesError,
     OverdueError,
@@ -156,6 +158,8 @@ class Equivalence:
                 return prove(model, reference, asked, self._settings.max_batch_size, halt)
             except ModuleNotFoundError as error:
                 raise not_installed(model, error) from error
+            except (DeviceMemoryError, DeviceLostError) as error:
+                raise DeviceError(error) from error
             except BnfoldError as error:
                 if is_out_of_files(error):
                     raise OutOfFilesError from error
@@ -191,7 +195,7 @@ def _read_in_pieces(
     body: Body, length_header: bytes | None, model: Model, settings: Settings, budget: Budget
 ) -> Steps[CheckRequest]:
     """As `_read`, for tensors with much JSON."""
-    signature, most = model.session.signature, settings.max_samples
+    signature, most = model.signature, settings.max_samples
     steps = decode_in_pieces(body, length_header, signature, settings.max_json_depth, most, budget)
     request, document = yield from steps
     signature.check(request.inputs, most)
@@ -218,7 +222,7 @@ def _read(body: Body, length_header: bytes | None, model: Model, settings: Setti
             parts=_parts(document),
             search_seconds=_search_seconds(document, settings),
         )
-    signature = model.session.signature
+    signature = model.signature
     arrays = decode(body, length_header, signature, settings.max_json_depth).inputs
     signature.check(arrays, settings.max_samples)
     if length_header is not None and (length := int(length_header)):  # which `decode` has checked

@@ -31,7 +31,7 @@ class Infer(Endpoint[InferRequest]):
 
     def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | None:
         """None for much JSON, and for many strings."""
-        signature = model.session.signature
+        signature = model.signature
         if len(body) > PIECE and (signature.has_texts or json_bytes(body, head.json_bytes) > PIECE):
             return None
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
@@ -42,7 +42,7 @@ class Infer(Endpoint[InferRequest]):
         return request
 
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
-        signature, settings = model.session.signature, self._settings
+        signature, settings = model.signature, self._settings
         if json_bytes(body, head.json_bytes) > PIECE:
             steps = decode_in_pieces(
                 body, head.json_bytes, signature, settings.max_json_depth, settings.max_request_rows, self._budget
@@ -59,11 +59,11 @@ class Infer(Endpoint[InferRequest]):
         return (header is None or not header.plain) and much_to_encode(request, outputs)
 
     def write_in_pieces(self, model: Model, request: InferRequest, outputs: Arrays) -> Steps[tuple[Headers, bytes]]:
-        batched, labels = model.session.signature.batched, model.manifest.labels
+        batched, labels = model.signature.batched, model.manifest.labels
         return encode_in_pieces(model.name, model.version, request, outputs, batched=batched, labels=labels)
 
     def write(self, model: Model, request: InferRequest, outputs: Arrays) -> tuple[Headers, bytes]:
-        batched, labels = model.session.signature.batched, model.manifest.labels
+        batched, labels = model.signature.batched, model.manifest.labels
         return encode(model.name, model.version, request, outputs, batched=batched, labels=labels)
 
     def write_raw(self, model: Model, request: InferRequest, outputs: Arrays) -> tuple[bytes, bytes]:

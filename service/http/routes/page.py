@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import HTMLResponse
 
-from fold.artifact import Manifest, TensorSpec, open_file
+from fold.artifact import DTYPES, Manifest, TensorSpec, open_file
 from fold.errors import BnfoldError, is_out_of_files, shown
 from service.errors import NotFoundError, OutOfFilesError
 from service.operations import package_version
-from service.protocol import DTYPES
 from service.repository import Model, Repository
 
 if TYPE_CHECKING:

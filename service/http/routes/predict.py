@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from starlette.types import Scope
 
 from fold.arrays import Arrays
+from fold.artifact import DTYPES
 from service.budget import Body
 from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnreadableError, UnsupportedError, shown
 from service.headers import JSON, Headers
@@ -25,7 +26,6 @@ from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_np
 from service.http.routes.endpoint import Endpoint
 from service.operations import compute
 from service.protocol import (
-    DTYPES,
     EXPECTED,
     PIECE,
     VALUES,
@@ -84,7 +84,7 @@ class Predict(Endpoint[PredictRequest]):
     def read(self, model: Model, body: Body, head: RequestHead) -> PredictRequest | None:
         """None for images, much JSON and large arrays, which take long to read, and for instances of a model without a
         batch axis, each of which is a run."""
-        signature, kind = model.session.signature, head.content_type
+        signature, kind = model.signature, head.content_type
         form: Form = _form(head, signature) if head.accept else "rows"
         if kind != JSON_TYPE:
             if kind.startswith("image/"):
@@ -105,14 +105,14 @@ class Predict(Endpoint[PredictRequest]):
         if request.form == "labels" and len(outputs) == 1 and (scores := next(iter(outputs.values()))).ndim == 2:
             labelled = [_classified(row, model.manifest.labels) for row in scores.astype(np.float64)]
             return _answer(render_json(labelled))
-        by_row = model.session.signature.batched or request.form == "labels"
+        by_row = model.signature.batched or request.form == "labels"
         return _answer(render_json(_rows(outputs, request.rows) if by_row else [_named(outputs)]))
 
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         if head.content_type.startswith("image/"):
             request = await self._read_image(model, body, head)
             return self.write(model, request, await compute(model, request.inputs, request.rows, scope))
-        signature, form = model.session.signature, _form(head, model.session.signature)
+        signature, form = model.signature, _form(head, model.signature)
         if head.content_type != JSON_TYPE and is_npy(head.content_type, body):
             inputs = await asyncio.to_thread(_given, signature, body)
             request = self._request(signature, inputs, form)
@@ -142,7 +142,7 @@ class Predict(Endpoint[PredictRequest]):
 
     async def _columns(self, model: Model, body: Body, head: RequestHead) -> dict[str, Any]:
         """Each input's values over the instances: an array, or a list for a model without a batch axis."""
-        signature, most = model.session.signature, self._settings.max_request_rows
+        signature, most = model.signature, self._settings.max_request_rows
         if len(body) > PIECE:
             return await self._turns.run(self._columns_in_pieces(signature, body, head.content_type))
         return columns_of(_parse(body, head.content_type, self._settings), signature, most)
@@ -195,7 +195,7 @@ class Predict(Endpoint[PredictRequest]):
 
     async def _read_image(self, model: Model, body: Body, head: RequestHead) -> PredictRequest:
         how, kind = model.manifest.preprocessing, head.content_type
-        signature = model.session.signature
+        signature = model.signature
         if how is None or how.input not in signature.inputs:
             raise UnsupportedError(
                 f"model {model} declares no preprocessing, so it takes no images; expected {EXPECTED}"

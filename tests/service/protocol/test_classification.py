@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fold.artifact.manifest import DTYPES
 from service.protocol.classification import classify
-from service.protocol.datatypes import DTYPES
 from support.service.served import LABELS
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fold.artifact.manifest import TensorSpec
+from fold.artifact.manifest import DTYPES, TensorSpec
 from service.errors import BadRequestError, ServiceError
-from service.protocol.datatypes import DTYPES, NAMES
+from service.protocol.datatypes import NAMES
 from service.protocol.infer_body import decode, encode
 from service.protocol.jsontext import deeper_than, parse_json
 from service.protocol.signature import Signature

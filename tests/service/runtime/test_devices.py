@@ -22,13 +22,13 @@ from fold.artifact.manifest import Manifest, TensorSpec
 from fold.artifact.triton import powers_of_two
 from fold.runtime.devices import device_number
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
+from fold.serving.faults import DeviceLostError, DeviceMemoryError, device_fault
+from fold.serving.options import SessionOptions
 from service.runtime.buckets import Buckets, bucket_sizes
-from service.runtime.faults import DeviceLostError, DeviceMemoryError, device_fault
 from service.runtime.pinned import pageable
 from service.runtime.placement import FACTS, Placement
 from service.runtime.session import ModelSession
 from service.runtime.staging import Staging
-from service.settings import Settings
 from service.telemetry import gpu
 from service.telemetry.gpu import GpuCollector
 from support.service import serving
@@ -81,7 +81,7 @@ def test_sizes() -> None:
     assert powers_of_two(48) == (1, 2, 4, 8, 16, 32, 48)
 
     def chosen(setting: str, provider: str) -> tuple[int, ...]:
-        return bucket_sizes(Settings(repository=Path("r"), buckets=setting, max_batch_size=48), provider)
+        return bucket_sizes(SessionOptions(buckets=setting, max_batch_size=48), provider)
 
     assert chosen("auto", "cpu") == chosen("off", "cuda") == ()
     assert chosen("auto", "cuda") == powers_of_two(48)
@@ -110,8 +110,7 @@ def test_models_with_and_without_buckets_answer_alike(name: str, repository: Pat
     """Those that cannot have any, for want of a batch axis or of known sizes, are run as they come."""
     version = read_version(repository / name / "1")
     plain, filled = (
-        ModelSession.open(version, Settings(repository=repository, device="cpu", threads=1, buckets=sizes))
-        for sizes in ("off", "1,4")
+        ModelSession.open(version, SessionOptions(device="cpu", threads=1, buckets=sizes)) for sizes in ("off", "1,4")
     )
     assert plain.bucket_sizes == ()
     assert filled.bucket_sizes == (() if name in ("single", "free", "text", "upper") else (1, 4, 64))
@@ -119,7 +118,9 @@ def test_models_with_and_without_buckets_answer_alike(name: str, repository: Pat
     for rows in (0, 1, 3, 4, 5):
         inputs = {}
         for spec in version.manifest.inputs:
-            shape = [rows if plain.signature.batched and not i else s if s > 0 else 2 for i, s in enumerate(spec.shape)]
+            shape = [
+                rows if version.manifest.batched and not i else s if s > 0 else 2 for i, s in enumerate(spec.shape)
+            ]
             inputs[spec.name] = _drawn(random, spec.datatype, shape)
         for output, expected in plain.run(inputs).items():
             found = filled.run(inputs)[output]
@@ -130,7 +131,7 @@ def test_models_with_and_without_buckets_answer_alike(name: str, repository: Pat
 
 
 def _drawn(random: np.random.Generator, datatype: str, shape: list[int]) -> np.ndarray:
-    from service.protocol.datatypes import DTYPES  # noqa: PLC0415
+    from fold.artifact.manifest import DTYPES  # noqa: PLC0415
 
     if datatype == "BYTES":
         return np.full(shape, "x", np.object_)

@@ -9,11 +9,11 @@ import pytest
 
 from fold.artifact.directory import read_version
 from fold.runtime.devices import ProviderUnavailableError
+from fold.serving.options import SessionOptions
 from service.runtime import placement, refusals
 from service.runtime.buckets import Buckets
 from service.runtime.graph import Graph
 from service.runtime.session import ModelSession
-from service.settings import Settings
 from support.service.serving import PATIENCE
 
 
@@ -23,7 +23,7 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
     """A session on the CPU that is told to be on a GPU, without buckets: whoever asks, and nothing may be recorded."""
     monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
     version = read_version(repository / "pair" / "1")
-    settings = Settings(repository=repository, device="cpu", buckets="off", cuda_graphs=True, batches_in_flight=3)
+    options = SessionOptions(device="cpu", buckets="off", cuda_graphs=True, batches_in_flight=3)
     ran: list[tuple[int, str]] = []
     run = Graph.run
 
@@ -32,7 +32,7 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
         return run(graph, inputs)
 
     monkeypatch.setattr(Graph, "run", noted)
-    session = ModelSession.open(version, settings)
+    session = ModelSession.open(version, options)
     assert session.batches_in_flight == 1
     a = np.ones((2, 2), np.float32)
     threads = [threading.Thread(target=session.run, args=({"a": a, "b": a},)) for _ in range(3)]
@@ -50,7 +50,7 @@ def test_a_session_with_cuda_graphs_runs_on_one_thread_and_records_only_at_fixed
 def test_errors_of_that_thread_are_those_of_the_run(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
     version = read_version(repository / "pair" / "1")
-    session = ModelSession.open(version, Settings(repository=repository, device="cpu", buckets="off", cuda_graphs=True))
+    session = ModelSession.open(version, SessionOptions(device="cpu", buckets="off", cuda_graphs=True))
     failing = {"a": np.full((1, 2), np.nan, np.float32)}
     with pytest.raises(ValueError, match="missing"):
         session.run(failing)
@@ -62,15 +62,15 @@ def test_a_gpu_without_cudnn_serves_no_convolutions(
 ) -> None:
     monkeypatch.setattr(placement, "provider_of", lambda session: "cuda")
     monkeypatch.setattr(refusals, "loaded_cudnn", lambda: None)
-    version, settings = (
+    version, options = (
         read_version(repository / name / "1"),
-        Settings(repository=repository, device="cpu", buckets="off"),
+        SessionOptions(device="cpu", buckets="off"),
     )
     if convolves:
         with pytest.raises(ProviderUnavailableError, match="found no cuDNN"):
-            ModelSession.open(version, settings)
+            ModelSession.open(version, options)
         monkeypatch.setattr(refusals, "loaded_cudnn", lambda: "9.12.0")
-    ModelSession.open(version, settings)
+    ModelSession.open(version, options)
 
 
 def test_stagings_of_one_size_are_warmed_up_at_a_time() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fold.artifact.directory import read_version
+from fold.serving.options import SessionOptions
 from service.runtime import session as module
 from service.runtime.session import CertificateError, ModelSession
-from service.settings import Settings
 from support.service import serving
 from support.service.reloading import wait
 
@@ -27,16 +27,15 @@ def slow_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: CORES)
 
 
-def opened(repository: Path, name: str, **settings: Any) -> ModelSession:
-    chosen = Settings(repository=repository, device="cpu", **settings)
-    return ModelSession.open(read_version(repository / name / "1"), chosen)
+def opened(repository: Path, name: str, **options: Any) -> ModelSession:
+    return ModelSession.open(read_version(repository / name / "1"), SessionOptions(device="cpu", **options))
 
 
 @pytest.mark.usefixtures("slow_models")
 def test_slow_models_have_a_session_for_one_core_unless_threads_or_batches_are_given(repository: Path) -> None:
     assert opened(repository, "net").single_core_runs == CORES
-    for settings in ({"threads": 2}, {"batches_in_flight": 1}, {"buckets": "8"}):
-        assert opened(repository, "net", **settings).single_core_runs == 0, settings
+    for options in ({"threads": 2}, {"batches_in_flight": 1}, {"buckets": "8"}):
+        assert opened(repository, "net", **options).single_core_runs == 0, options
     assert opened(repository, "single").single_core_runs == 0, "its rows cannot be told apart"
 
 

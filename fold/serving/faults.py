@@ -6,7 +6,7 @@ that are listed as lost, every later call of the process fails as well (CUDA Run
 
 import re
 
-from service.errors import NotReadyError, ServiceError
+from fold.errors import BnfoldError
 
 _NO_MEMORY = re.compile(
     r"out of memory|CUDA failure 2:|Failed to allocate memory|BFCArena::AllocateRaw|STATUS_ALLOC_FAILED|std::bad_alloc|"
@@ -22,20 +22,15 @@ _LOST_WORDS = re.compile(
 )
 
 
-class DeviceMemoryError(ServiceError):
+class DeviceMemoryError(BnfoldError):
     """The device has no memory for the batch; it may have some for another."""
 
-    status = 503
-    kind = "device_memory"
 
-
-class DeviceLostError(NotReadyError):
+class DeviceLostError(BnfoldError):
     """The device does not answer any more, for as long as this process lives."""
 
-    kind = "device_lost"
 
-
-def device_fault(error: Exception) -> type[ServiceError] | None:
+def device_fault(error: Exception) -> type[BnfoldError] | None:
     """The class for an exception of a run; None for a fault of the graph or its inputs."""
     text = str(error)
     if _NO_MEMORY.search(text):
