@@ -15,9 +15,9 @@ from torch import nn
 
 from fold.artifact import TensorSpec
 from fold.runtime import CudaOptions, device_number, open_session, provider_of
-from service.runtime.buckets import Buckets
-from service.runtime.pinned import pageable, pinned
-from service.runtime.staging import Staging
+from fold.serving.buckets import Buckets
+from fold.serving.pinned import pageable, pinned
+from fold.serving.staging import Staging
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Takes a batch and returns the only output, both float32."""

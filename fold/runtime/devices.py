@@ -1,5 +1,5 @@
 """Devices: how they are named, which there are, and what this process has loaded for them. All of ctypes on CUDA is
-here, but for the memory that a GPU reads by itself (service.runtime.pinned)."""
+here, but for the memory that a GPU reads by itself (fold.serving.pinned)."""
 
 import ctypes
 import re

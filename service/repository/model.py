@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 from fold.arrays import Arrays
 from fold.artifact import Manifest
+from fold.serving import ModelSession
 from service.batching import Batcher, BatchPolicy
 from service.protocol import Signature
 from service.repository.versions import FailureCause
-from service.runtime import ModelSession
 from service.settings import Settings
 
 Disagreement = Literal["error", "decision"]

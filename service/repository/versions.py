@@ -15,8 +15,8 @@ from typing import Literal
 from fold.artifact import Listing, read_version, version_folders
 from fold.errors import BnfoldError, first_line, is_out_of_files, printable
 from fold.runtime import ProviderUnavailableError, without_runtime_words
+from fold.serving import CertificateError, ModelSession
 from service.errors import OutOfFilesError, ServiceError
-from service.runtime import CertificateError, ModelSession
 from service.settings import Settings
 
 log = logging.getLogger("bnfold")

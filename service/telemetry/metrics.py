@@ -16,11 +16,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from fold.serving import FACTS
 from service.batching import BatchStats
 from service.budget import Budget
 from service.errors import ServiceError
 from service.repository import Model, Repository
-from service.runtime import FACTS
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.statistics import ModelStatistics
 

@@ -15,8 +15,8 @@ from fold.proof.reference import load_reference
 from fold.runtime.devices import loaded_library
 from fold.runtime.session import CudaOptions, open_session, run
 from fold.serving.options import SessionOptions
-from service.runtime.pinned import pinned
-from service.runtime.session import ModelSession
+from fold.serving.pinned import pinned
+from fold.serving.session import ModelSession
 from support.device import ON_GPU, PROVIDER, needs_gpu, published
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("device")]

@@ -24,9 +24,9 @@ import httpx
 import numpy as np
 
 from fold.arrays import Arrays
+from fold.serving.graph import Graph
 from service import app
 from service.http import server
-from service.runtime.graph import Graph
 from service.settings import load_settings
 
 SERVE = """

@@ -5,7 +5,7 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays
 from fold.artifact import Manifest
-from service.runtime.bfloat16 import run_with_bfloat16
+from fold.serving.bfloat16 import run_with_bfloat16
 
 
 class Graph:

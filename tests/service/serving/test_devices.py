@@ -22,13 +22,13 @@ from fold.artifact.manifest import Manifest, TensorSpec
 from fold.artifact.triton import powers_of_two
 from fold.runtime.devices import device_number
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
+from fold.serving.buckets import Buckets, bucket_sizes
 from fold.serving.faults import DeviceLostError, DeviceMemoryError, device_fault
 from fold.serving.options import SessionOptions
-from service.runtime.buckets import Buckets, bucket_sizes
-from service.runtime.pinned import pageable
-from service.runtime.placement import FACTS, Placement
-from service.runtime.session import ModelSession
-from service.runtime.staging import Staging
+from fold.serving.pinned import pageable
+from fold.serving.placement import FACTS, Placement
+from fold.serving.session import ModelSession
+from fold.serving.staging import Staging
 from service.telemetry import gpu
 from service.telemetry.gpu import GpuCollector
 from support.service import serving

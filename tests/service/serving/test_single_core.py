@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fold.artifact.directory import read_version
+from fold.serving import session as module
 from fold.serving.options import SessionOptions
-from service.runtime import session as module
-from service.runtime.session import CertificateError, ModelSession
+from fold.serving.session import CertificateError, ModelSession
 from support.service import serving
 from support.service.reloading import wait
 
@@ -87,7 +87,7 @@ def test_what_is_proven_is_what_either_of_them_answers(folded: Path, monkeypatch
 
 def test_a_crowd_is_answered_right(folded: Path, start_process: Callable[..., Any]) -> None:
     """By a real service, in which runs have all cores or one, as requests come and go."""
-    slow = f"from service.runtime import session\nsession.FAST_SECONDS, session.cores = 0.0, lambda: {CORES}\n"
+    slow = f"from fold.serving import session\nsession.FAST_SECONDS, session.cores = 0.0, lambda: {CORES}\n"
     spec = read_version(folded / "net" / "2").manifest.inputs[0]
     x = np.random.default_rng(0).normal(size=(40, *spec.shape[1:])).astype(np.float32)
 
@@ -111,7 +111,7 @@ def test_a_crowd_is_answered_right(folded: Path, start_process: Callable[..., An
 def test_no_thread_leaves_the_processors_of_the_service(folded: Path, start_process: Callable[..., Any]) -> None:
     """Neither of the sessions, nor of the reference, nor of the process that compares, on one processor of several."""
     one = min(os.sched_getaffinity(0))
-    bound = f"import os\nos.sched_setaffinity(0, {{{one}}})\nfrom service.runtime import session\n"
+    bound = f"import os\nos.sched_setaffinity(0, {{{one}}})\nfrom fold.serving import session\n"
     with start_process(
         folded, code=f"{bound}session.FAST_SECONDS = 0.0\n{serving.SERVE}", threads=0, shadow=1
     ) as service:

@@ -12,10 +12,10 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays, in_chunks, row_count
 from fold.artifact import DATATYPES, Manifest, powers_of_two
-from fold.serving import SessionOptions
-from service.runtime.pinned import pageable, pinned
-from service.runtime.placement import Placement
-from service.runtime.staging import Staging
+from fold.serving.options import SessionOptions
+from fold.serving.pinned import pageable, pinned
+from fold.serving.placement import Placement
+from fold.serving.staging import Staging
 
 WARM_UPS = 3
 """The first run finds algorithms and memory, the second records a CUDA graph, the third launches it."""

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays
 from fold.artifact import DTYPES, TensorSpec
-from service.runtime.pinned import Allocate
+from fold.serving.pinned import Allocate
 
 
 class Staging:

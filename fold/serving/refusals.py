@@ -5,7 +5,7 @@ import onnxruntime as ort
 from fold.artifact import DTYPES, ModelVersion
 from fold.errors import BnfoldError
 from fold.runtime import ProviderUnavailableError, loaded_cudnn, placement
-from service.runtime.placement import Placement
+from fold.serving.placement import Placement
 
 
 class CertificateError(BnfoldError):

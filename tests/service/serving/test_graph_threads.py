@@ -9,11 +9,11 @@ import pytest
 
 from fold.artifact.directory import read_version
 from fold.runtime.devices import ProviderUnavailableError
+from fold.serving import placement, refusals
+from fold.serving.buckets import Buckets
+from fold.serving.graph import Graph
 from fold.serving.options import SessionOptions
-from service.runtime import placement, refusals
-from service.runtime.buckets import Buckets
-from service.runtime.graph import Graph
-from service.runtime.session import ModelSession
+from fold.serving.session import ModelSession
 from support.service.serving import PATIENCE
 
 

@@ -16,11 +16,12 @@ from fold.arrays import Arrays, row_count
 from fold.artifact import CANARY_FILE, DTYPES, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
 from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session, runtime_code
-from fold.serving import DeviceLostError, SessionOptions, device_fault
-from service.runtime.buckets import Buckets, sizes_for
-from service.runtime.graph import Graph
-from service.runtime.placement import Placement
-from service.runtime.refusals import (
+from fold.serving.buckets import Buckets, sizes_for
+from fold.serving.faults import DeviceLostError, device_fault
+from fold.serving.graph import Graph
+from fold.serving.options import SessionOptions
+from fold.serving.placement import Placement
+from fold.serving.refusals import (
     CertificateError,
     refuse_elsewhere,
     refuse_other_graph,
