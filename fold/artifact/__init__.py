@@ -21,6 +21,7 @@ from fold.artifact.files import (
     open_file,
     published_models,
     repository_of,
+    version_folder,
     version_folders,
     version_numbers,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "sha256",
     "tensor_specs",
     "triton_tensors",
+    "version_folder",
     "version_folders",
     "version_numbers",
     "write_canary",

@@ -16,6 +16,8 @@ from fold.errors import BnfoldError, printable
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VERSION_PATTERN = re.compile(r"[1-9][0-9]*")
 NAMES = "a model's folder has a name of letters, digits, '_', '-' and '.', with a letter or digit first"
+MODELS = 5
+"""How many models of a repository a message names."""
 NUMBERS = "a version's folder is named by a whole number from 1, without leading zeros"
 
 
@@ -56,6 +58,23 @@ def published_models(repository: Path) -> list[str]:
     if not repository.is_dir() or is_published(repository):
         return []
     return [name for name in model_folders(repository).found if holds_version(repository / name)]
+
+
+def version_folder(model_dir: Path) -> Path:
+    """The folder of the latest version in REPOSITORY/NAME. Any other folder is taken as a version itself.
+
+    Raises `BnfoldError` for a repository and for a file.
+    """
+    if numbers := version_numbers(model_dir):
+        return model_dir / str(numbers[-1])
+    if model_dir.is_file():
+        raise BnfoldError(f"{model_dir}: is a file; expected a folder, REPOSITORY/NAME or REPOSITORY/NAME/VERSION")
+    if models := published_models(model_dir):
+        names = ", ".join(models[:MODELS]) + (f" and {len(models) - MODELS} more" if len(models) > MODELS else "")
+        raise BnfoldError(
+            f"{model_dir}: is a repository with the models {names}; name one of them, {model_dir / models[0]}"
+        )
+    return model_dir
 
 
 def repository_of(folder: Path) -> Path | None:

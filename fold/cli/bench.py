@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json, version_folder
+from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json
 from fold.terminal import escape
 
 
@@ -26,7 +26,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the latency of a published model, unfolded and folded. The answers of both are checked first."""
-    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.artifact import read_version, version_folder  # noqa: PLC0415
     from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
     from fold.reports import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
 

@@ -21,7 +21,6 @@ from fold.cli.options import (
     console,
     print_json,
     refuse_missing,
-    version_folder,
 )
 from fold.terminal import escape
 
@@ -53,7 +52,7 @@ def compare(
     """Compare two models of any tool: whether they compute the same, and the first layer where they part."""
     for path in (a, b):
         refuse_missing(path)
-    from fold.artifact import is_published  # noqa: PLC0415
+    from fold.artifact import is_published, version_folder  # noqa: PLC0415
     from fold.comparison import compare as compare_models  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.reports import check_picture, comparison_table, write_comparison_picture  # noqa: PLC0415

@@ -20,7 +20,6 @@ from fold.cli.options import (
     print_changes,
     print_json,
     refuse_missing,
-    version_folder,
 )
 from fold.errors import BnfoldError
 from fold.sources import Source, read_source
@@ -52,7 +51,7 @@ def inspect(
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
     refuse_missing(source)
-    from fold.artifact import is_published  # noqa: PLC0415
+    from fold.artifact import is_published, version_folder  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
 
@@ -125,7 +124,7 @@ def _print_findings(source: Path, inspection: "Inspection", *, everything: bool)
 
 def _reference(model_dir: Path) -> Source:
     """The reference of a published model, which ran in ONNX Runtime when it was published."""
-    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.artifact import read_version, version_folder  # noqa: PLC0415
 
     version = read_version(version_folder(model_dir))
     return Source(version.reference_file, overridable=bool(version.manifest.source.get("overridable")), trial=None)

@@ -17,8 +17,6 @@ from fold.terminal import escape
 
 PROOF_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 NO_MEMORY = "too little memory; give the process more (ulimit -v), or take a smaller model, fewer --samples or rows"
-MODELS = 5
-"""How many models of a repository a message names."""
 LONGEST_WORD = 1000
 """Characters of a word in an error message, which may be a name from a file."""
 
@@ -107,22 +105,3 @@ def refuse_missing(source: Path) -> None:
     """Raise `BnfoldError` if there is no SOURCE, before libraries that take seconds are imported."""
     if not source.exists():
         raise BnfoldError(f"{source}: no such file or directory; expected a checkpoint, a .pt2 or an .onnx")
-
-
-def version_folder(model_dir: Path) -> Path:
-    """The folder of the latest version in REPOSITORY/NAME. Any other folder is taken as a version itself.
-
-    Raises `BnfoldError` for a repository and for a file.
-    """
-    from fold.artifact import published_models, version_numbers  # noqa: PLC0415
-
-    if numbers := version_numbers(model_dir):
-        return model_dir / str(numbers[-1])
-    if model_dir.is_file():
-        raise BnfoldError(f"{model_dir}: is a file; expected a folder, REPOSITORY/NAME or REPOSITORY/NAME/VERSION")
-    if models := published_models(model_dir):
-        names = ", ".join(models[:MODELS]) + (f" and {len(models) - MODELS} more" if len(models) > MODELS else "")
-        raise BnfoldError(
-            f"{model_dir}: is a repository with the models {names}; name one of them, {model_dir / models[0]}"
-        )
-    return model_dir

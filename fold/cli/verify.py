@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fold.cli.options import PROOF_FAILED, All, AsJson, Device, Samples, Seed, console, print_json, version_folder
+from fold.cli.options import PROOF_FAILED, All, AsJson, Device, Samples, Seed, console, print_json
 from fold.errors import BnfoldError
 from fold.terminal import escape
 
@@ -33,7 +33,7 @@ def verify(
     """Prove a published model again on this machine, from its directory alone."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
 
-    from fold.artifact import read_version  # noqa: PLC0415
+    from fold.artifact import read_version, version_folder  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.proof import certify  # noqa: PLC0415
     from fold.reports import certificate_table  # noqa: PLC0415
