@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fold.proof.decisions import FACTOR
     from fold.proof.reference import GraphReference, ProgramReference, Reference, load_reference
     from fold.proof.rounding import check_rounding
-    from fold.proof.run_time import OutputVerdict, Verdict
+    from fold.proof.run_time import OutputVerdict, Tally, Verdict
     from fold.proof.unfolded import load_unfolded
     from fold.proof.verify import compare, disagreement, verify_model
 
@@ -33,6 +33,7 @@ __all__ = [
     "OutputVerdict",
     "ProgramReference",
     "Reference",
+    "Tally",
     "Truth",
     "Verdict",
     "certify",
@@ -67,6 +68,7 @@ __getattr__ = lazy_names(
         "OutputVerdict": "run_time",
         "ProgramReference": "reference",
         "Reference": "reference",
+        "Tally": "run_time",
         "Truth": "algebra",
         "Verdict": "run_time",
         "certify": "certifier",

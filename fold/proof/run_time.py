@@ -9,13 +9,19 @@ R and U are computed independently. Where they differ by more than rounding expl
 equivalent: a limit that grew with |U-R| would accept anything.
 """
 
+import math
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fold.arrays import Arrays
 from fold.proof.decisions import EPS, FACTOR, FLOORS, Decision
+
+WINDOW = 64
+"""The number of comparisons whose largest limit applies to the next one."""
 
 
 @dataclass(frozen=True)
@@ -244,3 +250,39 @@ def judge(
         compared=compared,
         unfolded_limit=unfolded_limit,
     )
+
+
+class Tally:
+    """What comparisons of answers with the reference, of a few rows each, have found so far.
+
+    `disagreements` counts comparisons in which an error was over its limit, or a decision was another one.
+    `error_ratio` is the largest error over its limit; infinite where an error has no size.
+    """
+
+    def __init__(self, certified: Mapping[str, Any]) -> None:
+        """`certified` is the verdict in the manifest."""
+        self.rows = 0
+        self.disagreements: Counter[Literal["error", "decision"]] = Counter({"error": 0, "decision": 0})
+        self.error_ratio = 0.0
+        self._limits: dict[str, deque[float]] = {}
+        self._proven = {output["name"]: output.get("limit") or 0.0 for output in certified.get("outputs", ())}
+
+    def count(self, verdict: Verdict) -> bool:
+        """Whether the answers agree with the reference."""
+        self.rows += verdict.samples
+        ratios = [self._ratio(output) for output in verdict.outputs]
+        self.error_ratio = max(self.error_ratio, *ratios)
+        wrong = any(ratio > 1 for ratio in ratios)
+        self.disagreements["error"] += wrong
+        self.disagreements["decision"] += not all(verdict.decisions)
+        return not wrong and all(verdict.decisions)
+
+    def _ratio(self, output: OutputVerdict) -> float:
+        """Error over limit. A single row may have almost no rounding error, so the limit is the largest of the last
+        comparisons and of the certificate, as if all their rows were one set of inputs."""
+        limits = self._limits.setdefault(output.name, deque(maxlen=WINDOW))
+        limits.append(output.limit)
+        if not output.equivalent and not output.folded_error > output.limit:  # NaN, or finite where the truth is not
+            return math.inf
+        limit = max(*limits, self._proven.get(output.name, 0.0))
+        return output.folded_error / limit if limit else math.inf if output.folded_error else 0.0

@@ -8,7 +8,7 @@ rests after each comparison, so that it takes at most a hundredth of one core.
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Literal
@@ -17,13 +17,14 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.errors import first_line
+from fold.proof import Tally
 from service.batching import Worker
 from service.proof.comparer import Comparer, Comparison, DiedError, Task
 from service.proof.references import References
-from service.repository import Disagreement, Drop, Model
+from service.repository import Drop, Model
 
 if TYPE_CHECKING:
-    from fold.proof import OutputVerdict, Verdict
+    from fold.proof import Verdict
 
 ROWS = 8
 """The first rows of a request that are compared."""
@@ -31,8 +32,6 @@ WAITING = 2
 """Responses that are being compared or wait for it."""
 REST = 99
 """The rest after a comparison, as a multiple of the time that it took."""
-WINDOW = 64
-"""The number of comparisons whose largest limit applies to the next one."""
 LOG_SECONDS = 60.0
 """The least time between two warnings for one model."""
 RESTARTS = 3
@@ -42,25 +41,18 @@ large kills it every time, after seconds of importing PyTorch and loading."""
 log = logging.getLogger("bnfold")
 
 
-class ShadowSampler:
+class ShadowSampler(Tally):
     """Samples the responses of one model and counts what the comparisons found. Only the event loop changes it."""
 
     def __init__(self, model: Model, checker: "ShadowChecker") -> None:
+        super().__init__(model.manifest.verdict)
         self.share = 0.0
         """The share of responses that is compared; 0 until the reference is loaded."""
-        self.rows = 0
-        self.disagreements: Counter[Disagreement] = Counter({"error": 0, "decision": 0})
         self.drops: Counter[Drop] = Counter(dict.fromkeys(("load", "busy", "proof", "failed"), 0))
-        self.error_ratio = 0.0
-        """The largest error over its limit; infinite where an error has no size."""
         self.deaths = 0
         """How often the process has died over this model since the last comparison."""
         self._model = model
         self._checker = checker
-        self._limits: dict[str, deque[float]] = {}
-        self._proven = {
-            output["name"]: output.get("limit") or 0.0 for output in model.manifest.verdict.get("outputs", ())
-        }
         self._silent_until = -math.inf
 
     def offer(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
@@ -72,31 +64,17 @@ class ShadowSampler:
         elif not self._checker.accept(self._model, self, inputs, outputs):
             self.drops["busy"] += 1
 
-    def count(self, verdict: "Verdict") -> None:
-        self.rows += verdict.samples
-        ratios = [self._ratio(output) for output in verdict.outputs]
-        self.error_ratio = max(self.error_ratio, *ratios)
-        wrong = any(ratio > 1 for ratio in ratios)
-        self.disagreements["error"] += wrong
-        self.disagreements["decision"] += not all(verdict.decisions)
-        if wrong or not all(verdict.decisions):
+    def count(self, verdict: "Verdict") -> bool:
+        agrees = super().count(verdict)
+        if not agrees:
             self.warn(f"answers disagree with the reference: {verdict.message}")
+        return agrees
 
     def warn(self, text: str) -> None:
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + LOG_SECONDS
             log.warning("bnfold: model %s: %s", str(self._model), text)
-
-    def _ratio(self, output: "OutputVerdict") -> float:
-        """Error over limit. A single row may have almost no rounding error, so the limit is the largest of the last
-        comparisons and of the certificate, as if all their rows were one set of inputs."""
-        limits = self._limits.setdefault(output.name, deque(maxlen=WINDOW))
-        limits.append(output.limit)
-        if not output.equivalent and not output.folded_error > output.limit:  # NaN, or finite where the truth is not
-            return math.inf
-        limit = max(*limits, self._proven.get(output.name, 0.0))
-        return output.folded_error / limit if limit else math.inf if output.folded_error else 0.0
 
 
 class ShadowChecker:

@@ -10,8 +10,8 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from fold.proof.decisions import Decision
-from fold.proof.run_time import OutputVerdict, Verdict
-from service.proof.shadow import WINDOW, ShadowSampler
+from fold.proof.run_time import WINDOW, OutputVerdict, Verdict
+from service.proof.shadow import ShadowSampler
 from support.service.serving import HELD, PATIENCE, held
 
 FROM_THE_COMMAND_LINE = """
