@@ -2,8 +2,8 @@
 
 from fold.inputs.dataset import DataSet, open_dataset
 from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs, drawn_inputs
-from fold.inputs.given import by_name, check_inputs, read_inputs
-from fold.inputs.images import decode_image, image_tensor, read_preprocessing, refuse_misfit
+from fold.inputs.given import as_datatype, by_name, check_inputs, input_files, is_image, read_inputs
+from fold.inputs.images import decode_image, image_tensor, read_image, read_preprocessing, refuse_misfit
 from fold.inputs.scaling import ALREADY, TO_NCHW, AxisOrder, InputScaling, ResolvedScaling, parse_scaling, unscaled
 from fold.inputs.sizes import working_sizes, works
 
@@ -16,14 +16,18 @@ __all__ = [
     "Family",
     "InputScaling",
     "ResolvedScaling",
+    "as_datatype",
     "by_name",
     "check_inputs",
     "decode_image",
     "draw_inputs",
     "drawn_inputs",
     "image_tensor",
+    "input_files",
+    "is_image",
     "open_dataset",
     "parse_scaling",
+    "read_image",
     "read_inputs",
     "read_preprocessing",
     "refuse_misfit",

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from fold.arrays import Arrays, join_rows
-from fold.artifact import DATATYPES, Manifest, Preprocessing, TensorSpec
+from fold.artifact import DTYPES, Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 from fold.inputs.drawn import IMAGES
+from fold.inputs.images import read_image
+
+FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
 def read_inputs(path: Path, manifest: Manifest | None = None) -> Arrays:
@@ -54,17 +57,9 @@ def read_file(path: Path, how: Preprocessing | None, datatype: str) -> Arrays:
     """The arrays of an `.npz` by name, or an image as one row of the input that `how` names."""
     if not is_image(path):
         return _read_arrays(path)
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # most proofs read no image
-
-    from fold.inputs.images import decode_image, image_tensor  # noqa: PLC0415
-
     if how is None:
         raise BnfoldError(f"{path}: the model declares no preprocessing, so it takes no images; give an .npz")
-    try:
-        with Image.open(path) as image:
-            return {how.input: image_tensor(decode_image(image, how), how, datatype)}
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BnfoldError(f"{path}: cannot be read as an image ({first_line(error)})") from error
+    return {how.input: read_image(path, how, datatype, str(path))}
 
 
 def _read_arrays(path: Path) -> Arrays:
@@ -95,11 +90,29 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Arrays) -> Arrays:
         )
         if not fits:
             raise BnfoldError(f"input {spec.name!r}: shape {list(array.shape)} does not fit {list(spec.shape)}")
-        if array.dtype != DATATYPES.get(spec.datatype):
+        if array.dtype != DTYPES.get(spec.datatype):
             raise BnfoldError(f"input {spec.name!r}: type {array.dtype}, expected {spec.datatype}")
     if len({inputs[spec.name].shape[0] for spec in specs if spec.shape and spec.shape[0] == -1}) > 1:
         raise BnfoldError(f"inputs {', '.join(names)}: their batches differ; expected the same number of rows")
     return inputs
+
+
+def as_datatype(name: str, array: np.ndarray, datatype: str) -> np.ndarray:
+    """`array` in the datatype of the input `name`: numbers as floats, which may be rounded, and integers as integers.
+
+    Raises `BnfoldError` for values of another kind, and for those that the datatype cannot hold.
+    """
+    dtype, kind = DTYPES[datatype], array.dtype.kind
+    if array.dtype == dtype:
+        return array
+    floats, integers = datatype in FLOATS, dtype.kind in "iu"
+    if kind not in ("iuf" if floats else "iu" if integers else "U" if datatype == "BYTES" else ""):
+        raise BnfoldError(f"input {name!r}: type {array.dtype}, expected {datatype}")
+    with np.errstate(over="ignore"):
+        found: np.ndarray = array.astype(dtype)
+    if (floats and (np.isfinite(found) != np.isfinite(array)).any()) or (integers and (found != array).any()):
+        raise BnfoldError(f"input {name!r}: has values that are too large for {datatype}")
+    return found
 
 
 def by_name(specs: Sequence[TensorSpec], inputs: Any) -> Arrays:

@@ -1,7 +1,8 @@
-"""Converts an image to the tensor that a manifest's preprocessing describes. The caller opens it with Pillow."""
+"""Converts an image to the tensor that a manifest's preprocessing describes."""
 
 import json
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fold.artifact import DATATYPES, Preprocessing, TensorSpec
-from fold.errors import BnfoldError
+from fold.errors import BnfoldError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +48,26 @@ def refuse_misfit(how: Preprocessing, spec: TensorSpec, where: str) -> None:
         raise BnfoldError(
             f"{where}: input {spec.name!r} takes {spec.datatype}, unscaled pixels; give scale 1, mean 0 and std 1"
         )
+
+
+def read_image(image: "Path | bytes | Image", how: Preprocessing, datatype: str, where: str) -> np.ndarray:
+    """An image, in a file, in memory or opened by Pillow, as one row of the input that `how` names.
+
+    Raises `BnfoldError` that begins with `where` if it cannot be read.
+    """
+    from PIL import Image as Pillow  # noqa: PLC0415  # most proofs read no image
+
+    try:
+        if isinstance(image, Pillow.Image):
+            pixels = decode_image(image, how)
+        else:
+            with Pillow.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                pixels = decode_image(opened, how)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        raise BnfoldError(f"{where}: cannot be read as an image ({first_line(error)})") from error
+    return image_tensor(pixels, how, datatype)
 
 
 def decode_image(image: "Image", how: Preprocessing) -> np.ndarray:

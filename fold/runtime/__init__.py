@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         provider_of,
         run,
         runtime_code,
+        runtime_reason,
         without_runtime_words,
     )
     from fold.runtime.start import start_tuned
@@ -66,6 +67,7 @@ __all__ = [
     "return_freed",
     "run",
     "runtime_code",
+    "runtime_reason",
     "start_tuned",
     "this_machine",
     "thread_limits",
@@ -103,6 +105,7 @@ __getattr__ = lazy_names(
         "return_freed": "memory",
         "run": "session",
         "runtime_code": "session",
+        "runtime_reason": "session",
         "start_tuned": "start",
         "this_machine": "machine",
         "thread_limits": "cpus",

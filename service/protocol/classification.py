@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from fold.prediction import descending
 from service.protocol.pieces import VALUES, Steps
 
 
@@ -20,7 +21,7 @@ def classify(array: np.ndarray, count: int, labels: Sequence[str] | None, *, bat
     rows, values = (len(array), prod(array.shape[1:])) if batched else (1, array.size)
     table = array.reshape(rows, values)
     names = labels if labels is not None and len(labels) == values else None
-    best = _descending(table)[:, :count]
+    best = descending(table)[:, :count]
     texts = [
         _text(value, index, names)
         for row, order in zip(table, best, strict=True)
@@ -41,15 +42,6 @@ def classify_in_pieces(
         parts.append(classify(array[begin : begin + at_a_time], count, labels, batched=True))
         yield
     return np.concatenate(parts)
-
-
-def _descending(table: np.ndarray) -> np.ndarray:
-    """Indices of each row's values from the highest to the lowest."""
-    if table.dtype.kind not in "iu":
-        table = np.where(np.isnan(table), -np.inf, table.astype(np.float64))
-    backwards = np.argsort(table[:, ::-1], axis=1, kind="stable")[:, ::-1]
-    order: np.ndarray = table.shape[1] - 1 - backwards
-    return order
 
 
 def _text(value: float, index: int, labels: Sequence[str] | None) -> str:

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from fold.arrays import Arrays
 from fold.artifact import DTYPES
+from fold.prediction import best_classes, class_names, softmax
 from service.budget import Body
 from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnreadableError, UnsupportedError, shown
 from service.headers import JSON, Headers
@@ -103,8 +104,7 @@ class Predict(Endpoint[PredictRequest]):
             body = write_npy(next(iter(outputs.values())))
             return [NPY, (b"content-length", b"%d" % len(body))], body
         if request.form == "labels" and len(outputs) == 1 and (scores := next(iter(outputs.values()))).ndim == 2:
-            labelled = [_classified(row, model.manifest.labels) for row in scores.astype(np.float64)]
-            return _answer(render_json(labelled))
+            return _answer(render_json(_classified(scores, model.manifest.labels)))
         by_row = model.signature.batched or request.form == "labels"
         return _answer(render_json(_rows(outputs, request.rows) if by_row else [_named(outputs)]))
 
@@ -277,17 +277,17 @@ def _named(outputs: Arrays) -> Any:
     return next(iter(values.values())) if len(values) == 1 else values
 
 
-def _classified(scores: np.ndarray, labels: tuple[str, ...] | None) -> dict[str, Any]:
-    """The softmax of one row of scores, by label."""
+def _classified(scores: np.ndarray, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
+    """The softmax of each row of scores, by label."""
     if not np.isfinite(scores).all():
         raise ComputeError("the model's scores for this image are not finite, so no label follows from them")
-    names = labels if labels is not None and len(labels) == len(scores) else tuple(map(str, range(len(scores))))
-    weights = np.exp(scores - scores.max())
-    probabilities = weights / weights.sum()
-    best = int(probabilities.argmax())
-    return {
-        "label": names[best],
-        "index": best,
-        "probability": float(probabilities[best]),
-        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
-    }
+    names, best = class_names(labels, scores.shape[1]), best_classes(scores, labels, 1)
+    return [
+        {
+            "label": best.label[row, 0],
+            "index": int(best.index[row, 0]),
+            "probability": float(best.probability[row, 0]),
+            "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+        }
+        for row, probabilities in enumerate(softmax(scores))
+    ]
