@@ -9,6 +9,7 @@ from fold.artifact.directory import (
     refuse_version,
     remove_abandoned,
     sha256,
+    sync,
     write_manifest,
 )
 from fold.artifact.files import (
@@ -56,6 +57,7 @@ __all__ = [
     "remove_abandoned",
     "repository_of",
     "sha256",
+    "sync",
     "tensor_specs",
     "triton_tensors",
     "version_folder",

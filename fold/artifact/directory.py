@@ -145,11 +145,11 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     try:
         yield incoming
         for file in incoming.iterdir():
-            _sync(file)
-        _sync(incoming)
+            sync(file)
+        sync(incoming)
         refuse_version(repository, name, version)
         incoming.rename(final)
-        _sync(model)
+        sync(model)
     except OSError as error:
         path = str(error.filename or incoming).replace(str(incoming), str(final))
         raise BnfoldError(f"{path}: cannot be written ({error.strerror})") from error
@@ -236,7 +236,8 @@ def _try_lock(descriptor: int) -> bool | None:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

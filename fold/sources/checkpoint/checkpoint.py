@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fold.artifact import sync
 from fold.errors import BnfoldError, short
 from fold.sources.checkpoint import limits, wrappers
 from fold.sources.checkpoint.distributed import read_distributed
@@ -90,7 +91,7 @@ def write_checkpoint(checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor]
             os.fsync(stream.fileno())
         _refuse_existing(path)
         partial.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -181,11 +182,3 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise BnfoldError(f"{path}: already exists; choose another name")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
