@@ -37,6 +37,7 @@ EXPECTED = {
     "equivalence": '"equivalent":true',
     "/metrics": "bnfold_",
     "tritonclient": "right: 1.0",
+    "fold.load": "right: ",
     "fold_model": "folded, 0 kept",
 }
 """What the output must hold, for examples that contain the key."""
