@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 from grpc import StatusCode, aio
+
 from service.access import Access
 from service.errors import SHORT, NotReadyError, OutOfMemoryError, ServiceError
 from service.grpc.calls import Calls, Method, headers_of

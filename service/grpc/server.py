@@ -13,11 +13,11 @@ os.environ.setdefault(
     "GRPC_VERBOSITY", "NONE"
 )  # before the import; gRPC's core would write lines of its own form to stderr
 
+import grpc
+from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-import grpc
-from grpc import aio
 from service.access import Access
 from service.budget import Budget
 from service.grpc.calls import Calls

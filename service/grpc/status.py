@@ -3,6 +3,7 @@
 from typing import Any, NoReturn
 
 from grpc import StatusCode
+
 from service.errors import DeadlineError, ServiceError
 
 INTERNAL = "internal error; the service's log has the details"
