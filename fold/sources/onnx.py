@@ -25,7 +25,7 @@ from fold.inputs import FREE_SIZES, InputScaling, ResolvedScaling
 from fold.limits import limit
 from fold.runtime import CannotLoadError, Trial, TrialKind
 from fold.sources.given_shapes import fix_sizes
-from fold.sources.scale_graph import scale_graph
+from fold.sources.scaling.graph import scale_graph
 
 OF_PARAMETERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Exporters put these between parameters and their consumers. They are folded at any size: none enlarges a tensor."""

@@ -106,7 +106,7 @@ def _read_module(source: Source, found: Found, announce: Callable[[str], None]) 
     read = _read_program(source, found, announce)
     program, sizes, resolved = read.program, read.sizes, None
     if source.input_scaling is not None:
-        from fold.sources.scale_program import scale_program, sizes_as_sent  # noqa: PLC0415
+        from fold.sources.scaling.program import scale_program, sizes_as_sent  # noqa: PLC0415
 
         program, resolved = scale_program(program, source.input_scaling, read.metadata)
         sizes = sizes_as_sent(program, sizes, resolved)

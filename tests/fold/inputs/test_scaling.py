@@ -27,7 +27,7 @@ from fold.proof.certifier import certify
 from fold.proof.unfolded import load_unfolded
 from fold.sources.export import export_module, export_program, save_program
 from fold.sources.onnx import read_onnx
-from fold.sources.scale_graph import scale_graph
+from fold.sources.scaling.graph import scale_graph
 from fold.sources.source import Source
 from support.folding import GraphBuilder, batchnorms
 
