@@ -2,13 +2,14 @@
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fold.arrays import Arrays
 from fold.artifact import (
     Manifest,
     ModelVersion,
@@ -22,7 +23,7 @@ from fold.artifact import (
     write_manifest,
     write_triton_config,
 )
-from fold.engine import FoldReport, fold_graph, round_weights
+from fold.engine import FoldReport, Gauge, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, refuse_not_finite, save_graph
 from fold.inputs import drawn_inputs, read_preprocessing, refuse_misfit, unscaled, working_sizes
@@ -65,7 +66,8 @@ class Conversion:
     """The result of a conversion. `path` is None if the proof failed: then nothing was published.
 
     `changes` says what had to be rewritten in the source before it could be folded, one line each; `precision` what of
-    the graph stayed in float32, if another precision was asked for.
+    the graph stayed in float32, if another precision was asked for; `retraced` why `torch.onnx.export` traced the
+    program again, if it did.
     """
 
     path: Path | None
@@ -76,6 +78,7 @@ class Conversion:
     changes: tuple[str, ...] = ()
     precision: Precision = field(default_factory=Precision)
     arch_file: Path | None = None
+    retraced: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `bnfold fold --json`."""
@@ -87,6 +90,7 @@ class Conversion:
             "changes": list(self.changes),
             "arch_file": None if self.arch_file is None else str(self.arch_file),
             "precision": self.precision.to_dict(),
+            "retraced": self.retraced,
             "verdict": self.certificate.to_dict(),
         }
 
@@ -121,7 +125,7 @@ def convert(
     # 2. Read the source and export the unfolded graph.
     announce(f"reading {source.path}")
     unfolded = _read(source, announce)
-    changes, arch_file = tuple(unfolded.described.get("changes", ())), unfolded.arch_file
+    told, arch_file = unfolded.described, unfolded.arch_file
 
     # 3. Fold it.
     announce("folding")
@@ -169,12 +173,12 @@ def convert(
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
             inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
-            observed = observe_layers(graph, read_graph(folder / "model.onnx").model, carried, report, inputs)
-            write_html(folder / "report.html", manifest, report, observed)
+            _write_report(folder, manifest, graph, carried, report, inputs)
             _write_rest(folder, manifest, certificate.verdict)
     except _ProofFailedError:
         path = None
-    return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file)
+    changes = tuple(told.get("changes", ()))
+    return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file, told.get("retraced"))
 
 
 def _read(source: Source, announce: Callable[[str], None]) -> Unfolded:
@@ -236,6 +240,18 @@ def _manifest(
     with _naming(source.path):
         sizes = working_sizes(unfolded.model, manifest.required_inputs, seed)
     return manifest.model_copy(update={"free_sizes": sizes})
+
+
+def _write_report(
+    folder: Path,
+    manifest: Manifest,
+    unfolded: "ir.Model",
+    carried: Mapping[str, Gauge],
+    report: FoldReport,
+    inputs: Arrays,
+) -> None:
+    observed = observe_layers(unfolded, read_graph(folder / "model.onnx").model, carried, report, inputs)
+    write_html(folder / "report.html", manifest, report, observed)
 
 
 def _write_rest(folder: Path, manifest: Manifest, verdict: Verdict) -> None:

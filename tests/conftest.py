@@ -23,6 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that processes, this one's
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 LONGEST = (
+    "test_functional.py",
     "test_readme.py",
     "test_architectures.py",
     "test_certificate.py",

@@ -7,7 +7,7 @@ not touch BatchNorm.
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from fold.errors import BnfoldError, first_line, root_cause
 from fold.graph import constant, display_name
+from fold.sources.functional import functional
 from fold.sources.outputs import output_names, with_plain_outputs
 from fold.sources.quiet import silenced
 
@@ -84,24 +85,42 @@ def export_program(
         ) from error
 
 
-def export_graph(program: ExportedProgram, sizes: Sequence[Sizes] = ()) -> ir.Model:
-    """The unfolded graph of an exported program. `sizes` are the shapes of its inputs, with the names of free sizes."""
+def export_graph(
+    program: ExportedProgram, sizes: Sequence[Sizes] = (), *, note: Callable[[str], None] = lambda reason: None
+) -> ir.Model:
+    """The unfolded graph of an exported program. `sizes` are the shapes of its inputs, with the names of free sizes.
+
+    `note` is told why the exporter had to trace the program again, if it had to.
+    """
     try:
         with silenced():
-            exported = torch.onnx.export(_prepared(program), dynamo=True, optimize=False, verbose=False)
+            model = _translate(_prepared(program), note)
     except Exception as error:
         raise BnfoldError(
             f"torch.onnx.export cannot express the model in ONNX: {first_line(root_cause(error))}; change the operator "
             "that it names, or export the model to .onnx yourself"
         ) from error
-    assert exported is not None
-    model = exported.model
     _fold_constants(model, set(program.state_dict))
     _name_sizes(model, sizes)
     _name_outputs(model, output_names(program))
     for node in model.graph:  # a served file must not contain the user's source and paths
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return model
+
+
+def _translate(program: ExportedProgram, note: Callable[[str], None]) -> ir.Model:
+    """By `torch.onnx.export`, from a functional program if `program` can be rewritten as one."""
+    try:
+        return _export(functional(program, note))
+    except Exception as error:  # an operator that is not rewritten; or internals of another version of PyTorch
+        note(first_line(root_cause(error)))
+        return _export(program)
+
+
+def _export(program: ExportedProgram) -> ir.Model:
+    exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    assert exported is not None
+    return exported.model
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -172,7 +191,12 @@ def _fix_reshapes(model: ir.Model) -> None:
     """Replace the target of a Reshape by a constant where the batch is the only free size."""
     for node in list(model.graph):
         result = node.outputs[0]
-        if node.op_type != "Reshape" or constant(node.inputs[1]) is not None or result.shape is None:
+        if node.op_type != "Reshape" or result.shape is None:
+            continue
+        given = constant(node.inputs[1])
+        if given is not None:
+            if 0 not in given.numpy():
+                node.attributes.pop("allowzero", None)  # it says what a zero means
             continue
         sizes = [size if isinstance(size, int) else -1 for size in result.shape]
         if sizes.count(-1) > 1 or 0 in sizes:

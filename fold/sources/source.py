@@ -115,7 +115,8 @@ def _read_module(source: Source, found: Found, announce: Callable[[str], None]) 
         for name, buffer in program.named_buffers()
         if name.endswith("num_batches_tracked") and buffer.numel() == 1
     }
-    model = export.export_graph(program, sizes)
+    retraced: list[str] = []
+    model = export.export_graph(program, sizes, note=retraced.append)
     if source.path.suffix == ".pt2":
         from fold.sources.archive.ranges import check_ranges  # noqa: PLC0415
 
@@ -125,7 +126,7 @@ def _read_module(source: Source, found: Found, announce: Callable[[str], None]) 
         model,
         "reference.pt2",
         lambda path: export.save_program(program, path),
-        read.described,
+        read.described | ({"retraced": retraced[0]} if retraced else {}),
         read.metadata,
         counts,
         resolved,

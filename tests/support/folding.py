@@ -6,20 +6,24 @@ import hashlib
 import importlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 import fold
 from fold.engine.report import FoldReport
 from fold.evaluate.float64 import as_float64, evaluate
 from fold.graph.file import read_graph, save_graph
+from fold.sources.export import export_graph, export_program
+from fold.sources.functional import UnfamiliarError
 from models.frozen_resnet import FrozenBatchNorm2d
 
 from . import ROOT
@@ -102,17 +106,31 @@ def export_digest(root: Path, versions: Mapping[str, str]) -> str:
 
 
 @functools.cache
-def export(name: str) -> ir.Model:
-    """The unfolded graph of an architecture, with the parameters that it begins with.
+def program(name: str) -> ExportedProgram:
+    """An architecture, with the parameters that it begins with, as `torch.export` traces it."""
+    torch.manual_seed(7)
+    return export_program(architecture(name), torch.randn(2, *ARCHITECTURES[name]))
 
-    Exporting takes most of the time of what is tested on all architectures, so it is done once for every process that
-    tests; the graph is kept on disk, under a digest of what it depends on.
-    """
+
+@functools.cache
+def export(name: str) -> ir.Model:
+    """The unfolded graph of an architecture, with the parameters that it begins with."""
+    return _kept(name, lambda: export_graph(program(name)))
+
+
+def export_retraced(name: str) -> ir.Model:
+    """The same graph as `torch.onnx.export` makes it by itself."""
+    with mock.patch("fold.sources.export.functional", side_effect=UnfamiliarError("a test")):
+        return _kept(f"{name}-retraced", lambda: export_graph(program(name)))
+
+
+def _kept(name: str, make: Callable[[], ir.Model]) -> ir.Model:
+    """What `make` exports. Exporting takes most of the time of what is tested on all architectures, so it is done once
+    for every process that tests; the graph is kept on disk, under a digest of what it depends on."""
     digest = export_digest(ROOT, {library: version(library) for library in EXPORTERS})
     file = Path(tempfile.gettempdir()) / f"bnfold-tests-{getpass.getuser()}" / f"{name}-{digest[:16]}.onnx"
     if not file.exists():
-        torch.manual_seed(7)
-        model = fold.export_module(architecture(name), torch.randn(2, *ARCHITECTURES[name]))
+        model = make()
         file.parent.mkdir(exist_ok=True)
         written = file.with_suffix(f".{os.getpid()}")
         save_graph(model, written)
