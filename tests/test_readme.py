@@ -38,6 +38,7 @@ EXPECTED = {
     "/metrics": "bnfold_",
     "tritonclient": "right: 1.0",
     "fold.load": "right: ",
+    "bnfold predict": "they agree",
     "fold_model": "folded, 0 kept",
 }
 """What the output must hold, for examples that contain the key."""

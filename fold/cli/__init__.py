@@ -19,6 +19,7 @@ from fold.cli.fold import fold
 from fold.cli.inspect import inspect
 from fold.cli.limited import is_limited, run_in_child
 from fold.cli.options import INTERRUPTED, NO_MEMORY, complain
+from fold.cli.predict import predict
 from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import check_environment, serve
 from fold.cli.verify import verify
@@ -42,6 +43,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     compare: "Compare two models of any tool, and show where they part.",
     bench: "Measure the latency of a model, unfolded and folded.",
     recalibrate: "Recompute BatchNorm's statistics over a data set.",
+    predict: "Predict every row of a data set with a published model.",
     serve: "Serve every model of a repository.",
 }
 """The first sentence of a command's help is longer than a line of the list of commands."""

@@ -30,8 +30,8 @@ def read_inputs(path: Path, manifest: Manifest | None = None) -> Arrays:
         raise BnfoldError(f"{path}: its files cannot be joined ({error}); give them one by one") from error
 
 
-def input_files(path: Path) -> list[Path]:
-    """The file itself, or the `.npz` files and images in a folder and its subfolders, sorted by name.
+def input_files(path: Path, kinds: Sequence[str] = (".npz",)) -> list[Path]:
+    """The file itself, or the images and files of `kinds` in a folder and its subfolders, sorted by name.
 
     Hidden files and folders are skipped. Raises `BnfoldError` for a folder without such files.
     """
@@ -40,12 +40,12 @@ def input_files(path: Path) -> list[Path]:
     files = [
         file
         for file in sorted(path.rglob("*"))
-        if (is_image(file) or file.suffix.lower() == ".npz")
+        if (is_image(file) or file.suffix.lower() in kinds)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and file.is_file()
     ]
     if not files:
-        raise BnfoldError(f"{path}: holds no inputs; expected .npz files or images ({', '.join(IMAGES)})")
+        raise BnfoldError(f"{path}: holds no inputs; expected {', '.join(kinds)} files or images ({', '.join(IMAGES)})")
     return files
 
 

@@ -6,19 +6,36 @@ from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fold.prediction.classes import Classes, best_classes, class_names, descending, softmax
+    from fold.prediction.job import Choices, RowError, Summary, predict_files
     from fold.prediction.model import LoadedModel, load
 
-__all__ = ["Classes", "LoadedModel", "best_classes", "class_names", "descending", "load", "softmax"]
+__all__ = [
+    "Choices",
+    "Classes",
+    "LoadedModel",
+    "RowError",
+    "Summary",
+    "best_classes",
+    "class_names",
+    "descending",
+    "load",
+    "predict_files",
+    "softmax",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "Choices": "job",
         "Classes": "classes",
         "LoadedModel": "model",
+        "RowError": "job",
+        "Summary": "job",
         "best_classes": "classes",
         "class_names": "classes",
         "descending": "classes",
         "load": "model",
+        "predict_files": "job",
         "softmax": "classes",
     },
 )
