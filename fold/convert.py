@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fold.arrays import Arrays
 from fold.artifact import (
@@ -23,14 +23,15 @@ from fold.artifact import (
     write_manifest,
     write_triton_config,
 )
-from fold.engine import FoldReport, Gauge, fold_graph, round_weights
+from fold.bench import Opening, compare_opening
+from fold.engine import Folding, FoldReport, Gauge, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, refuse_not_finite, save_graph
 from fold.inputs import drawn_inputs, read_preprocessing, refuse_misfit, unscaled, working_sizes
-from fold.precision import Precision, lower, range_inputs, reduce, refuse_tf32
+from fold.precision import FORMATS, Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import OBSERVED_ROWS, observe_layers, write_html
-from fold.runtime import Provider, ProviderUnavailableError, tool_versions
+from fold.runtime import CudaOptions, Provider, ProviderUnavailableError, tool_versions
 from fold.sources import Source, Unfolded, read_source
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Conversion:
     """The result of a conversion. `path` is None if the proof failed: then nothing was published.
 
     `changes` says what had to be rewritten in the source before it could be folded, one line each; `precision` what of
-    the graph stayed in float32, if another precision was asked for; `retraced` why `torch.onnx.export` traced the
-    program again, if it did.
+    the graph stayed in float32, if another precision was asked for; `opening` how it was chosen whether activations are
+    opened, if that was measured; `retraced` why `torch.onnx.export` traced the model again, if it did.
     """
 
     path: Path | None
@@ -78,6 +79,7 @@ class Conversion:
     changes: tuple[str, ...] = ()
     precision: Precision = field(default_factory=Precision)
     arch_file: Path | None = None
+    opening: Opening | None = None
     retraced: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,9 +92,20 @@ class Conversion:
             "changes": list(self.changes),
             "arch_file": None if self.arch_file is None else str(self.arch_file),
             "precision": self.precision.to_dict(),
+            "opening": None if self.opening is None else self.opening.to_dict(),
             "retraced": self.retraced,
             "verdict": self.certificate.to_dict(),
         }
+
+
+class _Stored(NamedTuple):
+    """A folded graph in the precision that was asked for, its report, and the gauges of its tensors."""
+
+    model: "ir.Model"
+    report: FoldReport
+    carried: dict[str, Gauge]
+    opened: bool
+    precision: Precision
 
 
 class _ProofFailedError(Exception):
@@ -103,7 +116,7 @@ def convert(
     source: Source,
     target: Target,
     *,
-    open_activations: bool = False,
+    open_activations: bool | Literal["auto"] = False,
     precision: PrecisionName = "fp32",
     samples: int | None = None,
     seed: int = 0,
@@ -112,7 +125,8 @@ def convert(
     tell: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
     """Read, export, fold, prove and publish. `announce` is told each step before it is taken, `tell` what the user must
-    know before the proof. This draws `samples` rows: if it is None 16, or 2 for an unchanged graph.
+    know before the proof. This draws `samples` rows: if it is None 16, or 2 for an unchanged graph. With
+    `open_activations` `auto` both graphs are timed on `provider`, and the faster one is published.
 
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
@@ -127,24 +141,20 @@ def convert(
     unfolded = _read(source, announce)
     told, arch_file = unfolded.described, unfolded.arch_file
 
-    # 3. Fold it.
+    # 3. Fold it; to choose the faster graph, without and with opened activations.
     announce("folding")
-    folding = fold_graph(unfolded.model, open_activations=open_activations, exact=precision in ("fp16", "bf16"))
-    model, report, carried = folding.model, folding.report, folding.carried
-    samples = samples or (UNCHANGED_SAMPLES if folding.unchanged else SAMPLES)
-    del folding
-    _tell_without_batchnorm(report, source, unfolded, tell)
-    manifest = _manifest(source, target, name, version, unfolded, model, seed)
+    ways = (False, True) if open_activations == "auto" else (open_activations,)
+    foldings = {way: fold_graph(unfolded.model, open_activations=way, exact=precision in FORMATS) for way in ways}
+    first = foldings[ways[0]]
+    samples = samples or (UNCHANGED_SAMPLES if first.unchanged else SAMPLES)
+    _tell_without_batchnorm(first.report, source, unfolded, tell)
+    manifest = _manifest(source, target, name, version, unfolded, first.model, seed)
 
-    # 4. Convert the folded graph to a reduced precision, if one was asked for.
-    stored_in = Precision(precision)
-    if precision in ("fp16", "bf16"):
-        announce(f"choosing what can be {precision}")
-        model, stored_in = reduce(model, precision, range_inputs(manifest, seed), provider)
-        lower(model, precision, stored_in.tensors)
-        report = replace(report, flushed=round_weights(model.graph))
-    described = {**report.to_dict(), "open_activations": open_activations, "precision": stored_in.to_dict()}
-    manifest = manifest.model_copy(update={"fold": described})
+    # 4. Convert it to a reduced precision, if one was asked for, and choose the faster graph.
+    chosen, opening = _choose(foldings, manifest, precision, seed, provider, announce)
+    model, report, carried, stored_in = chosen.model, chosen.report, chosen.carried, chosen.precision
+    manifest = manifest.model_copy(update={"fold": _described(chosen, opening)})
+    del foldings, first, chosen
     path: Path | None = target.repository / name / str(version)
     try:
         with new_version(target.repository, name, version) as folder:
@@ -178,7 +188,53 @@ def convert(
     except _ProofFailedError:
         path = None
     changes = tuple(told.get("changes", ()))
-    return Conversion(path, name, version, report, certificate, changes, stored_in, arch_file, told.get("retraced"))
+    return Conversion(
+        path, name, version, report, certificate, changes, stored_in, arch_file, opening, told.get("retraced")
+    )
+
+
+def _choose(
+    foldings: Mapping[bool, Folding],
+    manifest: Manifest,
+    precision: PrecisionName,
+    seed: int,
+    provider: Provider,
+    announce: Callable[[str], None],
+) -> tuple[_Stored, Opening | None]:
+    """The graph to publish, in the precision that was asked for. `foldings` has it by whether activations are opened;
+    of two, the closed one first, the faster one is chosen."""
+    if precision in FORMATS:
+        announce(f"choosing what can be {precision}")
+    stored = [_store(folding, way, manifest, precision, seed, provider) for way, folding in foldings.items()]
+    if len(stored) == 1:
+        return stored[0], None
+    announce("timing the graph without and with opened activations")
+    cuda = CudaOptions(tf32=precision == "tf32")
+    closed, opened = stored
+    opening = compare_opening(closed.model, opened.model, manifest, cuda=cuda, provider=provider, seed=seed)
+    return (opened if opening.opened else closed), opening
+
+
+def _store(
+    folding: Folding, opened: bool, manifest: Manifest, precision: PrecisionName, seed: int, provider: Provider
+) -> _Stored:
+    """Convert a folded graph to the precision in which it is published."""
+    model, report, kept = folding.model, folding.report, Precision(precision)
+    if precision == "fp16" or precision == "bf16":  # noqa: PLR1714  # mypy narrows by these
+        model, kept = reduce(model, precision, range_inputs(manifest, seed), provider)
+        lower(model, precision, kept.tensors)
+        report = replace(report, flushed=round_weights(model.graph))
+    return _Stored(model, report, folding.carried, opened, kept)
+
+
+def _described(stored: _Stored, opening: Opening | None) -> dict[str, Any]:
+    """The entry `fold` of a manifest."""
+    return {
+        **stored.report.to_dict(),
+        "open_activations": stored.opened,
+        "opening": None if opening is None else opening.to_dict(),
+        "precision": stored.precision.to_dict(),
+    }
 
 
 def _read(source: Source, announce: Callable[[str], None]) -> Unfolded:

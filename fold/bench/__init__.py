@@ -2,5 +2,17 @@
 
 from fold.bench.benchmark import Benchmark, Measurement, Timing
 from fold.bench.measure import AnswersDifferError, bench_version, parse_batches
+from fold.bench.opening import Opening, SpeedRatio, compare_opening, speed_ratio
 
-__all__ = ["AnswersDifferError", "Benchmark", "Measurement", "Timing", "bench_version", "parse_batches"]
+__all__ = [
+    "AnswersDifferError",
+    "Benchmark",
+    "Measurement",
+    "Opening",
+    "SpeedRatio",
+    "Timing",
+    "bench_version",
+    "compare_opening",
+    "parse_batches",
+    "speed_ratio",
+]

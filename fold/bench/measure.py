@@ -91,7 +91,7 @@ def bench_version(
     """
     # 1. Open both graphs on every provider, and the reference.
     manifest = version.manifest
-    batches = _choose_batches(manifest, batches)
+    batches = choose_batches(manifest, batches, BATCHES)
     providers = _present(provider)
     sizes, sessions = _open_graphs(version, providers, threads, announce)
     announce("opening the reference")
@@ -165,9 +165,13 @@ def summarise(seconds: Sequence[float], batch: int, relative_error: float) -> Ti
     return Timing(1000 * median, 1000 * first, 1000 * third, batch / median, relative_error)
 
 
-def _choose_batches(manifest: Manifest, batches: Sequence[int] | None) -> Sequence[int]:
+def choose_batches(manifest: Manifest, batches: Sequence[int] | None, usual: Sequence[int]) -> Sequence[int]:
+    """The batch sizes to measure: `batches` or the `usual` ones, or the one that the model is fixed to.
+
+    Raises `BnfoldError` for other `batches` than that one.
+    """
     if any(spec.shape and spec.shape[0] < 0 for spec in manifest.inputs):
-        return batches or BATCHES
+        return batches or usual
     fixed = next((spec.shape[0] for spec in manifest.inputs if spec.shape), 1)
     for batch in batches or ():
         if batch != fixed:

@@ -15,7 +15,7 @@ import typer
 from fold import __version__
 from fold.cli.bench import bench
 from fold.cli.compare import compare
-from fold.cli.fold import fold
+from fold.cli.fold import FoldCommand, fold
 from fold.cli.inspect import inspect
 from fold.cli.limited import is_limited, run_in_child
 from fold.cli.options import INTERRUPTED, NO_MEMORY, complain
@@ -48,7 +48,7 @@ COMMANDS: dict[Callable[..., None], str] = {
 }
 """The first sentence of a command's help is longer than a line of the list of commands."""
 for command, short_help in COMMANDS.items():
-    app.command(short_help=short_help)(command)
+    app.command(cls=FoldCommand if command is fold else None, short_help=short_help)(command)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,9 +1,10 @@
 """`bnfold fold`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from fold.cli.limited import watch
 from fold.cli.options import (
@@ -49,10 +50,15 @@ AxisOrder = Annotated[
     Literal["nchw", "nhwc"] | None,
     typer.Option(help="Order of the axes of the bytes of --normalize.", show_default="that of the model"),
 ]
+OPENING = "--open-activations"
 OpenActivations = Annotated[
-    bool,
+    Literal["never", "always", "auto"],
     typer.Option(
-        "--open-activations", help="Rewrite a ReLU as a clip by channel if that removes a BatchNorm that would stay."
+        OPENING,
+        metavar="[auto]",
+        help="Rewrite a ReLU as a clip by channel if that removes a BatchNorm that would stay; with auto only if the "
+        "graph becomes faster on --device.",
+        show_default=False,
     ),
 ]
 FoldSamples = Annotated[
@@ -68,6 +74,17 @@ Precision = Annotated[
     Literal["fp32", "tf32", "fp16", "bf16"],
     typer.Option(help="The type in which the graph computes; nodes that it does not fit stay in float32."),
 ]
+
+
+class FoldCommand(TyperCommand):
+    """Gives `--open-activations` a value where it has none: options of Typer take one always, or never."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        for place in [place for place, word in enumerate(words) if word == OPENING]:
+            if words[place + 1 : place + 2] != ["auto"]:
+                words[place] = f"{OPENING}=always"
+        return super().parse_args(ctx, words)
 
 
 def fold(
@@ -90,7 +107,7 @@ def fold(
     ] = None,
     normalize: Normalize = None,
     layout: AxisOrder = None,
-    open_activations: OpenActivations = False,
+    open_activations: OpenActivations = "never",
     precision: Precision = "fp32",
     samples: FoldSamples = None,
     seed: Seed = 0,
@@ -116,7 +133,7 @@ def fold(
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch, overridable),
             Target(out, name, version, labels, preprocessing),
-            open_activations=open_activations,
+            open_activations=open_activations if open_activations == "auto" else open_activations == "always",
             precision=precision,
             samples=samples,
             seed=seed,
@@ -147,6 +164,8 @@ def _print_tables(conversion: "Conversion", *, everything: bool) -> None:
         console.print()
     for line in fold_summary(report):
         console.print(line, soft_wrap=True, highlight=False)
+    if conversion.opening is not None:
+        console.print(escape(conversion.opening.message), soft_wrap=True, highlight=False)
     if report.normalization is not None:
         console.print(escape(report.normalization.message), soft_wrap=True, highlight=False)
     float32 = conversion.precision.kept_float32

@@ -1,7 +1,7 @@
 """Folding: which BatchNorms are removed, into which weights, and why the others stay. Only arithmetic and graphs."""
 
 from fold.engine.affine import Array, Gauge
-from fold.engine.fold import batchnorm_nodes, fold_graph, fold_model
+from fold.engine.fold import Folding, batchnorm_nodes, fold_graph, fold_model
 from fold.engine.laws import affine_step, scale_and_shift, written_out
 from fold.engine.reasons import Code, Reason, reason_json
 from fold.engine.report import Affines, Folded, FoldReport, Kept, TensorSize
@@ -13,6 +13,7 @@ __all__ = [
     "Code",
     "FoldReport",
     "Folded",
+    "Folding",
     "Gauge",
     "Kept",
     "Reason",
