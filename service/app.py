@@ -41,18 +41,15 @@ from service.http import (
     respond,
     run_server,
 )
+from service.http.page import Page, read_report, render_docs, render_page
 from service.http.routes import (
     PATHS,
     Equivalence,
     Infer,
-    Page,
     Predict,
     control_routes,
     equivalence_routes,
     metadata_routes,
-    read_report,
-    render_docs,
-    render_page,
     v1_routes,
 )
 from service.operations import Turns, package_version

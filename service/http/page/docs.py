@@ -5,7 +5,7 @@ Rendered here because FastAPI's own page loads its scripts from the internet, wh
 
 from typing import Any
 
-from service.http.routes.page import curl, example_row, example_value, template
+from service.http.page.index import curl, example_row, example_value, template
 from service.operations import EXTENSIONS, package_version
 from service.protocol import NOT_IN_JSON
 from service.repository import Model, Repository
