@@ -44,9 +44,9 @@ from service.http import (
 from service.http.page import Page, read_report, render_docs, render_page
 from service.http.routes import (
     PATHS,
-    Equivalence,
     Infer,
     Predict,
+    ProofQueue,
     control_routes,
     equivalence_routes,
     metadata_routes,
@@ -56,7 +56,7 @@ from service.operations import Turns, package_version
 from service.proof import References, ShadowChecker
 from service.repository import Model, Poller, Repository
 from service.settings import Settings
-from service.telemetry import Metrics, configure_logging
+from service.telemetry import Metrics, Traffic, configure_logging
 from service.tls import Certificate
 
 if TYPE_CHECKING:
@@ -90,12 +90,15 @@ class Application(FastAPI):
         self.repository = Repository(settings)
         self.poller: Poller | None = None
         self.metrics = Metrics(self.repository, self.is_ready, self.budget)
+        self.traffic = Traffic(self.repository, self.metrics)
         references = References()
         self.turns = Turns(self.budget)
-        self.equivalence = Equivalence(settings, references)
+        self.proofs = ProofQueue(settings, references)
         self.shadow_checker = ShadowChecker(settings.shadow, references)
         self.infer = Infer(settings, self.repository, self.metrics, self.access, self.budget, self.turns)
-        self.predict = Predict(settings, self.repository, self.metrics, self.access, self.budget, self.turns)
+        self.predict = Predict(
+            settings, self.repository, self.metrics, self.access, self.budget, self.turns, self.proofs
+        )
         self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
         self.grpc: GrpcServer | None = None
         self.started = False
@@ -112,7 +115,7 @@ class Application(FastAPI):
     def stop_being_ready(self) -> None:
         self.stopping = True
         self.repository.stop_loading()
-        self.equivalence.abandon()
+        self.proofs.abandon()
         if self.grpc is not None:
             self.grpc.stop_being_ready()
 
@@ -175,12 +178,12 @@ class Application(FastAPI):
 def create_app(settings: Settings) -> Application:
     """The application. Its models are loaded when it starts, unless `load` was called before."""
     app = Application(settings)
-    app.include_router(metadata_routes(settings, app.repository, app.metrics, app.is_ready, app.budget))
+    app.include_router(
+        metadata_routes(settings, app.repository, app.metrics, app.traffic, app.proofs, app.is_ready, app.budget)
+    )
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
     app.include_router(v1_routes(app.repository))
-    app.include_router(
-        equivalence_routes(settings, app.repository, app.metrics, app.equivalence, app.budget, app.turns)
-    )
+    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.proofs, app.budget, app.turns))
     _add_pages(app)
     _answer_errors_in_json(app)
     return app
@@ -214,7 +217,7 @@ def serve(settings: Settings) -> int:
             on_stop=app.stop_being_ready,
             budget=app.budget,
         )
-    if app.equivalence.computes and current_thread() is main_thread():
+    if app.proofs.computes and current_thread() is main_thread():
         # A step of a proof cannot be interrupted, and a normal exit under it would abort the process.
         logging.shutdown()
         os._exit(code)
@@ -248,16 +251,18 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     for model in app.repository.ready():
         app.model_ready(model)
     app.repository.on_ready, app.repository.on_retired = app.model_ready, app.model_retired
-    polling = None if app.poller is None else asyncio.create_task(app.poller.run())
+    tasks = [asyncio.create_task(app.traffic.run())]
+    if app.poller is not None:
+        tasks.append(asyncio.create_task(app.poller.run()))
     gc.collect()
     gc.freeze()  # these objects stay, so later collections need not look through them
     app.started = True
     yield
     app.stop_being_ready()
-    if polling is not None:
-        polling.cancel()
+    for task in tasks:
+        task.cancel()
     await app.repository.drain()
-    app.equivalence.stop()
+    app.proofs.stop()
     app.shadow_checker.stop()
 
 

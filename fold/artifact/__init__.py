@@ -1,10 +1,11 @@
 """The model directory: its files, written whole or not at all, and checked when they are read."""
 
-from fold.artifact.canary import CANARY_FILE, check_canary, write_canary
+from fold.artifact.canary import CANARY_FILE, canary_inputs, check_canary, write_canary
 from fold.artifact.directory import (
     ModelVersion,
     new_version,
     next_version,
+    read_manifest,
     read_version,
     refuse_version,
     remove_abandoned,
@@ -43,6 +44,7 @@ __all__ = [
     "Preprocessing",
     "TensorSpec",
     "all_batched",
+    "canary_inputs",
     "check_canary",
     "check_file",
     "is_published",
@@ -52,6 +54,7 @@ __all__ = [
     "open_file",
     "powers_of_two",
     "published_models",
+    "read_manifest",
     "read_version",
     "refuse_version",
     "remove_abandoned",

@@ -37,17 +37,9 @@ def check_canary(folder: Path, run: Run) -> str | None:
 
     None for a directory without a canary, too. Raises `BnfoldError` if the file cannot be read.
     """
-    path = folder / CANARY_FILE
-    try:
-        with open_file(folder, CANARY_FILE) as stream, np.load(stream, allow_pickle=False) as file:
-            size = sum(entry.file_size for entry in file.zip.infolist())
-            if size > MOST_BYTES:
-                raise ValueError(f"its arrays have {size} bytes, at most {MOST_BYTES} are read")
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
+    arrays = _read(folder)
+    if arrays is None:
         return None
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
     compared = 0
     outputs, limits = run(_with_prefix(INPUT, arrays)), _with_prefix(LIMIT, arrays)
     for name, exact in _with_prefix(EXACT, arrays).items():
@@ -67,6 +59,26 @@ def check_canary(folder: Path, run: Run) -> str | None:
             return f"output {name!r} is {distance:.3g} from the exact one, and the proven limit is {limit:.3g}"
         compared += int(finite.sum())
     return None if compared else "its canary has no finite output, so nothing was compared; fold the model again"
+
+
+def canary_inputs(folder: Path) -> Arrays | None:
+    """The inputs of the canary; None for a directory without one. Raises `BnfoldError` if the file cannot be read."""
+    arrays = _read(folder)
+    return None if arrays is None else _with_prefix(INPUT, arrays)
+
+
+def _read(folder: Path) -> Arrays | None:
+    path = folder / CANARY_FILE
+    try:
+        with open_file(folder, CANARY_FILE) as stream, np.load(stream, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            if size > MOST_BYTES:
+                raise ValueError(f"its arrays have {size} bytes, at most {MOST_BYTES} are read")
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise BnfoldError(f"{path}: cannot be read ({error}); fold the model again") from error
 
 
 def _with_prefix(prefix: str, arrays: Arrays) -> Arrays:

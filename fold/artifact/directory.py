@@ -53,6 +53,26 @@ def read_version(path: Path) -> ModelVersion:
 
     The manifest must list the graph and the reference; all that it lists are regular files inside `path`.
     """
+    file, manifest = path / "manifest.json", read_manifest(path)
+    for name in ("model.onnx", manifest.reference):
+        if name not in manifest.files:
+            raise BnfoldError(f"{file}: lists no {name}, so that nothing says what it must be; fold the model again")
+    for name, expected in manifest.files.items():
+        try:
+            with open_file(path, name) as stream:
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise BnfoldError(f"{path / name}: cannot be read ({error.strerror}); fold the model again") from error
+        if actual != expected:
+            raise BnfoldError(
+                f"{path / name}: was changed after it was written: its SHA-256 is {actual[:12]}…, "
+                f"the manifest says {expected[:12]}…; fold the model again"
+            )
+    return ModelVersion(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a version, whose own digest is checked and no other. Raises `BnfoldError`."""
     file = path / "manifest.json"
     try:
         with open_file(path, file.name) as stream:
@@ -74,21 +94,7 @@ def read_version(path: Path) -> ModelVersion:
         raise BnfoldError(f"{file}: {where}: {first['msg']}; fold the model again") from error
     if manifest.digest != _digest(json.loads(text)):
         raise BnfoldError(f"{file}: was changed after it was written (its digest differs); fold the model again")
-    for name in ("model.onnx", manifest.reference):
-        if name not in manifest.files:
-            raise BnfoldError(f"{file}: lists no {name}, so that nothing says what it must be; fold the model again")
-    for name, expected in manifest.files.items():
-        try:
-            with open_file(path, name) as stream:
-                actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise BnfoldError(f"{path / name}: cannot be read ({error.strerror}); fold the model again") from error
-        if actual != expected:
-            raise BnfoldError(
-                f"{path / name}: was changed after it was written: its SHA-256 is {actual[:12]}…, "
-                f"the manifest says {expected[:12]}…; fold the model again"
-            )
-    return ModelVersion(path, manifest)
+    return manifest
 
 
 def next_version(repository: Path, name: str) -> int:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     )
     from fold.proof.certificate import Certificate, GraphParts
     from fold.proof.certifier import GRAPH_PARTS, certify, locate_doubt, prove_graphs, with_witness
-    from fold.proof.decisions import FACTOR
+    from fold.proof.decisions import FACTOR, margins
     from fold.proof.reference import GraphReference, ProgramReference, Reference, load_reference
     from fold.proof.rounding import check_rounding
     from fold.proof.run_time import OutputVerdict, Tally, Verdict
     from fold.proof.unfolded import load_unfolded
-    from fold.proof.verify import compare, disagreement, verify_model
+    from fold.proof.verify import compare, disagreement, row_differences, verify_model
 
 __all__ = [
     "FACTOR",
@@ -47,8 +47,10 @@ __all__ = [
     "load_reference",
     "load_unfolded",
     "locate_doubt",
+    "margins",
     "prove_graphs",
     "relative_difference",
+    "row_differences",
     "verify_model",
     "with_witness",
 ]
@@ -80,7 +82,9 @@ __getattr__ = lazy_names(
         "load_reference": "reference",
         "load_unfolded": "unfolded",
         "locate_doubt": "certifier",
+        "margins": "decisions",
         "prove_graphs": "certifier",
+        "row_differences": "verify",
         "verify_model": "verify",
         "with_witness": "certifier",
     },

@@ -76,6 +76,11 @@ def decide(
     margin = best - np.take_along_axis(R, chosen[:, None], axis=1)[:, 0]
     flips = made & (chosen != truth)
     excused = flips & (margin <= 2 * by_row[:, None])
-    second = np.partition(R, -2, axis=1)[:, -2]
-    smallest = float((best - second)[made].min())
+    smallest = float(margins(R)[made].min())
     return Decision(name, int(made.sum()), int(flips.sum()), int(excused.sum()), smallest)
+
+
+def margins(scores: np.ndarray) -> np.ndarray:
+    """How far the highest class is above the second one: [rows, …] for scores of [rows, classes, …]."""
+    highest = np.partition(scores, -2, axis=1)
+    return highest[:, -1] - highest[:, -2]

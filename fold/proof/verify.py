@@ -142,7 +142,7 @@ def _noise(
     Only for outputs where it decides: U within C's floor of R needs no other explanation. For an output of integers or
     texts: 1 if it changes any.
     """
-    gaps = {name: _gaps(exact[name], unfolded[name]) for name in exact}
+    gaps = {name: row_differences(exact[name], unfolded[name]) for name in exact}
     floors = {name: FLOORS[precision] * _largest(exact[name], unfolded[name]) for name in exact}
     wanted = [name for name, gap in gaps.items() if reference.mixed or gap.max(initial=0) > floors[name]]
     if not wanted:
@@ -156,12 +156,13 @@ def _noise(
     for seed in range(NOISE_DRAWS):
         moved = reference.noisy(cut, seed)
         for name in wanted:
-            noise[name] = max(noise[name], float(_gaps(truths[name], moved[name]).max(initial=0)))
+            noise[name] = max(noise[name], float(row_differences(truths[name], moved[name]).max(initial=0)))
     return noise
 
 
-def _gaps(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The largest difference within each row, of what is finite in both; 1 for integers or texts that differ."""
+def row_differences(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference within each row, of what is finite in both; 1 for integers or texts that differ. [rows],
+    or [1] for a scalar."""
     if np.issubdtype(exact.dtype, np.floating):
         finite = np.isfinite(exact) & np.isfinite(other)
         differences = np.zeros(exact.shape)

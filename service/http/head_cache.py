@@ -39,6 +39,8 @@ class RequestHead:
     content_type: str = ""
     """Media type of the body in lower case, without parameters; empty if none was sent."""
     accept: str = ""
+    reference: bool = False
+    """Whether the query asks for the reference's answer, too. URLs with a query are not on the fast path."""
 
 
 class HeadCache:
@@ -104,10 +106,12 @@ def infer_target(path: str) -> ModelPath | None:
 
 
 def predict_target(path: str) -> ModelPath | None:
-    """The model that a `:predict` path names; None for every other path."""
+    """Model and version that a `:predict` path names; None for every other path."""
     match path.split("/"):
         case ["", "v1", "models", named] if named.endswith(":predict"):
             return named.removesuffix(":predict"), None
+        case ["", "v1", "models", name, "versions", named] if named.endswith(":predict"):
+            return name, named.removesuffix(":predict")
     return None
 
 

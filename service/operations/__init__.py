@@ -2,9 +2,11 @@
 
 from service.operations.control import authorize, refuse_files
 from service.operations.describe import EXTENSIONS, model_metadata, package_version
+from service.operations.example import example_request
 from service.operations.infer import GONE, WITHDRAW, compute, enqueue, outputs_of
 from service.operations.triton import model_config
 from service.operations.turns import Turns
+from service.operations.versions import model_versions
 
 __all__ = [
     "EXTENSIONS",
@@ -14,8 +16,10 @@ __all__ = [
     "authorize",
     "compute",
     "enqueue",
+    "example_request",
     "model_config",
     "model_metadata",
+    "model_versions",
     "outputs_of",
     "package_version",
     "refuse_files",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fold.arrays import Arrays
+from service.proof.references import Halt
 
 if TYPE_CHECKING:
     from fold.arrays import Run
@@ -22,7 +23,8 @@ PARTS = ("algebra", "rounding", "search")
 DEFAULT_SAMPLES = 16
 DEFAULT_SEARCH_SECONDS = 5.0
 
-Halt = Callable[[], None]
+Tell = Callable[[str, dict[str, Any]], None]
+"""Called with the name of an event and its data: `step`, `search` or `part`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,25 @@ class CheckRequest:
     search_seconds: float = DEFAULT_SEARCH_SECONDS
 
 
-def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows: int, halt: Halt) -> dict[str, Any]:
-    """The JSON of the answer. At most `max_rows` rows are computed at a time, as they are served.
+def prove(
+    model: "Model", asked: CheckRequest, max_rows: int, tell: Tell, reference: "Reference", halt: Halt
+) -> dict[str, Any]:
+    """The JSON of the answer. At most `max_rows` rows are computed at a time, as they are served. `tell` gets each step
+    before it is taken, and the parts when they are known.
 
     Raises `BnfoldError` for a model that cannot be proven, `ModuleNotFoundError` if a part needs PyTorch and it is not
     installed.
     """
     from fold.inputs import drawn_inputs  # noqa: PLC0415  # only a check pays for these imports
     from fold.proof import GraphParts, compare, locate_doubt, prove_graphs, with_witness  # noqa: PLC0415
+
+    def announce(step: str) -> None:
+        halt()
+        tell("step", {"text": step})
+
+    def progress(step: int, steps: int, found: float) -> None:
+        halt()
+        tell("search", {"step": step, "steps": steps, "found": found})
 
     # 1. The inputs
     if asked.given is None:
@@ -53,6 +66,7 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         inputs = {name: np.array(array) for name, array in asked.given.items()}  # views of a body may be unaligned
 
     # 2. Parts C and D, for the session that serves
+    tell("step", {"text": "parts C and D: the served graph and the reference"})
     verdict = compare(
         _HaltingReference(reference, halt),
         _halting(model.session.run_in_all, halt),
@@ -62,6 +76,9 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         precision=model.manifest.precision_on(model.session.provider),
         rows=max_rows if model.signature.batched else 0,
     )
+
+    if asked.parts:  # else it is the answer
+        tell("part", verdict.to_dict())
 
     # 3. Parts A, B and E, for the graphs of its model directory
     version, graphs = model.session.version, GraphParts(None, None, None, None)
@@ -73,8 +90,8 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
             given=asked.given is not None,
             seed=asked.seed,
             search_seconds=asked.search_seconds,
-            announce=lambda step: halt(),
-            progress=lambda step, steps, found: halt(),
+            announce=announce,
+            progress=progress,
         )
         verdict = with_witness(verdict, reference, version, graphs)
 
@@ -90,6 +107,18 @@ def prove(model: "Model", reference: "Reference", asked: CheckRequest, max_rows:
         "message": graphs.message(verdict),
         **graphs.to_dict(),
     }
+
+
+def inspect_batchnorms(model: "Model", reference: "Reference", halt: Halt) -> dict[str, Any]:
+    """What `bnfold inspect --json` says of the unfolded graph of a model. Raises as `prove` does."""
+    from fold.inspection import inspect_graph  # noqa: PLC0415  # as above
+    from fold.proof import load_unfolded  # noqa: PLC0415
+
+    halt()
+    unfolded = load_unfolded(model.session.version)
+    halt()
+    opened = bool(model.manifest.fold.get("open_activations"))
+    return inspect_graph(unfolded, open_activations=opened).to_dict()
 
 
 def _halting(run: "Run", halt: Halt) -> "Run":

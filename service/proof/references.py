@@ -5,8 +5,9 @@ a reference, and PyTorch gets half of the cores, so that a check leaves the othe
 """
 
 import sys
+from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from fold.errors import BnfoldError, is_out_of_files
@@ -16,6 +17,17 @@ from service.errors import ComputeError, NotOfferedError, OutOfFilesError
 if TYPE_CHECKING:
     from fold.proof import Reference
     from service.repository import Model
+
+
+Halt = Callable[[], None]
+"""Raises when nobody waits for the result any more."""
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Job(Protocol[T_co]):
+    """Computes something with a reference. Calls `halt` before each step and each batch of rows."""
+
+    def __call__(self, reference: "Reference", halt: Halt, /) -> T_co: ...
 
 
 class References:

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from fold.arrays import Arrays
@@ -15,6 +16,8 @@ from service.repository.versions import FailureCause
 from service.settings import Settings
 
 Disagreement = Literal["error", "decision"]
+CHECKS = 32
+"""Checks of a version that are kept."""
 Drop = Literal["load", "busy", "proof", "failed"]
 """Why an answer was not compared."""
 
@@ -68,8 +71,10 @@ class Model:
     session: ModelSession
     signature: Signature
     batcher: Batcher
-    proof: Proof | None = None
-    """Of the last check that was asked for over HTTP."""
+    checks: deque[Proof] = field(default_factory=partial(deque, maxlen=CHECKS))
+    """The last checks that were asked for over HTTP, ascending."""
+    inspection: dict[str, Any] | None = None
+    """Of its BatchNorms, once it was asked for."""
     observer: Observer | None = None
     """Compares a share of the responses with the reference."""
     fault: Absent | None = None
@@ -97,6 +102,11 @@ class Model:
             single_core_run=session.run_on_one_core if single_core_runs else None,
         )
         return cls(name, version, session, signature, batcher)
+
+    @property
+    def proof(self) -> Proof | None:
+        """Of the last check."""
+        return self.checks[-1] if self.checks else None
 
     @property
     def manifest(self) -> Manifest:

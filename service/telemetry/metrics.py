@@ -84,9 +84,10 @@ class ModelCounters:
 
 @dataclass
 class Counted:
-    """A request that is being counted."""
+    """A request that is being counted. `later`: it is counted when its answer is complete, by who set this."""
 
     model: Model | None = None
+    later: bool = False
 
 
 class Metrics:
@@ -121,8 +122,10 @@ class Metrics:
 
     def statistics(self, model: Model) -> dict[str, Any]:
         """The statistics of a version, in the form of the statistics extension."""
-        counts = self._models.setdefault(_labels(model), ModelCounters()).count()
-        return counts.statistics.to_dict(model.name, model.version)
+        return self.counters(model).statistics.to_dict(model.name, model.version)
+
+    def counters(self, model: Model) -> ModelCounters:
+        return self._models.setdefault(_labels(model), ModelCounters()).count()
 
     def answered(self, route: str, model: Model | None, status: int = 200) -> None:
         name, version = _labels(model)
@@ -144,7 +147,8 @@ class Metrics:
         except Exception:
             self.failed(route, counted.model, ServiceError())
             raise
-        self.answered(route, counted.model)
+        if not counted.later:
+            self.answered(route, counted.model)
 
     def page(self) -> bytes:
         return generate_latest(self._registry)

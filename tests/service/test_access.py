@@ -31,6 +31,11 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/v1/models/net", None),
     ("GET", "/", None),
     ("GET", "/docs", None),
+    ("GET", "/v2/traffic", None),
+    ("GET", "/v2/models/net/equivalence", None),
+    ("GET", "/v2/models/net/batchnorms", None),
+    ("GET", "/v2/models/net/example", None),
+    ("GET", "/v2/repository/models/net/versions", None),
     ("GET", "/openapi.json", None),
 ]
 LOAD = "/v2/repository/models/net/load"

@@ -55,7 +55,7 @@ def _example(path: str, model: Model | None) -> Any:
     match path.rpartition("/")[2]:
         case "infer" if model is not None:
             return _infer_body(model)
-        case "{name}:predict" if model is not None:
+        case "{name}:predict" | "{version}:predict" if model is not None:
             return {"instances": [example_row(model.manifest)]}
         case "equivalence":
             return {"samples": 16, "seed": 0}

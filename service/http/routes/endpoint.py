@@ -102,7 +102,7 @@ class Endpoint(ABC, Generic[R]):
             with model:
                 headers = request_headers(scope)
                 body = await read_body(headers, receive, self._settings.max_body_bytes, self._budget)
-                head = self._head(target, headers, scope["headers"])
+                head = self._head(target, headers, scope)
                 answer = 200, *await self._answer(model, body, head, scope)
             self._metrics.answered(self.route, model)
         except Exception as error:
@@ -176,9 +176,11 @@ class Endpoint(ABC, Generic[R]):
             return await self._turns.run(self.write_in_pieces(model, request, outputs))
         return self.write(model, request, outputs)
 
-    def _head(self, target: ModelPath, headers: dict[bytes, bytes], given: Headers) -> RequestHead:
+    def _head(self, target: ModelPath, headers: dict[bytes, bytes], scope: Scope) -> RequestHead:
         content_type, accept = headers.get(b"content-type", b""), headers.get(b"accept", b"").decode("latin-1")
-        return RequestHead(target, given, -1, headers.get(LENGTH_HEADER), self.route, media_type(content_type), accept)
+        length, kind = headers.get(LENGTH_HEADER), media_type(content_type)
+        asks = b"reference=true" in scope.get("query_string", b"").split(b"&")
+        return RequestHead(target, scope["headers"], -1, length, self.route, kind, accept, asks)
 
     def _begin_steps(self, model: Model, exchange: Exchange, steps: InSteps) -> None:
         holding = ExitStack()

@@ -1,24 +1,40 @@
-"""The Open Inference Protocol's routes that describe the server and its models: health, metadata, configuration,
-statistics, readiness, the index."""
+"""Routes that describe the server and its models: those of the Open Inference Protocol (health, metadata,
+configuration, statistics, readiness, the index), and traffic, versions and BatchNorms."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from service.budget import Budget
 from service.errors import BadRequestError, NotReadyError, shown
 from service.http.body import PLAIN_BODY, read_body, request_headers
+from service.http.routes.proofs import ProofQueue
 from service.http.routes.versioned import VersionedRoute, add_versioned
-from service.operations import EXTENSIONS, model_config, model_metadata, package_version
-from service.protocol import parse_object
+from service.operations import (
+    EXTENSIONS,
+    example_request,
+    model_config,
+    model_metadata,
+    model_versions,
+    package_version,
+)
+from service.proof import inspect_batchnorms
+from service.protocol import parse_object, render_verdict
 from service.repository import Model, Repository
 from service.settings import Settings
-from service.telemetry import Metrics
+from service.telemetry import Metrics, Traffic
 
 
 def metadata_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, ready: Callable[[], bool], budget: Budget
+    settings: Settings,
+    repository: Repository,
+    metrics: Metrics,
+    traffic: Traffic,
+    proofs: ProofQueue,
+    ready: Callable[[], bool],
+    budget: Budget,
 ) -> APIRouter:
     router = APIRouter(tags=["v2"])
 
@@ -50,7 +66,17 @@ def metadata_routes(
         """Statistics of every version that serves."""
         return _statistics(metrics, repository.ready())
 
-    add_versioned(router, _model_routes(settings, repository, metrics))
+    @router.get("/v2/traffic")
+    async def requests() -> dict[str, Any]:
+        """Requests of the last quarter of an hour, for every version that serves."""
+        return traffic.requests()
+
+    @router.get("/v2/repository/models/{name}/versions")
+    async def versions(name: str) -> dict[str, Any]:
+        """Every version of a model that is known or on disk: state, reason, digests, where it comes from."""
+        return {"name": name, "versions": await model_versions(repository, name)}
+
+    add_versioned(router, _model_routes(settings, repository, metrics, traffic, proofs))
 
     @router.post("/v2/repository/index", openapi_extra=_INDEX_BODY)
     async def index(request: Request) -> list[dict[str, Any]]:
@@ -68,7 +94,9 @@ def metadata_routes(
     return router
 
 
-def _model_routes(settings: Settings, repository: Repository, metrics: Metrics) -> tuple[VersionedRoute, ...]:
+def _model_routes(
+    settings: Settings, repository: Repository, metrics: Metrics, traffic: Traffic, proofs: ProofQueue
+) -> tuple[VersionedRoute, ...]:
     async def model_stats(request: Request, name: str, version: str | None) -> dict[str, Any]:
         """Statistics of a model's versions that serve."""
         found = repository.find(name, version)
@@ -88,7 +116,36 @@ def _model_routes(settings: Settings, repository: Repository, metrics: Metrics) 
         """Whether the model serves; 503 with the reason if not."""
         return {"name": repository.find(name, version).name, "ready": True}
 
+    async def model_traffic(request: Request, name: str, version: str | None) -> dict[str, Any]:
+        """Requests, quantiles of queueing and computing, batch sizes and errors of the last quarter of an hour."""
+        return traffic.of(repository.find(name, version))
+
+    async def example(request: Request, name: str, version: str | None) -> dict[str, Any]:
+        """A body for infer with one row that the model was published with."""
+        return await example_request(repository.find(name, version))
+
+    async def batchnorms(request: Request, name: str, version: str | None) -> Response:
+        """What became of each BatchNorm; with the query `statistics=true` also what `bnfold inspect` says of it, which
+        is computed once, as a proof is."""
+        model = repository.find(name, version)
+        fold = model.manifest.fold
+        content = {
+            "batchnorms": fold.get("batchnorms", 0),
+            "folded": fold.get("folded", ()),
+            "kept": fold.get("kept", ()),
+        }
+        if request.query_params.get("statistics") == "true":
+            if model.inspection is None:
+                model.inspection = await proofs.run(model, partial(inspect_batchnorms, model), request.scope)
+            content["inspection"] = model.inspection
+        return Response(render_verdict(content), media_type="application/json")
+
     return (
+        VersionedRoute("GET", "/traffic", model_traffic, "version_traffic"),
+        VersionedRoute("GET", "/example", example, "version_example"),
+        VersionedRoute(
+            "GET", "/batchnorms", batchnorms, "version_batchnorms", response_model=None, openapi_extra=_STATISTICS
+        ),
         VersionedRoute("GET", "/stats", model_stats, "version_stats"),
         VersionedRoute("GET", "/config", config, "version_config"),
         VersionedRoute("GET", "", model, "model_version"),
@@ -100,6 +157,7 @@ def _statistics(metrics: Metrics, models: Iterable[Model]) -> dict[str, Any]:
     return {"model_stats": [metrics.statistics(model) for model in models]}
 
 
+_STATISTICS = {"parameters": [{"name": "statistics", "in": "query", "schema": {"type": "boolean", "default": False}}]}
 _INDEX_BODY = {
     "requestBody": {
         "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}

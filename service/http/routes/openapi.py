@@ -116,18 +116,30 @@ def _infer(*path: str) -> dict[str, Any]:
     }
 
 
-def _predict() -> dict[str, Any]:
+def _predict(*path: str) -> dict[str, Any]:
     instances = {"type": "array", "items": {}, "minItems": 1}
-    taken = {"type": "object", "required": ["instances"], "properties": {"instances": instances}}
-    given = {"type": "object", "required": ["predictions"], "properties": {"predictions": {"type": "array"}}}
+    reference = {"type": "boolean", "default": False, "description": "Whether the reference answers, too"}
+    taken = {
+        "type": "object",
+        "required": ["instances"],
+        "properties": {"instances": instances, "reference": reference},
+    }
+    given = {
+        "type": "object",
+        "required": ["predictions"],
+        "properties": {"predictions": {"type": "array"}, "reference": {"type": "object"}},
+    }
     return {
         "post": {
             "tags": ["v1"],
             "summary": "Predict",
             "description": "Predictions for rows of numbers, as JSON or .npy, or for one image where the model "
             "declares preprocessing.",
-            "operationId": "predict",
-            "parameters": _named("name"),
+            "operationId": "predict" if len(path) == 1 else "predict_version",
+            "parameters": [
+                *_named(*path),
+                {"name": "reference", "in": "query", "required": False, "schema": reference},
+            ],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": taken}, **dict.fromkeys((CONTENT_TYPE, *FORMATS), _BINARY)},
@@ -144,7 +156,8 @@ def _predict() -> dict[str, Any]:
 
 
 PATHS = {
-    "/v1/models/{name}:predict": _predict(),
+    "/v1/models/{name}:predict": _predict("name"),
+    "/v1/models/{name}/versions/{version}:predict": _predict("name", "version"),
     "/v2/models/{name}/infer": _infer("name"),
     "/v2/models/{name}/versions/{version}/infer": _infer("name", "version"),
 }

@@ -3,12 +3,13 @@
 An instance is one row of the input, or an object by input name if the model has several inputs; a prediction is one row
 of the output, or an object likewise. A model with one input takes the rows as a `.npy`, too, and one with one output
 answers so if the request accepts it. A model that declares preprocessing takes an image, and answers with labels and
-probabilities.
+probabilities. On request the reference answers, too.
 """
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,14 +19,18 @@ from starlette.types import Scope
 from fold.arrays import Arrays
 from fold.artifact import DTYPES
 from fold.prediction import best_classes, class_names, softmax
-from service.budget import Body
+from service.access import Access
+from service.budget import Body, Budget
 from service.errors import BadRequestError, ComputeError, NotAcceptableError, UnreadableError, UnsupportedError, shown
 from service.headers import JSON, Headers
 from service.http.head_cache import JSON_TYPE, RequestHead
 from service.http.images import FORMATS, tensor_of_image
 from service.http.npy import CONTENT_TYPE, check_npy, is_npy, read_npy, wants_npy, write_npy
 from service.http.routes.endpoint import Endpoint
-from service.operations import compute
+from service.http.routes.proofs import ProofQueue
+from service.http.routes.reference import asks_reference, write_both
+from service.operations import Turns, compute
+from service.proof import reference_answers
 from service.protocol import (
     EXPECTED,
     PIECE,
@@ -48,6 +53,7 @@ from service.protocol import (
 )
 from service.repository import Model, Repository
 from service.settings import Settings
+from service.telemetry import Metrics
 
 NPY_BYTES = 1 << 20
 """A larger array is read by a thread, because it may have to be transposed."""
@@ -82,10 +88,25 @@ class PredictRequest:
 class Predict(Endpoint[PredictRequest]):
     route = "predict"
 
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        access: Access,
+        budget: Budget,
+        turns: Turns,
+        proofs: ProofQueue,
+    ) -> None:
+        super().__init__(settings, repository, metrics, access, budget, turns)
+        self._proofs = proofs
+
     def read(self, model: Model, body: Body, head: RequestHead) -> PredictRequest | None:
-        """None for images, much JSON and large arrays, which take long to read, and for instances of a model without a
-        batch axis, each of which is a run."""
+        """None for images, much JSON and large arrays, which take long to read, for instances of a model without a
+        batch axis, each of which is a run, and where the reference is asked for its answer."""
         signature, kind = model.signature, head.content_type
+        if head.reference:
+            return None
         form: Form = _form(head, signature) if head.accept else "rows"
         if kind != JSON_TYPE:
             if kind.startswith("image/"):
@@ -94,7 +115,10 @@ class Predict(Endpoint[PredictRequest]):
                 return self._request(signature, _given(signature, body), form) if len(body) <= NPY_BYTES else None
         if not signature.batched or len(body) > PIECE:
             return None
-        columns = columns_of(_parse(body, kind, self._settings), signature, self._settings.max_request_rows)
+        document = _parse(body, kind, self._settings)
+        if "reference" in document:
+            return None
+        columns = columns_of(document, signature, self._settings.max_request_rows)
         return self._request(
             signature, {name: array_of_rows(name, of, signature) for name, of in columns.items()}, form
         )
@@ -103,31 +127,62 @@ class Predict(Endpoint[PredictRequest]):
         if request.form == "npy":
             body = write_npy(next(iter(outputs.values())))
             return [NPY, (b"content-length", b"%d" % len(body))], body
+        return _answer(render_json(self._predictions(model, request, outputs)))
+
+    def _predictions(self, model: Model, request: PredictRequest, outputs: Arrays) -> Any:
         if request.form == "labels" and len(outputs) == 1 and (scores := next(iter(outputs.values()))).ndim == 2:
-            return _answer(render_json(_classified(scores, model.manifest.labels)))
+            return _classified(scores, model.manifest.labels)
         by_row = model.signature.batched or request.form == "labels"
-        return _answer(render_json(_rows(outputs, request.rows) if by_row else [_named(outputs)]))
+        return _rows(outputs, request.rows) if by_row else [_named(outputs)]
 
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+        requests, with_reference = await self._read_in_steps(model, body, head)
+        if with_reference:
+            self._check_reference(requests)
+        runs = [await compute(model, request.inputs, request.rows, scope) for request in requests]
+        if with_reference:
+            return await self._with_reference(model, requests, runs, scope)
+        if model.signature.batched or requests[0].form != "rows":
+            return await self.written(model, requests[0], runs[0])
+        return _answer(await self._turns.run(_texts(runs)))
+
+    async def _read_in_steps(self, model: Model, body: Body, head: RequestHead) -> tuple[list[PredictRequest], bool]:
+        """The runs that a request needs, and whether it asks for the reference's answer."""
         if head.content_type.startswith("image/"):
-            request = await self._read_image(model, body, head)
-            return self.write(model, request, await compute(model, request.inputs, request.rows, scope))
+            return [await self._read_image(model, body, head)], head.reference
         signature, form = model.signature, _form(head, model.signature)
         if head.content_type != JSON_TYPE and is_npy(head.content_type, body):
             inputs = await asyncio.to_thread(_given, signature, body)
-            request = self._request(signature, inputs, form)
-            outputs = await compute(model, request.inputs, request.rows, scope)
-            return await self.written(model, request, outputs)
-        columns = await self._columns(model, body, head)
+            return [self._request(signature, inputs, form)], head.reference
+        columns, with_reference = await self._columns(model, body, head)
         if signature.batched:
-            request = self._request(signature, columns, form)
-            outputs = await compute(model, request.inputs, request.rows, scope)
-            return await self.written(model, request, outputs)
-        requests = self._each(signature, columns, form)
-        runs = [await compute(model, request.inputs, request.rows, scope) for request in requests]
-        if form == "npy":
-            return self.write(model, requests[0], runs[0])
-        return _answer(await self._turns.run(_texts(runs)))
+            inputs = {name: array_of_rows(name, of, signature) if type(of) is list else of
+                      for name, of in columns.items()}  # fmt: skip
+            return [self._request(signature, inputs, form)], with_reference
+        return self._each(signature, columns, form), with_reference
+
+    def _check_reference(self, requests: list[PredictRequest]) -> None:
+        rows, most = sum(request.rows for request in requests), self._settings.max_samples
+        if rows > most:
+            raise BadRequestError(f"the reference is asked for {rows} rows; expected at most {most}, as for a proof")
+        if requests[0].form == "npy":
+            raise NotAcceptableError("with the reference's answer there is no .npy; accept application/json")
+
+    async def _with_reference(
+        self, model: Model, requests: list[PredictRequest], runs: list[Arrays], scope: Scope
+    ) -> tuple[Headers, bytes]:
+        """Served predictions, and those of the reference in float64, with difference and margin."""
+        served = [(request.inputs, run) for request, run in zip(requests, runs, strict=True)]
+        batched = model.signature.batched
+        job = partial(reference_answers, batched, served, self._settings.max_batch_size)
+        answers = await self._proofs.run(model, job, scope)
+
+        def predictions(outputs: list[Arrays]) -> Any:
+            if len(outputs) == 1:
+                return self._predictions(model, requests[0], outputs[0])
+            return [_named(each) for each in outputs]
+
+        return write_both(predictions(runs), predictions([each.outputs for each in answers]), answers)
 
     def takes_long(self, request: PredictRequest, outputs: Arrays) -> bool:
         if request.form != "rows":
@@ -140,14 +195,19 @@ class Predict(Endpoint[PredictRequest]):
         by_row = ({name: array[row] for name, array in outputs.items()} for row in range(request.rows))
         return _answer((yield from _texts(by_row)))
 
-    async def _columns(self, model: Model, body: Body, head: RequestHead) -> dict[str, Any]:
-        """Each input's values over the instances: an array, or a list for a model without a batch axis."""
+    async def _columns(self, model: Model, body: Body, head: RequestHead) -> tuple[dict[str, Any], bool]:
+        """Each input's values over the instances, an array or a list of rows; and whether the reference is asked."""
         signature, most = model.signature, self._settings.max_request_rows
         if len(body) > PIECE:
-            return await self._turns.run(self._columns_in_pieces(signature, body, head.content_type))
-        return columns_of(_parse(body, head.content_type, self._settings), signature, most)
+            columns, document = await self._turns.run(self._columns_in_pieces(signature, body, head.content_type))
+        else:
+            document = _parse(body, head.content_type, self._settings)
+            columns = columns_of(document, signature, most)
+        return columns, asks_reference(document, head)
 
-    def _columns_in_pieces(self, signature: Signature, body: Body, kind: str) -> Steps[dict[str, Any]]:
+    def _columns_in_pieces(
+        self, signature: Signature, body: Body, kind: str
+    ) -> Steps[tuple[dict[str, Any], dict[str, Any]]]:
         estimate, most = Estimate(self._budget), self._settings.max_request_rows
         try:
             text, capacity = Text.of(body, len(body)), Capacity.of(signature, most)
@@ -169,7 +229,7 @@ class Predict(Endpoint[PredictRequest]):
             if signature.batched:
                 for name, values in columns.items():
                     columns[name] = yield from rows_in_pieces(name, values, signature)
-            return columns
+            return columns, document.content
         finally:
             estimate.close()
 

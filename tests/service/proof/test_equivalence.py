@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.http.routes.equivalence import MAX_WAITING
+from service.http.routes.proofs import MAX_WAITING
 from support.service.serving import HELD, PATIENCE, held
 
 PROVE = "/v2/models/net/equivalence"

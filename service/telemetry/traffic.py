@@ -1,0 +1,156 @@
+"""The traffic of the last quarter of an hour, for each version that serves: kept in memory, and of a fixed size.
+
+The counters of `Metrics` are copied every ten seconds, so a request costs nothing here; an interval is the difference
+of two copies.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from service.repository import Model, Repository
+from service.telemetry.metrics import ROWS, SECONDS, Metrics
+
+INTERVAL_SECONDS = 10.0
+INTERVALS = 90
+"""That are kept."""
+Key = tuple[str, str]
+"""Model and version."""
+Totals = tuple[Counter[Key], dict[Key, dict[str, int]]]
+"""Requests, and errors by kind, since the start."""
+SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+class Sample(NamedTuple):
+    """The counters of one version at a time: seconds since 1970. Counts of histograms are by bucket."""
+
+    at: float
+    requests: int
+    rows: int
+    queue: tuple[int, ...]
+    compute: tuple[int, ...]
+    batch_rows: tuple[int, ...]
+    errors: dict[str, int]
+    compared: int
+    disagreements: int
+
+
+class Traffic:
+    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+        self._repository = repository
+        self._metrics = metrics
+        self._samples: dict[Key, deque[Sample]] = {}
+
+    async def run(self) -> None:
+        """Copy the counters until the task is cancelled."""
+        while True:
+            self.copy()
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    def copy(self) -> None:
+        """Copy the counters of the versions that serve, and forget the others."""
+        models, totals = self._repository.ready(), self._totals()
+        kept = {(model.name, model.version) for model in models}
+        for key in self._samples.keys() - kept:
+            del self._samples[key]
+        for model in models:
+            samples = self._samples.setdefault((model.name, model.version), deque(maxlen=INTERVALS + 1))
+            sample = self._sample(model, totals)
+            if samples and (sample.requests < samples[-1].requests or sample.rows < samples[-1].rows):
+                samples.clear()  # the version was loaded again, and its counters began anew
+            samples.append(sample)
+
+    def requests(self) -> dict[str, Any]:
+        """The number of requests in each interval, for every version that serves."""
+        models, totals = [], self._totals()
+        for model in self._repository.ready():
+            samples = self._until_now(model, totals)
+            requests = [after.requests - before.requests for before, after in pairwise(samples)]
+            models.append({"name": model.name, "version": model.version, **_times(samples), "requests": requests})
+        return {"models": models}
+
+    def of(self, model: Model) -> dict[str, Any]:
+        """The traffic of one version in columns: a value for each interval, the last of which ends now."""
+        samples = self._until_now(model, self._totals())
+        pairs = list(pairwise(samples))
+        kinds = sorted({kind for sample in samples for kind in sample.errors})
+        errors = {
+            kind: [after.errors.get(kind, 0) - before.errors.get(kind, 0) for before, after in pairs] for kind in kinds
+        }
+        return {
+            "name": model.name,
+            "version": model.version,
+            **_times(samples),
+            "requests": [after.requests - before.requests for before, after in pairs],
+            "rows": [after.rows - before.rows for before, after in pairs],
+            "queue_seconds": _quantiles(SECONDS, [_minus(after.queue, before.queue) for before, after in pairs]),
+            "compute_seconds": _quantiles(SECONDS, [_minus(after.compute, before.compute) for before, after in pairs]),
+            "batch_rows": _total(samples),
+            "errors": {kind: counts for kind, counts in errors.items() if any(counts)},
+            "compared_rows": [after.compared - before.compared for before, after in pairs],
+            "disagreements": [after.disagreements - before.disagreements for before, after in pairs],
+        }
+
+    def _until_now(self, model: Model, totals: Totals) -> list[Sample]:
+        return [*self._samples.get((model.name, model.version), ()), self._sample(model, totals)]
+
+    def _totals(self) -> Totals:
+        requests, errors = Counter[Key](), dict[Key, dict[str, int]]()
+        for (name, version, _, _), count in self._metrics.requests.items():
+            requests[name, version] += count
+        for (name, version, kind), count in self._metrics.errors.items():
+            errors.setdefault((name, version), {})[kind] = count
+        return requests, errors
+
+    def _sample(self, model: Model, totals: Totals) -> Sample:
+        counts, key, observer = self._metrics.counters(model), (model.name, model.version), model.observer
+        requests, errors = totals
+        return Sample(
+            time.time(),
+            requests[key],
+            counts.rows,
+            tuple(counts.queue_seconds.counts),
+            tuple(counts.compute_seconds.counts),
+            tuple(counts.batch_rows.counts),
+            errors.get(key, {}),
+            0 if observer is None else observer.rows,
+            0 if observer is None else observer.disagreements.total(),
+        )
+
+
+def quantile(bounds: tuple[float, ...], counts: tuple[int, ...], share: float) -> float | None:
+    """The value below which a `share` of the counted values lies, interpolated within its bucket; None if there are no
+    values. Above the last bound it is that bound. As `histogram_quantile` of Prometheus."""
+    wanted, below, lower = share * sum(counts), 0, 0.0
+    if not wanted:
+        return None
+    for bound, count in zip(bounds, counts, strict=False):
+        if count and below + count >= wanted:
+            return lower + (bound - lower) * (wanted - below) / count
+        below, lower = below + count, bound
+    return lower
+
+
+def _quantiles(bounds: tuple[float, ...], intervals: list[tuple[int, ...]]) -> dict[str, list[float | None]]:
+    return {name: [quantile(bounds, counts, share) for counts in intervals] for name, share in SHARES.items()}
+
+
+def _minus(after: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(late - early for late, early in zip(after, before, strict=True))
+
+
+def _times(samples: list[Sample]) -> dict[str, list[float]]:
+    """When each interval ended, and how long it was."""
+    return {
+        "ended": [round(after.at, 1) for after in samples[1:]],
+        "seconds": [round(after.at - before.at, 3) for before, after in pairwise(samples)],
+    }
+
+
+def _total(samples: list[Sample]) -> list[dict[str, Any]]:
+    """Batches of all intervals by their size; `up_to` is null for the largest."""
+    counts = _minus(samples[-1].batch_rows, samples[0].batch_rows)
+    bounds: list[int | None] = [*map(int, ROWS), None]
+    return [{"up_to": bound, "batches": count} for bound, count in zip(bounds, counts, strict=True)]
