@@ -19,7 +19,7 @@ def predict(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA...", help="Files (.parquet, .npz, .npy, images), folders of them, and glob patterns."
+            metavar="DATA", help="Files (.parquet, .npz, .npy, images), folders of them, and glob patterns."
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the answers; a run that stopped goes on there.")],
