@@ -200,6 +200,12 @@ class Manifest(_Strict):
         return "fp32" if self.precision == "tf32" and provider == "cpu" else self.precision
 
     @property
+    def tf32(self) -> bool:
+        """Whether a GPU computes it with TF32 on. In 16 bits as well, where layers may have stayed in float32: without
+        TF32 ONNX Runtime takes no tensor cores for any type."""
+        return self.precision != "fp32"
+
+    @property
     def batched(self) -> bool:
         """Whether the first axis of every input and output is the free batch axis."""
         return all_batched((*self.inputs, *self.outputs))

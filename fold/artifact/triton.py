@@ -56,10 +56,9 @@ def write_triton_config(model: Path, manifest: Manifest, max_batch_size: int = 6
     if manifest.batched:
         sizes = ", ".join(map(str, powers_of_two(max_batch_size)))
         text += f"dynamic_batching {{ preferred_batch_size: [ {sizes} ] }}\n"
-    tf32 = int(manifest.precision == "tf32")
     text += (
         "optimization { execution_accelerators { gpu_execution_accelerator: [\n"
-        f'  {{ name: "cuda" parameters {{ key: "use_tf32" value: "{tf32}" }} }}\n] }} }}\n'
+        f'  {{ name: "cuda" parameters {{ key: "use_tf32" value: "{int(manifest.tf32)}" }} }}\n] }} }}\n'
     )
     text += "version_policy { latest { num_versions: 1 } }\n"
     partial = model / f"{INCOMING}{os.getpid()}-config.pbtxt"

@@ -224,7 +224,7 @@ def _open_graphs(
 
 
 def _options(manifest: Manifest, name: str) -> CudaOptions:
-    return CudaOptions(tf32=name == "folded" and manifest.precision == "tf32")
+    return CudaOptions(tf32=name == "folded" and manifest.tf32)
 
 
 def _checked_rows(manifest: Manifest, batch: int) -> int:

@@ -30,7 +30,7 @@ types, such sums are float32."""
 
 class NoisyEvaluator:
     """Evaluates a graph with noise on its inputs and on each float tensor that its nodes write; with `tf32`, the noise
-    is that of TF32 for each tensor."""
+    of float32 tensors is that of TF32."""
 
     def __init__(self, model: ir.Model, *, tf32: bool = False) -> None:
         self._run = Evaluator(model)
@@ -50,7 +50,8 @@ class NoisyEvaluator:
             kind = self._types.get(name) or ir.DataType.FLOAT
             with np.errstate(over="ignore"):
                 stored = array.astype((kind if kind in HALF_ULP else ir.DataType.FLOAT).numpy()).astype(np.float64)
-            noisy = moved(name, array, array == (np.round(array) if self._tf32 else stored))
+            in_tf32 = self._tf32 and kind not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            noisy = moved(name, array, array == (np.round(array) if in_tf32 else stored))
             if record is not None:
                 record[name] = noisy
             return noisy

@@ -258,7 +258,7 @@ def with_witness(verdict: Verdict, reference: Reference, version: ModelVersion, 
 
 def _run_served(version: ModelVersion, inputs: Arrays, provider: Provider, at_a_time: int) -> tuple[Arrays, str]:
     """What the graph answers as it is served, and the provider that computed it."""
-    cuda = CudaOptions(tf32=version.manifest.precision == "tf32")
+    cuda = CudaOptions(tf32=version.manifest.tf32)
     session = open_session(version.model_file, provider=provider, cuda=cuda)
     return in_chunks(partial(run, session), inputs, at_a_time), provider_of(session)
 
@@ -272,14 +272,13 @@ def _read_stored(version: ModelVersion) -> "ir.Model":
 
 
 def _locate_run_time(version: ModelVersion, inputs: Arrays, provider: Provider) -> Located:
-    precision = version.manifest.precision
-    cuda = CudaOptions(tf32=precision == "tf32")
+    cuda = CudaOptions(tf32=version.manifest.tf32)
     return of_run_time(
         _read_stored(version),
         _bounded(version, inputs),
         lambda model, arrays: run(open_graph(model, provider=provider, cuda=cuda), arrays),
         lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays),
-        precision,
+        version.manifest.precision,
     )
 
 

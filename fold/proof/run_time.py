@@ -131,6 +131,8 @@ class Verdict:
         )
         if self.precision != "fp32":
             numbers += f"; relative error at most {self.max_relative_error:.3g}"
+        if self.precision in ("fp16", "bf16") and self.provider == "cuda":
+            numbers += "; layers in float32 ran in TF32"
         where = f"over {self.samples} samples on {self.provider} in {self.precision}"
         return f"{'equivalent' if self else 'NOT equivalent'} {where}: {self.summary} ({numbers})"
 

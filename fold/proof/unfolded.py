@@ -11,7 +11,7 @@ from fold.artifact import ModelVersion, check_file
 from fold.engine import round_weights
 from fold.evaluate import NoisyEvaluator
 from fold.precision import FORMATS, Precision, keep_float32, lower, prepare, range_inputs
-from fold.runtime import CudaOptions, Provider, open_graph, run
+from fold.runtime import CudaOptions, Provider, open_graph, provider_of, run
 from fold.sources import read_onnx
 
 
@@ -48,17 +48,15 @@ def run_unfolded(
     A node stays in float32 if it does so in the served graph, or if the unfolded graph needs it, on inputs drawn from
     `seed` and on `given`.
     """
-    manifest = version.manifest
+    manifest, graph = version.manifest, unfolded
     assert manifest.precision != "fp32"
-    if manifest.precision == "tf32":
-        session = open_graph(unfolded, provider=provider, cuda=CudaOptions(tf32=True))
-        return Reduced(partial(run, session), partial(_noisy, unfolded, True))
-    graph = prepare(unfolded, manifest.precision)
-    kept = keep_float32(graph, FORMATS[manifest.precision], range_inputs(manifest, seed, given), provider)
-    lower(graph, manifest.precision, Precision.of(manifest).tensors | {entry.tensor for entry in kept})
-    round_weights(graph.graph)
-    session = open_graph(graph, provider=provider)
-    return Reduced(partial(run, session), partial(_noisy, graph, False))
+    if manifest.precision != "tf32":
+        graph = prepare(unfolded, manifest.precision)
+        kept = keep_float32(graph, FORMATS[manifest.precision], range_inputs(manifest, seed, given), provider)
+        lower(graph, manifest.precision, Precision.of(manifest).tensors | {entry.tensor for entry in kept})
+        round_weights(graph.graph)
+    session = open_graph(graph, provider=provider, cuda=CudaOptions(tf32=manifest.tf32))
+    return Reduced(partial(run, session), partial(_noisy, graph, provider_of(session) == "cuda"))
 
 
 def _noisy(graph: ir.Model, tf32: bool, inputs: Arrays, seed: int) -> Arrays:

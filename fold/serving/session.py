@@ -215,7 +215,7 @@ def _open_graph(
     spin_microseconds: int = SPIN_MICROSECONDS,
 ) -> tuple[Graph, Placement]:
     cuda = CudaOptions(
-        tf32=version.manifest.precision == "tf32",
+        tf32=version.manifest.tf32,
         conv_search=options.conv_search,
         graphs=options.cuda_graphs,
         nhwc=options.nhwc,

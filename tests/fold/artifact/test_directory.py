@@ -193,9 +193,11 @@ def test_triton_reads_the_same_folder(most: int, sizes: list[int], tmp_path) -> 
     assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
 
 
-def test_triton_computes_in_tf32_where_that_was_proven(tmp_path) -> None:
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_triton_has_tf32_on_where_that_was_proven(precision, tmp_path) -> None:
+    """In 16 bits as well: ONNX Runtime takes no tensor cores for any type without it."""
     publish(tmp_path)
-    write_triton_config(tmp_path / "m", MANIFEST.model_copy(update={"fold": {"precision": {"type": "tf32"}}}))
+    write_triton_config(tmp_path / "m", MANIFEST.model_copy(update={"fold": {"precision": {"type": precision}}}))
     assert 'key: "use_tf32" value: "1"' in (tmp_path / "m" / "config.pbtxt").read_text()
 
 

@@ -127,6 +127,17 @@ def test_the_noise_of_tf32_is_that_of_its_factors(tmp_path) -> None:
     assert tf32 / single == pytest.approx(32 * 2.0**-11 / (256 * 2.0**-24), rel=0.5)
 
 
+def test_beside_float16_what_stays_in_float32_has_the_noise_of_tf32(tmp_path) -> None:
+    """1.5 is exact in both types, and TF32 rounds the factors of what is no whole number."""
+    half = np.array([0.5])
+    body, shapes = "y = Mul (x, c) h = Cast <to = 10> (x) z = Mul (h, d)", "float[1] x) => (float[1] y, float16[1] z"
+    model = read_graph(write(tmp_path / "net.onnx", body, shapes, c=half, d=half.astype(np.float16))).model
+    for tf32 in (False, True):
+        moved = NoisyEvaluator(model, tf32=tf32)({"x": np.array([3], np.float32)}, 0)
+        assert bool(moved["y"] == 1.5) != tf32
+        assert moved["z"] == 1.5
+
+
 def test_integers_and_texts_are_excused_only_where_rounding_decides() -> None:
     R, U, F = np.array([[1, 2]]), np.array([[1, 3]]), np.array([[1, 5]])
     assert not judge("y", R, U, F).equivalent
