@@ -1,8 +1,9 @@
 """Devices: how they are named, which there are, and what this process has loaded for them. All of ctypes on CUDA is
-here, but for the memory that a GPU reads by itself (fold.serving.pinned)."""
+here, but for buffers and copies (fold.serving.cuda_runtime)."""
 
 import ctypes
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +74,18 @@ def pci_bus_id(number: int) -> str:
     if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetPCIBusId(text, len(text), device):
         raise ProviderUnavailableError(f"device cuda:{number}: the driver does not tell where it is")
     return text.value.decode()
+
+
+def ask_device(number: int) -> tuple[int, int]:
+    """CUDA's code of what is wrong with a device, 0 for nothing, and the bytes that are free on it.
+
+    After an illegal access of a kernel, and other errors that stay, every call of the runtime has such a code.
+    """
+    runtime, free, total = loaded_library("libcudart"), ctypes.c_size_t(), ctypes.c_size_t()
+    if runtime is None:
+        return 0, sys.maxsize
+    code = runtime.cudaSetDevice(number) or runtime.cudaDeviceSynchronize()
+    return code or runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)), free.value
 
 
 def loaded_library(name: str) -> ctypes.CDLL | None:

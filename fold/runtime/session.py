@@ -6,8 +6,8 @@ back from a GPU to the CPU.
 """
 
 import contextlib
+import io
 import re
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,11 @@ DECORATION = re.compile(
     r"(\S+\.(cc|h):\d+ ([^()]*::[^()]*\(.*?\) |\w+ ))?(This is an invalid model\. )?(Error: )?"
 )
 """What ONNX Runtime writes before the reason of a failure: a code, the file, its own source position."""
-CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : ([A-Z_]+)|\b((?:CUDA|CUDNN|CUBLAS) (?:failure|error)[ :]+\d+)")
+CODE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : ([A-Z_]+)|\b((?:CUDA|CUDNN|CUDNN_FE|CUBLAS) (?:failure|error)[ :]+\d+)"
+)
+OF_DEVICE = re.compile(r"\b(?:CUDA|CUDNN|CUDNN_FE|CUBLAS) failure -?\d+: .*?(?= ; GPU=|$)")
+"""What a library of the device said. ONNX Runtime adds the host's name, its own source position and expression."""
 SOURCE_POSITION = re.compile(r"\.(cc|h|cu|cpp):\d+")
 """What shows that an exception without a code is of C++, too."""
 
@@ -66,10 +70,11 @@ SOURCE_POSITION = re.compile(r"\.(cc|h|cu|cpp):\d+")
 class CudaOptions:
     """Options of ONNX Runtime's CUDA provider.
 
-    `tf32` rounds the factors of matrix products and convolutions to 11 bits. cuDNN's algorithm for a new shape is
-    taken from its `heuristic`, or found by trying all (`exhaustive`, 0.3 to 1.3 s a shape). `graphs` records the
-    kernels of a batch size once and launches them as one, for inputs at fixed addresses; `nhwc` lays tensors out with
-    the channels last. `memory_limit`, in bytes, is of the arena, which holds everything but weights and libraries.
+    `tf32` rounds the factors of matrix products and convolutions of float32 to 11 bits; without it, no type has tensor
+    cores. cuDNN's algorithm for a new shape is the first of its `heuristic` mode A, or with `exhaustive` of mode B,
+    which takes longer to choose; neither tries any. `graphs` records the kernels of a batch size once and launches them
+    as one, for inputs at fixed addresses; `nhwc` lays tensors out with the channels last. `memory_limit`, in bytes, is
+    of the arena, which holds everything but weights and libraries.
     """
 
     tf32: bool = False
@@ -118,7 +123,7 @@ def open_session(
     cannot be loaded.
     """
     # 1. How it computes
-    wanted = resolve_provider(provider)
+    wanted, missing = resolve_provider(provider), list[str]()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and warnings of the optimizer are not the user's business
     options.intra_op_num_threads = threads or physical_cores()  # its own choice ignores affinity and quotas
@@ -136,8 +141,9 @@ def open_session(
     providers: list[Any] = [PROVIDERS["cpu"]]
     if wanted == "cuda":
         number = _present_device(provider)
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find, and JSON may go to stdout
-            ort.preload_dlls()
+        # What fails is raised, too. It warns of each session that the provider is no plug-in.
+        ort.set_default_logger_severity(4)
+        missing = _preload()
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         providers = [(PROVIDERS["cuda"], cuda.entries(number))]
     # 3. Open it, and check that it runs there
@@ -157,10 +163,16 @@ def open_session(
         name = "the model" if isinstance(model, bytes) else str(model)
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
     if provider_of(session) != wanted:
-        raise ProviderUnavailableError(
-            "device cuda: ONNX Runtime fell back to the CPU; check CUDA and cuDNN, or use --device cpu"
-        )
+        reason = f"it found no {', '.join(missing)}; install bnfold[gpu]" if missing else "check CUDA and cuDNN"
+        raise ProviderUnavailableError(f"device cuda: ONNX Runtime fell back to the CPU: {reason}, or use --device cpu")
     return session
+
+
+def _preload() -> list[str]:
+    """Load CUDA's libraries from their wheels, or as the system finds them; the names of those that are missing."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ort.preload_dlls()
+    return re.findall(r"^Failed to load (\S+?):", printed.getvalue(), re.MULTILINE)
 
 
 def optimised_operators(model: Path) -> list[str] | None:
@@ -184,9 +196,10 @@ def optimised_operators(model: Path) -> list[str] | None:
     return [node.op_type for node in graph.node if node.op_type != "Constant"]
 
 
-def runtime_reason(error: Exception) -> str:
+def runtime_reason(error: BaseException) -> str:
     """The reason in an exception of ONNX Runtime, without its code, the file and the position in its own source."""
-    return DECORATION.sub("", first_line(error))
+    of_device = OF_DEVICE.search(first_line(error))
+    return DECORATION.sub("", first_line(error)) if of_device is None else of_device[0]
 
 
 def runtime_code(error: BaseException) -> str:
@@ -202,7 +215,7 @@ def without_runtime_words(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if _is_of_runtime(cause):
-            for said in (str(cause), first_line(cause), DECORATION.sub("", first_line(cause))):
+            for said in (str(cause), first_line(cause), runtime_reason(cause)):
                 text = text.replace(said, runtime_code(cause)) if said else text
         cause = cause.__cause__
     return text

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from fold.arrays import Arrays, row_count
 from fold.artifact import CANARY_FILE, DTYPES, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
-from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session, runtime_code
+from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session
 from fold.serving.buckets import Buckets, sizes_for
 from fold.serving.faults import DeviceLostError, device_fault
 from fold.serving.graph import Graph
@@ -136,14 +136,12 @@ class ModelSession:
         try:
             return self._run(inputs) if self._thread is None else self._thread.submit(self._run, inputs).result()
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            fault = device_fault(error)
+            fault = device_fault(error, self.placement.device if self.provider == "cuda" else None)
             if fault is None:
                 raise
-            code = runtime_code(error)
-            if fault is DeviceLostError:
-                self.lost = code
-                raise DeviceLostError(f"the device is lost: {code}; the process must be started anew") from error
-            raise fault(f"no memory on the device: {code}; send fewer rows, or try again") from error
+            if isinstance(fault, DeviceLostError):
+                self.lost = fault.code
+            raise fault from error
 
     def run_on_one_core(self, inputs: Arrays) -> Arrays:
         """The same on one core, where there are `single_core_runs`."""

@@ -8,7 +8,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fold.errors import BnfoldError
-from fold.runtime.session import runtime_code, without_runtime_words
+from fold.runtime.session import runtime_code, runtime_reason, without_runtime_words
 
 CODE = """
 import os, sys
@@ -55,6 +55,13 @@ def test_the_runtimes_words_are_taken_out_of_our_sentence(words: str, code: str)
     error = BnfoldError(f"m.onnx: cannot be loaded: {words}; fold it again")
     error.__cause__ = said
     assert without_runtime_words(error) == f"m.onnx: cannot be loaded: {code}; fold it again"
+
+
+def test_what_the_device_said_is_told_without_the_host_and_positions() -> None:
+    assert runtime_reason(
+        RuntimeError(f"/onnxruntime_src/cuda_call.cc:129 onnxruntime::CudaCall(int) [with T=int] {CUDA}")
+    ) == ("CUDA failure 700: an illegal memory access was encountered")
+    assert runtime_reason(RuntimeError(GATHER)).startswith("Non-zero status code returned while running Gather node. ")
 
 
 def test_a_sentence_of_our_own_stays_as_it_is() -> None:
