@@ -16,31 +16,37 @@ from torch import nn
 from fold.artifact import TensorSpec
 from fold.runtime import CudaOptions, device_number, open_session, provider_of
 from fold.serving.buckets import Buckets
-from fold.serving.pinned import pageable, pinned
+from fold.serving.cuda_runtime import CudaRuntime
 from fold.serving.staging import Staging
 
 Answer = Callable[[np.ndarray], np.ndarray]
-"""Takes a batch and returns the only output, both float32."""
+"""Takes a batch and returns the only output, in float32."""
+TYPES: dict[str, tuple[str, type]] = {"tensor(float)": ("FP32", np.float32), "tensor(uint8)": ("UINT8", np.uint8)}
+"""Those of an input, by ONNX Runtime's name."""
 
 
 def in_onnxruntime(
     graph: Path, device: str, sizes: Sequence[int], *, cuda: CudaOptions | None = None, copies: int = 1
 ) -> Answer:
-    """A graph of one input and one output in the buckets of the service, warmed up; up to `copies` threads may call."""
+    """A graph of one input and one output in the buckets of the service, warmed up; up to `copies` threads may call.
+    As there, each size has a session of its own on a GPU."""
     options = cuda or CudaOptions()
     session = open_session(graph, provider=device, cuda=options)
     [given], [computed] = session.get_inputs(), session.get_outputs()
-    inputs = [TensorSpec(name=given.name, datatype="FP32", shape=(-1, *given.shape[1:]))]
+    datatype, dtype = TYPES[given.type]
+    inputs = [TensorSpec(name=given.name, datatype=datatype, shape=(-1, *given.shape[1:]))]
     outputs = [TensorSpec(name=computed.name, datatype="FP32", shape=(-1, *computed.shape[1:]))]
-    number = device_number(device) if provider_of(session) == "cuda" else None
-    allocate = (pinned(number) if number is not None else None) or pageable
+    runtime = CudaRuntime(device_number(device)) if provider_of(session) == "cuda" else None
 
     def staging(size: int, position: int) -> Staging:
-        recorded = position + 1 if options.graphs and number is not None else None
-        return Staging(session, inputs, outputs, size, allocate=allocate, device=number, graph=recorded)
+        if runtime is None:
+            return Staging(session, inputs, outputs, size)
+        opened = open_session(graph, provider=device, cuda=options) if position else session
+        recorded = position + 1 if options.graphs else None
+        return Staging(opened, inputs, outputs, size, cuda=runtime, graph=recorded)
 
     buckets = Buckets(sizes, copies, staging)
-    buckets.warm_up({given.name: np.zeros((1, *given.shape[1:]), np.float32)})
+    buckets.warm_up({given.name: np.zeros((1, *given.shape[1:]), dtype)})
     return lambda x: buckets.run({given.name: x})[computed.name]
 
 
@@ -52,7 +58,8 @@ def in_torch(module: Callable[[torch.Tensor], torch.Tensor], device: str, *, hal
     def answer(x: np.ndarray) -> np.ndarray:
         buffer = buffers.get(len(x))
         if buffer is None:
-            buffer = buffers[len(x)] = torch.empty(x.shape, pin_memory=device != "cpu")
+            buffer = torch.empty(x.shape, dtype=torch.from_numpy(x).dtype, pin_memory=device != "cpu")
+            buffers[len(x)] = buffer
         buffer.numpy()[...] = x
         with torch.inference_mode():
             given = buffer.to(device, non_blocking=True)

@@ -24,7 +24,7 @@ READ_ELSEWHERE = frozenset(
         "publish", "grpc_publish", "target",  # docker-compose.yml
         "max_unpacked_bytes", "max_nodes", "max_run_seconds", "max_input_elements",
         "max_evaluation_seconds",  # fold, for files that it reads
-        "gpu_test_provider", "gpu_test_until", "fuzz_examples",  # tests
+        "gpu_test_provider", "gpu_test_until", "gpu_test_report", "fuzz_examples",  # tests
     }
 )  # fmt: skip
 """Variables with our prefix that are no settings of the service, without the prefix."""
@@ -69,13 +69,15 @@ class Settings(BaseSettings):
     one batch on all cores, or, where there are requests for every core, one on each core; the weights of a model that
     takes more than a millisecond are then in memory twice. The next batch is merged while others run."""
     conv_search: Literal["heuristic", "exhaustive"] = DEFAULTS.conv_search
-    """How cuDNN chooses its algorithm for a shape; `exhaustive` tries all, takes long and may find a faster one."""
+    """How cuDNN chooses its algorithm for a shape: by its heuristic's mode A, or by mode B (`exhaustive`), which takes
+    longer and may find a faster one. ONNX Runtime 1.31 tries none."""
     cuda_graphs: bool = DEFAULTS.cuda_graphs
     """Record the kernels of each bucket once, and launch them as one."""
     nhwc: bool = DEFAULTS.nhwc
     """Let the CUDA provider store tensors with the channels last."""
     gpu_memory_limit_bytes: Annotated[int, Field(ge=1)] | None = DEFAULTS.gpu_memory_limit_bytes
-    """Of each model's arena on the GPU; weights, libraries and the buckets' buffers are not counted."""
+    """Of the arena of each session on the GPU; weights, libraries and the buckets' buffers are not counted. A model
+    with convolutions has a session for each bucket."""
     allow_cpu_nodes: bool = DEFAULTS.allow_cpu_nodes
     """Serve a model on a GPU even if some of its operators compute on the CPU."""
     threads: Annotated[int, Field(ge=0)] = DEFAULTS.threads

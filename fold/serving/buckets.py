@@ -1,5 +1,8 @@
 """Batch sizes that a model is run at. A batch is filled up to the next size, so that no shape is new to the device
 while it serves: cuDNN and cuBLAS choose their kernels by shape, and the first run of a shape takes up to seconds.
+
+ONNX Runtime's convolutions on a GPU keep the cuDNN plan of their last shape alone, and build another one whenever the
+shape changes. So there each size of a model that convolves has a session of its own, with its own copy of the weights.
 """
 
 from bisect import bisect_left
@@ -12,8 +15,8 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays, in_chunks, row_count
 from fold.artifact import DATATYPES, Manifest, powers_of_two
+from fold.serving.cuda_runtime import CudaRuntime
 from fold.serving.options import SessionOptions
-from fold.serving.pinned import pageable, pinned
 from fold.serving.placement import Placement
 from fold.serving.staging import Staging
 
@@ -38,31 +41,25 @@ class Buckets:
     @classmethod
     def of(
         cls,
-        session: ort.InferenceSession,
+        first: ort.InferenceSession,
+        another: Callable[[], ort.InferenceSession],
         manifest: Manifest,
         placement: Placement,
         options: SessionOptions,
         copies: int,
     ) -> "Buckets | None":
-        """None where batches are run as they are."""
+        """`another` opens the session `first` once more. None where batches are run as they are."""
         sizes = sizes_for(manifest, options, placement.provider)
         if not sizes:
             return None
-        device = placement.device if placement.provider == "cuda" else None
-        allocate = (pinned(device) if device is not None else None) or pageable
-        return cls(
-            sizes,
-            copies,
-            lambda size, position: Staging(
-                session,
-                manifest.inputs,
-                manifest.outputs,
-                size,
-                allocate=allocate,
-                device=device,
-                graph=position + 1 if options.cuda_graphs and device is not None else None,
-            ),
-        )
+        cuda = CudaRuntime(placement.device) if placement.provider == "cuda" else None
+        sessions = [first if not position or not placement.keeps_plans else another() for position in range(len(sizes))]
+
+        def make(size: int, position: int) -> Staging:
+            graph = position + 1 if options.cuda_graphs and cuda is not None else None
+            return Staging(sessions[position], manifest.inputs, manifest.outputs, size, cuda=cuda, graph=graph)
+
+        return cls(sizes, copies, make)
 
     def warm_up(self, blank: Arrays) -> None:
         """Run every staging; `blank` is one row.
@@ -84,12 +81,16 @@ class Buckets:
                     queue.put(staging)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Outputs of 1 row or more; more than the largest bucket are several runs."""
+        """Outputs; more rows than the largest bucket has are several runs."""
         return in_chunks(self._run, inputs, self.sizes[-1])
 
-    def _run(self, inputs: Arrays) -> Arrays:
+    def run_at(self, size: int, inputs: Arrays) -> Arrays:
+        """Outputs, computed in runs of one of the sizes."""
+        return in_chunks(lambda rows: self._run(rows, size), inputs, size)
+
+    def _run(self, inputs: Arrays, size: int = 0) -> Arrays:
         rows = row_count(inputs)
-        queue = self._free[bisect_left(self.sizes, rows)]
+        queue = self._free[bisect_left(self.sizes, size or rows)]
         staging = queue.get()
         try:
             return staging.run(inputs, rows)

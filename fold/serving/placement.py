@@ -1,6 +1,5 @@
 """The device that a session runs on, and its options, as ONNX Runtime reports them; settings may say otherwise."""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,28 +16,43 @@ OPTIONS = {
 }
 """Options of the CUDA provider, by their label in metrics."""
 FACTS = ("device", "precision", "cudnn", *OPTIONS)
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
+"""Operators that cuDNN computes on a GPU, with a plan for one shape of their input."""
 
 
 @dataclass(frozen=True)
 class Placement:
     """`nodes` counts the nodes on each provider, by ONNX Runtime's name; `elsewhere` are operator types that compute
-    on another provider than `provider`, of which `options` are. `device` is the GPU's number, 0 on the CPU."""
+    on another provider than `provider`, of which `options` are. `device` is the GPU's number, 0 on the CPU. With
+    `convolves`, some nodes are convolutions."""
 
     provider: str
     device: int
     nodes: dict[str, int]
     elsewhere: tuple[str, ...]
     options: dict[str, str]
+    convolves: bool = False
 
     @classmethod
     def of(cls, session: ort.InferenceSession) -> "Placement":
         """Of a session that was opened with `record_placement`."""
         provider = provider_of(session)
         options = session.get_provider_options().get(PROVIDERS.get(provider, provider), {})
-        nodes = Counter({name: len(types) for name, types in placement(session).items()})
+        types = placement(session)
         return cls(
-            provider, int(options.get("device_id", 0)), dict(nodes), tuple(computed_elsewhere(session)), dict(options)
+            provider,
+            int(options.get("device_id", 0)),
+            {name: len(found) for name, found in types.items()},
+            tuple(computed_elsewhere(session)),
+            dict(options),
+            not CONVOLUTIONS.isdisjoint(op_type for found in types.values() for op_type in found),
         )
+
+    @property
+    def keeps_plans(self) -> bool:
+        """Whether a run is slow if its shapes are not those of the run before: on a GPU ONNX Runtime's convolutions
+        keep the cuDNN plan of their last shape."""
+        return self.provider == "cuda" and self.convolves
 
     @property
     def name(self) -> str:

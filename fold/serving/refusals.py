@@ -4,15 +4,12 @@ import onnxruntime as ort
 
 from fold.artifact import DTYPES, ModelVersion
 from fold.errors import BnfoldError
-from fold.runtime import ProviderUnavailableError, loaded_cudnn, placement
+from fold.runtime import ProviderUnavailableError, loaded_cudnn
 from fold.serving.placement import Placement
 
 
 class CertificateError(BnfoldError):
     """The certificate of a version does not hold where it was to be served."""
-
-
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
 
 
 def refuse_unproven(version: ModelVersion) -> None:
@@ -57,11 +54,10 @@ def refuse_elsewhere(version: ModelVersion, placement: Placement) -> None:
         )
 
 
-def refuse_without_cudnn(version: ModelVersion, session: ort.InferenceSession) -> None:
-    """Of a session on a GPU that ran. ONNX Runtime loads cuDNN when a convolution first runs, and may do without it,
-    many times slower. Raises `ProviderUnavailableError`."""
-    types = {op_type for kinds in placement(session).values() for op_type in kinds}
-    if types & CONVOLUTIONS and loaded_cudnn() is None:
+def refuse_without_cudnn(version: ModelVersion, placement: Placement) -> None:
+    """After a run. ONNX Runtime loads cuDNN when a convolution first runs on a GPU, and may do without it, many times
+    slower. Raises `ProviderUnavailableError`."""
+    if placement.keeps_plans and loaded_cudnn() is None:
         raise ProviderUnavailableError(
             f"{version.model_file}: it convolves, and ONNX Runtime found no cuDNN here; install bnfold[gpu], "
             "or serve it with --device cpu"

@@ -7,12 +7,13 @@ in buckets, as they do on a GPU, the proof runs through these too.
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
-from fold.arrays import Arrays, row_count
+from fold.arrays import Arrays, Run
 from fold.artifact import CANARY_FILE, DTYPES, Manifest, ModelVersion, check_canary
 from fold.errors import BnfoldError, first_line
 from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session
@@ -41,7 +42,7 @@ SLOW_SECONDS = 0.05
 """A first run that takes so long is not of a fast model; it need not be tried again before the service is ready."""
 TRIALS = 3
 KNOWN_SHAPES = 4096
-"""Shapes of runs that are remembered; clients choose the free dimensions, so there could be any number."""
+"""Shapes of runs that are remembered at most; clients choose the free dimensions, so there could be any number."""
 
 T = TypeVar("T")
 
@@ -56,16 +57,19 @@ class ModelSession:
         single_core: Graph | None,
         placement: Placement,
         options: SessionOptions,
+        another: Callable[[], Graph],
     ) -> None:
-        """`single_core` computes the same on one core."""
+        """`single_core` computes the same on one core; `another` opens `graph` once more."""
         self.version = version
         self.placement = placement
         self.provider = placement.provider
         self.lost: str | None = None
         """The code of the failure after which the device answered no more."""
         self.cold_shapes = 0
-        """Runs on a GPU of shapes that were not warmed up: the device had to get to know them while a client waited."""
+        """Runs on a GPU of shapes that were not warmed up, or, if it convolves, of other shapes than the run before:
+        the device had to get ready for them while a client waited."""
         self._known_shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._most_shapes = 1 if placement.keeps_plans else KNOWN_SHAPES
         self._graph = graph
         self._single_core = single_core
         self.single_core_runs = 0 if single_core is None else cores()
@@ -77,7 +81,9 @@ class ModelSession:
             # runs everything.
             self.batches_in_flight = 1
             self._thread = ThreadPoolExecutor(1, f"cuda graphs of {version.path.parent.name}")
-        self._buckets = Buckets.of(graph.session, version.manifest, placement, options, self.batches_in_flight)
+        self._buckets = Buckets.of(
+            graph.session, lambda: another().session, version.manifest, placement, options, self.batches_in_flight
+        )
 
     @classmethod
     def open(
@@ -107,7 +113,14 @@ class ModelSession:
             elif cores() > 1 and version.manifest.batched and not sizes and not options.batches_in_flight:
                 single_core = Graph(open_session(version.model_file, provider="cpu", threads=1), version.manifest)
         halt()
-        session = cls(version, graph, single_core, placement, options)
+        session = cls(
+            version,
+            graph,
+            single_core,
+            placement,
+            options,
+            lambda: _open_graph(version, options, options.threads, options.spinning)[0],
+        )
         session._warm_up()
         halt()
         session._try_canary()
@@ -134,7 +147,7 @@ class ModelSession:
         Raises `DeviceMemoryError` or `DeviceLostError` where it was the device that failed.
         """
         try:
-            return self._run(inputs) if self._thread is None else self._thread.submit(self._run, inputs).result()
+            return self._on_thread(lambda: self._run(inputs))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             fault = device_fault(error, self.placement.device if self.provider == "cuda" else None)
             if fault is None:
@@ -160,17 +173,19 @@ class ModelSession:
 
     def _run(self, inputs: Arrays) -> Arrays:
         if self._buckets is not None:
-            if row_count(inputs):
-                return self._buckets.run(inputs)
-        elif self.provider == "cuda":
+            return self._buckets.run(inputs)
+        if self.provider == "cuda":
             self._note_shape(inputs)
         return self._graph.run(inputs)
 
     def _note_shape(self, inputs: Arrays) -> None:
         shapes = tuple(array.shape for array in inputs.values())
-        if shapes not in self._known_shapes and len(self._known_shapes) < KNOWN_SHAPES:
-            self._known_shapes.add(shapes)
-            self.cold_shapes += 1
+        if shapes in self._known_shapes:
+            return
+        if len(self._known_shapes) >= self._most_shapes:
+            self._known_shapes.clear()
+        self._known_shapes.add(shapes)
+        self.cold_shapes += 1
 
     def _warm_up(self) -> None:
         """Run on zeros, so that no request pays for what the first run sets up.
@@ -180,29 +195,40 @@ class ModelSession:
         row = _blank(self.version.manifest)
         if row is None:
             return
-        buckets, thread = self._buckets, self._thread
+        buckets = self._buckets
         if buckets is None:
             _attempt(self.version, lambda: self.run_in_all(row))
             self.cold_shapes = 0
-        elif thread is None:
-            _attempt(self.version, lambda: buckets.warm_up(row))
         else:
-            _attempt(self.version, lambda: thread.submit(buckets.warm_up, row).result())
+            _attempt(self.version, lambda: self._on_thread(lambda: buckets.warm_up(row)))
         if self.provider == "cuda":
-            refuse_without_cudnn(self.version, self._graph.session)
+            refuse_without_cudnn(self.version, self.placement)
 
     def _try_canary(self) -> None:
-        """Raises `CertificateError` if this session, with its device and options, does not compute what was proven."""
+        """At each batch size that is run. Raises `CertificateError` if this session, with its device and options, does
+        not compute what was proven."""
         if not self.has_canary:
             return
-        failure = check_canary(
-            self.version.path, lambda inputs: _attempt(self.version, lambda: self.run_in_all(inputs))
-        )
+        at_each_size: list[Run] = [partial(self._run_at, size) for size in self.bucket_sizes]
+        for run in at_each_size or [self.run_in_all]:
+            self._check_canary(run)
+
+    def _check_canary(self, run: Run) -> None:
+        failure = check_canary(self.version.path, lambda inputs: _attempt(self.version, lambda: run(inputs)))
         if failure is not None:
             raise CertificateError(
                 f"{self.version.model_file}: its certificate does not hold here, on {self.provider}: {failure}; "
                 "compare with bnfold verify, and fold the model again"
             )
+
+    def _run_at(self, size: int, inputs: Arrays) -> Arrays:
+        buckets = self._buckets
+        assert buckets is not None
+        return self._on_thread(lambda: buckets.run_at(size, inputs))
+
+    def _on_thread(self, work: Callable[[], T]) -> T:
+        """The outcome of `work`, which runs on the thread that all runs need, if there is one."""
+        return work() if self._thread is None else self._thread.submit(work).result()
 
 
 def _open_graph(

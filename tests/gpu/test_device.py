@@ -14,8 +14,8 @@ from fold.artifact.directory import read_version
 from fold.proof.reference import load_reference
 from fold.runtime.devices import loaded_library
 from fold.runtime.session import CudaOptions, open_session, run
+from fold.serving.cuda_runtime import CudaRuntime
 from fold.serving.options import SessionOptions
-from fold.serving.pinned import pinned
 from fold.serving.session import ModelSession
 from support.device import ON_GPU, PROVIDER, needs_gpu, published
 
@@ -94,10 +94,9 @@ def test_a_convolution_is_computed_by_cudnn(tmp_path) -> None:
 
 @needs_gpu
 def test_staging_memory_is_page_locked() -> None:
-    allocate, runtime = pinned(0), loaded_library("libcudart")
-    assert allocate is not None
+    runtime = loaded_library("libcudart")
     assert runtime is not None
-    array = allocate((3, 1000), np.dtype(np.float32))
+    array = CudaRuntime(0).allocate((3, 1000), np.dtype(np.float32))
     flags = ctypes.c_uint()
     assert runtime.cudaHostGetFlags(ctypes.byref(flags), ctypes.c_void_p(array.ctypes.data)) == 0
     assert not array.any()

@@ -25,7 +25,6 @@ from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
 from fold.serving.buckets import Buckets, bucket_sizes
 from fold.serving.faults import DeviceLostError, DeviceMemoryError, device_fault
 from fold.serving.options import SessionOptions
-from fold.serving.pinned import pageable
 from fold.serving.placement import FACTS, Placement
 from fold.serving.session import ModelSession
 from fold.serving.staging import Staging
@@ -49,7 +48,7 @@ SESSION = ort.InferenceSession(onnx.parser.parse_model(TWO).SerializeToString(),
 
 def buckets(sizes: Sequence[int], copies: int = 1) -> Buckets:
     def make(size: int, position: int) -> Staging:
-        return Staging(SESSION, INPUTS, OUTPUTS, size, allocate=pageable, device=None)
+        return Staging(SESSION, INPUTS, OUTPUTS, size)
 
     return Buckets(sizes, copies, make)
 
@@ -97,7 +96,7 @@ def test_every_size_is_warmed_up_for_every_batch_in_flight() -> None:
             return super().run(inputs, rows)
 
     def make(size: int, position: int) -> Staging:
-        return Noted(SESSION, INPUTS, OUTPUTS, size, allocate=pageable, device=None)
+        return Noted(SESSION, INPUTS, OUTPUTS, size)
 
     warm = Buckets((2, 5), 2, make)
     warm.warm_up({"x": np.zeros((1, 3), np.float32), "k": np.zeros(1, np.int64)})
