@@ -8,15 +8,17 @@ SECONDS ?= 1800
 # Beside the environment of the tests, whose PyTorch they use: --no-deps, so that pip brings no second one.
 FRAMEWORKS := build/frameworks
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+# The same, with onnxruntime-gpu in place of onnxruntime, but without CUDA: its stub libraries are built.
+CUDA_STUBS := build/cuda-stubs
 export ORT_DISABLE_TELEMETRY := 1
 # An image may set it. Without compiled files each process compiles all modules anew, and pytest all plugins and tests.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test integration frameworks coverage soak bench clean
+.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +51,13 @@ frameworks: $(STAMP)  ## test the save functions of transformers, timm, Lightnin
 	$(BIN)/python -c '$(PURELIB)' > "$$($(FRAMEWORKS)/bin/python -c '$(PURELIB)')/beside.pth"
 	$(FRAMEWORKS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt
 	$(FRAMEWORKS)/bin/python -m pytest -n 0 tests/frameworks
+
+cuda-stubs: $(STAMP)  ## test what the host does for a GPU, on stub libraries of CUDA, in an environment of its own
+	$(PYTHON) -m venv $(CUDA_STUBS)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(CUDA_STUBS)/bin/python -c '$(PURELIB)')/beside.pth"
+	$(CUDA_STUBS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/cuda_stubs/requirements.txt
+	tests/cuda_stubs/libraries/build $(CUDA_STUBS)/libraries
+	LD_LIBRARY_PATH=$(CURDIR)/$(CUDA_STUBS)/libraries $(CUDA_STUBS)/bin/python -m pytest -m cuda_stubs tests/cuda_stubs
 
 coverage: $(STAMP)  ## run all tests and list the lines that no test runs (slower)
 	$(BIN)/python -m pytest --cov=fold --cov=service --cov=models --cov-report=term-missing:skip-covered
