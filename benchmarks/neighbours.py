@@ -41,6 +41,7 @@ WANTED_MS = 50
 """At the 99th percentile."""
 GROWTH = 1.3
 SETTLE_SECONDS = 3
+ROW_BYTES = 4 * 3 * 32 * 32
 PREDICT = "/v1/models/net:predict"
 JSON = {"Content-Type": "application/json"}
 HEALTH, METRICS = (f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in ("/v2/health/live", "/metrics"))
@@ -55,6 +56,8 @@ class Bad:
     status: int
     clients: int = 1
     encoding: str = ""
+    typed: str = ""
+    """The field of typed contents in which `body`, packed numbers, goes over gRPC; raw contents if it is `raw`."""
 
     def request(self) -> bytes:
         more = f"Content-Encoding: {self.encoding}\r\n" if self.encoding else ""
@@ -86,6 +89,9 @@ def bodies() -> list[Bad]:
             200,
         ),
         Bad("200 rows, 614,400 numbers", json.dumps({"instances": rows.tolist()}).encode(), 200, clients=3),
+        Bad("gRPC: 850 rows, typed", np.tile(rows, (5, 1, 1, 1))[:850].tobytes(), 200, typed="fp32_contents"),
+        Bad("gRPC: 30 million varints, 30 MB", b"\1" * 30_000_000, 400, typed="int64_contents"),
+        Bad("gRPC: 60 MB, raw", bytes(60_000_000), 400, typed="raw"),
     ]
 
 
@@ -105,9 +111,11 @@ def receive(connection: socket.socket) -> int:
     return int(head.split()[1])
 
 
-def send_on(bad: Bad, port: int, sent: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+def send_on(bad: Bad, port: int, grpc_port: int, sent: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
     """In a process of its own, until it is terminated. It gives way to the service, whose machine it is not on."""
     os.nice(10)
+    if bad.typed:
+        call_on(bad, grpc_port, sent)
     request = bad.request()
     while True:
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -116,11 +124,35 @@ def send_on(bad: Bad, port: int, sent: "multiprocessing.sharedctypes.Synchronize
         sent.value = sent.value + 1 if status == bad.status else -1_000_000 - status
 
 
+def call_on(bad: Bad, port: int, sent: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+    import grpc  # noqa: PLC0415  # a process that has it cannot fork
+
+    from service.grpc.messages import ModelInferRequest  # noqa: PLC0415
+
+    request = ModelInferRequest(model_name="net")
+    tensor = request.inputs.add(name="x", datatype="FP32", shape=[len(bad.body) // ROW_BYTES, 3, 32, 32])
+    if bad.typed == "raw":
+        request.raw_input_contents.append(bad.body)
+    else:
+        number = tensor.contents.DESCRIPTOR.fields_by_name[bad.typed].number
+        size = ModelInferRequest(id="x" * len(bad.body)).SerializeToString()[1 : -len(bad.body)]
+        tensor.contents.MergeFromString(bytes([number << 3 | 2]) + size + bad.body)
+    content = request.SerializeToString()
+    call = grpc.insecure_channel(f"127.0.0.1:{port}").unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    while True:
+        try:
+            call(content)
+            status = 200
+        except grpc.RpcError as error:
+            status = 400 if error.code() is grpc.StatusCode.INVALID_ARGUMENT else 500
+        sent.value = sent.value + 1 if status == bad.status else -1_000_000 - status
+
+
 @contextlib.contextmanager
-def sending(bad: Bad, port: int) -> Iterator[list["multiprocessing.sharedctypes.Synchronized[int]"]]:
+def sending(bad: Bad, port: int, grpc_port: int) -> Iterator[list["multiprocessing.sharedctypes.Synchronized[int]"]]:
     context = multiprocessing.get_context("fork")
     counts = [context.Value("q", 0) for _ in range(bad.clients)]
-    processes = [context.Process(target=send_on, args=(bad, port, count)) for count in counts]
+    processes = [context.Process(target=send_on, args=(bad, port, grpc_port, count)) for count in counts]
     for process in processes:
         process.start()
     try:
@@ -185,7 +217,8 @@ def main() -> None:
     x = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     fine = True
     with tempfile.TemporaryDirectory() as scratch:
-        folder, port = Path(scratch), free_port()
+        folder, port, grpc_port = Path(scratch), free_port(), free_port()
+        os.environ["BNFOLD_GRPC_PORT"] = str(grpc_port)
         torch.manual_seed(0)
         torch.save(randomise(cnn(in_channels=3, channels=(8, 16), depth=1)).state_dict(), folder / "net.pt")
         how = ["in_channels=3", "channels=(8,16)", "depth=1"]
@@ -199,7 +232,7 @@ def main() -> None:
         with service(folder / "repository", port) as process:
             print("| beside | answered | health p50, p99 (ms) | metrics | infer |\n|---|---|---|---|---|")
             for bad in bodies() if arguments.seconds else ():
-                with sending(bad, port) as counts:
+                with sending(bad, port, grpc_port) as counts:
                     taken = asyncio.run(beside(port, request, expected, arguments.seconds))
                     answered = [count.value for count in counts]
                 quantiles = {kind: np.quantile(values, (0.5, 0.99)) for kind, values in taken.items()}

@@ -6,7 +6,7 @@ a message. `service.grpc.handlers` turns what it raises into the error for the c
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
 
@@ -14,7 +14,8 @@ from service.access import Access
 from service.budget import COUNTED, Budget
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
-from service.grpc.messages import ModelInferRequest, message_class, parameters, parse
+from service.grpc.messages import message_class, parameters, parse
+from service.grpc.wire import read
 from service.operations import (
     EXTENSIONS,
     GONE,
@@ -26,12 +27,13 @@ from service.operations import (
     package_version,
     refuse_files,
 )
-from service.protocol import flag
+from service.protocol import InferRequest, Signature, flag
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.telemetry import Metrics
 
 Method = Callable[[bytes, Any], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class Calls:
@@ -70,15 +72,19 @@ class Calls:
     async def infer(self, content: bytes, context: Any) -> Any:
         taken = len(content) if len(content) > COUNTED else 0
         with self._metrics.counting("grpc") as counted, self._budget.held(taken):
-            request = parse(ModelInferRequest, content)
+            request, tensors = await self._work(taken, read, content)
             counted.model = model = self._repository.find(request.model_name, request.model_version or None)
             with model:
-                return await self._infer(model, request, context.time_remaining())
+                signature = model.signature
+                asked = await self._work(taken, decode, request, tensors, signature, self._budget)
+                return await self._infer(model, signature, asked, context.time_remaining())
 
-    async def _infer(self, model: Model, request: Any, seconds_left: float | None) -> Any:
+    async def _work(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+        """What `function` returns, which runs on a thread for a large request."""
+        return await asyncio.to_thread(function, *arguments) if size else function(*arguments)
+
+    async def _infer(self, model: Model, signature: Signature, asked: InferRequest, seconds_left: float | None) -> Any:
         """`seconds_left` until the client's deadline; None if it has none."""
-        signature = model.signature
-        asked = decode(request, signature)
         rows = signature.check(asked.inputs, self._settings.max_request_rows)
         if seconds_left is not None:
             if seconds_left <= 0:

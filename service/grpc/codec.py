@@ -1,7 +1,7 @@
 """ModelInferRequest to numpy, and numpy to ModelInferResponse, with the same checks and messages as over HTTP.
 
-Inputs are raw bytes, of which the arrays are views, or typed contents. Outputs are always raw bytes, which is what
-clients read.
+Inputs are raw bytes or typed contents, and the arrays are views of the message where that can be. Outputs are always
+raw bytes, which is what clients read.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.artifact import DTYPES
+from service.budget import Budget
 from service.errors import BadRequestError, shown
 from service.grpc.messages import ModelInferResponse, parameters
+from service.grpc.wire import Contents, Tensors
 from service.protocol import (
     NAMES,
     NOT_IN_JSON,
@@ -43,11 +45,12 @@ _CONTENTS: dict[str, tuple[str, np.dtype[Any]]] = {
 """The field that holds a datatype's elements, and the dtype that they have there."""
 
 
-def decode(request: Any, signature: Signature) -> InferRequest:
-    """Read a ModelInferRequest. Raises `BadRequestError` if it is malformed; the signature then checks the inputs."""
+def decode(request: Any, tensors: Tensors, signature: Signature, budget: Budget) -> InferRequest:
+    """Read a ModelInferRequest. Raises `BadRequestError` if it is malformed; the signature then checks the inputs.
+    Raises `OutOfMemoryError`."""
     for tensor in (*request.inputs, *request.outputs):
         _checked(tensor.parameters)  # first, as a tensor in shared memory has no contents here
-    raw = request.raw_input_contents
+    raw = tensors.raw
     if raw and len(raw) != len(request.inputs):
         raise BadRequestError(
             f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs; expected one of each, or none"
@@ -60,7 +63,7 @@ def decode(request: Any, signature: Signature) -> InferRequest:
             raise BadRequestError(f"no input is named {shown(name)}; expected {expected}")
         if name in arrays:
             raise BadRequestError(f"input {name!r} came twice; expected once")
-        arrays[name] = _read(tensor, raw[index] if raw else None)
+        arrays[name] = _read(tensor, raw[index] if raw else None, tensors.contents[index], budget)
     outputs = select([(output.name, _of_output(output)) for output in request.outputs], signature, binary=True)
     priority, timeout = schedule(_checked(request.parameters))
     return InferRequest(arrays, outputs, request.id, priority, timeout)
@@ -89,13 +92,13 @@ def _of_output(output: Any) -> Parameters:
     return {key: value for key, value in found.items() if key != "binary_data"}
 
 
-def _read(tensor: Any, raw: bytes | None) -> np.ndarray:
+def _read(tensor: Any, raw: memoryview | None, contents: Contents | None, budget: Budget) -> np.ndarray:
     name, datatype = tensor.name, tensor.datatype
     itemsize = wire_dtype(name, datatype).itemsize
     shape, count = checked_shape(name, list(tensor.shape), itemsize)
     if raw is None:
-        return _from_contents(name, datatype, shape, count, tensor.contents)
-    if tensor.HasField("contents"):
+        return _from_contents(name, datatype, shape, count, contents or {}, budget)
+    if contents is not None:
         raise BadRequestError(f"input {name!r} has contents, and raw_input_contents came, too; expected one of them")
     if datatype != "BYTES" and len(raw) != count * itemsize:
         needed = count * itemsize
@@ -105,21 +108,27 @@ def _read(tensor: Any, raw: bytes | None) -> np.ndarray:
     return from_bytes(name, datatype, shape, count, raw, 0, len(raw))
 
 
-def _from_contents(name: str, datatype: str, shape: tuple[int, ...], count: int, contents: Any) -> np.ndarray:
+def _from_contents(
+    name: str, datatype: str, shape: tuple[int, ...], count: int, contents: Contents, budget: Budget
+) -> np.ndarray:
     if datatype in NOT_IN_JSON:
         raise BadRequestError(f"input {name!r}: {datatype} has no typed contents; send it in raw_input_contents")
     field, carried = _CONTENTS[datatype]
-    for other, _ in contents.ListFields():
-        if other.name != field:
-            raise BadRequestError(f"input {name!r}: {other.name} came; {datatype} is expected in {field}")
-    values = getattr(contents, field)
-    if len(values) != count:
-        raise BadRequestError(f"input {name!r}: {field} has {len(values)} elements, shape {list(shape)} needs {count}")
-    if datatype == "BYTES":
-        texts = [decode_text(f"input {name!r}, BYTES: string {index}", text) for index, text in enumerate(values)]
-        return np.array(texts, np.object_).reshape(shape)
-    array = np.fromiter(values, carried, count)
+    for other in contents:
+        if other != field:
+            raise BadRequestError(f"input {name!r}: {other} came; {datatype} is expected in {field}")
+    elements = contents.get(field)
+    came = 0 if elements is None else elements.count()
+    if came != count:
+        raise BadRequestError(f"input {name!r}: {field} has {came} elements, shape {list(shape)} needs {count}")
     dtype = DTYPES[datatype]
+    if elements is None:
+        return np.empty(shape, dtype)
+    if datatype == "BYTES":
+        what = f"input {name!r}, BYTES: string"
+        texts = [decode_text(f"{what} {index}", part) for index, part in enumerate(elements.parts)]
+        return np.array(texts, np.object_).reshape(shape)
+    array = elements.array(carried, count, budget)
     if dtype != carried:
         converted = array.astype(dtype)
         if (converted != array).any():

@@ -36,7 +36,11 @@ def parse(kind: Any, content: bytes) -> Any:
     try:
         return kind.FromString(content)
     except DecodeError as error:
-        raise BadRequestError(f"the message is no {kind.DESCRIPTOR.full_name}; is it of another protocol?") from error
+        raise malformed(kind) from error
+
+
+def malformed(kind: Any) -> BadRequestError:
+    return BadRequestError(f"the message is no {kind.DESCRIPTOR.full_name}; is it of another protocol?")
 
 
 def parameters(held: Any) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from service.errors import BadRequestError
 _LENGTH = struct.Struct("<I")
 
 
-def read_strings(name: str, shape: tuple[int, ...], count: int, body: Body, offset: int, size: int) -> np.ndarray:
+def read_strings(
+    name: str, shape: tuple[int, ...], count: int, body: Body | memoryview, offset: int, size: int
+) -> np.ndarray:
     """The `count` strings of `size` bytes of `body`; the caller knows that the body is that long."""
     where = f"input {name!r}, BYTES"
     if size < count * _LENGTH.size:
@@ -36,9 +38,9 @@ def read_strings(name: str, shape: tuple[int, ...], count: int, body: Body, offs
     return np.array(strings, np.object_).reshape(shape)
 
 
-def decode_text(what: str, content: Body) -> str:
+def decode_text(what: str, content: Body | memoryview) -> str:
     try:
-        return content.decode()
+        return str(content, "utf-8")
     except UnicodeDecodeError as error:
         raise BadRequestError(f"{what} is not UTF-8, which ONNX's strings are: {error}") from error
 

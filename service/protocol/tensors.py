@@ -85,7 +85,7 @@ def check_size(name: str, datatype: str, shape: tuple[int, ...], count: int, siz
 
 
 def from_bytes(
-    name: str, datatype: str, shape: tuple[int, ...], count: int, body: Body, offset: int, size: int
+    name: str, datatype: str, shape: tuple[int, ...], count: int, body: Body | memoryview, offset: int, size: int
 ) -> np.ndarray:
     """`count` elements of `body`, a view where that can be; `size` went through `check_size` and is there."""
     if datatype == "BYTES":
