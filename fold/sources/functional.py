@@ -96,18 +96,18 @@ def _rewrite(graph: fx.Graph) -> None:
         elif isinstance(node.target, torch._ops.OpOverload):
             if node.target in ASSERTIONS:
                 graph.erase_node(node)
+            elif node.target in REWRITTEN:
+                other = REWRITTEN[node.target](graph, node)
+                node.replace_all_uses_with(other)
+                graph.erase_node(node)
+                if _may_share(other):
+                    shared |= {other, *other.all_input_nodes}
             elif node.target._schema.is_mutable:
                 tensor = node.args[0]
                 _write_anew(node, shared)
                 written[tensor] = node
-            else:
-                other = node
-                if node.target in REWRITTEN:
-                    other = REWRITTEN[node.target](graph, node)
-                    node.replace_all_uses_with(other)
-                    graph.erase_node(node)
-                if _may_share(other):
-                    shared |= {other, *other.all_input_nodes}
+            elif _may_share(node):
+                shared |= {node, *node.all_input_nodes}
 
 
 def _may_share(node: fx.Node) -> bool:
@@ -270,6 +270,7 @@ REWRITTEN: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node]] = {
     aten.adaptive_avg_pool2d.default: _adaptive_pool,
     aten.adaptive_avg_pool3d.default: _adaptive_pool,
     aten.dropout.default: _dropout,
+    aten.dropout_.default: _dropout,
     aten.feature_dropout.default: _dropout,
     aten.alpha_dropout.default: _dropout,
     aten.to.dtype: _cast,

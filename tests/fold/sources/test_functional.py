@@ -95,6 +95,11 @@ def dropped_out(h: Tensor) -> Tensor:
     return h + dropped
 
 
+def dropped_out_in_place(h: Tensor) -> Tensor:
+    dropped = nn.functional.dropout(h, 0.5, False, inplace=True)
+    return dropped.relu_() + h
+
+
 def returned(h: Tensor) -> Tensor:
     kept = h
     h.add_(1.0)
@@ -106,7 +111,9 @@ def viewed_behind(h: Tensor) -> Tensor:
     return h.flatten(2).mean(2)
 
 
-@pytest.mark.parametrize("then", [read_before_and_behind, written_twice, dropped_out, returned, viewed_behind])
+@pytest.mark.parametrize(
+    "then", [read_before_and_behind, written_twice, dropped_out, dropped_out_in_place, returned, viewed_behind]
+)
 def test_a_write_in_place_is_seen_by_what_reads_later(then: Callable[[Tensor], Tensor]) -> None:
     assert exported(then) == []
 
