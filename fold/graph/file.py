@@ -97,15 +97,23 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
         raise ValueError(f"it ends at byte {end:,}, and the file has {file.stat().st_size:,}")
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph as one file; above `INLINE_LIMIT` its weights go to `path` + `.data`."""
-    data = f"{path.name}.data" if _weight_bytes(model) > INLINE_LIMIT else None
+def save_graph(model: ir.Model, path: Path, *, apart: bool = False) -> None:
+    """Write a graph as one file; above `INLINE_LIMIT`, its weights go to `path` + `.data`. With `apart` they always do,
+    unless there are texts among them, which ONNX keeps in the graph's file."""
+    apart = apart and all(tensor.dtype != ir.DataType.STRING for tensor in _weights(model))
+    data = f"{path.name}.data" if apart or _weight_bytes(model) > INLINE_LIMIT else None
     ir.save(model, path, external_data=data)
 
 
+def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
 def _weight_bytes(model: ir.Model) -> int:
-    values = (value for graph in model.graphs() for value in graph.initializers.values())
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    return sum(tensor.nbytes for tensor in _weights(model))
 
 
 def _external_tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.ExternalTensor]]:

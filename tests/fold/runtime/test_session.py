@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fold.errors import BnfoldError
-from fold.runtime.session import runtime_code, runtime_reason, without_runtime_words
+from fold.runtime.session import open_graph, run, runtime_code, runtime_reason, without_runtime_words
 
 CODE = """
 import os, sys
@@ -66,3 +68,19 @@ def test_what_the_device_said_is_told_without_the_host_and_positions() -> None:
 
 def test_a_sentence_of_our_own_stays_as_it_is() -> None:
     assert without_runtime_words(BnfoldError("m.onnx: changed")) == "m.onnx: changed"
+
+
+@pytest.mark.parametrize(
+    "stored", [np.arange(1000, dtype=np.float32), np.array([f"label {n}" for n in range(100)], object)]
+)
+def test_a_graph_in_memory_is_opened_with_weights_of_any_type(stored: np.ndarray) -> None:
+    """Numbers are in a file beside the graph, and texts in the graph."""
+    texts = [str(text).encode() for text in stored] if stored.dtype == object else None
+    shape = ir.Shape(stored.shape)
+    tensor = ir.tensor(stored) if texts is None else ir.StringTensor(texts, shape=shape)
+    weight = ir.Value(name="w", const_value=tensor, shape=shape, type=ir.TensorType(tensor.dtype))
+    node = ir.node("Identity", [weight], num_outputs=1)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", weight.type, shape
+    graph = ir.Graph([], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 18}, name="g")
+    np.testing.assert_array_equal(run(open_graph(ir.Model(graph, ir_version=10)), {})["y"], stored)
+    assert weight.const_value is tensor
