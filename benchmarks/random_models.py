@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -23,12 +25,23 @@ from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fold.arrays import first_rows
+from fold.arrays import Arrays
 from fold.artifact import tensor_specs
-from fold.engine import fold_graph
+from fold.engine import FoldReport, fold_graph
 from fold.errors import first_line
+from fold.evaluate import Evaluator
 from fold.inputs import draw_inputs
-from fold.proof import check_algebra, check_rounding, compare, find_truth
+from fold.proof import (
+    FACTOR,
+    Families,
+    OutputVerdict,
+    Truth,
+    check_algebra,
+    check_rounding,
+    compare,
+    find_answers,
+    find_truth,
+)
 from fold.proof.reference import ModuleReference
 from fold.runtime import open_graph, run
 from models.frozen_resnet import FrozenBatchNorm2d
@@ -40,6 +53,7 @@ GAMMAS = ("ordinary", "hostile", "scattered", "pruned")
 as after training with weight decay."""
 SHARE = 0.2
 """The share of channels with such a γ."""
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1)
 
 
 class Drawn(NamedTuple):
@@ -67,7 +81,8 @@ class Drawn(NamedTuple):
 class Examined:
     """The result of each part of the certificate for one model, and the reason if it is refused.
 
-    `algebra` and `bound` are relative to their limits; `run_time` is the error of the worst output over its limit.
+    `algebra` and `bound` are relative to their limits; `run_time` is the error of the worst output over its limit,
+    `factor` what C's factor of 4 would have had to be, `draws` the random roundings of B.
     """
 
     drawn: Drawn
@@ -76,6 +91,8 @@ class Examined:
     algebra: float = 0.0
     bound: float = 0.0
     run_time: float = 0.0
+    factor: float = 0.0
+    draws: int = 0
     refused: str | None = None
 
 
@@ -107,32 +124,67 @@ def _gamma(kind: str, gamma: torch.Tensor, generator: torch.Generator) -> torch.
     return torch.where(chosen < SHARE, gamma * 10 ** (-4 * size), gamma) if kind == "pruned" else gamma
 
 
-def examine(drawn: Drawn) -> Examined:
-    """Fold a model and check every part of the certificate."""
+@dataclass(frozen=True)
+class Fold:
+    """A random model, unfolded and folded, inputs, and what both graphs compute in float64 for part A."""
+
+    module: nn.Module
+    unfolded: ir.Model
+    stored: ir.Model
+    exact: ir.Model
+    report: FoldReport
+    inputs: Arrays
+    truth: Truth
+    answers: Families
+
+    @property
+    def reference(self) -> ModuleReference:
+        graph = self.unfolded.graph
+        names = [[value.name or "" for value in values] for values in (graph.inputs, graph.outputs)]
+        return ModuleReference(self.module, *names)
+
+
+def fold_drawn(drawn: Drawn) -> Fold:
     module = build(drawn)
     unfolded = unfolded_graph(drawn.architecture, module)
     specs = tensor_specs(unfolded.graph.inputs)
-    inputs = draw_inputs(specs, SAMPLES, drawn.seed)
-    stored = fold_graph(unfolded, open_activations=drawn.opened)
+    folding = fold_graph(unfolded, open_activations=drawn.opened)
     exact = fold_graph(unfolded, open_activations=drawn.opened, exact=True).model
-    algebra = check_algebra(find_truth(unfolded, specs, drawn.seed), exact)
-    rounding = check_rounding(exact, lambda: stored.model, first_rows(inputs, 1))
-    names = [[value.name or "" for value in values] for values in (unfolded.graph.inputs, unfolded.graph.outputs)]
-    verdict = compare(ModuleReference(module, *names), partial(run, open_graph(stored.model)), inputs, seed=drawn.seed)
+    truth = find_truth(unfolded, specs, drawn.seed)
+    answers = find_answers(Evaluator(exact), truth.inputs)
+    inputs = draw_inputs(specs, SAMPLES, drawn.seed)
+    return Fold(module, unfolded, folding.model, exact, folding.report, inputs, truth, answers)
+
+
+def examine(drawn: Drawn) -> Examined:
+    """Fold a model and check every part of the certificate."""
+    fold = fold_drawn(drawn)
+    algebra = check_algebra(fold.truth, fold.answers)
+    rounding = check_rounding(fold.exact, lambda: fold.stored, fold.answers)
+    verdict = compare(fold.reference, partial(run, open_graph(fold.stored)), fold.inputs, seed=drawn.seed)
     refused = [
         *([] if algebra else [f"A: in float64 the graphs differ by {algebra.worst.difference:.3g}"]),
-        *([] if rounding else [f"B: {rounding.faults[0].what if rounding.faults else 'rounding exceeds its bound'}"]),
+        *([] if rounding else [f"B: {rounding.faults[0].what if rounding.faults else rounding.failure}"]),
         *([] if verdict else [f"C, D: {verdict.message}"]),
     ]
     return Examined(
         drawn,
-        len(stored.report.folded),
-        stored.report.batchnorms,
+        len(fold.report.folded),
+        fold.report.batchnorms,
         algebra.worst.difference / algebra.limit,
         max((output.ratio for output in rounding.outputs if output.ratio is not None), default=0.0),
         max(output.folded_error / output.limit for output in verdict.outputs if output.limit),
+        max(factor(output) for output in verdict.outputs),
+        rounding.draws,
         "; ".join(refused) or None,
     )
+
+
+def factor(output: OutputVerdict) -> float:
+    """The factor that part C would have needed: the error of the folded graph, less the floor of the limit, over that
+    of the unfolded model."""
+    floor = output.limit - FACTOR * output.unfolded_error
+    return max(0.0, output.folded_error - floor) / output.unfolded_error if output.unfolded_error else 0.0
 
 
 def attempt(drawn: Drawn) -> Examined:
@@ -143,7 +195,7 @@ def attempt(drawn: Drawn) -> Examined:
 
 
 def table(found: Sequence[Examined]) -> Table:
-    shown = Table("γ", "ReLUs", "certified", "folded", "A", "B", "C", title="Random models")
+    shown = Table("γ", "ReLUs", "certified", "folded", "A", "B", "C", "factor", "draws", title="Random models")
     for gamma in GAMMAS:
         for opened in (False, True):
             these = [one for one in found if (one.drawn.gamma, one.drawn.opened) == (gamma, opened)]
@@ -151,14 +203,17 @@ def table(found: Sequence[Examined]) -> Table:
                 shown.add_row(gamma, "opened" if opened else "closed", *_cells(these))
     shown.add_section()
     shown.add_row("all", "", *_cells(found))
-    shown.caption = "folded: BatchNorms; A, B, C: the worst of each part over its limit"
+    shown.caption = (
+        "folded: BatchNorms; A, B, C: the worst of each part over its limit; factor: the largest that C would have "
+        "needed; draws: the most of B"
+    )
     return shown
 
 
 def _cells(found: Sequence[Examined]) -> Iterable[str]:
     yield f"{sum(one.refused is None for one in found)}/{len(found)}"
     yield f"{sum(one.folded for one in found)}/{sum(one.batchnorms for one in found)}"
-    for part in ("algebra", "bound", "run_time"):
+    for part in ("algebra", "bound", "run_time", "factor", "draws"):
         yield f"{max(getattr(one, part) for one in found):.2g}"
 
 
@@ -174,6 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = asked.again or draw(asked.models, asked.seed, asked.only)
     found = [attempt(one) for one in track(drawn, "folding and proving", console=Console(stderr=True))]
     Console().print(table(found))
+    for part in ("bound", "run_time", "factor"):
+        shares = np.quantile([getattr(one, part) for one in found], QUANTILES)
+        print(f"{part}: {', '.join(f'{share:.3g}' for share in shares)} (quantiles {QUANTILES})")
     refused = [one for one in found if one.refused is not None]
     for one in refused:
         print(f"{one.drawn.name}: {one.refused}")

@@ -8,6 +8,7 @@ explains, which is measured: B is evaluated again with each weight moved at rand
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from fold.artifact import all_batched
 from fold.comparison.layers import Parting, find_parting
 from fold.comparison.sides import Match, Side, match, read_side
 from fold.errors import BnfoldError
-from fold.evaluate import AMPLITUDE_REDUCED, Evaluator, with_moved_weights
+from fold.evaluate import AMPLITUDE_REDUCED, Evaluator, MovedWeights, rounding_limits
 from fold.inputs import FREE_SIZES, Family, check_inputs, draw_inputs, working_sizes
 from fold.proof import FACTOR, LIMIT, Truth, Verdict, difference, disagreement, find_truth, finite_values
 from fold.proof import compare as compare_outputs
@@ -26,12 +27,8 @@ from fold.sources import Source
 
 ROWS = 4
 """Rows that are computed at a time."""
-DRAWS = 3
-"""How often B is evaluated with moved weights, for each family of inputs."""
 ROUNDINGS = 4
 """Roundings that a tool may spend on a weight: a reciprocal root, two products and a sum for a fold."""
-RISK = 1e-9
-"""The probability that rounding alone exceeds part A's limit, if its errors are independent."""
 LAYER_VALUES = 1 << 18
 """Input values, over all rows, on which layers are compared."""
 FAMILIES = ("given", "normal", "sparse", "single", "offset")
@@ -211,20 +208,18 @@ def _algebra(
     run, base = matched.run(Evaluator(b.model), cast=False), LIMIT * max(truth.depth, 1)
     found: dict[str, AlgebraDifference] = {}
     explained = dict.fromkeys(matched.outputs, 0.0)
-    moved: list[Run] = []
+    moved: MovedWeights | None = None
     parted: set[str] = set()
     for family, (inputs, outputs) in truth.families.items():
         answers = run(inputs)
         found_here = {name: difference(exact, answers[name]) for name, exact in outputs.items()}
         limits = {name: base * size for name, (_, size) in found_here.items()}
-        if any(limits[name] < gap < np.inf for name, (gap, _) in found_here.items()):
-            if not moved:
-                models = (with_moved_weights(b.model, ROUNDINGS, seed + draw) for draw in range(DRAWS))
-                moved = [matched.run(Evaluator(model), cast=False) for model in models]
-            for name, moves in _limits([each(inputs) for each in moved], answers).items():
-                limits[name] = max(limits[name], moves)
-                if family in ("normal", "given"):
-                    explained[name] = max(explained[name], moves)
+        unexplained = {name: gap for name, (gap, _) in found_here.items() if limits[name] < gap < np.inf}
+        if unexplained:
+            moved = moved or MovedWeights(b.model, ROUNDINGS)
+            limits, _ = rounding_limits(partial(_draw, moved, matched, inputs), answers, unexplained, limits)
+            if family in ("normal", "given"):
+                explained |= {name: max(explained[name], limits[name]) for name in unexplained}
         for name, (gap, size) in found_here.items():
             unit, compared = size or 1.0, finite_values({name: outputs[name]})
             one = AlgebraDifference(name, gap / unit, limits[name] / unit, family, compared)
@@ -237,23 +232,9 @@ def _algebra(
     return tuple(found.values()), explained, parted
 
 
-def _limits(moved: list[Arrays], answers: Arrays) -> dict[str, float]:
-    """How far independent errors of B's weights move each output at most, but for `RISK`.
-
-    `sigma*sqrt(2*ln(2m/RISK))` for m numbers, with the standard deviation of each number over all draws and rows. The
-    model of errors is that of Higham and Mary, SIAM J. Sci. Comput. 2019.
-    """
-    limits = {}
-    for name, base in answers.items():
-        if not np.issubdtype(base.dtype, np.floating) or any(each[name].shape != base.shape for each in moved):
-            limits[name] = 0.0
-            continue
-        changes = np.stack([each[name] - base for each in moved])
-        changes = np.where(np.isfinite(changes), changes, 0.0)
-        pooled = changes.reshape(-1, *base.shape[1:]) if base.ndim else changes
-        sigma = np.sqrt(np.mean(pooled**2, axis=0))
-        limits[name] = float(sigma.max(initial=0) * np.sqrt(2 * np.log(2 * max(base.size, 1) / RISK)))
-    return limits
+def _draw(moved: MovedWeights, matched: Match, inputs: Arrays, draw: int) -> Arrays:
+    """What B computes with random errors in its weights."""
+    return matched.run(partial(moved, draw=draw), cast=False)(inputs)
 
 
 def _stored(b: Side, matched: Match, rows: Arrays, seed: int) -> dict[str, float]:

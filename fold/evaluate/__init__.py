@@ -1,4 +1,4 @@
-"""Other interpretations of one ONNX graph than the runtime's: float64, error bounds, PyTorch autograd."""
+"""Other interpretations of one ONNX graph than the runtime's: float64, random rounding, PyTorch autograd."""
 
 from typing import TYPE_CHECKING
 
@@ -6,36 +6,51 @@ from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fold.evaluate.autograd import TorchGraph
-    from fold.evaluate.bounds import RoundingBound
     from fold.evaluate.deadline import TooLongError
     from fold.evaluate.float64 import Evaluator
-    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator, with_moved_weights
+    from fold.evaluate.jumps import jumping
+    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
     from fold.evaluate.program import InFloat64
+    from fold.evaluate.random_rounding import (
+        RISK,
+        MovedWeights,
+        RandomRounding,
+        rounded_weights,
+        rounding_limits,
+    )
     from fold.evaluate.torch_noise import TorchNoise
 
 __all__ = [
     "AMPLITUDE_REDUCED",
+    "RISK",
     "Evaluator",
     "InFloat64",
+    "MovedWeights",
     "NoisyEvaluator",
-    "RoundingBound",
+    "RandomRounding",
     "TooLongError",
     "TorchGraph",
     "TorchNoise",
-    "with_moved_weights",
+    "jumping",
+    "rounded_weights",
+    "rounding_limits",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "AMPLITUDE_REDUCED": "noise",
+        "RISK": "random_rounding",
         "Evaluator": "float64",
         "InFloat64": "program",
+        "MovedWeights": "random_rounding",
         "NoisyEvaluator": "noise",
-        "RoundingBound": "bounds",
+        "RandomRounding": "random_rounding",
         "TooLongError": "deadline",
         "TorchGraph": "autograd",
         "TorchNoise": "torch_noise",
-        "with_moved_weights": "noise",
+        "jumping": "jumps",
+        "rounded_weights": "random_rounding",
+        "rounding_limits": "random_rounding",
     },
 )

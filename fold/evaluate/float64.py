@@ -127,30 +127,38 @@ class Evaluator:
             evaluator = ReferenceEvaluator(ir.to_proto(wide), new_ops=OPERATORS)
         except Exception as error:  # onnx's reference implementation raises many types
             raise self._failure(error) from error
-        self.nodes: Sequence[OpRun] = evaluator.rt_nodes_
+        self._nodes: Sequence[OpRun] = evaluator.rt_nodes_
         self._outputs: list[str] = evaluator.output_names
-        self._captured = [sorted(captured(node.onnx_node)) for node in self.nodes]
+        self._captured = [sorted(captured(node.onnx_node)) for node in self._nodes]
         self._last_used = self._last_uses()
 
-    def __call__(self, inputs: dict[str, np.ndarray], on_tensor: OnTensor | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes; an array
-        that it returns takes the tensor's place."""
+    def __call__(
+        self, inputs: dict[str, np.ndarray], on_tensor: OnTensor | None = None, on_weight: OnTensor | None = None
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes, `on_weight`
+        of each float initializer, whenever it is read; an array that it returns takes the tensor's place. Raises
+        `TooLongError` if it takes more than its time."""
+        held, deadline = dict(widened(inputs)), Deadline()
 
-        def step(node: OpRun, read: list[np.ndarray | None], context: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-            written = list(self.run(node, read, context))
-            for position, (name, array) in enumerate(zip(node.output, written, strict=False)):
-                if on_tensor is not None and name and isinstance(array, np.ndarray) and array.dtype == np.float64:
-                    other = on_tensor(name, array)
-                    written[position] = array if other is None else other
-            return written
+        def read(name: str) -> np.ndarray:
+            if name in held:
+                return held[name]
+            if name in self._weights:
+                return _replaced(name, as_text(self._weights[name].numpy()), on_weight)
+            raise self._failure(ValueError(f"no input or node gives {name!r}"))
 
-        return self.walk(widened(inputs), self.weight, step)
+        for node, within, last_used in zip(self._nodes, self._captured, self._last_used, strict=True):
+            deadline.check(node.onnx_node.name or node.op_type)
+            context = {name: read(name) for name in within if name in held or name in self._weights}
+            written = self._run(node, [read(name) if name else None for name in node.input], context)
+            for name, array in zip(node.output, written, strict=False):
+                if name:
+                    held[name] = _replaced(name, array, on_tensor)
+            for name in last_used:
+                held.pop(name, None)
+        return {name: read(name) for name in self._outputs}
 
-    def weight(self, name: str) -> np.ndarray:
-        """The value of an initializer, in float64 if it is of a float type."""
-        return as_text(self._weights[name].numpy())
-
-    def run(
+    def _run(
         self, node: OpRun, read: Sequence[np.ndarray | None], context: dict[str, np.ndarray]
     ) -> Sequence[np.ndarray]:
         """The outputs of one node. Raises `BnfoldError` if its operator fails."""
@@ -164,40 +172,10 @@ class Evaluator:
         except Exception as error:  # as above
             raise self._failure(error) from error
 
-    def walk(
-        self,
-        inputs: dict[str, T],
-        weight: Callable[[str], T],
-        step: Callable[[OpRun, list[T | None], dict[str, T]], Sequence[T]],
-    ) -> dict[str, T]:
-        """Runs the graph on values of any type T, node by node in graph order; the outputs by name.
-
-        `inputs` are the values of the graph's inputs and `weight` returns the value of an initializer. `step` computes
-        the outputs of a node from its inputs (None for an input that is left out) and from the outer values that its
-        subgraphs read. Raises `TooLongError` if it takes more than its time.
-        """
-        held, deadline = dict(inputs), Deadline()
-
-        def read(name: str) -> T:
-            if name in held:
-                return held[name]
-            if name in self._weights:
-                return weight(name)
-            raise self._failure(ValueError(f"no input or node gives {name!r}"))
-
-        for node, within, last_used in zip(self.nodes, self._captured, self._last_used, strict=True):
-            deadline.check(node.onnx_node.name or node.op_type)
-            context = {name: read(name) for name in within if name in held or name in self._weights}
-            written = step(node, [read(name) if name else None for name in node.input], context)
-            held.update({name: value for name, value in zip(node.output, written, strict=False) if name})
-            for name in last_used:
-                held.pop(name, None)
-        return {name: read(name) for name in self._outputs}
-
     def _last_uses(self) -> list[list[str]]:
         """For each node the tensors that no later node reads."""
         wanted, last_used = set(self._outputs), []
-        for node, within in zip(reversed(self.nodes), reversed(self._captured), strict=True):
+        for node, within in zip(reversed(self._nodes), reversed(self._captured), strict=True):
             names = {*node.input, *within, *node.output}
             last_used.append(sorted(names - wanted))
             wanted |= names
@@ -209,6 +187,14 @@ class Evaluator:
             f"implementation ({first_line(error)}), so nothing can be proven; export it with ONNX's own operators and "
             "a recent opset"
         )
+
+
+def _replaced(name: str, value: np.ndarray, by: OnTensor | None) -> np.ndarray:
+    """A tensor, or what `by` returns in its place if it is an array of floats."""
+    if by is None or not isinstance(value, np.ndarray) or value.dtype != np.float64:
+        return value
+    other = by(name, value)
+    return value if other is None else other
 
 
 def as_text(value: T) -> T | np.ndarray:

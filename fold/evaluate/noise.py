@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from fold.arrays import Arrays, widened
 from fold.evaluate.float64 import Evaluator
-from fold.graph import FLOATS, constant, float64
+from fold.graph import FLOATS
 
 HALF_ULP = {
     ir.DataType.FLOAT16: 2.0**-11,
@@ -65,55 +65,3 @@ class NoisyEvaluator:
         kind = self._types.get(name) or ir.DataType.FLOAT
         unit = max(HALF_ULP.get(kind, HALF_ULP[ir.DataType.FLOAT]), HALF_ULP_TF32 if self._tf32 else 0)
         return unit * (AMPLITUDE_REDUCED if unit > HALF_ULP[ir.DataType.FLOAT] else AMPLITUDE)
-
-
-WEIGHTED = frozenset(
-    {
-        "Add",
-        "BatchNormalization",
-        "Conv",
-        "ConvTranspose",
-        "Div",
-        "GRU",
-        "Gather",
-        "Gemm",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LSTM",
-        "LayerNormalization",
-        "MatMul",
-        "Mul",
-        "PRelu",
-        "RNN",
-        "Sub",
-    }
-)
-"""Operators whose constants are weights, which a tool may compute anew. Those of Resize, Clip or Pad are settings."""
-
-
-def with_moved_weights(model: ir.Model, roundings: float, seed: int) -> ir.Model:
-    """A copy of a graph in float64 in which each weight is moved as `roundings` roundings to its stored type might.
-
-    The error is uniform in ±`roundings` half units in the last place, of the weight itself or, for a vector, which may
-    be a difference of larger numbers, of its root mean square if that is larger. Whole numbers stay as they are.
-    """
-    random = np.random.default_rng(seed)
-    model = model.clone()
-    moved: set[ir.Value] = set()
-    for node in model.graph:
-        if node.op_type not in WEIGHTED:
-            continue
-        for value in node.inputs:
-            stored = constant(value)
-            if value is None or stored is None or stored.dtype not in FLOATS or value in moved:
-                continue
-            moved.add(value)
-            exact = float64(stored)
-            size = np.abs(exact)
-            if exact.ndim < 2:
-                size = np.maximum(size, np.sqrt(np.mean(exact**2)))
-            unit = HALF_ULP.get(stored.dtype, HALF_ULP[ir.DataType.FLOAT])
-            error = random.uniform(-1, 1, exact.shape) * roundings * unit * size
-            value.const_value = ir.tensor(np.where(exact == np.round(exact), exact, exact + error), name=value.name)
-            value.type = ir.TensorType(ir.DataType.DOUBLE)
-    return model

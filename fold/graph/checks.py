@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from fold.errors import BnfoldError, short
+from fold.graph.reading import inner_nodes
 from fold.graph.spellings import graphs_in, nodes_in
 from fold.limits import limit
 
@@ -145,19 +146,10 @@ def _ordered(graph: ir.Graph) -> bool:
     """Whether each node comes after those of its graph whose outputs it reads, itself or in its subgraphs."""
     seen = set[ir.Node]()
     for node in graph:
-        for inner in (node, *_within(node)):
+        for inner in (node, *inner_nodes(node)):
             for value in inner.inputs:
                 producer = None if value is None else value.producer()
                 if producer is not None and producer.graph is graph and producer not in seen:
                     return False
         seen.add(node)
     return True
-
-
-def _within(node: ir.Node) -> Iterator[ir.Node]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()

@@ -1,6 +1,7 @@
 """Reads an onnx_ir graph: constants, attributes, shapes, and the layer names that a user knows."""
 
 import ast
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,16 @@ def is_standard(node: ir.Node) -> bool:
 
 def is_batchnorm(node: ir.Node) -> bool:
     return node.op_type == "BatchNormalization" and is_standard(node)
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of all subgraphs of a node (If, Loop, Scan)."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -4,7 +4,7 @@ Both are evaluated in float64, the folded one with exact weights. Correct folds 
 1e-2 or more, and nothing was seen in between, so the limit needs no guess.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,12 +81,21 @@ class Algebra:
         }
 
 
+Families = dict[str, tuple[Arrays, Arrays]]
+"""Inputs of each family, and what a graph computes from them in float64."""
+
+
 @dataclass(frozen=True)
 class Truth:
-    """What the unfolded graph computes in float64: inputs and outputs of each family. `depth` is in layers."""
+    """What the unfolded graph computes. `depth` is in layers."""
 
     depth: int
-    families: dict[str, tuple[Arrays, Arrays]]
+    families: Families
+
+    @property
+    def inputs(self) -> dict[str, Arrays]:
+        """The inputs of each family."""
+        return {name: inputs for name, (inputs, _) in self.families.items()}
 
 
 def find_truth(
@@ -102,20 +111,22 @@ def find_truth(
     `names` are those of the families. `free` are sizes of free dimensions with which the graph works.
     """
     run = Evaluator(unfolded)
-    families = _families(specs, seed, _sizes(run, specs, seed, free), given, names)
-    return Truth(depth(unfolded.graph), {name: (inputs, run(inputs)) for name, inputs in families})
+    inputs = dict(_inputs(specs, seed, _sizes(run, specs, seed, free), given, names))
+    return Truth(depth(unfolded.graph), find_answers(run, inputs))
 
 
-def check_algebra(truth: Truth, exact: ir.Model | None) -> Algebra:
-    """Compare the exact graph with the truth. None if it is the unfolded graph itself, which computes the truth."""
-    run, families = None if exact is None else Evaluator(exact), []
+def find_answers(run: Evaluator, inputs: Mapping[str, Arrays]) -> Families:
+    """Evaluate a graph on the inputs of each family."""
+    return {name: (family, run(family)) for name, family in inputs.items()}
+
+
+def check_algebra(truth: Truth, answers: Families) -> Algebra:
+    """Compare what the exact graph answers with the truth."""
+    families = []
     for name, (inputs, outputs) in truth.families.items():
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
-        families.append(
-            FamilyDifference(
-                name, rows, *largest_difference(outputs, run(inputs) if run else outputs), finite_values(outputs)
-            )
-        )
+        found = largest_difference(outputs, answers[name][1])
+        families.append(FamilyDifference(name, rows, *found, finite_values(outputs)))
     return Algebra(truth.depth, LIMIT * max(truth.depth, 1), tuple(families))
 
 
@@ -183,7 +194,7 @@ def _sizes(run: Evaluator, specs: Sequence[TensorSpec], seed: int, free: Sequenc
         return free
 
 
-def _families(
+def _inputs(
     specs: Sequence[TensorSpec], seed: int, free: Sequence[int], given: Arrays | None, names: Sequence[str]
 ) -> Iterable[tuple[str, Arrays]]:
     """Inputs of each family: `ROWS` rows, or one for `single`; and the first `ROWS` rows of `given`."""

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from fold.arrays import Arrays, first_rows, in_chunks
 from fold.artifact import ModelVersion, all_batched, sha256
 from fold.engine import FoldReport, fold_graph
+from fold.evaluate import Evaluator
 from fold.graph import read_graph
 from fold.inputs import FREE_SIZES, check_inputs, drawn_inputs
-from fold.precision import as_stored, refuse_tf32
-from fold.proof.algebra import FAMILIES, Algebra, check_algebra, find_truth
+from fold.precision import FORMATS, as_stored, refuse_tf32
+from fold.proof.algebra import FAMILIES, Algebra, Families, check_algebra, find_answers, find_truth
 from fold.proof.certificate import Certificate, GraphParts
 from fold.proof.locate import Located, of_algebra, of_nothing, of_reference, of_rounding, of_run_time
 from fold.proof.reference import Reference, load_reference
@@ -47,9 +48,6 @@ GRAPH_PARTS = ("algebra", "rounding", "search")
 """A, B and E."""
 ROWS = 4
 """Rows that are computed at a time."""
-BOUNDED_ROWS = 1
-"""Rows of the inputs on which B's bound is computed, which takes the most time and memory."""
-
 Announce = Callable[[str], None]
 Progress = Callable[[int, int, float], None]
 
@@ -149,10 +147,10 @@ def prove_graphs(
 ) -> GraphParts:
     """Parts A, B and E of a model directory, those of `parts` (`GRAPH_PARTS`), and where the fault is if A or B fails.
 
-    A draws its own inputs from `seed`, and takes `inputs` as well if they are `given` by a user; B takes the first row
-    of `inputs`, and E starts from all. `announce` and `progress` are as for `certify`; an exception from one of them
-    ends the proof. Raises `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if a part needs
-    PyTorch and it is not installed.
+    A draws its own inputs from `seed`, and takes `inputs` as well if they are `given` by a user; B takes those of A, or
+    without A the first row of `inputs`; E starts from all. `announce` and `progress` are as for `certify`; an exception
+    from one of them ends the proof. Raises `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if
+    a part needs PyTorch and it is not installed.
     """
     manifest, specs = version.manifest, version.manifest.required_inputs
     opened = bool(manifest.fold.get("open_activations"))
@@ -181,16 +179,18 @@ def prove_graphs(
     release_memory()
 
     # 3. Part A
-    algebra = witness = None
+    algebra = witness = rounding = search = None
+    answers: Families = {}
     if truth is not None:
         witness = truth.families["normal"]
         announce("part A, algebra: the exact graph in float64")
-        algebra = check_algebra(truth, None if unchanged else folding.model)
+        answers = truth.families if unchanged else find_answers(Evaluator(folding.model), truth.inputs)
+        algebra = check_algebra(truth, answers)
     del truth
     release_memory()
 
-    # 4. Part E, before B, which rounds the exact graph
-    exact, report, search = as_stored(folding.model, manifest), folding.report, None
+    # 4. Part E
+    exact, report = as_stored(folding.model, manifest), folding.report
     del folding
     if "search" in parts:
         from fold.proof.search import search_inputs  # noqa: PLC0415  # needs PyTorch
@@ -203,17 +203,24 @@ def prove_graphs(
         del stored
 
     # 5. Part B
-    rounding = None
     if "rounding" in parts:
         announce("part B, rounding: each weight, and its effect")
-        few = _bounded(version, inputs)
-        rounding = check_rounding(exact, partial(_read_stored, version), few, unchanged=unchanged)
+        few = {"given" if given else "normal": _few(version, inputs)}
+        rounding = check_rounding(exact, partial(_read_stored, version), _for_rounding(version, exact, answers, few))
     del exact
     release_memory()
 
     # 6. Where the fault is, if A or B fails
     located = _locate_fold(version, algebra, rounding, report, unfolded, seed, announce)
     return GraphParts(algebra, rounding, search, located, witness)
+
+
+def _for_rounding(version: ModelVersion, exact: "ir.Model", answers: Families, few: dict[str, Arrays]) -> Families:
+    """What part B compares: A's `answers` of the exact graph, or what that graph computes from `few` inputs."""
+    families = {name: asked for name, (asked, _) in answers.items() if name != "normal" or "single" not in answers}
+    if not families or version.manifest.precision in FORMATS:  # where constants that are no weights change their type
+        return find_answers(Evaluator(exact), families or few)
+    return {name: answers[name] for name in families}  # `single` is one row of the kind `normal`
 
 
 def _locate_fold(
@@ -263,8 +270,8 @@ def _run_served(version: ModelVersion, inputs: Arrays, provider: Provider, at_a_
     return in_chunks(partial(run, session), inputs, at_a_time), provider_of(session)
 
 
-def _bounded(version: ModelVersion, inputs: Arrays) -> Arrays:
-    return first_rows(inputs, BOUNDED_ROWS) if all_batched(version.manifest.inputs) else inputs
+def _few(version: ModelVersion, inputs: Arrays) -> Arrays:
+    return first_rows(inputs, 1) if all_batched(version.manifest.inputs) else inputs
 
 
 def _read_stored(version: ModelVersion) -> "ir.Model":
@@ -275,7 +282,7 @@ def _locate_run_time(version: ModelVersion, inputs: Arrays, provider: Provider) 
     cuda = CudaOptions(tf32=version.manifest.tf32)
     return of_run_time(
         _read_stored(version),
-        _bounded(version, inputs),
+        _few(version, inputs),
         lambda model, arrays: run(open_graph(model, provider=provider, cuda=cuda), arrays),
         lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays),
         version.manifest.precision,

@@ -1,26 +1,28 @@
-"""Part B of a certificate: every stored weight is the exact one, rounded once, and its effect is within a bound.
+"""Part B of a certificate: every stored weight is the exact one, rounded once, with no larger effect than rounding has.
 
 The stored graph must be the one that folding gives, node for node, and each weight the nearest number of its type
 (subnormal numbers, which are slow, become zero). That needs no inputs: anybody can compute it from source and manifest.
-The effect of rounding on the outputs is then measured in float64 and compared with the bound of fold.evaluate.
+The effect on the outputs is then measured in float64 and compared with that of random roundings of the same weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays
-from fold.engine import round_weights, rounded_when_read
-from fold.evaluate import Evaluator, RoundingBound
+from fold.engine import rounded_when_read
+from fold.evaluate import Evaluator, RandomRounding, jumping, rounding_limits
 from fold.graph import display_name
-from fold.proof.algebra import finite_values
-from fold.runtime import release_memory
+from fold.proof.algebra import Families, finite_values
 
 SHOWN = 5
 """The number of faults that a certificate lists; it counts all."""
+FLOOR = 2.0**-24
+"""A change of an output by this share of its largest value is none in float32."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class RoundingEffect:
-    """The effect of rounding the weights on one output: the largest measured difference, the largest bound, and the
-    largest ratio of the two at any element. Both are None if an operator before the output has no bound. `compared`
-    counts the finite values; without any it is false."""
+    """The effect of rounding the weights on one output: the largest difference, the bound that random roundings stay
+    within, and the ratio of the two, for the `family` of inputs with the largest ratio. Bound and ratio are None if an
+    operator before the output jumps. `compared` counts the finite values of all families; without any it is false."""
 
     name: str
     difference: float
     bound: float | None
     ratio: float | None
+    family: str
     compared: int
 
     def __bool__(self) -> bool:
@@ -52,12 +55,14 @@ class RoundingEffect:
 @dataclass(frozen=True)
 class Rounding:
     """True if all weights are rounded correctly and each output stays within its bound. `unbounded` names operators
-    that have no bound. `compared` counts the finite values of weights and outputs; without any it is false."""
+    whose results jump, `draws` is the number of random roundings. `compared` counts the finite values of weights and
+    outputs; without any it is false."""
 
     weights: int
     faults: tuple[Fault, ...]
     outputs: tuple[RoundingEffect, ...]
     unbounded: tuple[str, ...]
+    draws: int
     compared: int
 
     def __bool__(self) -> bool:
@@ -74,7 +79,10 @@ class Rounding:
         if empty is not None or not self.compared:
             return f"rounding proves nothing; output {empty!r} of the stored graph has no finite value in float64"
         worst = max(self.outputs, key=lambda output: output.ratio or 0)
-        return f"rounding does not hold; output {worst.name!r} differs by {worst.ratio:.3g} times the bound"
+        return (
+            f"rounding does not hold; output {worst.name!r} differs by {worst.ratio:.3g} times what random roundings "
+            "of the weights explain"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -85,38 +93,67 @@ class Rounding:
             "faults": [asdict(fault) for fault in self.faults[:SHOWN]],
             "outputs": [asdict(output) for output in self.outputs],
             "unbounded": list(self.unbounded),
+            "draws": self.draws,
         }
 
 
-def check_rounding(
-    exact: ir.Model, read_stored: Callable[[], ir.Model], inputs: Arrays, *, unchanged: bool = False
-) -> Rounding:
-    """Compare the stored graph with the exact one: nodes, each weight, and, if these are right, outputs on `inputs`.
-    If the graph is `unchanged` by the fold, no weight is rounded, so no output moves and none needs a bound.
+def check_rounding(exact: ir.Model, read_stored: Callable[[], ir.Model], families: Families) -> Rounding:
+    """Compare the stored graph with the exact one: nodes, each weight, and outputs. `families` hold those of `exact`.
 
-    The exact weights, in float64, take the most memory of a proof. So `exact` is rounded here, in place, and the stored
-    graph is read after that.
+    Outputs are not compared if the graphs differ in more than numbers. The exact weights, in float64, take the most
+    memory of a proof, so the rounded ones are computed whenever they are read.
     """
-    bounded: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}
-    unbounded: tuple[str, ...] = ()
-    if not unchanged:
-        bound = RoundingBound(exact, rounded_when_read(exact))
-        bounded, unbounded = bound(inputs), bound.unbounded
-        del bound
-    round_weights(exact.graph)
-    release_memory()
-    stored = read_stored()
-    faults = (*_nodes(exact.graph, stored.graph), *_weights(exact.graph, stored.graph))
+    # 1. Nodes and weights
+    rounded, stored = rounded_when_read(exact), read_stored()
     weights = sum(1 for value in exact.graph.initializers.values() if value.const_value is not None)
-    if faults:
-        return Rounding(weights, faults, (), (), 0)
-    rounded = Evaluator(stored)(inputs)
-    if unchanged:
-        bounded = {name: (array, np.zeros(array.shape)) for name, array in rounded.items()}
-    outputs = (_rounding_effect(name, *bounded[name], rounded[name]) for name in bounded)
-    effects = tuple(output for output in outputs if output is not None)
-    compared = finite_values(rounded) + finite_values(_arrays(stored.graph))
-    return Rounding(weights, (), effects, unbounded, compared)
+    nodes = tuple(_nodes(exact.graph, stored.graph))
+    faults = (*nodes, *_weights(rounded.graph, stored.graph))
+    if nodes or _forms(rounded.graph) != _forms(stored.graph):
+        return Rounding(weights, faults, (), (), 0, 0)
+
+    # 2. The effect of rounding, and what explains it
+    run, random = Evaluator(stored), RandomRounding(exact)
+    jumped, unbounded = jumping(exact, random.types.keys())
+    effects: dict[str, RoundingEffect] = {}
+    draws = 0
+    compared = finite_values(_arrays(stored.graph))
+    for family, (inputs, answers) in families.items():
+        found = run(inputs)
+        compared += finite_values(found)
+        differences = {name: _difference(array, found[name]) for name, array in answers.items() if _compared(array)}
+        judged = {name: gap for name, (gap, _, _) in differences.items() if name not in jumped and random.types}
+        floors = {name: FLOOR * size for name, (_, size, _) in differences.items()}
+        limits, count = rounding_limits(partial(random, inputs), answers, judged, floors)
+        draws = max(draws, count)
+        for name, (gap, _, finite) in differences.items():
+            limit = None if name in jumped else limits[name] if random.types else 0.0
+            ratio = None if limit is None else gap / limit if limit else np.inf if gap else 0.0
+            effect = RoundingEffect(name, gap, limit, ratio, family, finite)
+            effects[name] = _worse(effects.get(name), effect)
+    return Rounding(weights, faults, tuple(effects.values()), unbounded, draws, compared)
+
+
+def _worse(before: RoundingEffect | None, effect: RoundingEffect) -> RoundingEffect:
+    """The one with the larger ratio, or difference if there is none; and the values of both."""
+    if before is None:
+        return effect
+    sizes = [each.difference if each.ratio is None else each.ratio for each in (before, effect)]
+    return replace(before if sizes[0] >= sizes[1] else effect, compared=before.compared + effect.compared)
+
+
+def _compared(array: np.ndarray) -> bool:
+    """False for integers, which are not rounded, and for an empty array."""
+    return np.issubdtype(array.dtype, np.floating) and array.size > 0
+
+
+def _difference(exact: np.ndarray, rounded: np.ndarray) -> tuple[float, float, int]:
+    """The largest difference where both are finite, the largest size there, and the number of such values. The
+    difference is infinite if the weights decide how many values there are, and do so differently."""
+    if exact.shape != rounded.shape:
+        return np.inf, 0.0, int(np.isfinite(exact).sum())
+    finite = np.isfinite(exact) & np.isfinite(rounded)
+    size = float(np.abs(exact[finite]).max(initial=0))
+    return float(np.abs(rounded[finite] - exact[finite]).max(initial=0)), size, int(finite.sum())
 
 
 def _arrays(graph: ir.Graph) -> Arrays:
@@ -124,17 +161,10 @@ def _arrays(graph: ir.Graph) -> Arrays:
     return {name: value.const_value.numpy() for name, value in values if value.const_value is not None}
 
 
-def _rounding_effect(name: str, exact: np.ndarray, limit: np.ndarray, rounded: np.ndarray) -> RoundingEffect | None:
-    """None for an output of integers, which are not rounded, and for an empty one."""
-    if not np.issubdtype(exact.dtype, np.floating) or not exact.size:
-        return None
-    finite = np.isfinite(exact) & np.isfinite(rounded)
-    difference, limits = np.abs(rounded - exact)[finite], limit[finite]
-    largest = float(difference.max(initial=0))
-    if not np.isfinite(limits).all():
-        return RoundingEffect(name, largest, None, None, int(finite.sum()))
-    ratio = np.divide(difference, limits, out=np.where(difference > 0, np.inf, 0.0), where=limits > 0)
-    return RoundingEffect(name, largest, float(limits.max(initial=0)), float(ratio.max(initial=0)), int(finite.sum()))
+def _forms(graph: ir.Graph) -> Mapping[str, object]:
+    """Type and shape of each weight."""
+    values = graph.initializers.items()
+    return {n: (v.const_value.dtype, v.const_value.shape) for n, v in values if v.const_value is not None}
 
 
 def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
@@ -150,10 +180,11 @@ def _weights(expected: ir.Graph, stored: ir.Graph) -> Iterable[Fault]:
             described = (f"{tensor.dtype.name}{list(tensor.shape.numpy())}" for tensor in (found, wanted))
             yield Fault(name, _reader(value), "is {}, expected {}".format(*described))
             continue
-        wrong = ~_same(wanted.numpy(), found.numpy())
+        right_numbers, numbers = wanted.numpy(), found.numpy()
+        wrong = ~_same(right_numbers, numbers)
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            which = f"{list(at)} is {found.numpy()[at]!s}, expected {wanted.numpy()[at]!s}"
+            which = f"{list(at)} is {numbers[at]!s}, expected {right_numbers[at]!s}"
             yield Fault(name, _reader(value), f"has {int(wrong.sum())} wrong of {wrong.size} numbers: {which}")
 
 

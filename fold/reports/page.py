@@ -59,9 +59,10 @@ def _algebra(algebra: dict[str, Any]) -> CertificatePart:
 def _rounding(rounding: dict[str, Any]) -> CertificatePart:
     unbounded = [output["name"] for output in rounding["outputs"] if output["bound"] is None]
     found = f"{rounding['wrong']} of {rounding['weights']} weights are wrong"
+    # certificates without draws have a bound for the worst rounding of every layer
+    others = "random roundings of them by at most" if "draws" in rounding else "the worst rounding of them by less than"
     found += "".join(
-        f"; this changes {output['name']} by {_size(output['difference'])}, "
-        f"and even the worst rounding of every layer by less than {_size(output['bound'])}"
+        f"; this changes {output['name']} by {_size(output['difference'])}, {others} {_size(output['bound'])}"
         for output in rounding["outputs"]
         if output["bound"] is not None
     )
