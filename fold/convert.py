@@ -151,7 +151,8 @@ def convert(
     manifest = _manifest(source, target, name, version, unfolded, first.model, seed)
 
     # 4. Convert it to a reduced precision, if one was asked for, and choose the faster graph.
-    chosen, opening = _choose(foldings, manifest, precision, seed, provider, announce)
+    with _naming(source.path):
+        chosen, opening = _choose(foldings, manifest, precision, seed, provider, announce)
     model, report, carried, stored_in = chosen.model, chosen.report, chosen.carried, chosen.precision
     manifest = manifest.model_copy(update={"fold": _described(chosen, opening)})
     del foldings, first, chosen
@@ -265,13 +266,7 @@ def _tell_without_batchnorm(
     """Say first why a graph has no BatchNorm to fold, and what to do about it."""
     if report.batchnorms:
         return
-    do = "it is proven and published"
-    if unfolded.described["kind"] == "onnx":
-        do = (
-            "exporters fold it in eval mode. To fold and prove it here, give the checkpoint with --arch, or export "
-            "with torch.onnx.export(…, dynamo=True, optimize=False)"
-        )
-    tell(f"{source.path}: has no BatchNorm to fold; {do}")
+    tell(f"{source.path}: has no BatchNorm to fold; {unfolded.keep_batchnorm or 'it is proven and published'}")
 
 
 def _manifest(

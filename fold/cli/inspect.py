@@ -85,6 +85,9 @@ def inspect(
     if as_json:
         print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
     else:
+        if not inspection.batchnorms and unfolded.keep_batchnorm:
+            advice = f"{source}: has no BatchNorm; {unfolded.keep_batchnorm}"
+            console.print(escape(advice), soft_wrap=True, highlight=False)
         _print_findings(source, inspection, everything=everything)
     # 4. Write the page.
     if html is not None:

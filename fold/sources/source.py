@@ -72,6 +72,16 @@ class Unfolded:
     input_scaling: "ResolvedScaling | None" = None
     arch_file: Path | None = None
 
+    @property
+    def keep_batchnorm(self) -> str | None:
+        """How to get a graph with BatchNorm, where an exporter may have folded it."""
+        if self.described["kind"] != "onnx":
+            return None
+        return (
+            "exporters fold it in eval mode. To fold and prove it here, give the checkpoint with --arch, or export "
+            "with torch.onnx.export(…, dynamo=True, optimize=False)"
+        )
+
 
 def read_source(source: Source, announce: Callable[[str], None] = lambda step: None) -> Unfolded:
     """Read a source and export it. `announce` is called with each step before it begins.
