@@ -71,7 +71,7 @@ def predict(
             shown.update(task, completed=done, total=rows, rate=rate)
 
         try:
-            found = predict_files(model, data, out, choices, progress)
+            found = predict_files(model, data, out, choices, progress=progress)
         except RowError as error:
             raise typer.Exit(complain(str(error), PROOF_FAILED)) from error
     # 3. Say what was done. The exit code says whether all of it holds.

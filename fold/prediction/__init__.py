@@ -6,8 +6,10 @@ from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fold.prediction.classes import Classes, best_classes, class_names, descending, softmax
-    from fold.prediction.job import Choices, RowError, Summary, predict_files
+    from fold.prediction.compute import RowError
+    from fold.prediction.job import Choices
     from fold.prediction.model import LoadedModel, load
+    from fold.prediction.run import Summary, predict_files
 
 __all__ = [
     "Choices",
@@ -29,13 +31,13 @@ __getattr__ = lazy_names(
         "Choices": "job",
         "Classes": "classes",
         "LoadedModel": "model",
-        "RowError": "job",
-        "Summary": "job",
+        "RowError": "compute",
+        "Summary": "run",
         "best_classes": "classes",
         "class_names": "classes",
         "descending": "classes",
         "load": "model",
-        "predict_files": "job",
+        "predict_files": "run",
         "softmax": "classes",
     },
 )

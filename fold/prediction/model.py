@@ -37,6 +37,8 @@ class LoadedModel:
     def __init__(self, session: ModelSession, options: SessionOptions) -> None:
         self.session = session
         self.manifest: Manifest = session.version.manifest
+        self.threads = options.threads
+        """Inside one operator, as they were asked for."""
         self.rows_at_a_time = options.max_batch_size
         """The most rows of one run."""
         self.runs_at_a_time = session.single_core_runs or session.batches_in_flight

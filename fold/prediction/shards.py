@@ -7,8 +7,10 @@ committed before it, in a hidden file for each shard, and gathered in `errors.pa
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ ERRORS = "errors.parquet"
 PARTIAL = ".partial-"
 BUFFERED_BYTES = 64 << 20
 """Answers that are held before they are written as a row group."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What stands in the file of a shard beside its rows: its number, how many rows of it failed, and what comparisons
+    with the reference found, None if there were none (`verification.Verification`)."""
+
+    shard: int
+    failed: int
+    verification: dict[str, Any] | None
 
 
 class ShardFolder:
@@ -61,15 +73,15 @@ class ShardFolder:
         finally:
             os.close(descriptor)
 
-    def finished(self) -> dict[int, dict[str, Any]]:
+    def finished(self) -> dict[int, Noted]:
         """What was noted of each shard that is there, by number.
 
         Raises `BnfoldError` for a shard of another model, data set or options.
         """
         noted = [self._noted(path) for path in sorted(self.path.glob("part-*.parquet"))]
-        return {one["shard"]: one for one in noted}
+        return {one.shard: one for one in noted}
 
-    def _noted(self, path: Path) -> dict[str, Any]:
+    def _noted(self, path: Path) -> Noted:
         try:
             about = {key.decode(): text.decode() for key, text in (pq.read_metadata(path).metadata or {}).items()}
         except (pa.ArrowException, OSError) as error:
@@ -79,13 +91,16 @@ class ShardFolder:
             raise BnfoldError(f"{path}: was made by {theirs} of another digest; choose another --out")
         if about.get("bnfold.plan") != self._about["bnfold.plan"]:
             raise BnfoldError(f"{path}: was made from other data or with other options; choose another --out")
-        noted: dict[str, Any] = json.loads(about["bnfold.shard"])
-        return noted
+        return Noted(**json.loads(about["bnfold.shard"]))
 
     def write(
-        self, number: int, tables: Iterator[tuple[pa.Table, pa.Table]], noted: Callable[[], dict[str, Any]]
-    ) -> None:
-        """Commit a shard: its answers and errors, part by part. `noted` is called last; it says what to note of it."""
+        self,
+        number: int,
+        tables: Iterator[tuple[pa.Table, pa.Table]],
+        found: Callable[[], tuple[int, dict[str, Any] | None]],
+    ) -> Noted:
+        """Commit a shard: its answers and errors, part by part. `found` is called last: how many rows failed, and what
+        comparisons found."""
         errors: list[pa.Table] = []
         with self._new(self.path / f"part-{number:05d}.parquet", self._answers.schema) as writer:
             waiting: list[pa.Table] = []
@@ -97,13 +112,15 @@ class ShardFolder:
                     waiting = []
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
-            writer.add_key_value_metadata({"bnfold.shard": json.dumps({"shard": number, **noted()})})
+            noted = Noted(number, *found())
+            writer.add_key_value_metadata({"bnfold.shard": json.dumps(asdict(noted))})
             beside = self.path / f".errors-{number:05d}.parquet"
             if errors:
                 with self._new(beside, self._answers.error_schema) as other:
                     other.write_table(pa.concat_tables(errors))
             else:
                 beside.unlink(missing_ok=True)  # of a start that was killed
+        return noted
 
     def gather_errors(self) -> None:
         """Write the rows that failed in all shards into one file; none if there are none."""
@@ -118,7 +135,7 @@ class ShardFolder:
     @contextmanager
     def _new(self, path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         """A file that is under its name when the block has ended, and on disk."""
-        partial = path.with_name(f"{PARTIAL}{path.name.lstrip('.')}")
+        partial = path.with_name(f"{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name.lstrip('.')}")
         try:
             with pq.ParquetWriter(partial, schema.with_metadata(self._about), compression="zstd") as writer:
                 yield writer

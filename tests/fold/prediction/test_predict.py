@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fold.artifact.directory import read_version
-from fold.prediction import job
+from fold.prediction import compute
 from fold.prediction.data import arrays
 from fold.prediction.model import LoadedModel
 from support.commands import assert_one_line, bnfold
@@ -305,7 +305,7 @@ def test_no_more_rows_are_read_than_a_batch_takes(
         return run(model, given)
 
     monkeypatch.setattr(LoadedModel, "run", noted)
-    monkeypatch.setattr(job, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(compute, "CHUNK_BYTES", 1)
     predict(repository / "net", *sorted(tmp_path.glob("d.*")), "--threads", 1, "--out", tmp_path / "out")
     assert sum(seen) == 3 * ROWS
     assert max(seen) == 64
