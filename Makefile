@@ -22,7 +22,7 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,otel,predict,train,test,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,otel,predict,ray,train,test,dev]'
 	touch $@
 
 demo: $(STAMP)  ## train, fold, prove, serve and predict once, in about a minute

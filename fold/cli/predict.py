@@ -1,8 +1,9 @@
 """`bnfold predict`."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +45,9 @@ def predict(
     verify: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Share of the rows to compare with the reference.")
     ] = 0.0,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Compute shards in this process, or on a Ray cluster.")
+    ] = "local",
     device: Device = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads inside one operator, 0 chooses.")] = 0,
     as_json: AsJson = False,
@@ -51,10 +55,9 @@ def predict(
     """Predict every row of a data set with a published model, each once, and write the answers as Parquet files."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    try:
-        import pyarrow  # noqa: F401, PLC0415  # an extra
-    except ModuleNotFoundError as error:
-        raise BnfoldError("predict writes Parquet and needs pyarrow; install bnfold[predict]") from error
+    for package, extra in (("pyarrow", "predict"), *([("ray", "ray")] if engine == "ray" else [])):
+        if find_spec(package) is None:
+            raise BnfoldError(f"{package} is not installed; install bnfold[{extra}]")
     from fold.prediction import Choices, RowError, load, predict_files  # noqa: PLC0415
 
     # 1. Load the model as the service does.
@@ -71,7 +74,7 @@ def predict(
             shown.update(task, completed=done, total=rows, rate=rate)
 
         try:
-            found = predict_files(model, data, out, choices, progress=progress)
+            found = predict_files(model, data, out, choices, engine=engine, progress=progress)
         except RowError as error:
             raise typer.Exit(complain(str(error), PROOF_FAILED)) from error
     # 3. Say what was done. The exit code says whether all of it holds.

@@ -1,16 +1,21 @@
 """`bnfold predict`: a model over a data set, shard by shard, so that a run that was killed goes on where it was."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fold.prediction.compute import ShardRun
+from fold.prediction.compute import ShardRun, Told
 from fold.prediction.job import Choices, Job
 from fold.prediction.model import LoadedModel
+from fold.prediction.plan import Shard
+from fold.prediction.shards import Noted
 from fold.prediction.verification import Verification
+
+Engine = Literal["local", "ray"]
+"""Where shards are computed: in this process, or by workers of a Ray cluster."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,14 @@ def predict_files(
     out: Path,
     choices: Choices,
     *,
+    engine: Engine = "local",
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Summary:
     """Predict each row of `data`, files, folders and glob patterns, once, and write the answers into the folder `out`.
 
     Shards that are there already are not computed again. `progress` is told how many rows are done, and how many there
     are. Raises `BnfoldError` for data or a folder that does not fit, `RowError` for the first row that fails if the run
-    is strict.
+    is strict. With `engine` ray, shards are computed on a Ray cluster (`fold.prediction.cluster`).
     """
     # 1. The rows, and the shards that they are written in
     started, manifest = time.perf_counter(), model.manifest
@@ -87,7 +93,7 @@ def predict_files(
 
         # 3. Each shard
         if left:
-            with closing(ShardRun(model, job).compute(left, told)) as computed:
+            with closing(_computed(engine, model, job, left, told)) as computed:
                 noted |= {one.shard: one for one in computed}
         # 4. All starts together
         job.folder.gather_errors()
@@ -105,3 +111,11 @@ def predict_files(
         seconds=time.perf_counter() - started,
         verification=sum(found, Verification()) if found else None,
     )
+
+
+def _computed(engine: Engine, model: LoadedModel, job: Job, shards: Sequence[Shard], told: Told) -> Generator[Noted]:
+    if engine == "local":
+        return ShardRun(model, job).compute(shards, told)
+    from fold.prediction.cluster import compute_on_ray  # noqa: PLC0415  # needs an extra
+
+    return compute_on_ray(model, job, shards, told)
