@@ -19,6 +19,8 @@ from service.settings import Settings
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Load balancers and container engines ask these paths, and have no token."""
+PAGE_FILES = "/static/"
+"""The script and style of the page, which asks for a token. They hold no data."""
 
 Kind = Literal["user", "admin"]
 
@@ -45,7 +47,7 @@ class Access:
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises `UnauthorizedError` if the path needs a token and the request brings none that is known."""
-        if self.guarded and path not in self._open:
+        if self.guarded and path not in self._open and not path.startswith(PAGE_FILES):
             self._kind(headers)
 
     def check_token(self, headers: Headers) -> None:

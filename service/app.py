@@ -26,7 +26,6 @@ from starlette.types import Receive, Scope, Send
 from fold.errors import is_out_of_files
 from fold.runtime import cores, thread_limits
 from service.access import Access
-from service.batching import on_thread
 from service.budget import Budget, default_limit
 from service.errors import OutOfFilesError, ServiceError, error_body
 from service.http import (
@@ -41,7 +40,7 @@ from service.http import (
     respond,
     run_server,
 )
-from service.http.page import Page, read_report, render_docs, render_page
+from service.http.page import locked_page, page_routes, wants_page
 from service.http.routes import (
     PATHS,
     Infer,
@@ -160,7 +159,11 @@ class Application(FastAPI):
         try:
             self.access.check(path, scope["headers"])
         except ServiceError as error:
-            await respond(send, *failure(self.metrics, "access", None, error, scope["headers"]))
+            answer = failure(self.metrics, "access", None, error, scope["headers"])
+            if wants_page(path, scope["headers"]):
+                await locked_page(error)(scope, receive, send)
+            else:
+                await respond(send, *answer)
             return
         if (target := infer_target(path)) is not None:
             await self.infer(target, scope, receive, send)
@@ -184,7 +187,13 @@ def create_app(settings: Settings) -> Application:
     app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
     app.include_router(v1_routes(app.repository))
     app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.proofs, app.budget, app.turns))
-    _add_pages(app)
+    app.include_router(page_routes(app.repository, app.is_ready, app.openapi))
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics() -> Response:
+        """Counters and gauges for Prometheus."""
+        return Response(app.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     _answer_errors_in_json(app)
     return app
 
@@ -280,28 +289,6 @@ def _as_get(scope: Scope) -> Scope:
     if path.endswith("/") and path != f"{scope.get('root_path', '')}/":
         path = path[:-1]
     return {**scope, "method": "GET", "path": path}
-
-
-def _add_pages(app: Application) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> Page:
-        ready = app.is_ready()
-        return Page(render_page(app.repository, ready=ready, base_url=str(request.base_url)))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> Page:
-        return Page(render_docs(app.openapi(), app.repository, str(request.base_url)))
-
-    @app.get("/models/{name}/versions/{version}/report", include_in_schema=False)
-    async def report(name: str, version: str) -> Page:
-        """The report that `bnfold fold` wrote for this version."""
-        folder = app.repository.find(name, version).session.version.path
-        return Page(await on_thread("read a report", partial(read_report, folder, f"{name}/{version}")))
-
-    @app.get("/metrics", tags=["operation"])
-    async def metrics() -> Response:
-        """Counters and gauges for Prometheus."""
-        return Response(app.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _answer_errors_in_json(app: FastAPI) -> None:

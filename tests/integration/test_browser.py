@@ -1,11 +1,9 @@
-"""The pages in a real browser: the service's, the report that is written beside a model, and the inspection's."""
+"""Pages that are written as files, in a real browser: the report beside a model, and the inspection's."""
 
 import json
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,24 +41,6 @@ def repository(tmp_path_factory, pictures) -> Path:
     source = Source(folder / "m.pt", "models.vgg_after:vgg_after", (), ["1,8,8"])
     assert convert(source, Target(folder / "repository", "digits")).path is not None
     return folder / "repository"
-
-
-@pytest.fixture(scope="module")
-def service_url(repository) -> Iterator[str]:
-    command = [sys.executable, "-m", "fold", "serve", str(repository), "--port", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    line = next(line for line in server.stderr if "serving" in line)
-    yield next(word for word in line.split() if word.startswith("http"))
-    server.terminate()
-    server.wait(60)
-    server.stderr.close()
-
-
-def test_the_services_page(service_url, tmp_path) -> None:
-    document = dump(service_url, tmp_path)
-    assert "<h2>digits</h2>" in document
-    assert "BatchNorms folded" in document
 
 
 MEASURE = """<script>

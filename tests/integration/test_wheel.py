@@ -78,6 +78,9 @@ def test_the_wheel_folds_proves_inspects_and_serves(environment: Path) -> None:
         said = next(line for line in service.stderr if line.startswith("bnfold: serving net/1 on "))
         with urllib.request.urlopen(f"{said.split()[4]}/", timeout=PATIENCE) as page:
             assert b"<h2>net</h2>" in page.read()
+        for file in ("app.js", "page.css"):
+            with urllib.request.urlopen(f"{said.split()[4]}/static/{file}", timeout=PATIENCE) as static:
+                assert static.read() == (ROOT / "service" / "http" / "page" / "static" / file).read_bytes()
         service.send_signal(signal.SIGTERM)
         assert service.wait(PATIENCE) == 0
 

@@ -74,6 +74,18 @@ def closed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield service
 
 
+def test_a_browser_gets_the_page_that_asks_for_a_token(closed: Service) -> None:
+    answer = closed.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "a token is needed here" in answer.text
+    assert "net" not in answer.text, "no name of a model"
+    assert closed.get("/static/app.js").status_code == closed.get("/static/page.css").status_code == 200
+    assert closed.get("/static/nothing.js").status_code == 404
+    for path in ("/docs", "/models/net/versions/1/report"):
+        assert closed.get(path, headers={"Accept": "text/html"}).json().keys() == {"error"}
+
+
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
 def test_what_is_closed_wants_a_token(closed: Service, method: str, path: str, body: Any) -> None:
     assert send(closed, method, path, body) == 401

@@ -1,6 +1,7 @@
 """The page at `/`: which models serve, what they take, what was folded, and what was proven.
 
-It is self-contained: no script, font or style is loaded from elsewhere. Jinja is imported at the first visit.
+It can be read without its script, which adds everything that a visitor does. Nothing is loaded from elsewhere. Jinja is
+imported at the first visit.
 """
 
 import json
@@ -15,31 +16,45 @@ from starlette.responses import HTMLResponse
 
 from fold.artifact import DTYPES, Manifest, TensorSpec, open_file
 from fold.errors import BnfoldError, is_out_of_files, shown
-from service.errors import NotFoundError, OutOfFilesError
+from service.errors import NotFoundError, OutOfFilesError, ServiceError
+from service.headers import Headers
 from service.operations import package_version
 from service.repository import Model, Repository
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-}
-
-
+HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
+LIMITS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 LONGEST_EXAMPLE = 400
 """Characters of a row that a page shows."""
 
 
 class Page(HTMLResponse):
-    """A page that loads nothing, runs no script, and is shown in no other page's frame."""
+    """A page that loads what this service sends and nothing else, and is shown in no other page's frame. Scripts and
+    styles in the page itself do not run: what a file called its tensors stays text."""
+
+    policy = f"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; {LIMITS}"
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        super().init_headers({**HEADERS, **(headers or {})})
+        super().init_headers({**HEADERS, "content-security-policy": self.policy, **(headers or {})})
+
+
+class SelfContainedPage(Page):
+    """A page that loads nothing and runs no script; its style stands in it."""
+
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; {LIMITS}"
+
+
+def wants_page(path: str, headers: Headers) -> bool:
+    """Whether a browser opens the page. It brings no token, even if the service needs one."""
+    return path == "/" and any(name == b"accept" and b"text/html" in value for name, value in headers)
+
+
+def locked_page(error: ServiceError) -> Page:
+    """The page of a service that needs a token: the script asks for it."""
+    told = {name.decode(): value.decode() for name, value in error.headers()}
+    return Page(template("locked.html").render(reason=str(error)), error.status, told)
 
 
 def render_page(repository: Repository, *, ready: bool, base_url: str) -> str:

@@ -24,11 +24,37 @@ def test_the_page_tells_what_serves(service: Any) -> None:
     for text in (
         "<h2>net</h2>", "n × 1 × 8 × 8", "1 of 1 BatchNorms folded, 0 kept", ">equivalent</span>",
         "<h2>broken</h2>", "was changed after it was written", f"curl {service.url}/v1/models/net:predict",
-        "Content-Type: image/png", "prefers-color-scheme: dark",
+        "Content-Type: image/png",
     ):  # fmt: skip
         assert text in page
     assert "http" not in page.replace(service.url, ""), "nothing comes from anywhere else"
-    assert "<script" not in page
+
+
+def test_scripts_and_styles_are_files_of_the_service(service: Any) -> None:
+    """So the policy forbids those that a name from a file might bring into a page."""
+    for path, scripts in (("/", 1), ("/docs", 0)):
+        answer = service.get(path)
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'; ")
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert re.findall(r"<script[^>]*>", answer.text) == ['<script type="module" src="static/app.js">'] * scripts
+        assert not re.search(r"<style|style=| on[a-z]+=", answer.text)
+
+
+def test_the_files_of_the_page(service: Any) -> None:
+    folder = ROOT / "service" / "http" / "page" / "static"
+    for file in folder.iterdir():
+        answer = service.get(f"/static/{file.name}")
+        kind = {".js": "text/javascript", ".css": "text/css"}[file.suffix]
+        assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert answer.content == file.read_bytes()
+        tag = answer.headers["etag"]
+        assert service.get(f"/static/{file.name}", headers={"If-None-Match": tag}).status_code == 304
+        assert service.get(f"/static/{file.name}", headers={"If-None-Match": '"other"'}).status_code == 200
+        imported = re.findall(r'from "\./([\w.]+)"', file.read_text())
+        assert all((folder / name).is_file() for name in imported)
+    assert "prefers-color-scheme: dark" in service.get("/static/page.css").text
+    for name in ("nothing.js", "..%2Findex.py", "%2e%2e%2f__init__.py", ""):
+        assert service.get(f"/static/{name}").status_code == 404, name
 
 
 def test_the_openapi_document_names_every_path(service: Any) -> None:

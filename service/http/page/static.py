@@ -1,0 +1,30 @@
+"""The files of the page: its script, in modules, and its style. They hold no data, so they need no token."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from starlette.responses import Response
+
+from service.errors import NotFoundError, shown
+
+FOLDER = Path(__file__).parent / "static"
+TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+
+
+def static_file(name: str, known: str) -> Response:
+    """A file of the page; 304 if `known`, the header If-None-Match, names its content. Raises `NotFoundError`."""
+    content, tag = _read(name)
+    headers = {"etag": tag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+    if tag in known:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
+
+
+@cache
+def _read(name: str) -> tuple[bytes, str]:
+    """The content of a file and its entity tag."""
+    if name not in {path.name for path in FOLDER.iterdir() if path.suffix in TYPES}:
+        raise NotFoundError(f"the page has no file {shown(name)}")
+    content = (FOLDER / name).read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()[:16]}"'

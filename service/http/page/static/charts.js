@@ -1,0 +1,40 @@
+// Small drawings in SVG. Each has a text for those who do not see it.
+
+import { svg } from "./dom.js";
+
+const WIDTH = 300;
+const HEIGHT = 100;
+
+function points(values, most) {
+  const step = WIDTH / Math.max(values.length - 1, 1);
+  return values.map((value, index) => `${(index * step).toFixed(1)},${(HEIGHT - 2 - ((value ?? 0) / most) * (HEIGHT - 4)).toFixed(1)}`).join(" ");
+}
+
+export function sparkline(values, label) {
+  const most = Math.max(...values, 1e-9);
+  return svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
+    svg("polyline", { points: points(values.length > 1 ? values : [0, 0], most) }));
+}
+
+// `lines` are arrays of numbers; null is drawn as 0.
+export function chart(lines, label) {
+  const most = Math.max(...lines.flat().map((value) => value ?? 0), 1e-9);
+  const grid = [2, 50, 98].map((y) => svg("line", { x1: "0", x2: WIDTH, y1: y, y2: y }));
+  const drawn = lines.map((values, index) => svg("polyline", { class: ["first", "second", "third"][index], points: points(values, most) }));
+  return svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, grid, drawn);
+}
+
+export function bar(share, kind, label) {
+  const width = Math.max(0, Math.min(100, 100 * share));
+  return svg("svg", { class: `bar ${kind}`, viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    svg("rect", { class: "back", width: "100", height: "10" }), svg("rect", { width: width.toFixed(2), height: "10" }));
+}
+
+// The span of some numbers within `least` and `most`, with a line at 0.
+export function range(span, least, most, label) {
+  const at = (value) => (100 * (value - least)) / Math.max(most - least, 1e-12);
+  const zero = least <= 0 && most >= 0 ? svg("line", { x1: at(0), x2: at(0), y1: "0", y2: "10" }) : null;
+  return svg("svg", { class: "range", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    svg("rect", { class: "back", width: "100", height: "10" }),
+    svg("rect", { class: "span", x: at(span.min).toFixed(2), width: Math.max(1, at(span.max) - at(span.min)).toFixed(2), height: "10" }), zero);
+}

@@ -1,0 +1,414 @@
+"""The service's page in a real browser: what a visitor does, and what must not happen to one."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from PIL import Image
+
+from fold.artifact import Preprocessing
+from fold.convert import Target, convert
+from fold.sources.source import Source
+from support.service import served, serving
+
+CHROMIUM = shutil.which("chromium") or ""
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(not CHROMIUM, reason="no chromium; .ci/run installs it")]
+
+TABS = ("Try", "Proof", "BatchNorms", "Traffic", "Versions", "API")
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+FIRST_PAINT = 100_000
+RULES = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+
+
+def hostile(repository: Path) -> None:
+    """A model all of whose names are HTML."""
+    inputs, outputs = [(HOSTILE, "FP32", -1, 1, 8, 8)], [("y", "FP32", -1, 64)]
+    graph = served.graph_of([helper.make_node("Flatten", [HOSTILE], ["y"])], inputs, outputs)
+    fold = {
+        "batchnorms": 2,
+        "folded": [{"name": HOSTILE, "node": HOSTILE, "channels": 1, "into": [HOSTILE]}],
+        "kept": [{"name": HOSTILE, "node": "n", "channels": 1, "reason": HOSTILE, "culprit": HOSTILE}],
+    }
+    served.publish(
+        repository, "hostile", graph, inputs, outputs, fold=fold, labels=(HOSTILE, *map(str, range(63))),
+        source={"file": HOSTILE}, versions={HOSTILE: HOSTILE}, verdict={"equivalent": True, "message": HOSTILE},
+        preprocessing=Preprocessing(input=HOSTILE, mode="L", height=8, width=8),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits` in two versions, `proven` as `bnfold fold` writes it, two inputs in `pair`, and `broken`."""
+    folder = tmp_path_factory.mktemp("page")
+    for version in (1, 2):
+        served.net(folder / "models", "digits", version=version)
+    source = Source(folder / "models" / "digits" / "1" / "unfolded.onnx")
+    assert convert(source, Target(folder / "models", "proven"), provider="cpu").path is not None
+    for publish in (served.broken, served.others, hostile):
+        publish(folder / "models")
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path) -> Iterator[serving.Service]:
+    with serving.start(repository, version_policy="all") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  # only these tests pay for it
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", RULES])
+        yield found
+        found.close()
+
+
+Opened = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(browser: Any, service: serving.Service) -> Iterator[Opened]:
+    """Opens a tab of a model: `opened("digits", "Proof")`. No script may fail, and nothing may break the policy."""
+    with pages(browser) as visit:
+
+        def tab(name: str, tab: str = "Try", version: str = "1", **options: Any) -> Any:
+            key = {"API": "endpoints"}.get(tab, tab.lower())
+            page = visit(f"{service.url}/#/{name}/{version}/{key}", **options)
+            page.get_by_role("tab", name=tab, selected=True).wait_for()
+            page.locator("#panel > *").first.wait_for()
+            return page
+
+        yield tab
+
+
+@contextmanager
+def pages(browser: Any) -> Iterator[Callable[..., Any]]:
+    contexts, said = [], []
+
+    def visit(url: str, **options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [text for text in said if "Failed to load resource" not in text] == []
+
+
+def png(shape: tuple[int, ...] = (20, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, shape, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_digit_is_drawn_and_both_models_say_the_same(opened: Opened, service: serving.Service) -> None:
+    page = opened("digits")
+    box = page.locator("canvas").bounding_box()
+    middle, top = box["x"] + box["width"] / 2, box["y"]
+    page.mouse.move(middle, top + 30)
+    page.mouse.down()
+    page.mouse.move(middle, top + box["height"] - 30, steps=5)
+    page.mouse.up()
+    answer = page.locator(".answer")
+    answer.wait_for()
+    drawn = page.locator("canvas").evaluate("(canvas) => canvas.toDataURL('image/png')")
+    body = base64.b64decode(drawn.split(",")[1])
+    (prediction,) = service.post(
+        "/v1/models/digits:predict", content=body, headers={"Content-Type": "image/png"}
+    ).json()["predictions"]
+    assert answer.text_content() == f"Both models say {prediction['label']}."
+    with Image.open(io.BytesIO(body)) as picture:
+        assert 0.02 < np.asarray(picture.convert("L")).mean() / 255 < 0.5, "a bright stroke on black"
+    row = page.get_by_role("region", name="Difference of both answers").get_by_role("row").nth(1)
+    name, difference, margin = row.locator("td").all_text_contents()
+    assert name == "scores"
+    assert 0 <= float(difference) < 1e-4 < float(margin)
+    assert page.get_by_text(re.compile(r"Queue .* ms, compute .* ms; with the reference .* ms in all")).is_visible()
+
+
+def test_a_picture_is_dropped_chosen_and_refused(opened: Opened) -> None:
+    page = opened("digits")
+    drop = """([bytes, type]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "picture", { type }));
+        document.querySelector(".drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+    }"""
+    page.evaluate(drop, [list(png()), "image/png"])
+    page.locator(".answer").wait_for()
+    assert page.get_by_alt_text("The picture that was sent").is_visible()
+    page.get_by_text("Copy as a command").click()
+    command = page.get_by_role("region", name="Command")
+    assert "--data-binary @image.png" in command.text_content()
+    for kind, text in (
+        ("Python", "urllib.request"),
+        ("tritonclient", "tritonclient.http"),
+        ("gRPC", "tritonclient.grpc"),
+    ):
+        page.get_by_label("Kind of command").select_option(kind)
+        assert text in command.text_content()
+    page.evaluate(drop, [[1, 2, 3], "image/gif"])
+    page.get_by_text("this is no PNG, JPEG or WebP").or_(page.get_by_text("picture is no PNG, JPEG or WebP")).wait_for()
+    page.get_by_label("Choose a picture").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no"})
+    page.get_by_text("cannot be read as PNG").wait_for()
+
+
+def test_numbers_from_the_example_a_file_and_what_is_no_json(opened: Opened, tmp_path: Path) -> None:
+    page = opened("pair")
+    page.get_by_label("a: FP32, shape n × 2").fill("[1, 2]")
+    page.get_by_label("b: FP32, shape n × 2").fill("[3, 5]")
+    page.get_by_role("button", name="Predict").click()
+    page.get_by_role("heading", name="Reference, float64").wait_for()
+    shown = [json.loads(text) for text in page.locator(".two pre").all_text_contents() if text.startswith("{")]
+    assert shown == [{"sum": [4, 7], "difference": [-2, -3]}] * 2
+    page.get_by_label("b: FP32, shape n × 2").fill("[3,")
+    page.get_by_role("button", name="Predict").click()
+    page.get_by_text("b: is not JSON").wait_for()
+
+    np.save(tmp_path / "rows.npy", np.zeros((2, 1, 8, 8), np.float32))
+    page = opened("proven")
+    page.get_by_label("or rows of a .npy").set_input_files(tmp_path / "rows.npy")
+    page.locator(".answer").wait_for()
+    np.save(tmp_path / "other.npy", np.zeros((2, 3), np.float32))
+    page.get_by_label("or rows of a .npy").set_input_files(tmp_path / "other.npy")
+    page.get_by_text("[-1, 1, 8, 8] is expected").wait_for()
+
+
+def test_a_proof_is_watched_kept_and_downloaded(opened: Opened, service: serving.Service, tmp_path: Path) -> None:
+    page = opened("proven", "Proof")
+    certificate = page.get_by_role("region", name="The parts of the certificate")
+    assert certificate.get_by_text("does NOT hold").count() == 0
+    assert certificate.get_by_text("when it was folded").count() == 4
+    page.get_by_label("Rows to draw").fill("4")
+    page.get_by_label("Seed").fill("11")
+    page.get_by_label("B. Rounding").uncheck()
+    page.get_by_role("button", name="Prove now").click()
+    history = page.get_by_role("region", name="Checks since it was loaded")
+    history.wait_for()
+    steps = page.get_by_label("Progress").get_by_role("listitem").all_text_contents()
+    assert any(step.startswith("part A") for step in steps)
+    assert any(step.startswith("C: scores") for step in steps)
+    assert any(step.startswith("D: scores") for step in steps)
+    made = service.get("/v2/models/proven/equivalence").json()["checks"]
+    assert [(each["verdict"]["samples"], each["verdict"]["seed"]) for each in made] == [(4, 11)]
+    assert made[0]["verdict"]["message"] in history.text_content()
+    assert certificate.get_by_text("when it was folded").count() == 1, "B is as old as the model"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as JSON").click()
+    download.value.save_as(tmp_path / "proof.json")
+    assert json.loads((tmp_path / "proof.json").read_text())["checks"] == made
+
+    np.save(tmp_path / "rows.npy", np.ones((3, 1, 8, 8), np.float32))
+    page.get_by_label("or your own rows, a .npy").set_input_files(tmp_path / "rows.npy")
+    page.get_by_role("button", name="Prove now").click()
+    page.get_by_text("equivalent over 3 samples").first.wait_for()
+    page.get_by_label("or your own rows, a .npy").set_input_files([])
+    page.get_by_label("Rows to draw").fill("1000")
+    page.get_by_role("button", name="Prove now").click()
+    page.get_by_text("samples is 1000; expected a whole number from 1 to 256").wait_for()
+
+
+def test_a_broken_model_says_why_and_the_list_is_searched(opened: Opened) -> None:
+    page = opened("broken")
+    page.get_by_text("model.onnx: was changed after it was written").first.wait_for()
+    models = page.get_by_label("Models", exact=True).get_by_role("link")
+    assert models.count() == 8
+    page.get_by_label("Search models").fill("DIG")
+    assert [text.removesuffix("v2") for text in models.all_text_contents()] == ["digits"]
+    page.get_by_label("Search models").fill("nothing")
+    page.get_by_text("No model has this name.").wait_for()
+
+
+def test_versions_are_switched_compared_and_stay_in_the_url(opened: Opened) -> None:
+    page = opened("digits", "Versions", "2")
+    page.get_by_label("Version", exact=True).select_option("1")
+    page.wait_for_url("**/#/digits/1/versions")
+    table = page.get_by_role("region", name="Versions", exact=True)
+    table.get_by_text("READY").nth(1).wait_for()
+    page.get_by_text("Where version 2 comes from").click()
+    digest = page.get_by_role("region", name="SHA-256 of its files, version 2").get_by_text(
+        re.compile("^[0-9a-f]{64}$")
+    )
+    assert digest.count() == 2
+    page.get_by_role("tab", name="Traffic").click()
+    page.wait_for_url("**/#/digits/1/traffic")
+    page.go_back()
+    page.get_by_role("tab", name="Versions", selected=True).wait_for()
+
+
+def test_batchnorms_are_sorted_filtered_and_inspected(opened: Opened) -> None:
+    page = opened("proven", "BatchNorms")
+    page.get_by_text("1 of 1 BatchNorms are folded, 0 are kept.").wait_for()
+    page.get_by_label("Kept").check()
+    page.get_by_text("No BatchNorm is of this kind.").wait_for()
+    page.get_by_label("Folded").check()
+    page.get_by_role("button", name="Show statistics").click()
+    page.get_by_role("img", name=re.compile("σ² from 0.5.* to")).wait_for()
+    page.get_by_role("button", name="Channels").click()
+    assert page.get_by_role("columnheader", name="Channels").get_attribute("aria-sort") == "ascending"
+    page.get_by_role("button", name="Channels").click()
+    assert page.get_by_role("columnheader", name="Channels").get_attribute("aria-sort") == "descending"
+
+
+def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, service: serving.Service) -> None:
+    for _ in range(3):
+        assert service.post("/v2/models/single/infer", json={}).status_code == 400
+    page = opened("single", "Traffic")
+    errors = page.get_by_role("region", name="Refusals and errors")
+    errors.wait_for()
+    assert errors.get_by_role("row").nth(1).locator("td").all_text_contents() == ["bad request", "3"]
+    page = opened("single", "API")
+    page.get_by_label("Endpoint").select_option("POST /v2/models/{name}/infer")
+    assert page.get_by_label("Path").input_value() == "v2/models/single/infer"
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text(re.compile("^200 OK in .* ms$")).wait_for()
+    assert json.loads(page.get_by_role("region", name="Answer").text_content())["outputs"][0]["name"] == "y"
+    page.get_by_label("Body").fill("{}")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text(re.compile("^400 Bad Request in .* ms$")).wait_for()
+
+
+def test_a_token_is_asked_for_kept_in_the_page_and_an_admins_unloads(browser: Any, repository: Path) -> None:
+    chosen = {"tokens": "secret-user", "admin_token": "secret-admin", "repository_control": "explicit"}
+    with serving.start(repository, **chosen) as guarded, pages(browser) as visit:
+        page = visit(f"{guarded.url}/#/pair/1/versions")
+        page.get_by_label("Token", exact=True).fill("wrong")
+        page.get_by_role("button", name="Use").click()
+        page.get_by_text("The service does not know this token.").wait_for()
+        page.get_by_label("Token", exact=True).fill("secret-user")
+        page.get_by_role("button", name="Use").click()
+        page.get_by_role("button", name="Unload").click()
+        page.get_by_text("this token is not an admin's").wait_for()
+        page.get_by_label("Token of an admin").fill("wrong")
+        page.get_by_role("button", name="Unload").click()
+        page.get_by_text("the token is not known here").wait_for()
+        page.get_by_label("Token of an admin").fill("secret-admin")
+        page.get_by_role("button", name="Unload").click()
+        page.get_by_role("region", name="Versions", exact=True).get_by_text("UNAVAILABLE").wait_for()
+        assert "secret" not in page.evaluate(
+            "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
+        )
+        page.get_by_role("button", name="Load or reload").click()
+        page.get_by_role("region", name="Versions", exact=True).get_by_text("READY").wait_for()
+        page.reload()
+        page.get_by_label("Token", exact=True).wait_for()
+
+
+def test_the_keyboard_is_enough(opened: Opened) -> None:
+    page = opened("pair")
+    page.get_by_label("a: FP32, shape n × 2").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the model"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    page.get_by_role("tab", name="Try").focus()
+    for name in TABS[1:]:
+        page.keyboard.press("ArrowRight")
+        page.get_by_role("tab", name=name, selected=True).wait_for()
+        assert page.evaluate("document.activeElement.textContent") == name
+    page.keyboard.press("Home")
+    page.get_by_label("a: FP32, shape n × 2").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.role") == "tabpanel"
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Predict"
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Reference, float64").wait_for()
+
+
+def settled(page: Any) -> None:
+    """Wait until the tab has what it shows."""
+    page.locator("#panel > *").first.wait_for()
+    page.wait_for_load_state("networkidle")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415  # as above
+
+    page = opened("digits", color_scheme=scheme, reduced_motion="reduce")
+    found = {}
+    for name in TABS:
+        page.get_by_role("tab", name=name).click()
+        settled(page)
+        if name == "Try":
+            page.get_by_label("Choose a picture").set_input_files(
+                {"name": "a.png", "mimeType": "image/png", "buffer": png()}
+            )
+            page.locator(".answer").wait_for()
+        found[name] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 2560])
+def test_no_width_scrolls_sideways(opened: Opened, width: int) -> None:
+    page = opened("proven", viewport={"width": width, "height": 800})
+    for name in TABS:
+        page.get_by_role("tab", name=name).click()
+        settled(page)
+        over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert over <= 0, name
+
+
+def test_names_from_models_stay_text(opened: Opened) -> None:
+    page = opened("hostile")
+    page.get_by_label("Choose a picture").set_input_files({"name": HOSTILE, "mimeType": "image/png", "buffer": png()})
+    page.locator(".answer").wait_for()
+    for name in TABS:
+        page.get_by_role("tab", name=name).click()
+        settled(page)
+        if name in ("Proof", "BatchNorms", "Versions"):
+            assert HOSTILE in page.locator("#panel").text_content(), name
+        assert page.locator("img[src=x]").count() == 0
+        assert "\u202e" not in page.locator("#panel").text_content(), "turns the text around it"
+        assert page.title() == "hostile: bnfold"
+
+
+def test_without_scripts_the_page_is_read(opened: Opened, browser: Any, service: serving.Service) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(service.url)
+    assert page.get_by_role("heading", name="digits").count() == 2
+    assert page.get_by_text("was changed after it was written").is_visible()
+    assert page.locator("img[src=x]").count() == 0
+    context.close()
+
+
+def test_the_first_paint_is_small_and_a_hidden_page_asks_nothing(browser: Any, service: serving.Service) -> None:
+    with pages(browser) as visit:
+        page = visit("about:blank")
+        page.clock.install()
+        page.goto(f"{service.url}/#/pair/1/try")
+        page.get_by_label("a: FP32, shape n × 2").wait_for()
+        page.wait_for_load_state("networkidle")
+        loaded = page.evaluate(
+            "[...performance.getEntriesByType('resource'), ...performance.getEntriesByType('navigation')]"
+            ".map((each) => each.encodedBodySize)"
+        )
+        assert sum(loaded) < FIRST_PAINT
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.clock.run_for(60_000)
+        page.wait_for_load_state("networkidle")
+        assert 0 < len(asked) <= 14, "two small requests every ten seconds"
+        page.evaluate("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")
+        page.clock.run_for(20_000)
+        asked.clear()
+        page.clock.run_for(600_000)
+        assert asked == []
