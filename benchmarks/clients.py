@@ -24,6 +24,8 @@ TIMEOUT_SECONDS = 60.0
 START_SECONDS = 1.5
 """Time for the processes to start, so that all begin at once."""
 KEPT_LATENCIES = 100_000
+DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
+"""The protocol's names of numpy's types."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Seen:
 
 
 def write_questions(path: Path, tensor: str, questions: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> None:
-    """Write the questions: float32 inputs for the tensor of that name, with right answers, each to `error` of its
-    largest number."""
-    arrays = {f"x{i}": x.astype(np.float32) for i, (x, _) in enumerate(questions)}
+    """Write the questions: inputs for the tensor of that name, with right answers, each to `error` of its largest
+    number."""
+    arrays = {f"x{i}": x for i, (x, _) in enumerate(questions)}
     arrays |= {f"y{i}": y.astype(np.float32) for i, (_, y) in enumerate(questions)}
     np.savez(path, tensor=np.array(tensor), error=np.array(error), **arrays)  # type: ignore[arg-type]
 
@@ -79,7 +81,7 @@ def read_questions(path: Path, route: str) -> list[Question]:
 def question(tensor: str, route: str, x: np.ndarray, expected: np.ndarray, error: float) -> Question:
     """`expected` is the answer to `x`; it may be off by `error` of its largest number."""
     size = {"binary_data_size": x.nbytes}
-    described = {"name": tensor, "shape": list(x.shape), "datatype": "FP32", "parameters": size}
+    described = {"name": tensor, "shape": list(x.shape), "datatype": DATATYPES[x.dtype.name], "parameters": size}
     header = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
     head = (
         f"POST {route} HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {len(header)}\r\n"

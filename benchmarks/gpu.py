@@ -2,6 +2,8 @@
 
     python -m benchmarks.gpu [--seconds 240] [--only resnet50 …] [--batches 1,8,64,256] [--device cuda] [--dry-run]
 
+Equivalence: part C of the certificate (docs/certificate.md) for each network in float32, TF32 and float16.
+
 Latency: the unfolded graph and the folded one (closed, and with activations opened) in ONNX Runtime, through the
 buffers of the service; PyTorch eager in float32 with TF32 off, and in float16 with the channels last. One network is
 also measured in compiled PyTorch, and with the options that the service offers. All times are host to host
@@ -11,8 +13,9 @@ round in the opposite order, and medians are compared.
 Serving: `bnfold serve` as a process, loaded by several others (benchmarks/clients.py), compared with R*, the best rate
 of the session alone over batch sizes and one or two threads, before and after.
 
-Every part gets a share of `--seconds`. At their end, or on SIGTERM, the results so far are written and printed. The
-exit code is 1 if an answer was wrong. `--dry-run` takes the same steps on the CPU, with little work.
+Every part gets a share of `--seconds`. Each result is a line at once, and what there is of them is written after each
+network; at the end, or on SIGTERM, tables follow. The exit code is 1 if an answer was wrong. `--dry-run` takes the same
+steps on the CPU, with little work.
 """
 
 import argparse
@@ -42,6 +45,7 @@ from benchmarks.published import NETWORKS
 from benchmarks.service_on_gpu import Serving, serve
 from fold.bench.measure import interleaved, parse_batches
 from fold.errors import first_line
+from fold.proof.run_time import judge
 from fold.runtime import CudaOptions, loaded_cudnn, this_machine, tool_versions
 
 OPTIONS_OF = "resnet50"
@@ -54,6 +58,13 @@ WRONG = 2e-4
 """Relative to the largest number. Rounding of float32 is ten times smaller; a wrong fold is larger."""
 REDUCED_WRONG = 0.1
 ROUNDS = (5, 100)
+PROVEN = {
+    "fp32": ("PyTorch", "closed"),
+    "tf32": ("unfolded tf32", "closed tf32"),
+    "fp16": ("PyTorch fp16", "closed fp16"),
+}
+"""The unfolded model and the folded graph that are compared in each precision."""
+PROVEN_ROWS = 4
 
 
 @dataclass
@@ -64,6 +75,7 @@ class Results:
     machine: dict[str, Any]
     versions: dict[str, str]
     cudnn: str | None = None
+    equivalence: list[dict[str, Any]] = field(default_factory=list)
     latency: list[dict[str, Any]] = field(default_factory=list)
     serving: Serving | None = None
     told: list[str] = field(default_factory=list)
@@ -160,6 +172,33 @@ def reduced(contestant: str) -> bool:
     return "16" in contestant or "tf32" in contestant
 
 
+def prove(name: str, folder: Path, found: dict[str, Answer], results: Results) -> None:
+    """Part C of the certificate in each precision, a line for each."""
+    device = results.device
+    x = np.random.default_rng(7).standard_normal((PROVEN_ROWS, *network(name).shape), np.float32)
+    with torch.inference_mode():
+        exact = build(name).to(device).double()(torch.from_numpy(x).to(device).double()).cpu().numpy()
+    compared = dict(found)
+    if device != "cpu":
+        for of in ("unfolded", "closed"):
+            compared[f"{of} tf32"] = in_onnxruntime(
+                file_of(folder, of), device, (PROVEN_ROWS,), cuda=CudaOptions(tf32=True)
+            )
+    for precision, (unfolded, folded) in PROVEN.items():
+        if unfolded not in compared or folded not in compared:
+            continue
+        verdict = judge("y", exact, compared[unfolded](x), compared[folded](x), precision)
+        results.equivalence.append({"network": name, "precision": precision, "equivalent": verdict.equivalent})
+        text = f"{name} in {precision}: error {verdict.folded_error:.2g}, unfolded {verdict.unfolded_error:.2g}"
+        say(f"{text}, limit {verdict.limit:.2g}: {'equivalent' if verdict.equivalent else 'NOT equivalent'}")
+        if not verdict.equivalent:
+            results.wrong.append(f"{text}, limit {verdict.limit:.2g}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
 def check(name: str, batch: int, found: dict[str, Answer], x: np.ndarray, results: Results) -> dict[str, float]:
     """Errors of the right answers, relative to the largest number. The others are reported and not measured."""
     truth = found["PyTorch"](x)
@@ -205,6 +244,8 @@ def measure(name: str, batch: int, found: dict[str, Answer], seconds: float, res
             "median_ms": {contestant: float(found[1]) for contestant, found in quartiles.items()},
         }
     )
+    medians = ", ".join(f"{contestant} {took:.2f}" for contestant, took in results.latency[-1]["median_ms"].items())
+    say(f"{name}, {batch} rows, ms: {medians}")
 
 
 def latency(name: str, found: dict[str, Answer], batches: tuple[int, ...], clock: Clock, results: Results) -> None:
@@ -213,11 +254,15 @@ def latency(name: str, found: dict[str, Answer], batches: tuple[int, ...], clock
 
 
 def compiled(name: str, batch: int, found: dict[str, Answer], results: Results) -> None:
-    """`torch.compile` beside the closed graph, in a measurement of its own: it may fail or take too long."""
+    """`torch.compile` beside the closed graphs, in a measurement of its own: it may fail or take too long."""
+    device = results.device
+    kept = ("PyTorch", "closed", "closed fp16, NHWC")
     try:
-        answer = in_torch(torch.compile(build(name).to(results.device)), results.device)
-        chosen: dict[str, Answer] = {key: found[key] for key in ("PyTorch", "closed") if key in found}
-        measure(name, batch, chosen | {"torch.compile": answer}, 5.0, results)
+        chosen: dict[str, Answer] = {key: found[key] for key in kept if key in found}
+        chosen["torch.compile"] = in_torch(torch.compile(build(name).to(device)), device)
+        half = torch.compile(halved(build(name).to(device)))
+        chosen["torch.compile fp16"] = in_torch(half, device, half=True)
+        measure(name, batch, chosen, 5.0, results)
     except Exception as error:  # any error of the compiler
         results.told.append(f"{name}, torch.compile: {first_line(error)}")
 
@@ -265,11 +310,14 @@ def run(arguments: argparse.Namespace, results: Results) -> None:
                 own = Clock(clock.left * LATENCY_SHARE / (len(arguments.only) - done))
                 if makers.ready(name, clock.left, results):
                     opened = contestants(name, folders[name], device, arguments.batches, results)
+                    prove(name, folders[name], opened, results)
                     latency(name, opened, arguments.batches, own, results)
                     found = opened if name == OPTIONS_OF else found
+                    arguments.out.write_text(as_json(results))
             if makers.ready("served", clock.left, results):
                 seconds = SERVED_SHARE * clock.left
                 results.serving = serve(served, folders["served"], device, seconds, results.wrong)
+                arguments.out.write_text(as_json(results))
         if found and device != "cpu" and clock.left > COMPILE_SECONDS:
             compiled(OPTIONS_OF, min(COMPILED_ROWS, max(arguments.batches)), found, results)
     results.cudnn = loaded_cudnn() if device != "cpu" else None
@@ -297,12 +345,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     machine = asdict(this_machine(gpu=arguments.device != "cpu"))
     results = Results(arguments.device, machine, tool_versions())
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         run(arguments, results)
     except Stopped:
         results.told.append("stopped before its end")
     finally:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(as_json(results))
         tell(results, Console(width=150))
     if results.wrong:

@@ -1,6 +1,7 @@
-"""Prints the short table of scripts/gpu-check, from the tests' report (JUnit's XML) and the benchmark's JSON.
+"""Prints the short table of scripts/gpu-check, from the tests' outcomes (tests/gpu/conftest.py) and the benchmark's
+JSON.
 
-    python -m benchmarks.gpu_summary TESTS.xml BENCHMARK.json
+    python -m benchmarks.gpu_summary OUTCOMES BENCHMARK.json
 
 The exit code is 1 if an answer was wrong, a test failed, or a file is missing.
 """
@@ -12,11 +13,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 CERTIFICATE = "test_certificate_holds_on_the_device"
-OUT_OF_TIME = "no time was left"
-SHOWN = ("unfolded", "opened", "PyTorch", "PyTorch fp16", "torch.compile")
+SHOWN = ("unfolded", "opened", "PyTorch", "PyTorch fp16", "torch.compile", "closed fp16, NHWC", "torch.compile fp16")
 WIDTH = 34
 
 
@@ -32,14 +31,9 @@ class Case:
 
 def read_cases(path: Path) -> list[Case]:
     found = []
-    for case in ElementTree.parse(path).iter("testcase"):
-        name, _, given = re.sub(r"@[^\]]*$", "", case.get("name", "")).partition("[")
-        outcome = "passed"
-        for child in case:
-            if child.tag in ("failure", "error"):
-                outcome = "failed"
-            elif child.tag == "skipped" and outcome == "passed":
-                outcome = "not run" if OUT_OF_TIME in child.get("message", "") else "skipped"
+    for line in path.read_text().splitlines():
+        outcome, _, test = line.partition("\t")
+        name, _, given = re.sub(r"@[^\]]*$", "", test).partition("[")
         found.append(Case(name, given.removesuffix("]"), outcome))
     return found
 
@@ -59,8 +53,11 @@ def of_tests(cases: list[Case]) -> list[str]:
 
 
 def of_benchmark(results: dict[str, Any]) -> list[str]:
-    """Ratios to the closed graph, the service's share of R*, and where it ran."""
+    """Equivalence, ratios to the closed graph, the service's share of R*, and where it ran."""
     lines = []
+    for precision in dict.fromkeys(one["precision"] for one in results["equivalence"]):
+        holds = [one["equivalent"] for one in results["equivalence"] if one["precision"] == precision]
+        lines.append(_line(f"networks in {precision}", f"{sum(holds)} of {len(holds)} equivalent"))
     for row in results["latency"]:
         medians = row["median_ms"]
         shown = [
@@ -69,7 +66,7 @@ def of_benchmark(results: dict[str, Any]) -> list[str]:
         lines.append(_line(f"{row['network']}, {row['batch']} rows", f"{', '.join(shown)} of closed"))
     serving = results["serving"]
     if serving is not None:
-        for connections, seen in serving["seen"].items():
+        for connections, seen in (serving["seen"] | {"16 mixed": serving["mixed"]}).items():
             told = f"{seen['rows'] / seen['seconds'] / serving['best']:.3f} of R*, p50 {seen['p50']:.2f} ms"
             counted = f"p99 {seen['p99']:.2f} ms, {seen['wrong']} wrong, {seen['failed']} failed"
             lines.append(_line(f"served, {connections} connections", f"{told}, {counted}"))
@@ -95,7 +92,7 @@ def main() -> None:
         cases = read_cases(tests)
         lines += of_tests(cases)
         wrong |= not cases or any(case.outcome == "failed" for case in cases)
-    except (OSError, ElementTree.ParseError) as error:
+    except OSError as error:
         lines, wrong = [_line("tests", f"no report: {error}")], True
     try:
         results = json.loads(benchmark.read_text())

@@ -1,7 +1,7 @@
 """Makes the graphs for a GPU, with one process for each network, because the export takes most of the time.
 
 python -m benchmarks.graphs NETWORK FOLDER             unfolded, closed and opened .onnx, and closed in float16
-python -m benchmarks.graphs NETWORK FOLDER DEVICE      a model repository, certified on that device
+python -m benchmarks.graphs NETWORK FOLDER DEVICE      a model repository, certified on that device; it takes bytes
 """
 
 import sys
@@ -36,6 +36,18 @@ def build(name: str) -> nn.Module:
     return randomise(network(name).build())
 
 
+class OfBytes(nn.Module):
+    """A network behind the normalisation of images, which are bytes: a quarter of float32 to send."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network((x.to(torch.float32) - 127.5) / 73.5)
+        return found
+
+
 def file_of(folder: Path, graph: str) -> Path:
     return folder / f"{graph.replace(' ', '_')}.onnx"
 
@@ -53,7 +65,8 @@ def write_graphs(name: str, folder: Path) -> None:
 
 def write_repository(name: str, folder: Path, device: str) -> None:
     """Publish a model repository. Raises `SystemExit` if the folded graph is not certified."""
-    program = export_program(build(name), torch.zeros(2, *network(name).shape))
+    images = torch.zeros(2, *network(name).shape, dtype=torch.uint8)
+    program = export_program(OfBytes(build(name)).eval(), images)
     save_program(program, folder / f"{MODEL}.pt2")
     published = convert(
         Source(folder / f"{MODEL}.pt2", trust=True), Target(folder / "repository", MODEL), samples=4, provider=device

@@ -33,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.clients import DATATYPES
 from benchmarks.folding import machine, randomise
 from benchmarks.servers import PEERS, Running, Server, environment, mlserver_folder
 from benchmarks.wrk import Load, Request, load
@@ -125,8 +126,9 @@ def free_port() -> int:
 
 
 def infer_body(x: np.ndarray) -> tuple[bytes, int]:
-    """A request with a binary float32 input `x` that wants a binary answer, and the length of its JSON."""
-    tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+    """A request with a binary input `x` that wants a binary answer, and the length of its JSON."""
+    size = {"binary_data_size": x.nbytes}
+    tensor = {"name": "x", "shape": list(x.shape), "datatype": DATATYPES[x.dtype.name], "parameters": size}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return header + x.tobytes(), len(header)
 

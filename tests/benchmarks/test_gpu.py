@@ -16,11 +16,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu, gpu_summary
+from benchmarks import gpu, gpu_facts, gpu_summary
 from benchmarks.clients import Client, Seen, question, read_questions, total, write_questions
 from benchmarks.contestants import relative_error, seconds_of
+from benchmarks.convolutions import convolutions
 from benchmarks.published import NETWORKS
 from benchmarks.service_on_gpu import Serving, best_rate
+from fold.runtime import open_session
 from support import ROOT
 
 ROUTE = "/v2/models/net/infer"
@@ -189,6 +191,16 @@ def test_right_answers_are_timed_and_wrong_ones_told() -> None:
     assert gpu.ratios({"median_ms": {"PyTorch": 1.0}}) == {}
 
 
+@pytest.mark.parametrize("kind", gpu_facts.KINDS)
+def test_what_convolutions_amount_to_in_float64_is_what_the_runtime_computes(kind) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype(np.float32)
+    for half, error in ((False, 1e-5), (True, 1e-2)):
+        model = convolutions(3, 4, 5, half=half, **gpu_facts.KINDS[kind])
+        [found] = open_session(model.SerializeToString(), provider="cpu").run(None, {"x": x})
+        truth = gpu_facts.in_float64(model, x, "cpu")
+        assert 1e-9 < relative_error(found, truth) < error
+
+
 def test_rounds_fill_the_time_within_limits() -> None:
     assert gpu.rounds_within(10, 0.5) == 20
     assert gpu.rounds_within(0, 0.5) == 5
@@ -205,28 +217,28 @@ def test_the_best_rate_is_over_sizes_and_threads() -> None:
 # Tables
 
 SEEN = Seen(seconds=2.0, answered=100, rows=100, wrong=0, failed=1, p50=1.5, p99=4.0)
-SERVING = Serving("a net", 200.0, "64 rows, 2 threads", 1.0, 2.0, {1: SEEN, 64: SEEN}, 0.0, {"cudnn": "9.12.0"})
+SERVING = Serving("a net", 200.0, "64 rows, 2 threads", 1.0, 2.0, {1: SEEN, 64: SEEN}, SEEN, 0.0, {"cudnn": "9.12.0"})
 
 
 def test_the_service_is_a_share_of_the_best_rate() -> None:
     assert SERVING.share(64) == 0.25
 
 
-TESTS = """<testsuites><testsuite>
-<testcase name="test_certificate_holds_on_the_device[cnn-fp32]@cnn"/>
-<testcase name="test_certificate_holds_on_the_device[mlp-fp32]"><failure message="no"/></testcase>
-<testcase name="test_certificate_holds_on_the_device[cnn-tf32]@cnn"/>
-<testcase name="test_certificate_holds_on_the_device[mlp-tf32]"><skipped message="no time was left"/></testcase>
-<testcase name="test_metrics"><skipped message="has no meaning on a CPU"/></testcase><testcase name="test_more"/>
-</testsuite></testsuites>"""
+TESTS = """passed\ttest_certificate_holds_on_the_device[cnn-fp32]@cnn
+failed\ttest_certificate_holds_on_the_device[mlp-fp32]
+passed\ttest_certificate_holds_on_the_device[cnn-tf32]@cnn
+not run\ttest_certificate_holds_on_the_device[mlp-tf32]
+skipped\ttest_metrics
+passed\ttest_more
+"""
 
 
 def summarised(folder: Path, tests: str | None, benchmark: gpu.Results | None) -> tuple[int, str]:
     if tests is not None:
-        (folder / "tests.xml").write_text(tests)
+        (folder / "tests.txt").write_text(tests)
     if benchmark is not None:
         (folder / "gpu.json").write_text(gpu.as_json(benchmark))
-    command = [sys.executable, "-m", "benchmarks.gpu_summary", str(folder / "tests.xml"), str(folder / "gpu.json")]
+    command = [sys.executable, "-m", "benchmarks.gpu_summary", str(folder / "tests.txt"), str(folder / "gpu.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.returncode, done.stdout
@@ -237,8 +249,11 @@ def test_the_summary_counts_by_precision_and_fails_where_something_was_wrong(tmp
     found.latency = [
         {"network": "resnet50", "batch": 8, "median_ms": {"closed": 2.0, "unfolded": 2.5, "PyTorch": 4.0}, "errors": {}}
     ]
+    found.equivalence = [
+        {"network": name, "precision": "fp16", "equivalent": name != "vgg"} for name in ("resnet50", "vgg")
+    ]
     found.serving, found.told = SERVING, ["resnet50, torch.compile: no compiler"]
-    code, text = summarised(tmp_path, TESTS.replace('<failure message="no"/>', ""), found)
+    code, text = summarised(tmp_path, TESTS.replace("failed", "passed"), found)
     assert code == 0
     lines = {line[: gpu_summary.WIDTH].strip(): line[gpu_summary.WIDTH :] for line in text.splitlines()}
     assert lines["equivalence in fp32"] == "2 of 2 architectures"
@@ -246,6 +261,8 @@ def test_the_summary_counts_by_precision_and_fails_where_something_was_wrong(tmp
     assert lines["other tests"] == "1 passed, 1 skipped"
     assert lines["resnet50, 8 rows"] == "unfolded 1.25, PyTorch 2.00 of closed"
     assert lines["served, 64 connections"] == "0.250 of R*, p50 1.50 ms, p99 4.00 ms, 0 wrong, 1 failed"
+    assert lines["served, 16 mixed connections"] == lines["served, 64 connections"]
+    assert lines["networks in fp16"] == "1 of 2 equivalent"
     assert lines["cold shapes while serving"] == "0"
     assert (lines["cuDNN"], lines["machine"]) == ("9.12.0", "A GPU")
     assert lines["versions"] == "python 3.12, torch 2, onnxruntime-gpu 1"
@@ -255,7 +272,7 @@ def test_the_summary_counts_by_precision_and_fails_where_something_was_wrong(tmp
     assert code == 1
     assert "test_certificate_holds_on_the_device[mlp-fp32]" in text
     found.wrong = ["resnet50 at 8, closed: 0.5"]
-    assert summarised(tmp_path, TESTS.replace('<failure message="no"/>', ""), found)[0] == 1
+    assert summarised(tmp_path, TESTS.replace("failed", "passed"), found)[0] == 1
 
 
 def test_missing_reports_are_no_success(tmp_path) -> None:

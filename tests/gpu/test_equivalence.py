@@ -67,5 +67,5 @@ def test_a_published_float16_model_is_certified_again_from_its_directory(name) -
 def opened(name: str, precision: str):
     conversion = published(name, precision)
     assert conversion.path is not None, conversion.certificate.message
-    cuda = CudaOptions(tf32=precision == "tf32")
+    cuda = CudaOptions(tf32=precision != "fp32")
     return open_session(conversion.path / "model.onnx", provider=PROVIDER, cuda=cuda, record_placement=True)

@@ -94,7 +94,7 @@ def test_mixed_batch_sizes_two_in_flight_and_nothing_new_to_the_device(precision
 def test_the_providers_own_options_are_published(precision) -> None:
     with start_process(repository(precision), **SETTINGS) as service:
         told = parameters(service)
-    assert told["cuda.use_tf32"] == str(int(precision == "tf32"))
+    assert told["cuda.use_tf32"] == str(int(precision != "fp32"))
     assert told["cuda.cudnn_conv_algo_search"] == "HEURISTIC"
     assert told["cuda.arena_extend_strategy"] == "kSameAsRequested"
     assert told["cuda.do_copy_in_default_stream"] == "1"
