@@ -10,7 +10,6 @@ from fold.artifact.directory import (
     refuse_version,
     remove_abandoned,
     sha256,
-    sync,
     write_manifest,
 )
 from fold.artifact.files import (
@@ -20,6 +19,7 @@ from fold.artifact.files import (
     check_file,
     is_published,
     model_folders,
+    new_file,
     open_file,
     published_models,
     repository_of,
@@ -49,6 +49,7 @@ __all__ = [
     "check_file",
     "is_published",
     "model_folders",
+    "new_file",
     "new_version",
     "next_version",
     "open_file",
@@ -60,7 +61,6 @@ __all__ = [
     "remove_abandoned",
     "repository_of",
     "sha256",
-    "sync",
     "tensor_specs",
     "triton_tensors",
     "version_folder",

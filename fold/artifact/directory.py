@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fold.artifact.files import NAME_PATTERN, holds_version, open_file, version_numbers
+from fold.artifact.files import NAME_PATTERN, holds_version, open_file, sync, version_numbers
 from fold.artifact.manifest import Manifest
 from fold.errors import LONGEST_NAME, BnfoldError, short
 
@@ -240,12 +240,3 @@ def _try_lock(descriptor: int) -> bool | None:
     except OSError:  # such as a folder on NFS
         return None
     return True
-
-
-def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on disk. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

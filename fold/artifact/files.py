@@ -7,11 +7,14 @@ Only regular files inside the folder of a version are opened, and never one that
 import os
 import re
 import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 
-from fold.errors import BnfoldError, printable
+from fold.errors import BnfoldError, first_line, printable
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VERSION_PATTERN = re.compile(r"[1-9][0-9]*")
@@ -118,6 +121,31 @@ def check_file(folder: Path, name: str) -> None:
         open_file(folder, name).close()
     except OSError as error:
         raise BnfoldError(f"{folder / name}: cannot be read ({error.strerror}); fold the model again") from error
+
+
+@contextmanager
+def new_file(path: Path, prefix: str = ".") -> Iterator[Path]:
+    """A hidden file beside `path`, to be written. It is `path` when the block ends and its content is on disk; it is
+    removed if the block raises. Raises `BnfoldError` if it cannot be written."""
+    partial = path.with_name(f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name.lstrip('.')}")
+    try:
+        yield partial
+        sync(partial)
+        partial.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise BnfoldError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _listing(folder: Path, pattern: re.Pattern[str], why: str) -> Listing:

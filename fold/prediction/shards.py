@@ -7,7 +7,6 @@ committed before it, in a hidden file for each shard, and gathered in `errors.pa
 import fcntl
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fold.artifact import Manifest, sync
+from fold.artifact import Manifest, new_file
 from fold.errors import BnfoldError, first_line
 from fold.prediction.answers import Answers
 
@@ -135,14 +134,8 @@ class ShardFolder:
     @contextmanager
     def _new(self, path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         """A file that is under its name when the block has ended, and on disk."""
-        partial = path.with_name(f"{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name.lstrip('.')}")
-        try:
-            with pq.ParquetWriter(partial, schema.with_metadata(self._about), compression="zstd") as writer:
-                yield writer
-            sync(partial)
-            partial.rename(path)
-            sync(self.path)
-        except OSError as error:
-            raise BnfoldError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            new_file(path, PARTIAL) as partial,
+            pq.ParquetWriter(partial, schema.with_metadata(self._about), compression="zstd") as writer,
+        ):
+            yield writer

@@ -5,8 +5,6 @@ A state_dict is read with `weights_only=True` or from safetensors. Neither can r
 
 import copy
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fold.artifact import sync
+from fold.artifact import new_file
 from fold.errors import BnfoldError, short
 from fold.sources.checkpoint import limits, wrappers
 from fold.sources.checkpoint.distributed import read_distributed
@@ -82,20 +80,11 @@ def write_checkpoint(checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor]
         if name not in checkpoint.places or not isinstance(content, Mapping):
             raise BnfoldError(f"{checkpoint.path}: has no place for {name}; save model.state_dict() instead")
         content = _replaced(content, checkpoint.places[name], tensor, checkpoint.tensors[name])
-    partial = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        _refuse_existing(path)
+    _refuse_existing(path)
+    with new_file(path) as partial:
         with partial.open("xb") as stream:
             _save(checkpoint, content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
         _refuse_existing(path)
-        partial.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        raise BnfoldError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _save(checkpoint: Checkpoint, content: Any, stream: Any) -> None:
