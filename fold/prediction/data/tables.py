@@ -40,16 +40,16 @@ class TableRows:
             if schema.get_field_index(name) < 0:
                 known = ", ".join(schema.names)
                 raise BnfoldError(f"{path}: has no column {name!r}; it has {known}; see --column INPUT=COLUMN and --id")
-        self.id_type = None if wanted.id_column is None else schema.field(wanted.id_column).type
+        self.id_type = None if wanted.id_column is None else _plain(schema.field(wanted.id_column).type)
         for spec in wanted.manifest.inputs:
             column = wanted.columns[spec.name]
-            self._check(spec, schema.field(column).type, f"{path}: column {column!r}")
+            self._check(spec, _plain(schema.field(column).type), f"{path}: column {column!r}")
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._left: pa.RecordBatch | None = None
         self._at = self.rows
 
     def read(self, start: int, stop: int) -> Chunk:
-        table = pa.Table.from_batches(list(self._slices(start, stop))).combine_chunks()
+        table = pa.Table.from_batches(list(self._slices(start, stop)))
         where, columns = f"{self.paths[0]}: row", {}
         for spec in self._wanted.manifest.inputs:
             array = _array(table.column(self._wanted.columns[spec.name]))
@@ -154,7 +154,12 @@ def _numbers(values: pa.Array) -> np.ndarray:
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    """A column in one piece, without a dictionary, which is another one in each row group."""
+    return column.cast(_plain(column.type)).combine_chunks()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _leaf(kind: pa.DataType) -> pa.DataType:
