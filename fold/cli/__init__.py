@@ -81,6 +81,8 @@ def _line(error: Exception) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     if arguments is None:
+        # Read when PyTorch is loaded. Its threads would spin between two operators, on cores that others need.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if sys.argv[1:2] == ["serve"]:
             start_tuned()
         elif is_limited():

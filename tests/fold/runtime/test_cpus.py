@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from fold.cli import main
 from fold.runtime import cgroups, cpus
 from support.service import served
 
@@ -83,3 +85,16 @@ def test_on_one_processor_there_is_one_thread_and_it_stays_there(tmp_path: Path)
     command = [sys.executable, "-c", ON_ONE, str(tmp_path / "net" / "1" / "model.onnx"), str(one)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [1, [f"Cpus_allowed_list:\t{one}"], 1]
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_without_work_sleep_unless_the_user_wants_otherwise(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bnfold", "--version"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    if not before:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == after
