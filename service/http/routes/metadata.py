@@ -21,7 +21,7 @@ from service.operations import (
     package_version,
 )
 from service.proof import inspect_batchnorms
-from service.protocol import parse_object, render_verdict
+from service.protocol import parse_object, render_json, render_verdict
 from service.repository import Model, Repository
 from service.settings import Settings
 from service.telemetry import Metrics, Traffic
@@ -66,10 +66,10 @@ def metadata_routes(
         """Statistics of every version that serves."""
         return _statistics(metrics, repository.ready())
 
-    @router.get("/v2/traffic")
-    async def requests() -> dict[str, Any]:
+    @router.get("/v2/traffic", response_model=None)
+    async def requests() -> Response:
         """Requests of the last quarter of an hour, for every version that serves."""
-        return traffic.requests()
+        return _numbers(traffic.requests())
 
     @router.get("/v2/repository/models/{name}/versions")
     async def versions(name: str) -> dict[str, Any]:
@@ -116,9 +116,9 @@ def _model_routes(
         """Whether the model serves; 503 with the reason if not."""
         return {"name": repository.find(name, version).name, "ready": True}
 
-    async def model_traffic(request: Request, name: str, version: str | None) -> dict[str, Any]:
+    async def model_traffic(request: Request, name: str, version: str | None) -> Response:
         """Requests, quantiles of queueing and computing, batch sizes and errors of the last quarter of an hour."""
-        return traffic.of(repository.find(name, version))
+        return _numbers(traffic.of(repository.find(name, version)))
 
     async def example(request: Request, name: str, version: str | None) -> dict[str, Any]:
         """A body for infer with one row that the model was published with."""
@@ -141,7 +141,7 @@ def _model_routes(
         return Response(render_verdict(content), media_type="application/json")
 
     return (
-        VersionedRoute("GET", "/traffic", model_traffic, "version_traffic"),
+        VersionedRoute("GET", "/traffic", model_traffic, "version_traffic", response_model=None),
         VersionedRoute("GET", "/example", example, "version_example"),
         VersionedRoute(
             "GET", "/batchnorms", batchnorms, "version_batchnorms", response_model=None, openapi_extra=_STATISTICS
@@ -151,6 +151,11 @@ def _model_routes(
         VersionedRoute("GET", "", model, "model_version"),
         VersionedRoute("GET", "/ready", model_ready, "version_ready"),
     )
+
+
+def _numbers(content: dict[str, Any]) -> Response:
+    """JSON of many numbers, which the framework would look at one by one. Pages ask for it again and again."""
+    return Response(render_json(content), media_type="application/json")
 
 
 def _statistics(metrics: Metrics, models: Iterable[Model]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ function tableOf(rows, inspected, order, draw) {
   const sortable = (key, text, kind = "") => h("th", { scope: "col", class: kind, "aria-sort": order.key === key ? (order.down ? "descending" : "ascending") : "none" },
     h("button", { type: "button", onclick: () => { Object.assign(order, { key, down: order.key === key && !order.down }); draw(); } }, text));
   const heads = [sortable("position", "#", "number"), sortable("name", "BatchNorm"), sortable("channels", "Channels", "number"), sortable("became", "What became of it")];
-  if (inspected) heads.push(...Object.values(SPANS), sortable("factor", "Largest factor", "number"), sortable("suspicious", "Suspicion"));
+  if (inspected) heads.push("Where it is", ...Object.values(SPANS), sortable("factor", "Largest factor", "number"), sortable("suspicious", "Suspicion"));
   const limits = Object.fromEntries(Object.keys(SPANS).map((key) => {
     const spans = rows.map((row) => row.statistics?.[key]).filter(Boolean);
     return [key, [Math.min(0, ...spans.map((span) => span.min)), Math.max(0, ...spans.map((span) => span.max))]];
@@ -86,5 +86,5 @@ function tableOf(rows, inspected, order, draw) {
     return h("td", {}, range(span, ...limits[key], label), h("span", { class: "quiet" }, `${size(span.min)} … ${size(span.max)}`));
   };
   return table("BatchNorms", heads, rows.map((row) => [number(size(row.position + 1)), h("code", {}, row.name), number(size(row.channels)), h("td", { class: "words" }, row.became),
-    ...(inspected ? [...Object.keys(SPANS).map((key) => spanCell(row, key)), number(size(row.factor)), h("td", { class: "words" }, row.suspicious)] : [])]));
+    ...(inspected ? [h("td", { class: "words" }, row.statistics?.placement.text), ...Object.keys(SPANS).map((key) => spanCell(row, key)), number(size(row.factor)), h("td", { class: "words" }, row.suspicious)] : [])]));
 }

@@ -26,8 +26,10 @@ export async function show(panel, model) {
     const { signal } = (last = new AbortController());
     update({ type, text: type === JSON_TYPE ? body : "" });
     try {
-      const found = await both(model, body, type, signal);
-      if (!signal.aborted) answer.replaceChildren(...drawn(model, found));
+      const served = await predict(model, body, type, signal);
+      answer.replaceChildren(...drawn(model, served));
+      const exact = await askReference(model, body, type, signal);
+      answer.replaceChildren(...drawn(model, { ...served, ...exact }));
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof ApiError)) throw error;
@@ -64,7 +66,7 @@ async function rows(model, ask, refuse) {
   const areas = model.signature.inputs.map((spec) => {
     const tensor = example?.inputs.find((each) => each.name === spec.name);
     const area = h("textarea", { spellcheck: "false", rows: "5" });
-    area.value = tensor ? JSON.stringify(nested(tensor)) : "";
+    area.value = tensor ? JSON.stringify(nested(tensor, spec.shape[0] === -1)) : "";
     return [spec, area];
   });
   const submit = (event) => {
@@ -91,12 +93,12 @@ async function rows(model, ask, refuse) {
 }
 
 // The row of an example as nested lists, without the axis of the batch.
-function nested({ shape, data }) {
+function nested({ shape, data }, batched) {
   const build = (sizes, values) => (sizes.length < 2 ? values : Array.from({ length: sizes[0] }, (_, index) => {
     const part = values.length / sizes[0];
     return build(sizes.slice(1), values.slice(index * part, (index + 1) * part));
   }));
-  const row = shape[0] === 1 ? shape.slice(1) : shape;
+  const row = batched ? shape.slice(1) : shape;
   return row.length ? build(row, data) : data[0];
 }
 
@@ -106,24 +108,26 @@ async function statistics(model) {
   return { count: success.count, queue: queue.ns, compute: merge.ns + run.ns + split.ns };
 }
 
-// Both answers; without the reference's, and why, where it is not to be had.
-async function both(model, body, type, signal) {
-  const path = predictPath(model);
-  const headers = { "Content-Type": type };
+// The served answer, and how long it took.
+async function predict(model, body, type, signal) {
   const before = await statistics(model);
   const started = performance.now();
-  let found, why = "";
-  try {
-    found = await post(`${path}?reference=true`, body, headers, { signal });
-  } catch (error) {
-    if (!NOT_NOW.includes(error.status)) throw error;
-    why = error.message;
-    found = await post(path, body, headers, { signal });
-  }
+  const { predictions } = await post(predictPath(model), body, { "Content-Type": type }, { signal });
   const total = performance.now() - started;
   const after = await statistics(model);
+  signal.throwIfAborted();
   const count = Math.max(after.count - before.count, 1);
-  return { ...found, why, total, count, queue: (after.queue - before.queue) / count / 1e6, compute: (after.compute - before.compute) / count / 1e6 };
+  return { predictions, total, count, queue: (after.queue - before.queue) / count / 1e6, compute: (after.compute - before.compute) / count / 1e6 };
+}
+
+// Both answers, or why the reference's is not to be had.
+async function askReference(model, body, type, signal) {
+  try {
+    return await post(`${predictPath(model)}?reference=true`, body, { "Content-Type": type }, { signal });
+  } catch (error) {
+    if (!NOT_NOW.includes(error.status)) throw error;
+    return { why: error.message };
+  }
 }
 
 function drawn(model, { predictions, reference, why, total, count, queue, compute }) {
@@ -145,10 +149,10 @@ function drawn(model, { predictions, reference, why, total, count, queue, comput
     parts.push(table("Difference of both answers", ["Output", "Largest difference", "Margin of the first class"],
       reference.outputs.map((each) => [h("code", {}, each.name), number(size(Math.max(...each.difference))), number(size(each.margin?.[0]))])));
   } else {
-    parts.push(h("p", { class: "quiet" }, `The reference gave no answer: ${why}`));
+    parts.push(h("p", { class: "quiet" }, why ? `The reference gave no answer: ${why}` : "The reference computes in float64…"));
   }
   const share = count === 1 ? "" : ` (mean of the ${count} requests meanwhile)`;
-  parts.push(h("p", { class: "quiet" }, `Queue ${size(queue)} ms, compute ${size(compute)} ms${share}; ${reference ? "with the reference " : ""}${size(total)} ms in all.`));
+  parts.push(h("p", { class: "quiet" }, `Queue ${size(queue)} ms, compute ${size(compute)} ms${share}; ${size(total)} ms in all.`));
   return parts;
 }
 
