@@ -24,7 +24,7 @@ SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class Sample(NamedTuple):
-    """The counters of one version at a time: seconds since 1970. Counts of histograms are by bucket."""
+    """The counters of one version at a time, by the clock that never jumps. Counts of histograms are by bucket."""
 
     at: float
     requests: int
@@ -108,7 +108,7 @@ class Traffic:
         counts, key, observer = self._metrics.counters(model), (model.name, model.version), model.observer
         requests, errors = totals
         return Sample(
-            time.time(),
+            time.monotonic(),
             requests[key],
             counts.rows,
             tuple(counts.queue_seconds.counts),
@@ -142,9 +142,10 @@ def _minus(after: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _times(samples: list[Sample]) -> dict[str, list[float]]:
-    """When each interval ended, and how long it was."""
+    """When each interval ended (seconds since 1970), and how long it was."""
+    began = time.time() - time.monotonic()
     return {
-        "ended": [round(after.at, 1) for after in samples[1:]],
+        "ended": [round(began + after.at, 1) for after in samples[1:]],
         "seconds": [round(after.at - before.at, 3) for before, after in pairwise(samples)],
     }
 

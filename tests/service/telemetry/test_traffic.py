@@ -1,5 +1,6 @@
 """The traffic of the last quarter of an hour."""
 
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from service.repository import Model, Repository
 from service.telemetry import Metrics, Traffic
 from service.telemetry.metrics import SECONDS, Histogram
 from service.telemetry.traffic import INTERVALS, quantile
+from support.service.serving import PATIENCE
 
 ROW = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 
@@ -37,6 +39,7 @@ def test_requests_and_errors_are_in_the_last_interval(service: Any) -> None:
         known = [value for value in after[kind]["p99"] if value is not None]
         assert all(0 < value <= SECONDS[-1] for value in known)
     assert sum(size["batches"] for size in after["batch_rows"]) >= 3
+    assert abs(after["ended"][-1] - time.time()) < PATIENCE, "a date"
     every = service.get("/v2/traffic").json()["models"]
     assert sum(of(every)["requests"]) == sum(after["requests"])
     assert service.get("/v2/models/unheard-of/traffic").status_code == 404
