@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnxruntime as ort
 
-from fold.errors import BnfoldError, first_line
+from fold.errors import BnfoldError, first_line, is_out_of_memory
 from fold.runtime.cpus import physical_cores
 from fold.runtime.devices import (
     PROVIDERS,
@@ -60,6 +60,8 @@ DECORATION = re.compile(
 CODE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : ([A-Z_]+)|\b((?:CUDA|CUDNN|CUDNN_FE|CUBLAS) (?:failure|error)[ :]+\d+)"
 )
+POSITION = re.compile(r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()]*::[^()]*\(.*?\) )?")
+"""A position in its own source, which may stand within a sentence, too."""
 OF_DEVICE = re.compile(r"\b(?:CUDA|CUDNN|CUDNN_FE|CUBLAS) failure -?\d+: .*?(?= ; GPU=|$)")
 """What a library of the device said. ONNX Runtime adds the host's name, its own source position and expression."""
 SOURCE_POSITION = re.compile(r"\.(cc|h|cu|cpp):\d+")
@@ -159,7 +161,8 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         text = runtime_reason(error)
         if wanted == "cuda":
-            raise ProviderUnavailableError(f"device cuda: {text}; check the driver, or use --device cpu") from error
+            hint = "it has too little memory" if is_out_of_memory(error) else "check the driver"
+            raise ProviderUnavailableError(f"device cuda: {text}; {hint}, or use --device cpu") from error
         name = "the model" if isinstance(model, bytes) else str(model)
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
     if provider_of(session) != wanted:
@@ -199,7 +202,7 @@ def optimised_operators(model: Path) -> list[str] | None:
 def runtime_reason(error: BaseException) -> str:
     """The reason in an exception of ONNX Runtime, without its code, the file and the position in its own source."""
     of_device = OF_DEVICE.search(first_line(error))
-    return DECORATION.sub("", first_line(error)) if of_device is None else of_device[0]
+    return POSITION.sub("", DECORATION.sub("", first_line(error))) if of_device is None else of_device[0]
 
 
 def runtime_code(error: BaseException) -> str:

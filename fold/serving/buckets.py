@@ -52,7 +52,7 @@ class Buckets:
         sizes = sizes_for(manifest, options, placement.provider)
         if not sizes:
             return None
-        cuda = CudaRuntime(placement.device) if placement.provider == "cuda" else None
+        cuda = None if placement.gpu is None else CudaRuntime(placement.gpu)
         sessions = [first if not position or not placement.keeps_plans else another() for position in range(len(sizes))]
 
         def make(size: int, position: int) -> Staging:

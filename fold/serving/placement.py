@@ -49,6 +49,11 @@ class Placement:
         )
 
     @property
+    def gpu(self) -> int | None:
+        """The GPU's number; None on the CPU."""
+        return self.device if self.provider == "cuda" else None
+
+    @property
     def keeps_plans(self) -> bool:
         """Whether a run is slow if its shapes are not those of the run before: on a GPU ONNX Runtime's convolutions
         keep the cuDNN plan of their last shape."""

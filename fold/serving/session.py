@@ -15,10 +15,17 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays, Run
 from fold.artifact import CANARY_FILE, DTYPES, Manifest, ModelVersion, check_canary
-from fold.errors import BnfoldError, first_line
-from fold.runtime import SPIN_MICROSECONDS, CudaOptions, cores, open_session
+from fold.errors import BnfoldError
+from fold.runtime import (
+    SPIN_MICROSECONDS,
+    CudaOptions,
+    ProviderUnavailableError,
+    cores,
+    open_session,
+    runtime_reason,
+)
 from fold.serving.buckets import Buckets, sizes_for
-from fold.serving.faults import DeviceLostError, device_fault
+from fold.serving.faults import DeviceLostError, DeviceMemoryError, device_fault
 from fold.serving.graph import Graph
 from fold.serving.options import SessionOptions
 from fold.serving.placement import Placement
@@ -113,13 +120,11 @@ class ModelSession:
             elif cores() > 1 and version.manifest.batched and not sizes and not options.batches_in_flight:
                 single_core = Graph(open_session(version.model_file, provider="cpu", threads=1), version.manifest)
         halt()
-        session = cls(
+        another = partial(_open_graph, version, options, options.threads, options.spinning)
+        session = _attempt(
             version,
-            graph,
-            single_core,
-            placement,
-            options,
-            lambda: _open_graph(version, options, options.threads, options.spinning)[0],
+            lambda: cls(version, graph, single_core, placement, options, lambda: another()[0]),
+            placement.gpu,
         )
         session._warm_up()
         halt()
@@ -149,7 +154,7 @@ class ModelSession:
         try:
             return self._on_thread(lambda: self._run(inputs))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            fault = device_fault(error, self.placement.device if self.provider == "cuda" else None)
+            fault = device_fault(error, self.placement.gpu)
             if fault is None:
                 raise
             if isinstance(fault, DeviceLostError):
@@ -197,10 +202,10 @@ class ModelSession:
             return
         buckets = self._buckets
         if buckets is None:
-            _attempt(self.version, lambda: self.run_in_all(row))
+            _attempt(self.version, lambda: self.run_in_all(row), self.placement.gpu)
             self.cold_shapes = 0
         else:
-            _attempt(self.version, lambda: self._on_thread(lambda: buckets.warm_up(row)))
+            _attempt(self.version, lambda: self._on_thread(lambda: buckets.warm_up(row)), self.placement.gpu)
         if self.provider == "cuda":
             refuse_without_cudnn(self.version, self.placement)
 
@@ -214,7 +219,9 @@ class ModelSession:
             self._check_canary(run)
 
     def _check_canary(self, run: Run) -> None:
-        failure = check_canary(self.version.path, lambda inputs: _attempt(self.version, lambda: run(inputs)))
+        failure = check_canary(
+            self.version.path, lambda inputs: _attempt(self.version, lambda: run(inputs), self.placement.gpu)
+        )
         if failure is not None:
             raise CertificateError(
                 f"{self.version.model_file}: its certificate does not hold here, on {self.provider}: {failure}; "
@@ -293,10 +300,24 @@ def _blank(manifest: Manifest, rows: int = 1) -> Arrays | None:
     return blank
 
 
-def _attempt(version: ModelVersion, work: Callable[[], T]) -> T:
+def _attempt(version: ModelVersion, work: Callable[[], T], gpu: int | None = None) -> T:
+    """The outcome of `work`, on a GPU by its number. Raises `ProviderUnavailableError` if the GPU is at fault, and
+    `BnfoldError` if the graph is."""
     try:
         return work()
+    except ProviderUnavailableError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        known = isinstance(error, DeviceMemoryError | DeviceLostError)
+        reason = runtime_reason(error.__cause__ or error)
+        fault = None if gpu is None else error if known else device_fault(error, gpu)
+        if isinstance(fault, DeviceMemoryError):
+            raise ProviderUnavailableError(
+                f"{version.model_file}: too little memory on the device: {reason}; set BNFOLD_BUCKETS or "
+                "BNFOLD_MAX_BATCH_SIZE to less, or use --device cpu"
+            ) from error
+        if fault is not None:
+            raise ProviderUnavailableError(f"{version.model_file}: {fault}") from error
         raise BnfoldError(
-            f"{version.model_file}: a run before serving fails: {first_line(error)}; fold the model again"
+            f"{version.model_file}: a run before serving fails: {reason}; fold the model again"
         ) from error

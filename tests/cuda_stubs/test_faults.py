@@ -38,6 +38,16 @@ def test_memory_comes_back(tmp_path: Path) -> None:
     assert session.lost is None
 
 
+@pytest.mark.parametrize("more", [0, 10_000, 30_000, 100_000, 300_000])
+def test_a_model_that_does_not_fit_is_told_before_it_serves(more: int, tmp_path: Path) -> None:
+    """Its weights, its buffers, or what runs need."""
+    with stubs.memory_for(more), pytest.raises(ProviderUnavailableError, match="too little memory") as caught:
+        opened(tmp_path)
+    assert_plain(str(caught.value))
+    assert "fold the model again" not in str(caught.value)
+    assert opened(tmp_path / "again").run(rows(64))["y"].shape[0] == 64
+
+
 def test_the_limit_of_the_arena(tmp_path: Path) -> None:
     session = opened(tmp_path, buckets="off", gpu_memory_limit_bytes=1 << 20)
     with pytest.raises(DeviceMemoryError) as caught:

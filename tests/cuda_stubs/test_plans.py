@@ -9,8 +9,11 @@ import pytest
 from cuda_stubs import stubs
 from cuda_stubs.networks import CONVOLUTIONS, chain, rows
 
+from fold.artifact.manifest import PrecisionName
+from fold.convert import Target, convert
 from fold.serving.options import SessionOptions
 from fold.serving.session import ModelSession
+from fold.sources import Source
 
 pytestmark = pytest.mark.cuda_stubs
 
@@ -104,6 +107,19 @@ def test_tensor_cores(precision: str, has: bool, tmp_path: Path) -> None:
     after = stubs.cudnn_counts()
     plans = after.plans - before.plans
     assert plans == CONVOLUTIONS * SIZES
+    assert after.plans_with_tensor_cores - before.plans_with_tensor_cores == (plans if has else 0)
+
+
+@pytest.mark.parametrize(("precision", "has"), [("fp32", False), ("tf32", True), ("fp16", True)])
+def test_tensor_cores_of_a_certificate(precision: PrecisionName, has: bool, tmp_path: Path) -> None:
+    """U and F, the graph before and after the fold, which are both wrong here."""
+    source = Source(chain(tmp_path / "source").reference_file)
+    before = stubs.cudnn_counts()
+    conversion = convert(source, Target(tmp_path / "repository", "net"), precision=precision, provider="cuda")
+    after = stubs.cudnn_counts()
+    assert conversion.path is None
+    plans = after.plans - before.plans
+    assert plans >= 2 * CONVOLUTIONS
     assert after.plans_with_tensor_cores - before.plans_with_tensor_cores == (plans if has else 0)
 
 

@@ -16,6 +16,7 @@ import torch
 import fold
 import fold.sources.export
 from fold.artifact.directory import ModelVersion, read_version, write_manifest
+from fold.artifact.manifest import Manifest
 from fold.bench import measure as bench
 from fold.bench.measure import AnswersDifferError, bench_version, interleaved, parse_batches, summarise
 from fold.convert import Target, convert
@@ -107,6 +108,13 @@ def test_both_graphs_are_measured_at_every_batch(repository, name, reference) ->
             assert timing["rows_per_second"] == pytest.approx(1000 * one["batch"] / timing["median_ms"])
             assert 0 <= timing["relative_error"] < 1e-5
         assert one["ratio"] == pytest.approx(one["unfolded"]["median_ms"] / one["folded"]["median_ms"])
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("tf32", True), ("fp16", True), ("bf16", True)])
+def test_a_gpu_has_tf32_on_as_the_service_does(precision, on) -> None:
+    manifest = Manifest.model_construct(fold={"precision": {"type": precision}})
+    assert bench._options(manifest, "folded").tf32 is on
+    assert not bench._options(manifest, "unfolded").tf32
 
 
 def test_every_provider_that_is_present_is_measured_with_the_same_options(repository, monkeypatch) -> None:

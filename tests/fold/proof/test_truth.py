@@ -19,7 +19,7 @@ from fold.evaluate import Evaluator, NoisyEvaluator, float64
 from fold.graph import read_graph, refuse_not_finite
 from fold.proof import certifier
 from fold.proof.decisions import decide
-from fold.proof.run_time import judge
+from fold.proof.run_time import Verdict, judge
 from support.folding import architecture, randomise
 
 RANDOM = np.random.default_rng(0)
@@ -136,6 +136,12 @@ def test_beside_float16_what_stays_in_float32_has_the_noise_of_tf32(tmp_path) ->
         moved = NoisyEvaluator(model, tf32=tf32)({"x": np.array([3], np.float32)}, 0)
         assert bool(moved["y"] == 1.5) != tf32
         assert moved["z"] == 1.5
+
+
+@pytest.mark.parametrize(("provider", "precision"), [("cuda", "fp16"), ("cpu", "fp16"), ("cuda", "tf32")])
+def test_the_message_says_in_what_layers_in_float32_ran(provider, precision) -> None:
+    verdict = Verdict((judge("y", *[np.ones((2, 3))] * 3, precision),), (), 2, 0, provider, precision, 0.1)
+    assert ("layers in float32 ran in TF32" in verdict.message) == ((provider, precision) == ("cuda", "fp16"))
 
 
 def test_integers_and_texts_are_excused_only_where_rounding_decides() -> None:
