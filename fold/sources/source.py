@@ -125,12 +125,13 @@ def _read_module(source: Source, found: Found, announce: Callable[[str], None]) 
         for name, buffer in program.named_buffers()
         if name.endswith("num_batches_tracked") and buffer.numel() == 1
     }
-    retraced: list[str] = []
-    model = export.export_graph(program, sizes, note=retraced.append)
     if source.path.suffix == ".pt2":
         from fold.sources.archive.ranges import check_ranges  # noqa: PLC0415
 
-        check_ranges(program, [value.name or "" for value in model.graph.inputs], source.inputs, source.batch)
+        check_ranges(program, source.inputs, source.batch)
+    retraced: list[str] = []
+    model = export.export_graph(program, sizes, note=retraced.append)
+    if source.path.suffix == ".pt2":
         model = fix_sizes(model, source.inputs, source.batch)
     return Unfolded(
         model,

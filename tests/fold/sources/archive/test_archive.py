@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.export import Dim
 
 from fold.errors import BnfoldError
@@ -356,3 +357,23 @@ def test_given_sizes_are_checked_against_the_ranges_of_the_program(tmp_path) -> 
                         ("3,7,8", "is from 8 to 64 in the file, not 7"),
                         ("4,8,8", "axis 1 of input 'input' is 3 in the file, not 4")]:  # fmt: skip
         assert told in refused("inspect", tmp_path / "net.pt2", "--input", given)
+
+
+def test_a_size_that_the_program_computes_from_others_is_given_with_them(tmp_path) -> None:
+    height = Dim("height", min=4, max=64)
+    layers = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    with silenced():
+        program = torch.export.export(
+            nn.Sequential(*layers).eval(),
+            (torch.randn(2, 3, 8, 16),),
+            dynamic_shapes=({0: Dim("n"), 2: height, 3: 2 * height},),
+        )
+    program._example_inputs = None
+    torch.export.save(program, tmp_path / "net.pt2")
+    fold = ("fold", tmp_path / "net.pt2", "--out", tmp_path / "r", "--samples", 2)
+    for given, told in [((), r"--input: axis 3 of input 'input' is 2\*s\d+ in the file, computed from others"),
+                        (("--input", "3,8,20"), r"axis 3 of input 'input' is 2\*s\d+, so 16, in the file, not 20"),
+                        (("--input", "3,8,W"), r"so 16, in the file, not W")]:  # fmt: skip
+        assert re.search(told, refused(*fold, *given))
+    done = bnfold(*fold, "--input", "3,8,16")
+    assert done.returncode == 0, done.stderr
