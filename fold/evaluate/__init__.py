@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
     from fold.evaluate.program import InFloat64
     from fold.evaluate.random_rounding import (
-        RISK,
+        DRAWS,
         MovedWeights,
         RandomRounding,
         rounded_weights,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AMPLITUDE_REDUCED",
-    "RISK",
+    "DRAWS",
     "Evaluator",
     "InFloat64",
     "MovedWeights",
@@ -40,7 +40,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "AMPLITUDE_REDUCED": "noise",
-        "RISK": "random_rounding",
+        "DRAWS": "random_rounding",
         "Evaluator": "float64",
         "InFloat64": "program",
         "MovedWeights": "random_rounding",

@@ -4,7 +4,8 @@ This module runs the nodes itself to save memory: onnx's own loop keeps every te
 float64. Here a weight is widened only while a node reads it, and a tensor is freed after its last use.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from fold.arrays import widened
+from fold.arrays import Arrays, widened
 from fold.errors import BnfoldError, first_line
 from fold.evaluate.deadline import Deadline
 from fold.evaluate.operators import OPERATORS
@@ -132,31 +133,46 @@ class Evaluator:
         self._captured = [sorted(captured(node.onnx_node)) for node in self._nodes]
         self._last_used = self._last_uses()
 
-    def __call__(
-        self, inputs: dict[str, np.ndarray], on_tensor: OnTensor | None = None, on_weight: OnTensor | None = None
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Arrays, on_tensor: OnTensor | None = None, on_weight: OnTensor | None = None) -> Arrays:
         """Outputs by name. `on_tensor` gets the name and the array of each float tensor that a node writes, `on_weight`
         of each float initializer, whenever it is read; an array that it returns takes the tensor's place. Raises
         `TooLongError` if it takes more than its time."""
-        held, deadline = dict(widened(inputs)), Deadline()
+        return self.each({"": inputs}, on_tensor, on_weight)[""]
 
-        def read(name: str) -> np.ndarray:
-            if name in held:
-                return held[name]
-            if name in self._weights:
-                return _replaced(name, as_text(self._weights[name].numpy()), on_weight)
-            raise self._failure(ValueError(f"no input or node gives {name!r}"))
-
+    def each(
+        self, families: Mapping[str, Arrays], on_tensor: OnTensor | None = None, on_weight: OnTensor | None = None
+    ) -> dict[str, Arrays]:
+        """The outputs for each of several inputs. Each node runs for all of them in turn, and its weights are read
+        once."""
+        held, deadline = {name: widened(inputs) for name, inputs in families.items()}, Deadline()
         for node, within, last_used in zip(self._nodes, self._captured, self._last_used, strict=True):
             deadline.check(node.onnx_node.name or node.op_type)
-            context = {name: read(name) for name in within if name in held or name in self._weights}
-            written = self._run(node, [read(name) if name else None for name in node.input], context)
-            for name, array in zip(node.output, written, strict=False):
-                if name:
-                    held[name] = _replaced(name, array, on_tensor)
-            for name in last_used:
-                held.pop(name, None)
-        return {name: read(name) for name in self._outputs}
+            weights = self._read((*node.input, *within), held, on_weight)
+            for values in held.values():
+                known = ChainMap(values, weights)
+                context = {name: known[name] for name in within if name in known}
+                written = self._run(node, [self._found(known, name) if name else None for name in node.input], context)
+                for name, array in zip(node.output, written, strict=False):
+                    if name:
+                        values[name] = _replaced(name, array, on_tensor)
+                for name in last_used:
+                    values.pop(name, None)
+            weights.clear()  # before those of the next node are read
+        weights = self._read(self._outputs, held, on_weight)
+        return {
+            family: {name: self._found(ChainMap(values, weights), name) for name in self._outputs}
+            for family, values in held.items()
+        }
+
+    def _read(self, names: Iterable[str], held: Mapping[str, Arrays], on_weight: OnTensor | None) -> Arrays:
+        """Those of the names that are initializers and that some family does not hold."""
+        read = {name for name in names if name in self._weights and any(name not in each for each in held.values())}
+        return {name: _replaced(name, as_text(self._weights[name].numpy()), on_weight) for name in read}
+
+    def _found(self, known: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        if name not in known:
+            raise self._failure(ValueError(f"no input or node gives {name!r}"))
+        return known[name]
 
     def _run(
         self, node: OpRun, read: Sequence[np.ndarray | None], context: dict[str, np.ndarray]

@@ -28,7 +28,7 @@ LEAST = {ir.DataType.FLOAT16: 2.0**-25}
 """Half the distance of subnormal numbers, for a type that keeps them; a smaller number becomes zero."""
 SMALLEST_NORMAL = 2.0**-126
 """A smaller number becomes zero in other types (fold.engine.rewrite)."""
-BLOCK = 1 << 15
+BLOCK = 1 << 14
 """Numbers that are rounded together: they stay in the processor's cache."""
 WEIGHTED = frozenset(
     {
@@ -67,8 +67,9 @@ class RandomRounding:
         self._run = Evaluator(exact)
         self.types = rounded_weights(exact)
 
-    def __call__(self, inputs: Arrays, draw: int) -> Arrays:
-        return self._run(inputs, on_weight=partial(self._moved, draw))
+    def __call__(self, families: Mapping[str, Arrays], draw: int) -> dict[str, Arrays]:
+        """The outputs for each of several inputs."""
+        return self._run.each(families, on_weight=partial(self._moved, draw))
 
     def _moved(self, draw: int, name: str, exact: np.ndarray) -> np.ndarray | None:
         if name not in self.types:
@@ -152,24 +153,25 @@ def rounding_limits(
 
 def _rounded_at_random(exact: np.ndarray, dtype: ir.DataType, draw: int) -> np.ndarray:
     """Float64 numbers, as they might be stored in a type."""
-    bits = exact.view(np.uint64)
-    half_ulp = HALF_ULP[dtype]
+    bits, half_ulp = exact.view(np.uint64), HALF_ULP[dtype]
     powers = (bits & np.uint64(0x7FF0_0000_0000_0000)).view(np.float64)  # the largest power of two in each number
-    half_units = np.maximum(powers * half_ulp, LEAST.get(dtype, 0.0))
+    half_units = powers * half_ulp
+    if dtype in LEAST:
+        half_units = np.maximum(half_units, LEAST[dtype])
     with np.errstate(invalid="ignore"):  # an infinity is no random number
         moved = exact + half_units * _shares(exact, draw)
     lost = np.uint64(2.0**52 * 2 * half_ulp - 1)  # the bits of a significand that the type does not hold
     moved = np.where(bits & lost, moved, exact)
-    return np.where(np.abs(exact) < LEAST.get(dtype, SMALLEST_NORMAL), 0.0, moved)
+    vanishing = powers < LEAST.get(dtype, SMALLEST_NORMAL)
+    return np.where(vanishing, 0.0, moved) if vanishing.any() else moved
 
 
 def _shares(array: np.ndarray, draw: int) -> np.ndarray:
-    """Uniform in [-1, 1], by the first 32 bits of the significand of each number of a float64 array, times its sign."""
+    """Uniform in [-1, 1), by the first 32 bits of the significand of each number of a float64 array; of both signs."""
     key = (array.reshape(-1).view(np.uint64) >> np.uint64(20)).astype(np.uint32)
     key ^= np.uint32(draw * 0x9E37_79B9 & 0xFFFF_FFFF)
-    for shift, factor in ((16, 0x85EB_CA6B), (13, 0xC2B2_AE35)):  # MurmurHash3's last steps
-        key ^= key >> np.uint32(shift)
+    for shift, factor in ((16, 0x85EB_CA6B), (15, 0xC2B2_AE35)):  # as hash functions end
         key *= np.uint32(factor)
-    key ^= key >> np.uint32(16)
-    shares: np.ndarray = (key * 2.0**-31 - 1).reshape(array.shape) * np.sign(array)
-    return shares
+        key ^= key >> np.uint32(shift)
+    shares: np.ndarray = key.view(np.int32).reshape(array.shape) * 2.0**-31
+    return np.where(array < 0, -shares, shares)

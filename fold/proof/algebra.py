@@ -117,7 +117,8 @@ def find_truth(
 
 def find_answers(run: Evaluator, inputs: Mapping[str, Arrays]) -> Families:
     """Evaluate a graph on the inputs of each family."""
-    return {name: (family, run(family)) for name, family in inputs.items()}
+    answers = run.each(inputs)
+    return {name: (family, answers[name]) for name, family in inputs.items()}
 
 
 def check_algebra(truth: Truth, answers: Families) -> Algebra:

@@ -217,10 +217,9 @@ def prove_graphs(
 
 def _for_rounding(version: ModelVersion, exact: "ir.Model", answers: Families, few: dict[str, Arrays]) -> Families:
     """What part B compares: A's `answers` of the exact graph, or what that graph computes from `few` inputs."""
-    families = {name: asked for name, (asked, _) in answers.items() if name != "normal" or "single" not in answers}
-    if not families or version.manifest.precision in FORMATS:  # where constants that are no weights change their type
-        return find_answers(Evaluator(exact), families or few)
-    return {name: answers[name] for name in families}  # `single` is one row of the kind `normal`
+    if answers and version.manifest.precision not in FORMATS:  # where constants that are no weights change their type
+        return answers
+    return find_answers(Evaluator(exact), {name: asked for name, (asked, _) in answers.items()} or few)
 
 
 def _locate_fold(

@@ -19,8 +19,8 @@ def products(weights: np.ndarray, dtype: ir.DataType) -> RandomRounding:
 
 def drawn(weights: np.ndarray, dtype: ir.DataType = ir.DataType.FLOAT, draws: int = 8) -> np.ndarray:
     """Random roundings of weights, [draws, weights]."""
-    random, ones = products(weights, dtype), {"x": np.ones((1, weights.size))}
-    return np.concatenate([next(iter(random(ones, draw).values())) for draw in range(draws)])
+    random, ones = products(weights, dtype), {"ones": {"x": np.ones((1, weights.size))}}
+    return np.concatenate([next(iter(random(ones, draw)["ones"].values())) for draw in range(draws)])
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16], ids=lambda d: d.name)
