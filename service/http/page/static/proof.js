@@ -91,7 +91,7 @@ function proveForm(model, done) {
   };
   const prove = async (event) => {
     event.preventDefault();
-    steps.replaceChildren();
+    steps.replaceChildren(h("li", {}, "waiting for its turn, and for the reference to be loaded"));
     verdict.textContent = "";
     abort = new AbortController();
     start.disabled = true;

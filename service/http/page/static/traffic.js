@@ -41,6 +41,8 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 const last = (values) => values.filter((value) => value !== null).at(-1);
 const inMilliseconds = (seconds) => (seconds === undefined || seconds === null ? "–" : `${size(seconds * MILLISECONDS)} ms`);
 
+const legend = () => h("p", { class: "legend row" }, ["first", "second", "third"].map((kind, index) => h("span", { class: kind }, ["p50", "p95", "p99"][index])));
+
 function drawn(found) {
   const perSecond = found.requests.map((count, index) => count / Math.max(found.seconds[index], 0.1));
   const minutes = Math.max(1, Math.round(sum(found.seconds) / 60));
@@ -48,7 +50,7 @@ function drawn(found) {
   const times = (name, text) => {
     const { p50, p95, p99 } = found[name];
     const label = `${text}: p50 ${inMilliseconds(last(p50))}, p95 ${inMilliseconds(last(p95))}, p99 ${inMilliseconds(last(p99))}`;
-    return h("div", {}, h("h3", {}, text), chart([p50, p95, p99], label), h("p", { class: "quiet" }, label, ` in the last interval with requests. The top line is ${inMilliseconds(most(p99))}.`));
+    return h("div", {}, h("h3", {}, text), chart([p50, p95, p99], label), legend(), h("p", { class: "quiet" }, label, ` in the last interval with requests. The top line is ${inMilliseconds(most(p99))}.`));
   };
   const batches = found.batch_rows.filter((each) => each.batches);
   const all = sum(batches.map((each) => each.batches));
