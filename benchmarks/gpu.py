@@ -157,14 +157,14 @@ def contestants(name: str, folder: Path, device: str, batches: tuple[int, ...], 
         return lambda: in_onnxruntime(file_of(folder, of), device, batches, cuda=cuda)
 
     for of in GRAPHS:
-        add(of, graph(of, CudaOptions()))
+        add(of, graph(of, CudaOptions(tf32="fp16" in of)))  # without TF32 no type has tensor cores
     add("PyTorch fp16", lambda: in_torch(halved(build(name).to(device)), device, half=True))
     if name == OPTIONS_OF and device != "cpu":
         add("closed, CUDA graphs", graph("closed", CudaOptions(graphs=True)))
         add("closed, NHWC", graph("closed", CudaOptions(nhwc=True)))
         add("closed tf32", graph("closed", CudaOptions(tf32=True)))
         add("closed tf32, NHWC", graph("closed", CudaOptions(tf32=True, nhwc=True)))
-        add("closed fp16, NHWC", graph("closed fp16", CudaOptions(nhwc=True)))
+        add("closed fp16, NHWC", graph("closed fp16", CudaOptions(tf32=True, nhwc=True)))
     return found
 
 

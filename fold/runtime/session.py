@@ -166,8 +166,10 @@ def open_session(
         name = "the model" if isinstance(model, bytes) else str(model)
         raise BnfoldError(f"{name}: ONNX Runtime cannot load it: {text}") from error
     if provider_of(session) != wanted:
-        reason = f"it found no {', '.join(missing)}; install bnfold[gpu]" if missing else "check CUDA and cuDNN"
-        raise ProviderUnavailableError(f"device cuda: ONNX Runtime fell back to the CPU: {reason}, or use --device cpu")
+        reason = "fell back to the CPU; check CUDA and cuDNN"
+        if missing:
+            reason = f"found no {', '.join(missing)}; install bnfold[gpu]"
+        raise ProviderUnavailableError(f"device cuda: ONNX Runtime {reason}, or use --device cpu")
     return session
 
 

@@ -62,7 +62,7 @@ def test_a_driver_without_libraries_is_told_and_not_replaced_by_the_cpu(
     done = run(SERVE_ON, tmp_path, device, libraries=driver_alone)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert "libcublasLt.so.13" in line
+    assert "device cuda: ONNX Runtime found no libcublasLt.so.13" in line
     assert "--device cpu" in line
 
 
