@@ -70,6 +70,7 @@ bench: $(STAMP)  ## run the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.folding
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.certifying
+	$(BIN)/python -m benchmarks.converting
 	$(BIN)/python -m benchmarks.predicting
 	$(BIN)/python -m benchmarks.serving --model digits
 	$(BIN)/python -m benchmarks.serving --model resnet18

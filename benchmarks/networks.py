@@ -1,4 +1,4 @@
-"""Networks of sizes that people serve, without a download: ResNet-18 and ResNet-50 (He et al., 2015)."""
+"""Networks of sizes that people serve, without a download: ResNet-18, 50 and 152 (He et al., 2015)."""
 
 from collections.abc import Callable
 
@@ -16,15 +16,12 @@ def resnet18() -> nn.Module:
 
 def resnet50() -> nn.Module:
     """25.6 million parameters, for 3 channels."""
-    return _resnet(
-        (3, 4, 6, 3),
-        4,
-        lambda before, width, stride: [
-            (before, width, 1, 1),
-            (width, width, 3, stride),
-            (width, 4 * width, 1, 1),
-        ],
-    )
+    return _resnet((3, 4, 6, 3), 4, _bottleneck)
+
+
+def resnet152() -> nn.Module:
+    """60.2 million parameters, for 3 channels."""
+    return _resnet((3, 8, 36, 3), 4, _bottleneck)
 
 
 Layers = list[tuple[int, int, int, int]]
@@ -62,6 +59,10 @@ def _resnet(counts: tuple[int, ...], wider: int, layers: Callable[[int, int, int
             before = wider * width
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     return ResNet(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
+
+
+def _bottleneck(before: int, width: int, stride: int) -> Layers:
+    return [(before, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
 
 
 def _unit(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
