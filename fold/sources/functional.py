@@ -56,6 +56,8 @@ def functional(program: ExportedProgram, note: Callable[[str], None]) -> Exporte
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise UnfamiliarError("it changes its buffers or inputs")
     module = copy.deepcopy(program.graph_module)
+    for node, given in zip(module.graph.nodes, program.graph.nodes, strict=True):
+        node.name = given.name  # the copy gives another to `input` and to what else is built into Python
     _rewrite(module.graph)
     for node in module.graph.nodes:
         _check_known(node)

@@ -118,6 +118,15 @@ def test_a_write_in_place_is_seen_by_what_reads_later(then: Callable[[Tensor], T
     assert exported(then) == []
 
 
+def test_an_input_may_have_the_name_of_a_builtin() -> None:
+    """That of `nn.Sequential` is `input`."""
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten()
+    reasons: list[str] = []
+    program = export_program(nn.Sequential(*layers), torch.randn(2, 3, 5, 6))
+    model = export_graph(program, note=reasons.append)
+    assert ([value.name for value in model.graph.inputs], reasons) == (["input"], [])
+
+
 def written_through_a_view(h: Tensor) -> Tensor:
     h[:, :2].mul_(2.0)
     return h
