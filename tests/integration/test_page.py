@@ -310,6 +310,25 @@ def test_a_token_is_asked_for_kept_in_the_page_and_an_admins_unloads(browser: An
         page.get_by_label("Token", exact=True).wait_for()
 
 
+def test_another_models_unload_is_listed_and_leaves_the_tab_as_it_is(browser: Any, repository: Path) -> None:
+    with (
+        serving.start(repository, admin_token="secret", repository_control="explicit") as changing,
+        pages(browser) as visit,
+    ):
+        page = visit("about:blank")
+        page.clock.install()
+        page.goto(f"{changing.url}/#/pair/1/try")
+        page.get_by_label("a: FP32, shape n × 2").fill("[7, 7]")
+        for name in ("single", "pair"):
+            headers = {"Authorization": "Bearer secret"}
+            assert changing.post(f"/v2/repository/models/{name}/unload", headers=headers).status_code == 200
+            page.clock.run_for(10_000)
+            page.get_by_role("link", name=name).get_by_text("unavailable").wait_for()
+            if name == "single":
+                assert page.get_by_label("a: FP32, shape n × 2").input_value() == "[7, 7]"
+        page.get_by_text("This version does not serve: unloaded").wait_for()
+
+
 def test_the_keyboard_is_enough(opened: Opened) -> None:
     page = opened("pair")
     page.get_by_label("a: FP32, shape n × 2").wait_for()

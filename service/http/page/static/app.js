@@ -42,7 +42,8 @@ async function poll() {
   try {
     const [index, traffic] = await Promise.all([post("v2/repository/index", "{}"), get("v2/traffic")]);
     note.textContent = "";
-    const changed = JSON.stringify(index) !== JSON.stringify(entries);
+    const own = (all) => JSON.stringify(all.filter((each) => each.name === shown?.name));
+    const changed = own(index) !== own(entries); // what happens to others leaves the tab as it is
     entries = index;
     requests = new Map(traffic.models.map((each) => [`${each.name}/${each.version}`, each]));
     drawList();
