@@ -114,6 +114,10 @@ async function open() {
     if (shown !== mine) return;
     document.getElementById("device").textContent = model.info.device ?? "";
     document.getElementById("report").hidden = hasToken("user") || !model.info.files?.["report.html"]; // a link brings no token
+    if (module.needsServing && !model.signature) {
+      panel.append(h("p", { class: "error" }, `This version does not serve: ${target.entry.reason}`));
+      return;
+    }
     const leave = await module.show(panel, model);
     if (shown === mine) mine.leave = leave;
     else leave?.();

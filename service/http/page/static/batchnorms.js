@@ -7,11 +7,9 @@ import { h, number, size, table } from "./dom.js";
 const FILTERS = { all: "All", folded: "Folded", kept: "Kept", suspicious: "Suspicious" };
 const SPANS = { gamma: "γ", beta: "β", mean: "μ", variance: "σ²" };
 
+export const needsServing = true;
+
 export async function show(panel, model) {
-  if (!model.signature) {
-    panel.append(h("p", { class: "error" }, `This version does not serve: ${model.entry.reason}`));
-    return;
-  }
   const path = `${model.path}/batchnorms`;
   let rows = rowsOf(await get(path));
   let inspected = false;

@@ -12,11 +12,9 @@ const PARTS = {
   search: "E. Search: the input with the largest difference",
 };
 
+export const needsServing = true;
+
 export async function show(panel, model) {
-  if (!model.signature) {
-    panel.append(h("p", { class: "error" }, `This version does not serve: ${model.entry.reason}`));
-    return undefined;
-  }
   const certificate = h("div", {});
   const history = h("div", {});
   const draw = async () => {

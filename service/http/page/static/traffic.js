@@ -7,11 +7,9 @@ import { h, number, size, table } from "./dom.js";
 const POLL = 10_000;
 const MILLISECONDS = 1000;
 
+export const needsServing = true;
+
 export async function show(panel, model) {
-  if (!model.signature) {
-    panel.append(h("p", { class: "error" }, `This version does not serve: ${model.entry.reason}`));
-    return undefined;
-  }
   let timer = 0;
   let left = false;
   const draw = async () => {

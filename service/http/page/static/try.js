@@ -11,11 +11,9 @@ const TOP = 5;
 const JSON_TYPE = "application/json";
 const NOT_NOW = [429, 500, 501, 503, 504];
 
+export const needsServing = true;
+
 export async function show(panel, model) {
-  if (!model.signature) {
-    panel.append(h("p", { class: "error" }, `This version does not serve: ${model.entry.reason}`));
-    return undefined;
-  }
   const answer = h("div", { "aria-live": "polite" });
   const [copies, update] = commands(model);
   const refuse = (text) => answer.replaceChildren(h("p", { class: "error" }, text));
