@@ -226,7 +226,9 @@ class Metrics:
             "bnfold_nodes", "Operators of the optimised graph by execution provider", [*labels, "provider"], nodes
         )
         cold = CounterMetricFamily(
-            "bnfold_cold_shapes", "Runs on a GPU of shapes that were not warmed up before", labels=labels
+            "bnfold_cold_shapes",
+            "Runs on a GPU of shapes that were not warmed up, or of others than the run before if the model convolves",
+            labels=labels,
         )
         for model in models:
             cold.add_metric(_labels(model), model.session.cold_shapes)
