@@ -136,7 +136,7 @@ def _model_routes(
         }
         if request.query_params.get("statistics") == "true":
             if model.inspection is None:
-                model.inspection = await proofs.run(model, partial(inspect_batchnorms, model), request.scope)
+                model.inspection = await proofs.submit(model, partial(inspect_batchnorms, model), request.scope)
             content["inspection"] = model.inspection
         return Response(render_verdict(content), media_type="application/json")
 

@@ -175,7 +175,7 @@ class Predict(Endpoint[PredictRequest]):
         served = [(request.inputs, run) for request, run in zip(requests, runs, strict=True)]
         batched = model.signature.batched
         job = partial(reference_answers, batched, served, self._settings.max_batch_size)
-        answers = await self._proofs.run(model, job, scope)
+        answers = await self._proofs.submit(model, job, scope)
 
         def predictions(outputs: list[Arrays]) -> Any:
             if len(outputs) == 1:

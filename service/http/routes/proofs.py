@@ -56,7 +56,7 @@ class ProofQueue:
         return self._under_way > 0
 
     def submit(self, model: Model, job: Job[T], scope: Scope) -> asyncio.Future[T]:
-        """Queue a job for a request. Who does not wait for the result any more cancels it.
+        """Queue a job for a request. The job ends before its next step if the result is cancelled.
 
         Raises `BusyError` if too many jobs wait, `NotReadyError` once the service stops. The result raises
         `OverdueError` after `equivalence_seconds`, `ClientGoneError` if the client leaves, `ComputeError` if the job
@@ -72,21 +72,19 @@ class ProofQueue:
         self._results.add(result)
         self._under_way += 1
         self._worker.submit(partial(self._run, model, job, result), partial(self._finish, result))
-        scope.get("state", {})[WITHDRAW] = partial(_abandon, result, ClientGoneError(GONE))
+        state = scope.get("state", {})
+        state[WITHDRAW] = partial(_abandon, result, ClientGoneError(GONE))
         seconds = self._settings.equivalence_seconds
         overdue = OverdueError(f"model {model}: not proven within {seconds:g} seconds; ask for fewer samples or parts")
         timer = loop.call_later(seconds, _abandon, result, overdue)
 
         def settle(result: asyncio.Future[T]) -> None:
             timer.cancel()
+            state.pop(WITHDRAW, None)  # it holds the result, and the connection keeps its last scope
             self._results.discard(result)
 
         result.add_done_callback(settle)
         return result
-
-    async def run(self, model: Model, job: Job[T], scope: Scope) -> T:
-        """The result of a job. Raises what `submit` and its result raise."""
-        return await self.submit(model, job, scope)  # is cancelled with this task, which ends the job
 
     def abandon(self) -> None:
         """Answer all jobs with 503 at once, and take no other: a proof may take longer than there is to stop. May be
