@@ -230,9 +230,16 @@ def _cast(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _contiguous(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    if node.kwargs or not _same(graph, node).meta["val"].is_contiguous():
-        raise UnfamiliarError(f"{node.target} copies")
-    return _same(graph, node)
+    if node.kwargs:
+        raise UnfamiliarError(f"{node.target} in another order is not known")
+    tensor = _same(graph, node)
+    return tensor if tensor.meta["val"].is_contiguous() else _copy(graph, node, tensor)
+
+
+def _copy(graph: fx.Graph, node: fx.Node, tensor: fx.Node) -> fx.Node:
+    copied = _called(graph, node, aten.clone.default, (tensor,), tensor.meta["val"].contiguous())
+    copied.kwargs = {"memory_format": torch.contiguous_format}
+    return copied
 
 
 def _view(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -244,9 +251,7 @@ def _view(graph: fx.Graph, node: fx.Node) -> fx.Node:
     try:
         tensor.meta["val"].view(value.shape)
     except ValueError:
-        copied = _called(graph, node, aten.clone.default, (tensor,), tensor.meta["val"].contiguous())
-        copied.kwargs = {"memory_format": torch.contiguous_format}
-        return _called(graph, node, aten._unsafe_view.default, (copied, sizes), value)
+        return _called(graph, node, aten._unsafe_view.default, (_copy(graph, node, tensor), sizes), value)
     return _called(graph, node, aten.view.default, (tensor, sizes), value)
 
 

@@ -100,6 +100,12 @@ def dropped_out_in_place(h: Tensor) -> Tensor:
     return dropped.relu_() + h
 
 
+def copied(h: Tensor) -> Tensor:
+    turned = h.transpose(2, 3).contiguous()
+    turned.relu_()
+    return h.contiguous() + turned.transpose(2, 3)
+
+
 def returned(h: Tensor) -> Tensor:
     kept = h
     h.add_(1.0)
@@ -112,7 +118,7 @@ def viewed_behind(h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "then", [read_before_and_behind, written_twice, dropped_out, dropped_out_in_place, returned, viewed_behind]
+    "then", [read_before_and_behind, written_twice, dropped_out, dropped_out_in_place, returned, viewed_behind, copied]
 )
 def test_a_write_in_place_is_seen_by_what_reads_later(then: Callable[[Tensor], Tensor]) -> None:
     assert exported(then) == []
