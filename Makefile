@@ -7,6 +7,8 @@ DEMO   := build/demo
 SECONDS ?= 1800
 # Beside the environment of the tests, whose PyTorch they use: --no-deps, so that pip brings no second one.
 FRAMEWORKS := build/frameworks
+ZOO    := build/zoo
+MINUTES ?= 60
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 # The same, with onnxruntime-gpu in place of onnxruntime, but without CUDA: its stub libraries are built.
 CUDA_STUBS := build/cuda-stubs
@@ -15,7 +17,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench clean
+.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench zoo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +76,13 @@ bench: $(STAMP)  ## run the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.predicting
 	$(BIN)/python -m benchmarks.serving --model digits
 	$(BIN)/python -m benchmarks.serving --model resnet18
+
+zoo: $(STAMP)  ## fold networks of timm, torchvision and pytorchcv for MINUTES [60], in an environment of their own; writes docs/zoo.md
+	$(PYTHON) -m venv $(ZOO)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(ZOO)/bin/python -c '$(PURELIB)')/beside.pth"
+	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/zoo.txt
+	$(ZOO)/bin/python -m benchmarks.zoo run --minutes $(MINUTES)
+	$(ZOO)/bin/python -m benchmarks.zoo page > docs/zoo.md
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage
