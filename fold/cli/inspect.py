@@ -85,17 +85,15 @@ def inspect(
     if as_json:
         print_json({"source": str(source), "changes": list(changes), **inspection.to_dict()})
     else:
-        if not inspection.batchnorms and unfolded.keep_batchnorm:
-            advice = f"{source}: has no BatchNorm; {unfolded.keep_batchnorm}"
-            console.print(escape(advice), soft_wrap=True, highlight=False)
-        _print_findings(source, inspection, everything=everything)
+        advice = "" if inspection.batchnorms else unfolded.keep_batchnorm or ""
+        _print_findings(source, inspection, everything=everything, advice=advice)
     # 4. Write the page.
     if html is not None:
         write_inspection_page(html, inspection, source.name)
         console.print(f"written to {escape(str(html))}", soft_wrap=True, highlight=False)
 
 
-def _print_findings(source: Path, inspection: "Inspection", *, everything: bool) -> None:
+def _print_findings(source: Path, inspection: "Inspection", *, everything: bool, advice: str) -> None:
     from fold.reports import (  # noqa: PLC0415
         affines_line,
         folding_listing,
@@ -121,8 +119,8 @@ def _print_findings(source: Path, inspection: "Inspection", *, everything: bool)
     hint = ". --all lists each of them." if inspection.batchnorms and not everything else ""
     if inspection.affines:
         console.print(affines_line(inspection.affines), soft_wrap=True, highlight=False)
-    text = f"{escape(str(source))}: {inspection_summary(inspection)}{hint}"
-    console.print(text, soft_wrap=True, highlight=False)
+    text = f"{source}: {inspection_summary(inspection)}{f'; {advice}' if advice else hint}"
+    console.print(escape(text), soft_wrap=True, highlight=False)
 
 
 def _reference(model_dir: Path) -> Source:

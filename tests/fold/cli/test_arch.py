@@ -36,14 +36,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
     """A working directory with a checkpoint, and `sys.path` and `sys.modules` as they were afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = dict(sys.modules)
+    before = set(sys.modules)
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.3))
     torch.save(randomise(module, seed=1).state_dict(), "net.pt")
     yield module.eval()
-    for name in set(sys.modules) - set(before):
+    for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("models", "nets", "net", "fold_net") or name.startswith("bnfold_arch"):
             del sys.modules[name]
-    sys.modules.update({name: loaded for name, loaded in before.items() if name.partition(".")[0] == "models"})
 
 
 def write(file: str, text: str = NET) -> None:

@@ -33,14 +33,6 @@ def test_it_is_told_first_in_one_line(published) -> None:
     assert [(node.op_type, *node.input) for node in after.node] == [(node.op_type, *node.input) for node in before.node]
 
 
-def test_inspect_says_it_too(published) -> None:
-    folder, _ = published
-    done = bnfold("inspect", folder / "net.onnx")
-    assert done.returncode == 0, done.stderr
-    first = done.stderr.splitlines()[0]
-    assert first.startswith(f"{folder / 'net.onnx'}: has no BatchNorm; exporters fold it in eval mode. To fold")
-
-
 def test_the_proof_of_what_did_not_change_is_short_and_verified_again(published) -> None:
     folder, _ = published
     verdict = json.loads((folder / "r/net/1/manifest.json").read_text())["verdict"]

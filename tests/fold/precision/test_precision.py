@@ -464,7 +464,8 @@ def test_bfloat16_is_refused_in_one_line_where_the_provider_has_none(tmp_path, c
         main([*arguments, "--precision", "bf16"])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("bnfold: precision bf16: on provider cpu no layer with weights can be bfloat16 (")
+    told = "precision bf16: on provider cpu no layer with weights can be bfloat16 ("
+    assert line.startswith(f"bnfold: {tmp_path / 'cnn.onnx'}: {told}")
     assert not (tmp_path / "repository" / "cnn").exists()
 
 
