@@ -15,7 +15,16 @@ from service.protocol.infer_body import (
 from service.protocol.jsontext import json_array, parse_object, render_json, render_verdict, written_json
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
-from service.protocol.pieces import PIECE, VALUES, Capacity, Estimate, Steps, Text, array_text, read_document
+from service.protocol.pieces import (
+    VALUES,
+    Capacity,
+    Estimate,
+    Steps,
+    Text,
+    array_text,
+    is_long,
+    read_document,
+)
 from service.protocol.predict_body import EXPECTED, array_of_rows, columns_in_pieces, columns_of, rows_in_pieces
 from service.protocol.signature import Signature
 from service.protocol.strings import decode_text
@@ -25,7 +34,6 @@ __all__ = [
     "EXPECTED",
     "NAMES",
     "NOT_IN_JSON",
-    "PIECE",
     "VALUES",
     "Capacity",
     "Estimate",
@@ -49,6 +57,7 @@ __all__ = [
     "encode_in_pieces",
     "flag",
     "from_bytes",
+    "is_long",
     "json_array",
     "json_bytes",
     "much_to_encode",

@@ -22,7 +22,7 @@ from service.http.routes.proofs import GONE, ProofQueue
 from service.http.routes.versioned import VersionedRoute, add_versioned
 from service.operations import Turns
 from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, CheckRequest, prove
-from service.protocol import PIECE, Steps, decode, decode_in_pieces, json_bytes, parse_object, render_verdict
+from service.protocol import Steps, decode, decode_in_pieces, is_long, json_bytes, parse_object, render_verdict
 from service.repository import Model, Proof, Repository
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -66,7 +66,7 @@ def equivalence_routes(
             headers = request_headers(request.scope)
             body = await read_body(headers, request.receive, settings.max_body_bytes, budget)
             length = headers.get(LENGTH_HEADER)
-            if body and json_bytes(body, length) > PIECE:
+            if body and is_long(body, json_bytes(body, length)):
                 asked = await turns.run(_read_in_pieces(body, length, model, settings, budget))
             else:
                 asked = _read(body, length, model, settings)

@@ -12,7 +12,6 @@ from service.http.head_cache import RequestHead
 from service.http.routes.endpoint import Endpoint
 from service.operations import compute
 from service.protocol import (
-    PIECE,
     InferRequest,
     Steps,
     cached_answer,
@@ -20,10 +19,14 @@ from service.protocol import (
     decode_in_pieces,
     encode,
     encode_in_pieces,
+    is_long,
     json_bytes,
     much_to_encode,
 )
 from service.repository import Model
+
+TEXT_BYTES = 1 << 16
+"""Of a body with strings. Each takes a microsecond, on a thread where there are more."""
 
 
 class Infer(Endpoint[InferRequest]):
@@ -32,7 +35,7 @@ class Infer(Endpoint[InferRequest]):
     def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | None:
         """None for much JSON, and for many strings."""
         signature = model.signature
-        if len(body) > PIECE and (signature.has_texts or json_bytes(body, head.json_bytes) > PIECE):
+        if (signature.has_texts and len(body) > TEXT_BYTES) or is_long(body, json_bytes(body, head.json_bytes)):
             return None
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:
@@ -43,7 +46,7 @@ class Infer(Endpoint[InferRequest]):
 
     async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         signature, settings = model.signature, self._settings
-        if json_bytes(body, head.json_bytes) > PIECE:
+        if is_long(body, json_bytes(body, head.json_bytes)):
             steps = decode_in_pieces(
                 body, head.json_bytes, signature, settings.max_json_depth, settings.max_request_rows, self._budget
             )

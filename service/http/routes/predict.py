@@ -33,7 +33,6 @@ from service.operations import Turns, compute
 from service.proof import reference_answers
 from service.protocol import (
     EXPECTED,
-    PIECE,
     VALUES,
     Capacity,
     Estimate,
@@ -44,6 +43,7 @@ from service.protocol import (
     array_text,
     columns_in_pieces,
     columns_of,
+    is_long,
     json_array,
     parse_object,
     read_document,
@@ -113,7 +113,7 @@ class Predict(Endpoint[PredictRequest]):
                 return None
             if is_npy(kind, body):
                 return self._request(signature, _given(signature, body), form) if len(body) <= NPY_BYTES else None
-        if not signature.batched or len(body) > PIECE:
+        if not signature.batched or is_long(body, len(body)):
             return None
         document = _parse(body, kind, self._settings)
         if "reference" in document:
@@ -198,7 +198,7 @@ class Predict(Endpoint[PredictRequest]):
     async def _columns(self, model: Model, body: Body, head: RequestHead) -> tuple[dict[str, Any], bool]:
         """Each input's values over the instances, an array or a list of rows; and whether the reference is asked."""
         signature, most = model.signature, self._settings.max_request_rows
-        if len(body) > PIECE:
+        if is_long(body, len(body)):
             columns, document = await self._turns.run(self._columns_in_pieces(signature, body, head.content_type))
         else:
             document = _parse(body, head.content_type, self._settings)

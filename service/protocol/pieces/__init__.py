@@ -15,7 +15,7 @@ from service.protocol.pieces.numbers import (
     row_shape,
     tensor_of,
 )
-from service.protocol.pieces.text import PIECE, Steps, Text
+from service.protocol.pieces.text import PIECE, Steps, Text, is_long
 from service.protocol.pieces.writing import VALUES, array_text
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "array_text",
     "count_of",
     "flatten_list",
+    "is_long",
     "nesting",
     "packed_list",
     "read_document",
