@@ -15,7 +15,7 @@ from service.budget import COUNTED, Budget
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
 from service.grpc.messages import message_class, parameters, parse
-from service.grpc.wire import read
+from service.grpc.wire import read, read_small
 from service.operations import (
     EXTENSIONS,
     GONE,
@@ -72,7 +72,7 @@ class Calls:
     async def infer(self, content: bytes, context: Any) -> Any:
         taken = len(content) if len(content) > COUNTED else 0
         with self._metrics.counting("grpc") as counted, self._budget.held(taken):
-            request, tensors = await self._work(taken, read, content)
+            request, tensors = await self._work(taken, read if taken else read_small, content)
             counted.model = model = self._repository.find(request.model_name, request.model_version or None)
             with model:
                 signature = model.signature

@@ -92,7 +92,7 @@ def _of_output(output: Any) -> Parameters:
     return {key: value for key, value in found.items() if key != "binary_data"}
 
 
-def _read(tensor: Any, raw: memoryview | None, contents: Contents | None, budget: Budget) -> np.ndarray:
+def _read(tensor: Any, raw: bytes | memoryview | None, contents: Contents | None, budget: Budget) -> np.ndarray:
     name, datatype = tensor.name, tensor.datatype
     itemsize = wire_dtype(name, datatype).itemsize
     shape, count = checked_shape(name, list(tensor.shape), itemsize)

@@ -5,7 +5,7 @@ which no other thread can have the interpreter. Here what is large is a view, va
 protobuf parses the rest. The encoding: https://protobuf.dev/programming-guides/encoding/.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ Contents = dict[str, Elements]
 class Tensors:
     """What protobuf has not parsed."""
 
-    raw: list[memoryview]
+    raw: Sequence[bytes | memoryview]
     contents: list[Contents | None]
     """Of each input; None if it has none."""
 
@@ -88,6 +88,14 @@ def read(content: bytes) -> tuple[Any, Tensors]:
     return _Reader(memoryview(content)).read()
 
 
+def read_small(content: bytes) -> tuple[Any, Tensors]:
+    """As `read`. Where all tensors are raw, protobuf takes 1 µs for a small message, and the search for fields 14."""
+    request = parse(ModelInferRequest, content)
+    if any(tensor.HasField("contents") for tensor in request.inputs):
+        return read(content)
+    return request, Tensors(list(request.raw_input_contents), [None] * len(request.inputs))
+
+
 class _Reader:
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -95,17 +103,18 @@ class _Reader:
 
     def read(self) -> tuple[Any, Tensors]:
         rest: list[bytes | memoryview] = []
-        tensors = Tensors([], [])
+        raw: list[memoryview] = []
+        typed: list[Contents | None] = []
         for number, kind, start, value, end in self._fields(0, len(self._content)):
             if number == RAW and kind == LENGTH_DELIMITED:
-                tensors.raw.append(self._content[value:end])
+                raw.append(self._content[value:end])
             elif number == INPUTS and kind == LENGTH_DELIMITED:
                 message, contents = self._input(value, end)
                 rest += [_header(INPUTS, len(message)), message]
-                tensors.contents.append(contents)
+                typed.append(contents)
             else:
                 rest.append(self._content[start:end])
-        return parse(ModelInferRequest, b"".join(rest)), tensors
+        return parse(ModelInferRequest, b"".join(rest)), Tensors(raw, typed)
 
     def _input(self, begin: int, end: int) -> tuple[bytes, Contents | None]:
         rest: list[memoryview] = []

@@ -16,6 +16,7 @@ from service.protocol.jsontext import json_array, parse_object, render_json, ren
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
 from service.protocol.pieces import (
+    PIECE,
     VALUES,
     Capacity,
     Estimate,
@@ -34,6 +35,7 @@ __all__ = [
     "EXPECTED",
     "NAMES",
     "NOT_IN_JSON",
+    "PIECE",
     "VALUES",
     "Capacity",
     "Estimate",

@@ -12,6 +12,7 @@ from service.http.head_cache import RequestHead
 from service.http.routes.endpoint import Endpoint
 from service.operations import compute
 from service.protocol import (
+    PIECE,
     InferRequest,
     Steps,
     cached_answer,
@@ -25,9 +26,6 @@ from service.protocol import (
 )
 from service.repository import Model
 
-TEXT_BYTES = 1 << 16
-"""Of a body with strings. Each takes a microsecond, on a thread where there are more."""
-
 
 class Infer(Endpoint[InferRequest]):
     route = "infer"
@@ -35,7 +33,7 @@ class Infer(Endpoint[InferRequest]):
     def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | None:
         """None for much JSON, and for many strings."""
         signature = model.signature
-        if (signature.has_texts and len(body) > TEXT_BYTES) or is_long(body, json_bytes(body, head.json_bytes)):
+        if len(body) > PIECE and (signature.has_texts or is_long(body, json_bytes(body, head.json_bytes))):
             return None
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:
