@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -40,9 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _our_networks():
-    """`--arch` takes a `models` of the user in place of ours. Ours come back, so that no class is there twice."""
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}
+    """`--arch` takes a `models` of the user in place of ours. It goes, so that no later test finds it, and ours come
+    back, so that no class is there twice."""
+
+    def networks() -> dict[str, ModuleType]:
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}
+
+    before = networks()
     yield
+    for name, module in networks().items():
+        if not str(module.__file__).startswith(str(ROOT)):
+            del sys.modules[name]
     sys.modules.update(before)
 
 

@@ -41,7 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
     torch.save(randomise(module, seed=1).state_dict(), "net.pt")
     yield module.eval()
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("models", "nets", "net", "fold_net") or name.startswith("bnfold_arch"):
+        if name.partition(".")[0] in ("nets", "net", "fold_net") or name.startswith("bnfold_arch"):
             del sys.modules[name]
 
 
