@@ -80,6 +80,13 @@ def version_folder(model_dir: Path) -> Path:
     return model_dir
 
 
+def published_version(path: Path) -> Path | None:
+    """The folder of the version that REPOSITORY/NAME or REPOSITORY/NAME/VERSION names, the latest of the first; None
+    for any other path. Raises `BnfoldError` for a repository."""
+    folder = version_folder(path) if path.is_dir() else path
+    return folder if is_published(folder) else None
+
+
 def repository_of(folder: Path) -> Path | None:
     """The repository that a model's or a version's folder lies in; None for any other folder."""
     if holds_version(folder):

@@ -52,7 +52,7 @@ def compare(
     """Compare two models of any tool: whether they compute the same, and the first layer where they part."""
     for path in (a, b):
         refuse_missing(path)
-    from fold.artifact import is_published, version_folder  # noqa: PLC0415
+    from fold.artifact import published_version  # noqa: PLC0415
     from fold.comparison import compare as compare_models  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.reports import check_picture, comparison_table, write_comparison_picture  # noqa: PLC0415
@@ -62,7 +62,7 @@ def compare(
         check_picture(picture)
 
     # 1. Options of checkpoints go to the models that are checkpoints; if neither is one, reading A refuses them.
-    given = [path for path in (a, b) if not (path.is_dir() and is_published(version_folder(path)))]
+    given = [path for path in (a, b) if published_version(path) is None]
     checkpoints = [path for path in given if path.suffix not in (".onnx", ".pt2")]
     unsafe = [path for path in given if path.suffix not in (".onnx", ".safetensors")]
 

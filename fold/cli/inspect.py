@@ -51,7 +51,7 @@ def inspect(
 ) -> None:
     """Show what each BatchNorm of SOURCE is, whether it is healthy, and where it would be folded. This is no proof."""
     refuse_missing(source)
-    from fold.artifact import is_published, version_folder  # noqa: PLC0415
+    from fold.artifact import published_version  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
 
@@ -61,12 +61,12 @@ def inspect(
     # 2. Read the source, and fold it to see where each BatchNorm would go.
     with console.status("starting") as status:
         status.update(escape(f"reading {source}"))
-        if source.is_dir() and is_published(version_folder(source)):
+        if (version := published_version(source)) is not None:
             if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
                     f"{source}: is a published model; --arch, --input and such are for files, leave them out"
                 )
-            given = _reference(source)
+            given = _reference(version)
         else:
             given = Source(
                 source, arch, arch_arg or (), inputs or (), trust, key, ema, None, batch, overridable, "load"
@@ -123,9 +123,9 @@ def _print_findings(source: Path, inspection: "Inspection", *, everything: bool,
     console.print(escape(text), soft_wrap=True, highlight=False)
 
 
-def _reference(model_dir: Path) -> Source:
-    """The reference of a published model, which ran in ONNX Runtime when it was published."""
-    from fold.artifact import read_version, version_folder  # noqa: PLC0415
+def _reference(folder: Path) -> Source:
+    """The reference of a published version, which ran in ONNX Runtime when it was published."""
+    from fold.artifact import read_version  # noqa: PLC0415
 
-    version = read_version(version_folder(model_dir))
+    version = read_version(folder)
     return Source(version.reference_file, overridable=bool(version.manifest.source.get("overridable")), trial=None)

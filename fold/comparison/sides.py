@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fold.arrays import Arrays, Run
-from fold.artifact import DATATYPES, TensorSpec, is_published, read_version, tensor_specs, version_numbers
+from fold.artifact import DATATYPES, TensorSpec, published_version, read_version, tensor_specs
 from fold.errors import BnfoldError
 from fold.graph import RUNTIME_OPSET
 from fold.proof import GraphReference, ProgramReference, Reference
@@ -51,7 +51,7 @@ def read_side(source: Source, folder: Path, announce: Callable[[str], None]) -> 
     cannot be read.
     """
     announce(f"reading {source.path}")
-    if (version := _version(source.path)) is not None:
+    if (version := published_version(source.path)) is not None:
         source = replace(source, path=read_version(version).model_file)
     unfolded = read_source(source, announce)
     file = folder / unfolded.reference
@@ -81,13 +81,6 @@ def read_side(source: Source, folder: Path, announce: Callable[[str], None]) -> 
         reference.mixed,
         unfolded.reference == "reference.pt2",
     )
-
-
-def _version(path: Path) -> Path | None:
-    """The folder of a version or of a model's latest one; None for a file, and for a directory with a checkpoint."""
-    if numbers := version_numbers(path):
-        return path / str(numbers[-1])
-    return path if is_published(path) else None
 
 
 @dataclass(frozen=True)
