@@ -27,6 +27,7 @@ from service.protocol import (
     columns_of,
     decode,
     decode_in_pieces,
+    is_long,
     json_array,
     parse_object,
     read_document,
@@ -163,6 +164,22 @@ def predicted(body: bytes, of: Signature, budget: Budget) -> dict[str, np.ndarra
         return {name: finished(rows_in_pieces(name, values, of)) for name, values in columns.items()}
     finally:
         estimate.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "pieces"),
+    [
+        (b"1," * (1 << 17), False),
+        (b"1," * (1 << 17) + b"1", True),
+        (b"[]," * (1 << 13) + b"1," * (1 << 16), False),
+        (b"[]," * (1 << 13) + b"{}," + b"1," * (1 << 16), True),
+        (b"[]," * 21_845 + b" ", False),
+        (b"[]," * 21_845 + b"  ", True),
+    ],
+    ids=["256 KiB", "more", "8192 lists", "an object more", "64 KiB of lists", "more of them"],
+)
+def test_json_is_read_in_pieces_where_it_is_long_or_has_many_lists(body: bytes, pieces: bool) -> None:
+    assert is_long(body + b"[[[[", len(body)) is pieces, "what follows the JSON does not count"
 
 
 @given(seed=st.integers(0, 1 << 40), size=st.sampled_from([7, 16, 33, 64, 200, 1 << 16]))
