@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from fold.runtime.machine import Machine, this_machine, tool_versions
     from fold.runtime.memory import release_memory, return_freed
+    from fold.runtime.running import in_flight
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
         CudaOptions,
@@ -55,6 +56,7 @@ __all__ = [
     "control_groups",
     "cores",
     "device_number",
+    "in_flight",
     "loaded_cudnn",
     "loaded_library",
     "open_graph",
@@ -94,6 +96,7 @@ __getattr__ = lazy_names(
         "control_groups": "cgroups",
         "cores": "cpus",
         "device_number": "devices",
+        "in_flight": "running",
         "loaded_cudnn": "devices",
         "loaded_library": "devices",
         "open_graph": "session",

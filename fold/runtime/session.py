@@ -26,6 +26,7 @@ from fold.runtime.devices import (
     device_number,
     resolve_provider,
 )
+from fold.runtime.running import in_flight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -151,13 +152,14 @@ def open_session(
     # 3. Open it, and check that it runs there
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(
-            source,
-            options,
-            providers=providers,
-            disabled_optimizers=None if as_shipped else FAULTY_OPTIMIZERS,
-            enable_fallback=0,
-        )
+        with in_flight:
+            session = ort.InferenceSession(
+                source,
+                options,
+                providers=providers,
+                disabled_optimizers=None if as_shipped else FAULTY_OPTIMIZERS,
+                enable_fallback=0,
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         text = runtime_reason(error)
         if wanted == "cuda":
@@ -192,9 +194,10 @@ def optimised_operators(model: Path) -> list[str] | None:
         written = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(written)
         try:
-            ort.InferenceSession(
-                str(model), options, providers=[PROVIDERS["cpu"]], disabled_optimizers=FAULTY_OPTIMIZERS
-            )
+            with in_flight:
+                ort.InferenceSession(
+                    str(model), options, providers=[PROVIDERS["cpu"]], disabled_optimizers=FAULTY_OPTIMIZERS
+                )
             graph = onnx.load(written, load_external_data=False).graph
         except Exception:  # ONNX Runtime's and protobuf's exceptions share no base class but Exception
             return None
@@ -276,12 +279,14 @@ def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[st
     """One run, outputs by name. Raises `BnfoldError` if the graph cannot take these inputs."""
     names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        with in_flight:
+            found = session.run(names, inputs)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise BnfoldError(
             f"ONNX Runtime cannot run the graph on inputs of shape {shapes}: {runtime_reason(error)}"
         ) from error
+    return dict(zip(names, found, strict=True))
 
 
 def open_graph(

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays
 from fold.artifact import DTYPES, TensorSpec
+from fold.runtime import in_flight
 from fold.serving.cuda_runtime import CudaRuntime
 
 
@@ -62,7 +63,8 @@ class Staging:
             host[rows:] = host[:1]
             if self._cuda is not None:
                 self._cuda.to_device(self._device_in[name].data_ptr(), host)
-        self._session.run_with_iobinding(self._binding, self._options)
+        with in_flight:
+            self._session.run_with_iobinding(self._binding, self._options)
         if self._cuda is not None:
             for name, value in self._device_out.items():
                 self._cuda.to_host(self._host_out[name][:rows], value.data_ptr())

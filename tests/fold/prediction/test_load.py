@@ -185,3 +185,42 @@ def test_neither_the_service_nor_pytorch_is_imported(repository: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+LEAVE = """
+import sys, threading
+import numpy, fold
+from fold.runtime import running
+def repeat(work):
+    began = threading.Event()
+    def forever():
+        while True:
+            work()
+            began.set()
+    threading.Thread(target=forever, daemon=True).start()
+    began.wait()
+model = fold.load(sys.argv[1])
+repeat(lambda: model.run(numpy.ones((4, 1, 8, 8), numpy.float32)))
+repeat(lambda: fold.load(sys.argv[1]))
+if sys.argv[2] == "hangs":
+    running.SECONDS = 0.01
+    hanging = threading.Event()
+    def hang():
+        with running.in_flight:
+            hanging.set()
+            threading.Event().wait()
+    threading.Thread(target=hang, daemon=True).start()
+    hanging.wait()
+"""
+
+
+def test_a_process_may_end_while_threads_run_and_load(repository: Path) -> None:
+    """Python ends daemon threads; one that came back into C++ would abort the process."""
+    command = [sys.executable, "-c", LEAVE, str(repository / "net" / "1")]
+    done = subprocess.run([*command, "answers"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_that_hangs_does_not_keep_the_process_alive(repository: Path) -> None:
+    command = [sys.executable, "-c", LEAVE, str(repository / "net" / "1"), "hangs"]
+    subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
