@@ -129,6 +129,7 @@ def fold(
     scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
     # 2. Read, fold, prove and publish.
     watch(out)
+    notes: list[str] = []
     with console.status("starting") as status:
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch, overridable),
@@ -138,10 +139,13 @@ def fold(
             samples=samples,
             seed=seed,
             provider=device,
-            announce=lambda step: status.update(escape(step)),
-            tell=lambda line: console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True, highlight=False),
+            announce=lambda step: status.update("\n".join(map(escape, (*notes, step)))),
+            tell=notes.append,
         )
-    # 3. Print what was decided while the source was read, and where each BatchNorm went.
+    # 3. Print what was decided while the source was read, and where each BatchNorm went. An error is one line, so notes
+    # stand in the status of a terminal until it is known that there is none.
+    for note in notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
     print_changes(source, conversion.changes, arch, conversion.arch_file)
     if as_json:
         print_json(conversion.to_dict())

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from support.commands import bnfold
+from support.commands import bnfold, refused
 from support.service.reloading import tampered
 
 
@@ -31,6 +31,12 @@ def test_it_is_told_first_in_one_line(published) -> None:
     assert rest[-1] == f"published {folder / 'r/net/1'}"
     before, after = (onnx.load(path).graph for path in (folder / "net.onnx", folder / "r/net/1/model.onnx"))
     assert [(node.op_type, *node.input) for node in after.node] == [(node.op_type, *node.input) for node in before.node]
+
+
+def test_an_error_is_one_line_alone(published, tmp_path, monkeypatch) -> None:
+    folder, _ = published
+    monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "0")
+    assert "takes more than 0 s" in refused("fold", folder / "net.onnx", "--out", tmp_path)
 
 
 def test_the_proof_of_what_did_not_change_is_short_and_verified_again(published) -> None:
