@@ -4,6 +4,10 @@ Python hashes a tuple place by place, and nothing interrupts it. So the opcodes 
 is, with the number of places instead of each value. An opcode or a value that it would refuse ends the scan. Opcodes
 of later protocols are known too, which `.metadata` of a distributed checkpoint has. Codecs that double a text at each
 call are refused on the way.
+
+Keys can be chosen to have one hash; then each new one is compared with all that a dict has. What can: tuples, sets and
+complex numbers of two numbers or more, because the second one can make up for the first, and integers of more bytes
+than a hash has. Texts cannot, because Python hashes them with a secret, and of one number a few share a hash at most.
 """
 
 import io
@@ -19,10 +23,10 @@ MOST_HASHED = 100_000_000
 """Places that a file may have hashed: some seconds. A checkpoint has some ten for each tensor."""
 MOST_NESTED = 10_000
 """Tuples inside each other that may be hashed: each takes some of the stack, of which there are 8 MB."""
-TOO_MUCH = f"has nested tuples or long integers as keys, which take over {MOST_HASHED:,} steps to hash"
-LONG_BYTES, LONG_PLACES = 8, 100_000
-"""An integer of more bytes counts as so many places: such integers can be chosen to have one hash, and then each new
-key of a dict is compared with all that it has."""
+TOO_MUCH = f"has tuples, sets or long integers as keys, which take over {MOST_HASHED:,} steps to hash or compare"
+LONG_BYTES = 8
+CHOSEN = 2
+"""So many numbers in one key can be chosen so that it has the hash of another key."""
 ZIP = b"PK\x03\x04"
 LEGACY = 5
 """Pickles in a file without an archive: magic number, version, system, content, and the keys of the storages."""
@@ -42,9 +46,15 @@ TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 CALLS = (b"R", b"\x81")
 """REDUCE and NEWOBJ: a function and its arguments; set and OrderedDict hash them."""
 LONGEST_WORD = 100
-ENCODE = b"_codecs\nencode\n"
+ENCODE = b"\n_codecs\nencode\n"
 """How pickle writes bytes: as a call of this on a text of Latin-1. Other codecs may double what they are given."""
 LATIN = b"latin1"
+COLLECTIONS = (b"\nset\n", b"\nfrozenset\n", b"\nOrderedDict\n", b"\nCounter\n")
+"""Ends of the names of functions that hash what their argument holds."""
+DTYPE, DTYPE_FLAGS = b"\ndtype\n", 2
+"""numpy's, and how many Booleans it takes beside a name; they are no numbers of a scalar of that type."""
+COMPLEX = (b"c8", b"c16")
+"""Names of numpy's complex types."""
 
 
 class _RefusedError(Exception):
@@ -54,24 +64,43 @@ class _RefusedError(Exception):
 class _Value:
     """Places of a value that is unpickled, how deep tuples are nested in it, and whether it is inside another.
 
-    `word` is a short text or the name of a function; a pair has that of its second value.
+    `word` is a short text or the name of a function; a pair has that of its second value. `numbers` counts those in
+    the value, `chosen` the values in it whose hash can be chosen, `keys` those of them that are keys.
     """
 
-    def __init__(self, word: bytes = b"", places: int = 1) -> None:
-        self.places, self.depth, self.held, self.word = places, 0, False, word
+    def __init__(self, word: bytes = b"", places: int = 1, numbers: int = 0) -> None:
+        self.places, self.depth, self.held = places, 0, False
+        self.word = word if len(word) < LONGEST_WORD else b""
+        self.numbers, self.chosen, self.keys = numbers, 0, 0
 
     def add(self, values: list["_Value"]) -> None:
         for value in values:
             value.held = True
             self.places = min(self.places + value.places, MOST_HASHED + 1)
             self.depth = max(self.depth, value.depth + 1)
+            self.numbers = min(self.numbers + value.numbers, MOST_HASHED)
+            self.chosen = min(self.chosen + value.chosen + value.can_be_chosen, MOST_HASHED)
+            self.keys = min(self.keys + value.keys, MOST_HASHED)
+
+    @property
+    def can_be_chosen(self) -> bool:
+        return self.numbers >= CHOSEN
+
+
+def _text(opcode: bytes, content: bytes) -> _Value:
+    """A text, bytes, or an integer of any length."""
+    if opcode not in LONGS:
+        return _Value(content, numbers=CHOSEN if content in COMPLEX else 0)
+    places = max(1, -(-len(content) // LONG_BYTES))
+    return _Value(places=places, numbers=1 if places == 1 else CHOSEN)
 
 
 class _Scan:
-    """The unpickler's stack and memo. `hashed` counts all places that it would hash."""
+    """The unpickler's stack and memo. `hashed` counts all places that it would hash or compare, `storages` those whose
+    keys may have one hash."""
 
     def __init__(self) -> None:
-        self.hashed = 0
+        self.hashed = self.storages = 0
 
     def run(self, file: BinaryIO) -> _Value:
         """Follow one pickle; returns what it holds. Raises any error for what is none."""
@@ -83,8 +112,9 @@ class _Scan:
                 self._combine(opcode)
         return self._stack.pop()
 
-    def hash(self, values: list[_Value]) -> None:
-        self.hashed += sum(value.places for value in values)
+    def hash(self, values: list[_Value], among: int = 0) -> None:
+        """Count that values are hashed, and compared with `among` others."""
+        self.hashed += sum(value.places for value in values) * (1 + among)
         if self.hashed > MOST_HASHED or any(value.depth > MOST_NESTED for value in values):
             raise _RefusedError(TOO_MUCH)
 
@@ -102,17 +132,18 @@ class _Scan:
         if opcode in HEADS:
             file.read(HEADS[opcode])
             return True
-        word, places = b"", 1
         if opcode in NUMBERS:
             file.read(NUMBERS[opcode])
+            value = _Value(numbers=1)
         elif opcode in TEXTS:
-            word = file.read(int.from_bytes(file.read(TEXTS[opcode]), "little"))
-            places = LONG_PLACES if opcode in LONGS and len(word) > LONG_BYTES else 1
+            value = _text(opcode, file.read(int.from_bytes(file.read(TEXTS[opcode]), "little")))
         elif opcode == b"c":  # GLOBAL, a module and a name
-            word = file.readline() + file.readline()
-        elif opcode not in PLAIN:
+            value = _Value(b"\n" + file.readline() + file.readline())
+        elif opcode in PLAIN:
+            value = _Value(numbers=1)
+        else:
             return False
-        self._stack.append(_Value(word if len(word) < LONGEST_WORD else b"", places))
+        self._stack.append(value)
         return True
 
     def _combine(self, opcode: bytes) -> None:
@@ -136,24 +167,32 @@ class _Scan:
             values = [stack.pop(), stack.pop()][::-1] if opcode == b"s" else self._since_mark()
             self._change(values, values[::2])
         elif opcode == b"b":
-            state = stack.pop()
-            self.hash([state])
+            state, numbers = stack.pop(), stack[-1].numbers
+            self.hash([state], among=state.keys)
             stack[-1].add([state])
+            stack[-1].numbers = numbers  # an object with a state has no hash, or one of its address
         # 3. STACK_GLOBAL; calls; and BINPERSID, which looks a storage up.
         elif opcode == b"\x93":
-            stack.pop()
-            stack[-1] = _Value()
+            name, module = stack.pop(), stack.pop()
+            stack.append(_Value(b"\n%b\n%b\n" % (module.word, name.word)))
         elif opcode in CALLS:
             arguments, function = stack.pop(), stack.pop()
-            self.hash([arguments])
-            if function.word == ENCODE and arguments.word != LATIN:
-                raise _RefusedError("encodes its texts by another codec than latin1")
-            self._tuple([arguments])  # the result may be a torch.Size of them
+            self._call(function.word, arguments)
         elif opcode == b"Q":
-            self.hash([stack.pop()])
+            key = stack.pop()
+            self.hash([key], among=self.storages if key.chosen else 0)
+            self.storages += key.chosen > 0
             stack.append(_Value())
         else:
             raise ValueError(opcode)
+
+    def _call(self, function: bytes, arguments: _Value) -> None:
+        self.hash([arguments], among=arguments.chosen if function.endswith(COLLECTIONS) else 0)
+        if function == ENCODE and arguments.word != LATIN:
+            raise _RefusedError("encodes its texts by another codec than latin1")
+        self._tuple([arguments])  # the result may be a torch.Size of them
+        if function.endswith(DTYPE):
+            self._stack[-1].numbers -= DTYPE_FLAGS
 
     def _since_mark(self) -> list[_Value]:
         values, self._stack = self._stack, self._outer.pop()
@@ -166,10 +205,13 @@ class _Scan:
 
     def _change(self, values: list[_Value], keys: list[_Value]) -> None:
         container = self._stack[-1]
-        if container.held:  # places of what holds it were counted without these
-            self.hash(values)
         container.add(values)
-        self.hash(keys)
+        if container.held:  # what holds it was counted without these
+            self.hash(values, among=container.chosen)
+        for key in keys:
+            others = MOST_HASHED if container.held else container.keys
+            self.hash([key], among=others * (1 + key.chosen) if key.can_be_chosen else 0)
+            container.keys += key.can_be_chosen
 
 
 def refuse_costly_keys(path: Path, file: BinaryIO) -> None:
@@ -187,7 +229,7 @@ def refuse_costly_keys(path: Path, file: BinaryIO) -> None:
             for number in range(0 if archive else LEGACY):
                 value = scan.run(file)
                 if number != CONTENT:
-                    scan.hash([value])
+                    scan.hash([value], among=scan.storages if value.chosen else 0)
     except _RefusedError as error:
         raise BnfoldError(f"{path}: {error}; save only the weights: torch.save(model.state_dict(), FILE)") from error
     except Exception:  # a foreign or damaged file raises many types
