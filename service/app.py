@@ -1,7 +1,8 @@
 """The application: one process that serves the Open Inference Protocol and the v1 convention.
 
-`create_app` builds it from the settings and loads nothing; models are loaded when the server starts it. Infer and
-predict are answered before FastAPI's middleware and routing, which would take longer than the rest of the request.
+`create_app` builds it from the settings, with the middleware that they ask for, and loads nothing; models are loaded
+when a server starts it: ours, or any other of ASGI. Infer and predict are answered before FastAPI's middleware and
+routing, which would take longer than the rest of the request.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fold.errors import is_out_of_files
 from fold.runtime import cores, thread_limits
@@ -71,7 +72,9 @@ LEFT_OUT = 8
 
 
 class Application(FastAPI):
-    """FastAPI, with infer and predict answered before it, and the state that all routes share."""
+    """FastAPI with our middleware around it, infer and predict answered before it, and the state that all routes share.
+
+    Raises `BnfoldError` if a package of the middleware is missing."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -98,7 +101,13 @@ class Application(FastAPI):
         self.predict = Predict(
             settings, self.repository, self.metrics, self.access, self.budget, self.turns, self.proofs
         )
-        self.fast_path = FastPath(HeadCache(settings.max_body_bytes), {"infer": self.infer, "predict": self.predict})
+        route: ASGIApp = self._route
+        self._answer = add_middleware(route, settings)
+        self.fast_path: FastPath | None = None
+        """Answers infer and predict on a connection of our server; None where middleware must see every request."""
+        if self._answer is route:
+            heads = HeadCache(settings.max_body_bytes)
+            self.fast_path = FastPath(heads, {"infer": self.infer, "predict": self.predict})
         self.grpc: GrpcServer | None = None
         self.started = False
         self.stopping = False
@@ -148,6 +157,9 @@ class Application(FastAPI):
         self.shadow_checker.remove(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -179,7 +191,8 @@ class Application(FastAPI):
 
 
 def create_app(settings: Settings) -> Application:
-    """The application. Its models are loaded when it starts, unless `load` was called before."""
+    """The application, with CORS, traces and the access log as the settings say. Its models are loaded when it starts,
+    unless `load` was called before. Raises `BnfoldError` if a package is missing."""
     app = Application(settings)
     app.include_router(
         metadata_routes(settings, app.repository, app.metrics, app.traffic, app.proofs, app.is_ready, app.budget)
@@ -214,12 +227,11 @@ def serve(settings: Settings) -> int:
         app.load()
         if grpc_listener is not None:
             app.add_grpc(grpc_listener, certificate)
-        served = add_middleware(app, settings)
         code = run_server(
-            served,
+            app,
             listener,
             settings,
-            fast_path=app.fast_path if served is app else None,
+            fast_path=app.fast_path,
             grpc=app.grpc,
             certificate=certificate,
             on_start=partial(_announce, app),
