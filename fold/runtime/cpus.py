@@ -1,5 +1,6 @@
 """The processors that this process may use: those of its affinity, which a cpuset limits too, within the quotas of its
-control groups (versions 1 and 2).
+control groups (versions 1 and 2), and at most OMP_NUM_THREADS, by which Ray and other schedulers tell a process its
+share of the machine.
 
 Libraries that count the processors of the machine start more threads than a container can run: these wait for each
 other, and the whole container stands still when its quota is used up. ONNX Runtime even pins its threads to processors
@@ -19,21 +20,33 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def cores() -> int:
-    """Processors that this process may use all the time, at least 1: of its affinity, within a container's limit."""
-    return max(1, min([len(_affinity()), *_quotas()]))
+    """Processors that this process may use all the time, at least 1: of its affinity, within a container's limit, and
+    no more than OMP_NUM_THREADS."""
+    return min([_allowed(), *_share()])
 
 
 def physical_cores() -> int:
     """The same, but processors that share a core count once: they would only wait for each other in one operator."""
     siblings = {_siblings(number) for number in _affinity()}
-    return max(1, min([len(siblings), *_quotas()]))
+    return max(1, min([len(siblings), *_quotas(), *_share()]))
 
 
 def thread_limits() -> dict[str, str]:
     """Variables for a process whose quota is less than its affinity, unless they are set. Libraries see the latter."""
-    if cores() == len(_affinity()):
+    if _allowed() == len(_affinity()):
         return {}
-    return {name: str(cores()) for name in THREADS if name not in os.environ}
+    return {name: str(_allowed()) for name in THREADS if name not in os.environ}
+
+
+def _allowed() -> int:
+    return max(1, min([len(_affinity()), *_quotas()]))
+
+
+def _share() -> Iterator[int]:
+    """OMP_NUM_THREADS, or the first of its list, which has a number for each level of nested threads."""
+    with contextlib.suppress(ValueError):  # not set, or nonsense
+        if (share := int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])) > 0:
+            yield share
 
 
 def _affinity() -> set[int]:

@@ -52,10 +52,24 @@ def test_cores_are_those_of_the_affinity_within_the_quotas(
     assert cpus.thread_limits() == ({} if found == 4 else dict.fromkeys(cpus.THREADS, str(found)))
 
 
+@pytest.mark.parametrize(
+    ("share", "found"), [("1", 1), ("3", 3), ("9", 4), ("2,4", 2), ("", 4), ("0", 4), ("-1", 4), ("many", 4)]
+)
+def test_a_scheduler_tells_a_process_its_share(monkeypatch: pytest.MonkeyPatch, share: str, found: int) -> None:
+    """By OMP_NUM_THREADS, as Ray does. It changes no variable of other libraries."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7}, raising=False)
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("/nowhere"))
+    monkeypatch.setattr(cpus, "TOPOLOGY", Path("/nowhere"))
+    monkeypatch.setenv("OMP_NUM_THREADS", share)
+    assert (cpus.cores(), cpus.physical_cores()) == (found, found)
+    assert cpus.thread_limits() == {}
+
+
 def test_two_processors_of_one_core_are_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 9}, raising=False)
     monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "none")
     monkeypatch.setattr(cpus, "TOPOLOGY", tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for number, siblings in {0: "0,4", 4: "0,4", 1: "1,5"}.items():
         (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(siblings)
