@@ -148,7 +148,7 @@ def publish(folder: Path, x: np.ndarray) -> dict[str, np.ndarray]:
 
 @contextmanager
 def service(repository: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
-    settings = {"REPOSITORY_CONTROL": "explicit", "ADMIN_TOKEN": TOKEN, "DEVICE": "cpu"}
+    settings = {"REPOSITORY_CONTROL": "explicit", "MODELS": "*", "ADMIN_TOKEN": TOKEN, "DEVICE": "cpu"}
     environment = {**os.environ, **{f"BNFOLD_{name}": value for name, value in settings.items()}}
     command = [sys.executable, "-m", "fold", "serve", str(repository), "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fold.artifact import NAME_PATTERN
 from fold.errors import BnfoldError
 from fold.serving import SessionOptions
 
@@ -35,6 +36,9 @@ class Settings(BaseSettings):
 
     repository: Path
     """Folder of NAME/VERSION model directories."""
+    models: Annotated[str, Field(pattern=rf"^(\*|{NAME_PATTERN.pattern}(,{NAME_PATTERN.pattern})*)?$")] = ""
+    """Models that are loaded at the start, separated by commas, or `*` for all. With nothing given, all are, unless
+    `repository_control` is `explicit`: then none is, and calls load them."""
     version_policy: Annotated[str, Field(pattern=r"^(latest(:[1-9][0-9]*)?|all|[1-9][0-9]*(,[1-9][0-9]*)*)$")] = (
         "latest"
     )
@@ -133,6 +137,13 @@ class Settings(BaseSettings):
     shadow: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the responses that are compared with the reference in the background."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 1 << 25
+
+    @property
+    def chosen_models(self) -> frozenset[str] | None:
+        """Names of the models that are loaded at the start and polled; None for all of them."""
+        if self.models == "*" or (not self.models and self.repository_control != "explicit"):
+            return None
+        return frozenset(filter(None, self.models.split(",")))
 
     @property
     def session_options(self) -> SessionOptions:

@@ -11,6 +11,12 @@ from fold.cli.options import DEVICES
 
 def serve(
     repository: Annotated[Path, typer.Argument(help="The model repository, as written by bnfold fold --out.")],
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Serve only these models; * is all.", show_default="all, or none if calls load them"
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port, 0 for a free one.", show_default="8000")
@@ -55,6 +61,7 @@ def serve(
     # 1. Settings: an option wins over its BNFOLD_… variable.
     settings = load_settings(
         repository=repository,
+        models=models,
         host=host,
         port=port,
         grpc_port=grpc_port,

@@ -58,11 +58,14 @@ class Poller:
 
     def _stamps(self) -> Stamps:
         """Of the models that have a version or cannot be read. Tells what is neither."""
-        folder, stamps = self._repository.settings.repository, {}
+        settings, stamps = self._repository.settings, Stamps()
+        folder, chosen = settings.repository, settings.chosen_models
         try:
             models = model_folders(folder)
             self._repository.tell_ignored("", ignored_folders("", models))
             for name in models.found:
+                if chosen is not None and name not in chosen:
+                    continue
                 found, versions = stamp(folder / name)
                 self._repository.tell_ignored(name, ignored_folders(name, versions))
                 if found:

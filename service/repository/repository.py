@@ -7,9 +7,11 @@ what was loaded before and other models serve on.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -123,23 +125,21 @@ class Repository:
     # At the start
 
     def load(self) -> None:
-        """Load the versions of every model that the policy chooses. Raises `BnfoldError` if nothing can be served and
-        nothing can be loaded later, or if this machine cannot serve at all."""
-        folder = self.settings.repository
+        """Load the versions that the policy chooses of the models that the settings choose. Raises `BnfoldError` if one
+        of these is not there, if nothing can be served and nothing can be loaded later, or if this machine cannot serve
+        at all."""
+        folder, chosen = self.settings.repository, self.settings.chosen_models
         try:
             models = model_folders(folder)
             self.tell_ignored("", ignored_folders("", models))
+            if chosen is not None and (unknown := sorted(chosen.difference(models.found))):
+                here = ", ".join(models.found) or "none"
+                raise BnfoldError(f"models: {folder} has no {', '.join(unknown)}; here are: {here}")
             for name in models.found:
-                self.tell_ignored(name, ignored_versions(folder / name))
-                outcomes = open_versions(self.settings, name, {})
-                unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
-                if unable is not None:
-                    raise BnfoldError(unable.details)
-                if outcomes:
-                    self._take_over(name, outcomes)
-                if WHOLE_MODEL not in outcomes:
-                    found = version_folders(folder / name).found
-                    self.left_out += [f"{name}/{version}" for version in found if version not in outcomes]
+                if chosen is None or name in chosen:
+                    self._load_first(name)
+                elif self.settings.repository_control == "explicit" and (unloaded := _unloaded(folder / name)):
+                    self._versions[name] = unloaded
         except OSError as error:
             raise BnfoldError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
         except NotReadyError as error:
@@ -157,6 +157,19 @@ class Repository:
         if not self.ready():
             reasons = "; ".join(f"{broken}: {broken.details}" for broken in self.broken())
             raise BnfoldError(f"{folder}: no model can be served: {reasons}")
+
+    def _load_first(self, name: str) -> None:
+        folder = self.settings.repository / name
+        self.tell_ignored(name, ignored_versions(folder))
+        outcomes = open_versions(self.settings, name, {})
+        unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
+        if unable is not None:
+            raise BnfoldError(unable.details)
+        if outcomes:
+            self._take_over(name, outcomes)
+        if WHOLE_MODEL not in outcomes:
+            found = version_folders(folder).found
+            self.left_out += [f"{name}/{version}" for version in found if version not in outcomes]
 
     def tell_ignored(self, name: str, ignored: str) -> None:
         """Log which folders of a model (of the repository, for an empty name) are ignored, once for each change."""
@@ -349,6 +362,13 @@ class Repository:
 
 def _broken(name: str, version: str, failure: Failure) -> Absent:
     return Absent(name, version, "UNAVAILABLE", failure.reason, failure.cause, failure.details)
+
+
+def _unloaded(model: Path) -> Versions:
+    """Of a model that calls may load."""
+    with contextlib.suppress(OSError):  # a load says why
+        return {v: Absent(model.name, v, "UNAVAILABLE", "not loaded yet") for v in version_folders(model).found}
+    return {}
 
 
 def _why_unloaded(entry: Entry, reason: str) -> str:

@@ -284,7 +284,7 @@ def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, s
 
 
 def test_a_token_is_asked_for_kept_in_the_page_and_an_admins_unloads(browser: Any, repository: Path) -> None:
-    chosen = {"tokens": "secret-user", "admin_token": "secret-admin", "repository_control": "explicit"}
+    chosen = {"tokens": "secret-user", "admin_token": "secret-admin", "repository_control": "explicit", "models": "*"}
     chosen["root_path"] = "/team/bnfold"
     with serving.start(repository, **chosen) as guarded, pages(browser) as visit:
         page = visit(f"{guarded.url}/team/bnfold/#/pair/1/versions")
@@ -312,7 +312,7 @@ def test_a_token_is_asked_for_kept_in_the_page_and_an_admins_unloads(browser: An
 
 def test_another_models_unload_is_listed_and_leaves_the_tab_as_it_is(browser: Any, repository: Path) -> None:
     with (
-        serving.start(repository, admin_token="secret", repository_control="explicit") as changing,
+        serving.start(repository, admin_token="secret", repository_control="explicit", models="*") as changing,
         pages(browser) as visit,
     ):
         page = visit("about:blank")

@@ -70,7 +70,7 @@ def closed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     file = tmp_path_factory.mktemp("secrets") / "tokens"
     file.write_text("secret-of-file\n")
     chosen = {"tokens": "secret-1, secret-2", "tokens_file": file, "admin_token": "secret-admin"}
-    with start(repository, repository_control="explicit", **chosen) as service:
+    with start(repository, repository_control="explicit", models="*", **chosen) as service:
         yield service
 
 
@@ -131,7 +131,7 @@ def test_refusals_are_counted(closed: Service) -> None:
     ],
 )
 def test_load_and_unload_are_off_by_default(repository: Path, settings: dict[str, Any], line: str) -> None:
-    with start(repository, **settings) as service:
+    with start(repository, models="*", **settings) as service:
         for verb in ("load", "unload"):
             answer = service.post(f"/v2/repository/models/net/{verb}", headers=bearer("boss"))
             assert (answer.status_code, line in answer.json()["error"]) == (403, True)
@@ -153,7 +153,7 @@ def test_metrics_and_a_prefix_behind_tokens(repository: Path) -> None:
 def test_tritons_client_loads_and_unloads(repository: Path) -> None:
     """Unmodified; what it may send beside a name is understood or refused in one line."""
     with (
-        start(repository, repository_control="explicit", admin_token="boss") as service,
+        start(repository, repository_control="explicit", models="*", admin_token="boss") as service,
         sync_http.InferenceServerClient(service.address) as client,
     ):
         client.unload_model("net", headers=bearer("boss"), unload_dependents=True)
@@ -185,7 +185,7 @@ def test_tritons_asynchronous_client(repository: Path) -> None:
             await client.load_model("net", headers=bearer("boss"))
             assert [entry["state"] for entry in await client.get_model_repository_index()] == ["READY"]
 
-    with start(repository, repository_control="explicit", admin_token="boss") as service:
+    with start(repository, repository_control="explicit", models="*", admin_token="boss") as service:
         asyncio.run(use(service))
 
 

@@ -488,7 +488,7 @@ def test_load_and_unload_are_off_by_default(client: triton.InferenceServerClient
 
 
 def test_load_and_unload_by_an_admin(repository: Path) -> None:
-    tokens = {"tokens": "user", "admin_token": "admin", "repository_control": "explicit"}
+    tokens = {"tokens": "user", "admin_token": "admin", "repository_control": "explicit", "models": "*"}
     with (
         start(repository, grpc_port=0, grace_seconds=0, **tokens) as service,
         triton.InferenceServerClient(service.grpc) as client,

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def repository_of(folder: Path, **settings: Any) -> Repository:
-    chosen = {"device": "cpu", "threads": 1, "repository_control": "explicit", **settings}
+    chosen = {"device": "cpu", "threads": 1, "repository_control": "explicit", "models": "*", **settings}
     repository = Repository(Settings(repository=folder, **chosen))
     repository.load()
     return repository

@@ -37,7 +37,7 @@ def test_the_policy_chooses_what_serves(folder: Path, policy: str, expected: dic
     for version in (2, 10):
         served.net(folder, version=version)
 
-    chosen = Settings(repository=folder, device="cpu", repository_control="explicit", version_policy=policy)
+    chosen = Settings(repository=folder, device="cpu", repository_control="explicit", models="*", version_policy=policy)
     repository = Repository(chosen)
     repository.load()
     assert {str(entry): entry.state for entry in repository.entries()} == expected

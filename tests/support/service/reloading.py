@@ -23,7 +23,7 @@ from support.service import served
 from support.service.serving import PATIENCE, Service
 
 TOKEN = {"Authorization": "Bearer boss"}
-EXPLICIT = {"repository_control": "explicit", "admin_token": "boss"}
+EXPLICIT = {"repository_control": "explicit", "models": "*", "admin_token": "boss"}
 WATCH = {"repository_control": "watch", "watch_seconds": 0.05}
 ROWS = 5
 REQUEST = {"inputs": [{"name": "index", "shape": [ROWS], "datatype": "INT64", "data": list(range(ROWS))}]}
