@@ -22,9 +22,10 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Most of the modules are never imported; the others are compiled when they first are.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,otel,predict,ray,train,test,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[cpu,otel,predict,ray,train,test,dev]'
 	touch $@
 
 demo: $(STAMP)  ## train, fold, prove, serve and predict once, in about a minute
