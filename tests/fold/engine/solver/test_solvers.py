@@ -1,6 +1,9 @@
-"""The two solvers beneath the gauges, against dense linear algebra on random systems."""
+"""The two solvers beneath the gauges, against linear algebra on random systems, and exact rationals."""
+
+from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,20 +130,78 @@ def shift_groups(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(shift_groups(), st.lists(st.integers(0, 2), min_size=VARIABLES, max_size=VARIABLES))
-def test_equations_hold_or_leave_no_trace(groups, preference) -> None:
+def test_shifts_are_those_of_exact_elimination(groups, preference) -> None:
+    """Contradicting groups leave no trace; every value is exact, so the same variables are free."""
     shifts = Shifts(np.array(preference))
-    matrix, right = np.zeros((0, VARIABLES)), np.zeros(0)
+    order = sorted(range(VARIABLES), key=lambda variable: (-preference[variable], variable))
+    rows: list[list[Fraction]] = []
     for cause, (factors, variables, constants) in enumerate(groups):
-        new = np.zeros((len(constants), VARIABLES))
-        for factor, row in zip(factors, variables, strict=True):
-            np.add.at(new, (np.arange(len(constants)), row), factor)
+        new = [[Fraction(0)] * VARIABLES + [Fraction(constant)] for constant in constants]
+        for factor, ids_of_term in zip(factors, variables, strict=True):
+            for row, variable in zip(new, ids_of_term, strict=True):
+                row[order.index(variable)] += Fraction(factor)
         conflict = shifts.add(list(zip(factors, variables, strict=True)), constants, cause)
-        both, wanted = np.vstack([matrix, new]), np.r_[right, constants]
-        consistent = np.linalg.matrix_rank(both) == np.linalg.matrix_rank(np.c_[both, wanted])
+        reduced = _row_echelon([*rows, *new])
+        consistent = all(any(row[:-1]) for row in reduced)
         assert (conflict is None) == consistent
-        if consistent:
-            matrix, right = both, wanted
-        np.testing.assert_allclose(matrix @ shifts.values(), right, atol=1e-9)
+        if conflict is not None:
+            assert 0 <= conflict.position < len(constants)
+        else:
+            rows = reduced
+        exact = np.zeros(VARIABLES)
+        for row in rows:
+            exact[order[_lead(row)]] = row[-1]
+        np.testing.assert_allclose(shifts.values(), exact, rtol=1e-12, atol=1e-12)
+
+
+def _row_echelon(rows: list[list[Fraction]]) -> list[list[Fraction]]:
+    """The reduced row echelon form, in which free variables may be 0; a row of zeros but for its last is a conflict."""
+    done: list[list[Fraction]] = []
+    for added in rows:
+        row = added
+        for other in done:
+            row = _without(row, other, _lead(other))
+        if any(row):
+            at = _lead(row)
+            row = [factor / row[at] for factor in row]
+            done = [*(_without(other, row, at) for other in done), row]
+    return done
+
+
+def _lead(row: list[Fraction]) -> int:
+    return next(at for at, factor in enumerate(row) if factor)
+
+
+def _without(row: list[Fraction], other: list[Fraction], at: int) -> list[Fraction]:
+    """The row with as much of the other subtracted that it is 0 at that place, where the other is 1."""
+    return [a - row[at] * b for a, b in zip(row, other, strict=True)]
+
+
+LINKS = 20_000
+LINKED = {
+    "all equal the first": (np.zeros(LINKS, np.int64), np.arange(1, LINKS + 1)),
+    "all equal the last": (np.arange(LINKS), np.full(LINKS, LINKS)),
+    "each equals the next": (np.arange(LINKS), np.arange(1, LINKS + 1)),
+    "a random tree": (np.random.default_rng(0).integers(0, np.arange(1, LINKS + 1)), np.arange(1, LINKS + 1)),
+}
+
+
+@pytest.mark.parametrize("shape", LINKED)
+def test_many_equations_that_share_variables(shape: str) -> None:
+    """`q_a - q_b` is known for 20,000 pairs that connect 20,001 variables: each follows from the last, which is 0."""
+    a, b = LINKED[shape]
+    shuffled = np.random.default_rng(1).permutation(LINKS)
+    a, b = a[shuffled], b[shuffled]
+    expected = np.random.default_rng(2).integers(-8, 8, LINKS + 1).astype(float)
+    expected[-1] = 0
+    shifts = Shifts(np.zeros(LINKS + 1, np.int64))
+    assert shifts.add([(1.0, a), (-1.0, b)], expected[a] - expected[b], 0) is None
+    np.testing.assert_array_equal(shifts.values(), expected)
+    wrong = expected[a] - expected[b] + (np.arange(LINKS) == 5)
+    conflict = shifts.add([(2.0, a), (-2.0, b)], 2 * wrong, 1)
+    assert conflict is not None
+    assert (conflict.position, conflict.cause) == (5, 0)
+    np.testing.assert_array_equal(shifts.values(), expected)
 
 
 def test_the_preferred_variable_moves() -> None:
