@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fold.cli.bar import StepBar
 from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json
 from fold.terminal import escape
 
@@ -34,8 +35,7 @@ def bench(
     if picture is not None:
         check_picture(picture)
     try:
-        # A spinner at the default 12.5 frames per second would take CPU time from the measurement.
-        with console.status("starting", refresh_per_second=1) as status:
+        with StepBar(refreshes_per_second=1) as bar:  # more would take CPU time from the measurement
             benchmark = bench_version(
                 read_version(version_folder(model_dir)),
                 batches=batches,
@@ -43,7 +43,7 @@ def bench(
                 provider=device,
                 threads=threads,
                 seed=seed,
-                announce=lambda step: status.update(escape(step)),
+                announce=bar.announce,
             )
     except AnswersDifferError as error:
         raise typer.Exit(complain(str(error), PROOF_FAILED)) from error

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fold.cli.bar import StepBar
 from fold.cli.options import (
     PROOF_FAILED,
     All,
@@ -80,7 +81,7 @@ def compare(
         )
 
     # 2. Compare.
-    with console.status("starting") as status:
+    with StepBar() as bar:
         found = compare_models(
             source(a),
             source(b),
@@ -88,7 +89,7 @@ def compare(
             samples=samples,
             seed=seed,
             layers=picture is not None,
-            announce=lambda step: status.update(escape(step)),
+            announce=bar.announce,
         )
 
     # 3. Print the verdict. The exit code says whether the models are the same.

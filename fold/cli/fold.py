@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from fold.cli.bar import StepBar
 from fold.cli.limited import watch
 from fold.cli.options import (
     PROOF_FAILED,
@@ -28,7 +29,6 @@ from fold.cli.options import (
     refuse_missing,
 )
 from fold.errors import BnfoldError
-from fold.sources import Source
 from fold.terminal import escape
 
 if TYPE_CHECKING:
@@ -117,20 +117,21 @@ def fold(
     as_json: AsJson = False,
 ) -> None:
     """Fold SOURCE, prove it, and publish it as REPOSITORY/NAME/VERSION."""
-    refuse_missing(source)
-    from fold.convert import Target, convert  # noqa: PLC0415
-    from fold.inputs import parse_scaling  # noqa: PLC0415
-
     # 1. Check the options.
+    refuse_missing(source)
     if layout is not None and normalize is None:
         raise BnfoldError(
             f"--layout {layout}: only bytes of --normalize have a layout; add --normalize, or leave out --layout"
         )
-    scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
-    # 2. Read, fold, prove and publish.
+    # 2. Read, fold, prove and publish. The imports take a second.
     watch(out)
     notes: list[str] = []
-    with console.status("starting") as status:
+    with StepBar() as bar:
+        from fold.convert import Target, convert  # noqa: PLC0415
+        from fold.inputs import parse_scaling  # noqa: PLC0415
+        from fold.sources import Source  # noqa: PLC0415
+
+        scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
         conversion = convert(
             Source(source, arch, arch_arg or (), inputs or (), trust, key, ema, scaling, batch, overridable),
             Target(out, name, version, labels, preprocessing),
@@ -139,11 +140,11 @@ def fold(
             samples=samples,
             seed=seed,
             provider=device,
-            announce=lambda step: status.update("\n".join(map(escape, (*notes, step)))),
+            announce=lambda step: bar.announce(step, notes),
             tell=notes.append,
         )
     # 3. Print what was decided while the source was read, and where each BatchNorm went. An error is one line, so notes
-    # stand in the status of a terminal until it is known that there is none.
+    # stand below the bar of a terminal until it is known that there is none.
     for note in notes:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
     print_changes(source, conversion.changes, arch, conversion.arch_file)

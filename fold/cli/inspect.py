@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fold.cli.bar import StepBar
 from fold.cli.options import (
     All,
     Arch,
@@ -22,11 +23,11 @@ from fold.cli.options import (
     refuse_missing,
 )
 from fold.errors import BnfoldError
-from fold.sources import Source, read_source
 from fold.terminal import escape
 
 if TYPE_CHECKING:
     from fold.inspection import Inspection
+    from fold.sources import Source
 
 
 def inspect(
@@ -54,13 +55,14 @@ def inspect(
     from fold.artifact import published_version  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
+    from fold.sources import Source, read_source  # noqa: PLC0415
 
     # 1. Check the options.
     if html is not None:
         check_inspection_page(html)
     # 2. Read the source, and fold it to see where each BatchNorm would go.
-    with console.status("starting") as status:
-        status.update(escape(f"reading {source}"))
+    with StepBar() as bar:
+        bar.announce(f"reading {source}")
         if (version := published_version(source)) is not None:
             if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
@@ -71,8 +73,8 @@ def inspect(
             given = Source(
                 source, arch, arch_arg or (), inputs or (), trust, key, ema, None, batch, overridable, "load"
             )
-        unfolded = read_source(given, lambda step: status.update(escape(step)))
-        status.update("folding")
+        unfolded = read_source(given, bar.announce)
+        bar.announce("folding")
         inspection = inspect_graph(
             unfolded.model,
             unfolded.batches_seen,
@@ -123,9 +125,10 @@ def _print_findings(source: Path, inspection: "Inspection", *, everything: bool,
     console.print(escape(text), soft_wrap=True, highlight=False)
 
 
-def _reference(folder: Path) -> Source:
+def _reference(folder: Path) -> "Source":
     """The reference of a published version, which ran in ONNX Runtime when it was published."""
     from fold.artifact import read_version  # noqa: PLC0415
+    from fold.sources import Source  # noqa: PLC0415
 
     version = read_version(folder)
     return Source(version.reference_file, overridable=bool(version.manifest.source.get("overridable")), trial=None)

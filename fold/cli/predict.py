@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fold.cli.bar import bar_of
 from fold.cli.options import PROOF_FAILED, AsJson, Device, complain, console, print_json
 from fold.errors import BnfoldError
 from fold.terminal import escape
@@ -53,7 +54,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict every row of a data set with a published model, each once, and write the answers as Parquet files."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     for package, extra in (("pyarrow", "predict"), *([("ray", "ray")] if engine == "ray" else [])):
         if find_spec(package) is None:
@@ -62,11 +63,12 @@ def predict(
 
     # 1. Load the model as the service does.
     choices = Choices(_columns(column or ()), id_column, top_k, outputs, shard_rows, strict, verify)
-    model = load(model_dir, device=device, threads=threads)
-    # 2. Predict what is not there yet.
     bar = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(escape(str(model)), total=None, rate="")
+    with bar_of(*bar) as shown:
+        task = shown.add_task(f"loading {escape(str(model_dir))}", total=None, rate="")
+        model = load(model_dir, device=device, threads=threads)
+        # 2. Predict what is not there yet.
+        shown.update(task, description=escape(str(model)))
 
         def progress(done: int, rows: int) -> None:
             speed = shown.tasks[0].speed

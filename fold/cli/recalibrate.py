@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fold.cli.bar import bar_of
 from fold.cli.options import Arch, ArchArg, AsJson, Ema, Key, Trust, console, print_changes, print_json, refuse_missing
-from fold.sources import Source
 from fold.terminal import escape
 
 if TYPE_CHECKING:
@@ -45,13 +45,14 @@ def recalibrate(
     This changes what the model computes.
     """
     refuse_missing(source)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     from fold.recalibration import recalibrate as compute  # noqa: PLC0415
+    from fold.sources import Source  # noqa: PLC0415
 
     # 1. Compute the statistics and write the checkpoint.
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with bar_of(*columns) as shown:
         task = shown.add_task("reading", total=None)
         done = compute(
             Source(source, arch, arch_arg or (), trust=trust, key=key, ema=ema),

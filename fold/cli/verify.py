@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fold.cli.bar import StepBar
 from fold.cli.options import PROOF_FAILED, All, AsJson, Device, Samples, Seed, console, print_json
 from fold.errors import BnfoldError
 from fold.terminal import escape
@@ -31,8 +32,6 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again on this machine, from its directory alone."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
-
     from fold.artifact import read_version, version_folder  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
     from fold.proof import certify  # noqa: PLC0415
@@ -40,9 +39,8 @@ def verify(
 
     # 1. Read the model directory, and check its precision.
     folder = version_folder(model_dir)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(f"reading {escape(str(folder))}", total=None)
+    with StepBar() as bar:
+        bar.announce(f"reading {folder}")
         version = read_version(folder)
         if precision not in (None, version.manifest.precision):
             raise BnfoldError(
@@ -57,10 +55,8 @@ def verify(
             seed=seed,
             provider=device,
             search_seconds=search,
-            announce=lambda step: shown.reset(task, total=None, description=escape(step)),
-            progress=lambda step, steps, found: shown.update(
-                task, total=steps, completed=step, description=f"searching: {found:.3g} found"
-            ),
+            announce=bar.announce,
+            progress=lambda step, steps, found: bar.advance(step, steps, f"searching: {found:.3g} found"),
         )
     # 3. Print the certificate. The exit code says whether it holds.
     if as_json:
