@@ -2,10 +2,11 @@
 
     python -m benchmarks.converting [--networks resnet18 resnet50 resnet152] [--sizes 64 224 448] [--threads 0]
 
-Each is measured in a process of its own, after its imports: seconds, CPU-seconds (other load of the machine changes
-these little), and the peak of all resident memory. A plain export is `torch.onnx.export(dynamo=True)`, with and without
-its optimiser, and `dynamo=False`; onnxsim, where it is installed, simplifies our unfolded graph. None of these proves
-anything. One network at all sizes, and all networks at one size, show how the time grows.
+Each is measured in a process of its own: seconds, CPU-seconds (other load of the machine changes these little), and the
+peak of all resident memory; the command with its imports, all others after theirs. A plain export is
+`torch.onnx.export(dynamo=True)`, with and without its optimiser, and `dynamo=False`; onnxsim, where it is installed,
+simplifies our unfolded graph. None of these proves anything. One network at all sizes, and all networks at one size,
+show how the time grows. A result is written when it is there; a run that was stopped goes on.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +51,7 @@ class Cost:
     network: str
     size: int
     way: str
+    threads: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_megabytes: float = 0.0
@@ -59,8 +64,28 @@ def build(network: str) -> nn.Module:
     return randomise(getattr(networks, network)())
 
 
+def command(network: str, size: int, cost: Cost) -> None:
+    """`bnfold fold` of a checkpoint, as a user runs it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "net.pt"
+        torch.save(build(network).state_dict(), checkpoint)
+        words = ["fold", checkpoint, "--arch", f"benchmarks.networks:{network}", "--input", f"3,{size},{size}"]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "fold", *words, "--out", Path(scratch) / "repository", "--device", "cpu"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        cost.seconds = time.perf_counter() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cost.cpu_seconds, cost.peak_megabytes = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6
+        if done.returncode:
+            cost.failed = done.stderr.strip().splitlines()[-1]
+
+
 def ours(network: str, size: int, cost: Cost) -> None:
-    """`bnfold fold` of a checkpoint."""
+    """The same within this process, by steps."""
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "net.pt"
         torch.save(build(network).state_dict(), checkpoint)
@@ -107,7 +132,8 @@ def simplified(network: str, size: int, cost: Cost) -> None:
 
 
 WAYS: dict[str, Callable[[str, int, Cost], None]] = {
-    "bnfold fold": ours,
+    "bnfold fold": command,
+    "bnfold fold, by steps": ours,
     "bnfold, export alone": exported_by_us,
     "torch.onnx.export": lambda *given: exported(*given, dynamo=True),
     "torch.onnx.export, optimize=False": lambda *given: exported(*given, dynamo=True, optimize=False),
@@ -124,9 +150,9 @@ def measured(cost: Cost) -> Iterator[None]:
     cost.peak_megabytes = resident("VmHWM") / 1e6
 
 
-def measure(network: str, size: int, way: str) -> Cost:
+def measure(network: str, size: int, way: str, threads: int) -> Cost:
     """In this process. It must be new, because the peak of memory only grows."""
-    cost = Cost(network, size, way)
+    cost = Cost(network, size, way, threads)
     try:
         WAYS[way](network, size, cost)
     except Exception as error:  # the other ways are measured also after one fails
@@ -139,7 +165,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--threads", type=int, default=0, help="of each library; 0: as the libraries choose")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/converting.json"))
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/converting.jsonl"))
     arguments = parser.parse_args()
     if arguments.threads:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(arguments.threads)))
@@ -148,18 +174,31 @@ def main() -> None:
         [*((network, base[1]) for network in arguments.networks), *((base[0], size) for size in arguments.sizes)]
     )
     ways = [way for way in WAYS if way != "onnxsim" or importlib.util.find_spec("onnxsim")]
-    costs = []
-    for network, size in pairs:
-        for way in ways:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                costs.append(pool.submit(measure, network, size, way).result())
+    wanted = [(network, size, way, arguments.threads) for network, size in pairs for way in ways]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps([asdict(cost) for cost in costs], indent=2) + "\n")
+    found = {key(cost): cost for cost in read(arguments.out)}
+    with arguments.out.open("a", encoding="utf-8") as stream:
+        for one in wanted:
+            if one not in found:
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    found[one] = pool.submit(measure, *one).result()
+                stream.write(json.dumps(asdict(found[one])) + "\n")
+                stream.flush()
+    costs = [found[one] for one in wanted]
     print(machine(("torch", "onnx", "onnx-ir", "onnxruntime", "numpy")))
     print()
     print(tables(costs))
     if any(cost.failed for cost in costs):
         raise SystemExit("\n".join(f"{cost.network} {cost.way}: {cost.failed}" for cost in costs if cost.failed))
+
+
+def read(path: Path) -> list[Cost]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Cost(**json.loads(line)) for line in lines]
+
+
+def key(cost: Cost) -> tuple[str, int, str, int]:
+    return cost.network, cost.size, cost.way, cost.threads
 
 
 def tables(costs: list[Cost]) -> str:
