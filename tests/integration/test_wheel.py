@@ -1,4 +1,8 @@
-"""The wheel, installed into an environment of its own and used outside of the checkout, as who takes it has it."""
+"""The wheel, installed into an environment of its own and used outside of the checkout, as users have it.
+
+The environment holds what the wheel's metadata ask for and nothing else, so a dependency that they do not name is
+missing there.
+"""
 
 import json
 import os
@@ -6,12 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import urllib.request
+import zipfile
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fold import __version__
 from support import ROOT
@@ -19,6 +27,8 @@ from support.service.serving import PATIENCE
 
 pytestmark = pytest.mark.integration
 
+PIP = (sys.executable, "-m", "pip")
+OFFLINE = ("--no-index", "--quiet", "--disable-pip-version-check")
 NET = """
     <ir_version: 9, opset_import: ["" : 18]>
     g (float[n,1,3] x) => (float[n,2,3] y)
@@ -27,27 +37,60 @@ NET = """
 """
 
 
+def needed(requirements: Iterable[str], extra: str = "") -> dict[str, Distribution]:
+    """The installed packages that requirements lead to, by name. `extra` is the one that is asked for."""
+    found: dict[str, Distribution] = {}
+    waiting, seen = [(text, frozenset({extra})) for text in requirements], set()
+    while waiting:
+        text, extras = waiting.pop()
+        requirement = Requirement(text)
+        wanted = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
+        applies = requirement.marker is None or any(requirement.marker.evaluate({"extra": one}) for one in extras)
+        if applies and wanted not in seen:
+            seen.add(wanted)
+            found[wanted[0]] = distribution(requirement.name)
+            waiting += [(further, wanted[1]) for further in found[wanted[0]].requires or ()]
+    return found
+
+
+def link(packages: Iterable[Distribution], site: Path) -> None:
+    """Let an environment have these packages, which this process has."""
+    for package in packages:
+        for name in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            place = site / name
+            if not place.exists():  # a namespace, such as google, is one folder of several packages
+                place.symlink_to(Path(str(package.locate_file(name))))
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel. It finds other packages where this process does, so nothing is downloaded."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("fold", "service"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
-    offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
-    fresh = ("--no-compile", "--ignore-installed")  # the checkout's own metadata count as installed where it is seen
-    pip = (sys.executable, "-m", "pip")
-    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, source], check=True)
-    (wheel,) = folder.glob("bnfold-*.whl")
-    assert wheel.name == f"bnfold-{__version__}-py3-none-any.whl"
+    subprocess.run([*PIP, "wheel", *OFFLINE, "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    (built,) = folder.glob("bnfold-*.whl")
+    assert built.name == f"bnfold-{__version__}-py3-none-any.whl"
+    return built
+
+
+@pytest.fixture(scope="module")
+def requirements(wheel: Path) -> list[str]:
+    return PathDistribution(zipfile.Path(wheel, f"bnfold-{__version__}.dist-info/")).requires or []
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, requirements: list[str]) -> Path:
+    """A folder with an environment in which pip has installed `bnfold[cpu]`, without downloading what it needs."""
+    folder = wheel.parent
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    link(needed(requirements, "cpu").values(), site)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", *offline, *fresh, wheel], check=True, env=_plain())
-    shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    installed = next((folder / "venv" / "lib").glob("python*/site-packages"))
-    (installed / "shared.pth").write_text("".join(f"{path}\n" for path in sorted(shared)))
+    subprocess.run([*PIP, "--python", python, "install", *OFFLINE, "--no-compile", f"{wheel}[cpu]"],
+                   check=True, env=_plain())  # fmt: skip
     ir.save(ir.from_onnx_text(NET), folder / "net.onnx")
     return folder
 
@@ -99,3 +142,9 @@ def test_the_package_is_imported_from_the_environment_and_has_its_metadata(envir
     assert versions == [__version__, __version__]
     assert author
     assert "batchnorm" in keywords.split(",")
+
+
+def test_pip_installs_nothing_that_only_an_extra_needs(requirements: list[str]) -> None:
+    names = {canonicalize_name(Requirement(text).name) for text in requirements if "extra ==" in text}
+    assert {"ray", "pyarrow", "scikit-learn", "playwright", "onnxruntime", "onnxruntime-gpu"} < names
+    assert not names & needed(requirements).keys()
