@@ -1,10 +1,6 @@
 """The README's examples are run, in order, as a reader would: they cannot rot."""
 
-import contextlib
-import io
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -13,14 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from unittest import mock
 
 from fold.cli import app
 from support import ROOT, standins
-from support.commands import bnfold
+from support.commands import README, examples, run_line, run_python
 from support.service.serving import PATIENCE
 
-README = ROOT / "README.md"
 EXPECTED = {
     "torchvision": "published repository/resnet18/1",
     "timm": "would be folded",
@@ -55,11 +49,6 @@ OWN = {
 """Cheaper forms of the examples of other frameworks, whose stand-ins are small: one fold shows what they all do."""
 
 
-def examples() -> list[tuple[str, str]]:
-    """Language and text of every fenced example that names a language."""
-    return re.findall(r"^```(sh server|sh|python)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-
-
 def test_every_example_runs(tmp_path, monkeypatch) -> None:
     """The server, curl and the first fold are processes, as for a reader. The rest would only load PyTorch again, so
     it runs in this process, and trains for less long. Other frameworks are small stand-ins."""
@@ -83,14 +72,14 @@ def test_every_example_runs(tmp_path, monkeypatch) -> None:
                 _wait_until_ready(port)
                 continue
             if language == "python":
-                output = _python(text, tmp_path)
+                output = run_python(text, tmp_path)
             elif "curl" in text:
                 output = _shell(text, tmp_path, environment)
             else:
                 output = ""
                 for line in text.replace("\\\n", " ").replace("models.digits train", SHORTER).splitlines():
                     first = "--name digits" in line
-                    output += _shell(line, tmp_path, environment) if first else _command(line, tmp_path)
+                    output += _shell(line, tmp_path, environment) if first else run_line(line, tmp_path)
             for key, wanted in EXPECTED.items():
                 if key in text:
                     ran[key] += 1
@@ -111,37 +100,6 @@ def _shell(text: str, folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
-
-
-def _command(line: str, folder: Path) -> str:
-    """What `bnfold …`, `python -m …` or `python -c …` prints, run in this process as if started in the folder."""
-    program, *words = shlex.split(line)
-    if program == "python":
-        option, name, *arguments = words
-        if option == "-c":
-            return _python(name, folder)
-        assert option == "-m", line
-        return _python(f"import {name}; {name}.app()", folder, name, *arguments)
-    assert program == "bnfold", line
-    done = bnfold(*words, cwd=folder)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def _python(text: str, folder: Path, *arguments: str) -> str:
-    """What Python code prints, run in this process. `arguments` are its `sys.argv`."""
-    code: object = None
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as stdout,
-        contextlib.chdir(folder),
-        mock.patch.object(sys, "argv", list(arguments)),
-    ):
-        try:
-            exec(compile(text, str(README), "exec"), {"__name__": "__main__"})
-        except SystemExit as left:
-            code = left.code
-    assert not code, f"{text}\n{stdout.getvalue()}"
-    return stdout.getvalue()
 
 
 def _wait_until_ready(port: int) -> None:

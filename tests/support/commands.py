@@ -1,8 +1,11 @@
-"""`bnfold` with its arguments, in this process: a new one would load PyTorch again, which takes most of the time."""
+"""`bnfold` with its arguments, and the README's examples, in this process: a new one would load PyTorch again, which
+takes most of the time."""
 
 import contextlib
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -11,8 +14,10 @@ from typing import Any
 from unittest import mock
 
 from fold.cli import main
+from support import ROOT
 
 Run = subprocess.CompletedProcess[str]
+README = ROOT / "README.md"
 
 
 def bnfold(*arguments: object, cwd: Path | None = None) -> Run:
@@ -55,3 +60,44 @@ def refused(*arguments: object) -> str:
     done = bnfold(*arguments)
     assert_one_line(done)
     return done.stderr
+
+
+def examples() -> list[tuple[str, str]]:
+    """Language and text of every fenced example that names a language."""
+    return re.findall(r"^```(sh server|sh|python)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run_lines(text: str, folder: Path) -> str:
+    """What the commands of an example print, one in each line."""
+    return "".join(run_line(line, folder) for line in text.replace("\\\n", " ").splitlines())
+
+
+def run_line(line: str, folder: Path) -> str:
+    """What `bnfold …`, `python -m …` or `python -c …` prints, run in this process as if started in the folder."""
+    program, *words = shlex.split(line)
+    if program == "python":
+        option, name, *arguments = words
+        if option == "-c":
+            return run_python(name, folder)
+        assert option == "-m", line
+        return run_python(f"import {name}; {name}.app()", folder, name, *arguments)
+    assert program == "bnfold", line
+    done = bnfold(*words, cwd=folder)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def run_python(text: str, folder: Path, *arguments: str) -> str:
+    """What Python code prints, run in this process. `arguments` are its `sys.argv`."""
+    code: object = None
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", list(arguments)),
+    ):
+        try:
+            exec(compile(text, str(README), "exec"), {"__name__": "__main__"})
+        except SystemExit as left:
+            code = left.code
+    assert not code, f"{text}\n{stdout.getvalue()}"
+    return stdout.getvalue()
