@@ -9,6 +9,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -32,6 +33,14 @@ from service.telemetry import Metrics
 
 InSteps = Callable[[], Awaitable[tuple[Headers, bytes]]]
 """Gives headers and body of an answer that takes several iterations of the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """How to answer a request that needs more than one run, or work that would hold up the event loop."""
+
+    answer: Callable[[Scope], Awaitable[tuple[Headers, bytes]]]
+    """Gives headers and body."""
 
 
 class Request(Protocol):
@@ -67,9 +76,9 @@ class Endpoint(ABC, Generic[R]):
         self._access = access
 
     @abstractmethod
-    def read(self, model: Model, body: Body, head: RequestHead) -> R | None:
-        """The request, checked against the model's signature; None if it needs more than one run, or work that would
-        hold up the event loop: then `answer_in_steps` answers it. Raises `ServiceError` if it is refused."""
+    def read(self, model: Model, body: Body, head: RequestHead) -> R | Later:
+        """The request, checked against the model's signature, or how to answer it in several steps. Raises
+        `ServiceError` if it is refused."""
 
     @abstractmethod
     def write(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
@@ -88,10 +97,6 @@ class Endpoint(ABC, Generic[R]):
         headers, body = self.write(model, request, outputs)
         return OK + header_lines(headers), body
 
-    @abstractmethod
-    async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
-        """Headers and body of the answer to a request for which `read` gives None."""
-
     async def __call__(self, target: ModelPath, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by ASGI. The application has checked the token."""
         model: Model | None = None
@@ -103,7 +108,7 @@ class Endpoint(ABC, Generic[R]):
                 headers = request_headers(scope)
                 body = await read_body(headers, receive, self._settings.max_body_bytes, self._budget)
                 head = self._head(target, headers, scope)
-                answer = 200, *await self._answer(model, body, head, scope)
+                answer = 200, *await self.answered(model, self.read(model, body, head), scope)
             self._metrics.answered(self.route, model)
         except Exception as error:
             answer = failure(self._metrics, self.route, model, error, scope["headers"])
@@ -132,8 +137,8 @@ class Endpoint(ABC, Generic[R]):
             route = self.route
             model = self._repository.find(*head.target)
             request = self.read(model, body, head)
-            if request is None:
-                self._begin_steps(model, exchange, partial(self.answer_in_steps, model, body, head, {}))
+            if isinstance(request, Later):
+                self._begin_steps(model, exchange, partial(request.answer, {}))
                 return
             finish = partial(self.finish, model, request, exchange)
             enqueue(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
@@ -163,10 +168,10 @@ class Endpoint(ABC, Generic[R]):
             return self._repository.find(*target)
         return None
 
-    async def _answer(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
-        request = self.read(model, body, head)
-        if request is None:
-            return await self.answer_in_steps(model, body, head, scope)
+    async def answered(self, model: Model, request: R | Later, scope: Scope) -> tuple[Headers, bytes]:
+        """Headers and body of the answer to what `read` gives."""
+        if isinstance(request, Later):
+            return await request.answer(scope)
         outputs = await compute(model, request.inputs, request.rows, scope, request.priority, request.timeout)
         return await self.written(model, request, outputs)
 

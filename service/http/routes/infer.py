@@ -1,6 +1,7 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: the Open Inference Protocol's tensors, in JSON or binary."""
 
 import asyncio
+from functools import partial
 
 from starlette.types import Scope
 
@@ -9,8 +10,7 @@ from service.budget import Body
 from service.headers import Headers
 from service.http.exchange import OK, header_lines
 from service.http.head_cache import RequestHead
-from service.http.routes.endpoint import Endpoint
-from service.operations import compute
+from service.http.routes.endpoint import Endpoint, Later
 from service.protocol import (
     PIECE,
     InferRequest,
@@ -30,11 +30,11 @@ from service.repository import Model
 class Infer(Endpoint[InferRequest]):
     route = "infer"
 
-    def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | None:
-        """None for much JSON, and for many strings."""
+    def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | Later:
+        """Later are much JSON, and many strings."""
         signature = model.signature
         if len(body) > PIECE and (signature.has_texts or is_long(body, json_bytes(body, head.json_bytes))):
-            return None
+            return Later(partial(self._answer_long, model, body, head))
         request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
         if request.rows < 0:
             request.rows = signature.check(request.inputs, self._settings.max_request_rows)
@@ -42,7 +42,7 @@ class Infer(Endpoint[InferRequest]):
                 request.header.rows = request.rows
         return request
 
-    async def answer_in_steps(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+    async def _answer_long(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         signature, settings = model.signature, self._settings
         if is_long(body, json_bytes(body, head.json_bytes)):
             steps = decode_in_pieces(
@@ -51,9 +51,8 @@ class Infer(Endpoint[InferRequest]):
             request, _ = await self._turns.run(steps)
         else:  # strings are read in Python, which lets other threads run
             request = await asyncio.to_thread(decode, body, head.json_bytes, signature, settings.max_json_depth)
-        rows = signature.check(request.inputs, settings.max_request_rows)
-        outputs = await compute(model, request.inputs, rows, scope, request.priority, request.timeout)
-        return await self.written(model, request, outputs)
+        request.rows = signature.check(request.inputs, settings.max_request_rows)
+        return await self.answered(model, request, scope)
 
     def takes_long(self, request: InferRequest, outputs: Arrays) -> bool:
         header = request.header
