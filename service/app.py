@@ -52,7 +52,7 @@ from service.http.routes import (
     metadata_routes,
     v1_routes,
 )
-from service.operations import Turns, package_version
+from service.operations import Shared, Turns, package_version
 from service.proof import References, ShadowChecker
 from service.repository import Model, Poller, Repository
 from service.settings import Settings
@@ -94,13 +94,11 @@ class Application(FastAPI):
         self.metrics = Metrics(self.repository, self.is_ready, self.budget)
         self.traffic = Traffic(self.repository, self.metrics)
         references = References()
-        self.turns = Turns(self.budget)
+        self.shared = Shared(settings, self.repository, self.metrics, self.access, self.budget, Turns(self.budget))
         self.proofs = ProofQueue(settings, references)
         self.shadow_checker = ShadowChecker(settings.shadow, references)
-        self.infer = Infer(settings, self.repository, self.metrics, self.access, self.budget, self.turns)
-        self.predict = Predict(
-            settings, self.repository, self.metrics, self.access, self.budget, self.turns, self.proofs
-        )
+        self.infer = Infer(self.shared)
+        self.predict = Predict(self.shared, self.proofs)
         route: ASGIApp = self._route
         self._answer = add_middleware(route, settings)
         self.fast_path: FastPath | None = None
@@ -137,16 +135,7 @@ class Application(FastAPI):
         """Prepare the protocol over gRPC, on the port that `listener` holds."""
         from service.grpc import GrpcServer  # noqa: PLC0415  # a service without gRPC does not pay for it
 
-        self.grpc = GrpcServer(
-            self.settings,
-            self.repository,
-            self.metrics,
-            self.access,
-            self.budget,
-            self.is_ready,
-            listener,
-            certificate,
-        )
+        self.grpc = GrpcServer(self.shared, self.is_ready, listener, certificate)
 
     def model_ready(self, model: Model) -> None:
         self.metrics.track(model)
@@ -194,12 +183,10 @@ def create_app(settings: Settings) -> Application:
     """The application, with CORS, traces and the access log as the settings say. Its models are loaded when it starts,
     unless `load` was called before. Raises `BnfoldError` if a package is missing."""
     app = Application(settings)
-    app.include_router(
-        metadata_routes(settings, app.repository, app.metrics, app.traffic, app.proofs, app.is_ready, app.budget)
-    )
-    app.include_router(control_routes(settings, app.repository, app.metrics, app.access, app.budget))
+    app.include_router(metadata_routes(app.shared, app.traffic, app.proofs, app.is_ready))
+    app.include_router(control_routes(app.shared))
     app.include_router(v1_routes(app.repository))
-    app.include_router(equivalence_routes(settings, app.repository, app.metrics, app.proofs, app.budget, app.turns))
+    app.include_router(equivalence_routes(app.shared, app.proofs))
     app.include_router(page_routes(app.repository, app.is_ready, app.openapi))
 
     @app.get("/metrics", tags=["operation"])

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
 
-from service.access import Access
-from service.budget import COUNTED, Budget
+from service.budget import COUNTED
 from service.errors import ClientGoneError, DeadlineError
 from service.grpc.codec import decode, encode
 from service.grpc.messages import message_class, parameters, parse
@@ -20,6 +19,7 @@ from service.operations import (
     EXTENSIONS,
     GONE,
     WITHDRAW,
+    Shared,
     authorize,
     compute,
     model_config,
@@ -28,35 +28,21 @@ from service.operations import (
     refuse_files,
 )
 from service.protocol import InferRequest, Signature, flag
-from service.repository import Model, Repository
-from service.settings import Settings
-from service.telemetry import Metrics
+from service.repository import Model
 
 Method = Callable[[bytes, Any], Awaitable[Any]]
 T = TypeVar("T")
 
 
 class Calls:
-    def __init__(
-        self,
-        settings: Settings,
-        repository: Repository,
-        metrics: Metrics,
-        access: Access,
-        budget: Budget,
-        is_ready: Callable[[], bool],
-    ) -> None:
-        self._settings = settings
-        self._repository = repository
-        self._metrics = metrics
-        self._access = access
-        self._budget = budget
+    def __init__(self, shared: Shared, is_ready: Callable[[], bool]) -> None:
+        self._shared = shared
         self._is_ready = is_ready
 
     def unary(self) -> dict[str, Method]:
         """All methods but ModelStreamInfer, by name."""
         return {
-            "ServerLive": _describing("ServerLive", lambda request: {"live": self._repository.lost() is None}),
+            "ServerLive": _describing("ServerLive", lambda request: {"live": self._shared.repository.lost() is None}),
             "ServerReady": _describing("ServerReady", lambda request: {"ready": self._is_ready()}),
             "ModelReady": _describing("ModelReady", self._model_ready),
             "ServerMetadata": _describing("ServerMetadata", self._server),
@@ -71,12 +57,12 @@ class Calls:
 
     async def infer(self, content: bytes, context: Any) -> Any:
         taken = len(content) if len(content) > COUNTED else 0
-        with self._metrics.counting("grpc") as counted, self._budget.held(taken):
+        with self._shared.metrics.counting("grpc") as counted, self._shared.budget.held(taken):
             request, tensors = await self._work(taken, read if taken else read_small, content)
-            counted.model = model = self._repository.find(request.model_name, request.model_version or None)
+            counted.model = model = self._shared.repository.find(request.model_name, request.model_version or None)
             with model:
                 signature = model.signature
-                asked = await self._work(taken, decode, request, tensors, signature, self._budget)
+                asked = await self._work(taken, decode, request, tensors, signature, self._shared.budget)
                 return await self._infer(model, signature, asked, context.time_remaining())
 
     async def _work(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -85,7 +71,7 @@ class Calls:
 
     async def _infer(self, model: Model, signature: Signature, asked: InferRequest, seconds_left: float | None) -> Any:
         """`seconds_left` until the client's deadline; None if it has none."""
-        rows = signature.check(asked.inputs, self._settings.max_request_rows)
+        rows = signature.check(asked.inputs, self._shared.settings.max_request_rows)
         if seconds_left is not None:
             if seconds_left <= 0:
                 raise DeadlineError(f"model {model}: the request came after its deadline")
@@ -96,7 +82,7 @@ class Calls:
         except asyncio.CancelledError:  # the client cancelled or left, or its deadline passed
             if WITHDRAW in state:
                 state[WITHDRAW]()
-            self._metrics.failed("grpc", model, ClientGoneError(GONE))
+            self._shared.metrics.failed("grpc", model, ClientGoneError(GONE))
             raise
         labels = model.manifest.labels
         return encode(model.name, model.version, asked, outputs, batched=signature.batched, labels=labels)
@@ -104,49 +90,49 @@ class Calls:
     def _model_ready(self, request: Any) -> dict[str, Any]:
         """As in Triton, an unknown model is not ready, and no error: clients ask until it is ready."""
         name, version = request.name, request.version
-        ready = self._repository.ready()
+        ready = self._shared.repository.ready()
         return {"ready": any(model.name == name and version in ("", model.version) for model in ready)}
 
     def _server(self, request: Any) -> dict[str, Any]:
         return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
 
     def _model(self, request: Any) -> dict[str, Any]:
-        return model_metadata(self._find(request), self._repository)
+        return model_metadata(self._find(request), self._shared.repository)
 
     def _config(self, request: Any) -> dict[str, Any]:
-        return {"config": model_config(self._find(request), self._settings)}
+        return {"config": model_config(self._find(request), self._shared.settings)}
 
     def _statistics(self, request: Any) -> dict[str, Any]:
         if not request.name:
-            models = self._repository.ready()
+            models = self._shared.repository.ready()
         elif request.version:
             models = [self._find(request)]
         else:
             self._find(request)
-            versions = self._repository.versions(request.name)
-            models = [self._repository.find(request.name, version) for version in versions]
-        return {"model_stats": [self._metrics.statistics(model) for model in models]}
+            versions = self._shared.repository.versions(request.name)
+            models = [self._shared.repository.find(request.name, version) for version in versions]
+        return {"model_stats": [self._shared.metrics.statistics(model) for model in models]}
 
     def _index(self, request: Any) -> dict[str, Any]:
-        return {"models": self._repository.index(ready=request.ready)}
+        return {"models": self._shared.repository.index(ready=request.ready)}
 
     def _find(self, request: Any) -> Model:
-        return self._repository.find(request.name, request.version or None)
+        return self._shared.repository.find(request.name, request.version or None)
 
     async def _load(self, content: bytes, context: Any) -> Any:
-        with self._metrics.counting("load"):
-            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+        with self._shared.metrics.counting("load"):
+            authorize(self._shared.settings, self._shared.access, headers_of(context.invocation_metadata()))
             request = parse(message_class("RepositoryModelLoadRequest"), content)
             refuse_files(parameters(request.parameters))
-            await self._repository.load_model(request.model_name)
+            await self._shared.repository.load_model(request.model_name)
             return message_class("RepositoryModelLoadResponse")()
 
     async def _unload(self, content: bytes, context: Any) -> Any:
-        with self._metrics.counting("unload"):
-            authorize(self._settings, self._access, headers_of(context.invocation_metadata()))
+        with self._shared.metrics.counting("unload"):
+            authorize(self._shared.settings, self._shared.access, headers_of(context.invocation_metadata()))
             request = parse(message_class("RepositoryModelUnloadRequest"), content)
             flag(parameters(request.parameters), "unload_dependents", default=False)
-            await self._repository.unload_model(request.model_name)
+            await self._shared.repository.unload_model(request.model_name)
             return message_class("RepositoryModelUnloadResponse")()
 
 

@@ -18,14 +18,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from service.access import Access
-from service.budget import Budget
 from service.grpc.calls import Calls
 from service.grpc.handlers import Guard, Handlers
 from service.grpc.messages import POOL, SERVICE
-from service.repository import Repository
+from service.operations import Shared
 from service.settings import Settings
-from service.telemetry import Metrics
 from service.tls import Certificate
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -43,33 +40,28 @@ PATIENCE_SECONDS = 1.0
 class GrpcServer:
     def __init__(
         self,
-        settings: Settings,
-        repository: Repository,
-        metrics: Metrics,
-        access: Access,
-        budget: Budget,
+        shared: Shared,
         is_ready: Callable[[], bool],
         listener: socket.socket,
         certificate: Certificate | None,
     ) -> None:
         """`listener` holds the port, and is closed once the server has taken it."""
+        self._shared = shared
         self._certificate = certificate
-        self._settings = settings
-        self._metrics = metrics
-        self._access = access
         self._listener = listener
-        self._calls = Calls(settings, repository, metrics, access, budget, is_ready)
+        self._calls = Calls(shared, is_ready)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
         """Take the port, before anything that takes time. Raises `BnfoldError` if it is taken."""
+        settings, access = self._shared.settings, self._shared.access
         self._loop = asyncio.get_running_loop()
-        self._handlers = Handlers(self._calls, access_log=self._settings.access_log)
+        self._handlers = Handlers(self._calls, access_log=settings.access_log)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(
-            options=_options(self._settings),
-            interceptors=[Guard(self._access, self._metrics)] if self._access.guarded else None,
-            maximum_concurrent_rpcs=self._settings.max_connections,
+            options=_options(settings),
+            interceptors=[Guard(access, self._shared.metrics)] if access.guarded else None,
+            maximum_concurrent_rpcs=settings.max_connections,
         )
         self._server.add_generic_rpc_handlers((self._handlers.generic(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -79,8 +71,7 @@ class GrpcServer:
         except RuntimeError as error:
             port = self._listener.getsockname()[1]
             raise BnfoldError(
-                f"port {port} on {self._settings.host} is taken; stop what listens there, or choose another with "
-                "--grpc-port"
+                f"port {port} on {settings.host} is taken; stop what listens there, or choose another with --grpc-port"
             ) from error
         finally:
             self._listener.close()

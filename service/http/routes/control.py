@@ -8,14 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.access import Access
-from service.budget import Budget
 from service.http.body import PLAIN_BODY, read_body, request_headers
-from service.operations import authorize, refuse_files
+from service.operations import Shared, authorize, refuse_files
 from service.protocol import Parameters, flag, parameters_of, parse_object
-from service.repository import Repository
-from service.settings import Settings
-from service.telemetry import Metrics
 
 _LOAD_BODY, _UNLOAD_BODY = (
     {
@@ -31,9 +26,8 @@ _LOAD_BODY, _UNLOAD_BODY = (
 )
 
 
-def control_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, access: Access, budget: Budget
-) -> APIRouter:
+def control_routes(shared: Shared) -> APIRouter:
+    settings, repository, metrics = shared.settings, shared.repository, shared.metrics
     explicit = settings.repository_control == "explicit"
     router = APIRouter(prefix="/v2/repository/models", tags=["v2"], include_in_schema=explicit)
 
@@ -56,8 +50,8 @@ def control_routes(
             return Response()
 
     async def parameters(request: Request) -> Parameters:
-        authorize(settings, access, request.scope["headers"])
-        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, budget)
+        authorize(settings, shared.access, request.scope["headers"])
+        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, shared.budget)
         expected = '{"parameters": {...}}, {} or an empty body'
         document: dict[str, Any] = parse_object(body, settings.max_json_depth, expected) if body else {}
         return parameters_of(document)

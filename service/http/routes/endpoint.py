@@ -16,20 +16,17 @@ from typing import Generic, Protocol, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from fold.arrays import Arrays
-from service.access import Access
 from service.batching import Outcome
-from service.budget import Body, Budget, Buffer
+from service.budget import Body, Buffer
 from service.errors import ClientGoneError, MethodError, ServiceError, UnauthorizedError
 from service.headers import LENGTH_HEADER, Headers
 from service.http.answers import failure, respond
 from service.http.body import read_body, request_headers
 from service.http.exchange import OK, Exchange, header_lines
 from service.http.head_cache import ModelPath, RequestHead, Route, media_type
-from service.operations import Turns, compute, enqueue, outputs_of
+from service.operations import Shared, compute, enqueue, outputs_of
 from service.protocol import Steps
-from service.repository import Model, Repository
-from service.settings import Settings
-from service.telemetry import Metrics
+from service.repository import Model
 
 InSteps = Callable[[], Awaitable[tuple[Headers, bytes]]]
 """Gives headers and body of an answer that takes several iterations of the event loop."""
@@ -59,21 +56,8 @@ class Endpoint(ABC, Generic[R]):
     route: Route
     """The label under which requests are counted."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        repository: Repository,
-        metrics: Metrics,
-        access: Access,
-        budget: Budget,
-        turns: Turns,
-    ) -> None:
-        self._settings = settings
-        self._budget = budget
-        self._turns = turns
-        self._repository = repository
-        self._metrics = metrics
-        self._access = access
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     @abstractmethod
     def read(self, model: Model, body: Body, head: RequestHead) -> R | Later:
@@ -103,15 +87,15 @@ class Endpoint(ABC, Generic[R]):
         try:
             if scope["method"] != "POST":
                 raise MethodError(scope["method"], scope["path"], "POST")
-            model = self._repository.find(*target)
+            model = self._shared.repository.find(*target)
             with model:
                 headers = request_headers(scope)
-                body = await read_body(headers, receive, self._settings.max_body_bytes, self._budget)
+                body = await read_body(headers, receive, self._shared.settings.max_body_bytes, self._shared.budget)
                 head = self._head(target, headers, scope)
                 answer = 200, *await self.answered(model, self.read(model, body, head), scope)
-            self._metrics.answered(self.route, model)
+            self._shared.metrics.answered(self.route, model)
         except Exception as error:
-            answer = failure(self._metrics, self.route, model, error, scope["headers"])
+            answer = failure(self._shared.metrics, self.route, model, error, scope["headers"])
             if isinstance(error, ClientGoneError):
                 return
         await respond(send, *answer)
@@ -119,23 +103,23 @@ class Endpoint(ABC, Generic[R]):
     def admit(self, head: RequestHead, exchange: Exchange) -> Buffer | None:
         """Where the bytes of a large body go; None if the request was refused, which it is before its body is read."""
         try:
-            self._access.check_token(head.headers)
-            return Buffer(self._budget, head.body_bytes)
+            self._shared.access.check_token(head.headers)
+            return Buffer(self._shared.budget, head.body_bytes)
         except ServiceError as error:
             self.refuse(head, exchange, error)
             return None
 
     def refuse(self, head: RequestHead, exchange: Exchange, error: Exception) -> None:
         route = "access" if isinstance(error, UnauthorizedError) else self.route
-        exchange.answer(*failure(self._metrics, route, self._model(head.target), error, head.headers))
+        exchange.answer(*failure(self._shared.metrics, route, self._model(head.target), error, head.headers))
 
     def begin(self, head: RequestHead, body: Body, exchange: Exchange) -> None:
         """Answer on the fast path: everything up to the queue at once, and the rest when the run is done."""
         model, route = None, "access"
         try:
-            self._access.check_token(head.headers)
+            self._shared.access.check_token(head.headers)
             route = self.route
-            model = self._repository.find(*head.target)
+            model = self._shared.repository.find(*head.target)
             request = self.read(model, body, head)
             if isinstance(request, Later):
                 self._begin_steps(model, exchange, partial(request.answer, {}))
@@ -143,7 +127,7 @@ class Endpoint(ABC, Generic[R]):
             finish = partial(self.finish, model, request, exchange)
             enqueue(model, request.inputs, request.rows, exchange, finish, request.priority, request.timeout)
         except Exception as error:
-            exchange.answer(*failure(self._metrics, route, model, error, head.headers))
+            exchange.answer(*failure(self._shared.metrics, route, model, error, head.headers))
 
     def finish(self, model: Model, request: R, exchange: Exchange, outcome: Outcome) -> None:
         """Answer a request that was begun."""
@@ -154,18 +138,18 @@ class Endpoint(ABC, Generic[R]):
                 return
             start, body = self.write_raw(model, request, outputs)
         except Exception as error:
-            exchange.answer(*failure(self._metrics, self.route, model, error, exchange.head.headers))
+            exchange.answer(*failure(self._shared.metrics, self.route, model, error, exchange.head.headers))
         else:
             exchange.send(start, body)
-            self._metrics.answered(self.route, model)
+            self._shared.metrics.answered(self.route, model)
 
     def lose(self, target: ModelPath) -> None:
         """Count a request whose client left before its body was complete."""
-        self._metrics.failed(self.route, self._model(target), ClientGoneError())
+        self._shared.metrics.failed(self.route, self._model(target), ClientGoneError())
 
     def _model(self, target: ModelPath) -> Model | None:
         with contextlib.suppress(ServiceError):
-            return self._repository.find(*target)
+            return self._shared.repository.find(*target)
         return None
 
     async def answered(self, model: Model, request: R | Later, scope: Scope) -> tuple[Headers, bytes]:
@@ -178,7 +162,7 @@ class Endpoint(ABC, Generic[R]):
     async def written(self, model: Model, request: R, outputs: Arrays) -> tuple[Headers, bytes]:
         """Headers and body of the answer, written in pieces where that takes long."""
         if self.takes_long(request, outputs):
-            return await self._turns.run(self.write_in_pieces(model, request, outputs))
+            return await self._shared.turns.run(self.write_in_pieces(model, request, outputs))
         return self.write(model, request, outputs)
 
     def _head(self, target: ModelPath, headers: dict[bytes, bytes], scope: Scope) -> RequestHead:
@@ -197,12 +181,12 @@ class Endpoint(ABC, Generic[R]):
     async def _take_steps(self, model: Model, exchange: Exchange, steps: InSteps) -> None:
         try:
             answer = 200, *await steps()
-            self._metrics.answered(self.route, model)
+            self._shared.metrics.answered(self.route, model)
         except Exception as error:
-            answer = failure(self._metrics, self.route, model, error, exchange.head.headers)
+            answer = failure(self._shared.metrics, self.route, model, error, exchange.head.headers)
         exchange.answer(*answer)
 
     def _end_steps(self, model: Model, holding: ExitStack, task: asyncio.Task[None]) -> None:
         holding.close()
         if task.cancelled():
-            self._metrics.failed(self.route, model, ClientGoneError())
+            self._shared.metrics.failed(self.route, model, ClientGoneError())

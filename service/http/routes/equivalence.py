@@ -20,10 +20,10 @@ from service.http.body import read_body, request_headers
 from service.http.routes.events import MEDIA_TYPE, Events, wants_events
 from service.http.routes.proofs import GONE, ProofQueue
 from service.http.routes.versioned import VersionedRoute, add_versioned
-from service.operations import Turns
+from service.operations import Shared
 from service.proof import DEFAULT_SAMPLES, DEFAULT_SEARCH_SECONDS, PARTS, CheckRequest, prove
 from service.protocol import Steps, decode, decode_in_pieces, is_long, json_bytes, parse_object, render_verdict
-from service.repository import Model, Proof, Repository
+from service.repository import Model, Proof
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -53,9 +53,8 @@ _BODY = {
 }
 
 
-def equivalence_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, proofs: ProofQueue, budget: Budget, turns: Turns
-) -> APIRouter:
+def equivalence_routes(shared: Shared, proofs: ProofQueue) -> APIRouter:
+    settings, repository, metrics, budget = shared.settings, shared.repository, shared.metrics, shared.budget
     router = APIRouter(tags=["equivalence"])
 
     async def latest(request: Request, name: str, version: str | None) -> Response:
@@ -67,7 +66,7 @@ def equivalence_routes(
             body = await read_body(headers, request.receive, settings.max_body_bytes, budget)
             length = headers.get(LENGTH_HEADER)
             if body and is_long(body, json_bytes(body, length)):
-                asked = await turns.run(_read_in_pieces(body, length, model, settings, budget))
+                asked = await shared.turns.run(_read_in_pieces(body, length, model, settings, budget))
             else:
                 asked = _read(body, length, model, settings)
             events = Events() if wants_events(headers) else None

@@ -32,26 +32,25 @@ class Infer(Endpoint[InferRequest]):
 
     def read(self, model: Model, body: Body, head: RequestHead) -> InferRequest | Later:
         """Later are much JSON, and many strings."""
-        signature = model.signature
+        signature, settings = model.signature, self._shared.settings
         if len(body) > PIECE and (signature.has_texts or is_long(body, json_bytes(body, head.json_bytes))):
             return Later(partial(self._answer_long, model, body, head))
-        request = decode(body, head.json_bytes, signature, self._settings.max_json_depth)
+        request = decode(body, head.json_bytes, signature, settings.max_json_depth)
         if request.rows < 0:
-            request.rows = signature.check(request.inputs, self._settings.max_request_rows)
+            request.rows = signature.check(request.inputs, settings.max_request_rows)
             if request.header is not None:
                 request.header.rows = request.rows
         return request
 
     async def _answer_long(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
-        signature, settings = model.signature, self._settings
-        if is_long(body, json_bytes(body, head.json_bytes)):
-            steps = decode_in_pieces(
-                body, head.json_bytes, signature, settings.max_json_depth, settings.max_request_rows, self._budget
-            )
-            request, _ = await self._turns.run(steps)
+        signature, settings, length = model.signature, self._shared.settings, head.json_bytes
+        depth, most = settings.max_json_depth, settings.max_request_rows
+        if is_long(body, json_bytes(body, length)):
+            steps = decode_in_pieces(body, length, signature, depth, most, self._shared.budget)
+            request, _ = await self._shared.turns.run(steps)
         else:  # strings are read in Python, which lets other threads run
-            request = await asyncio.to_thread(decode, body, head.json_bytes, signature, settings.max_json_depth)
-        request.rows = signature.check(request.inputs, settings.max_request_rows)
+            request = await asyncio.to_thread(decode, body, length, signature, depth)
+        request.rows = signature.check(request.inputs, most)
         return await self.answered(model, request, scope)
 
     def takes_long(self, request: InferRequest, outputs: Arrays) -> bool:

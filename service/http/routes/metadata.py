@@ -7,13 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.budget import Budget
 from service.errors import BadRequestError, NotReadyError, shown
 from service.http.body import PLAIN_BODY, read_body, request_headers
 from service.http.routes.proofs import ProofQueue
 from service.http.routes.versioned import VersionedRoute, add_versioned
 from service.operations import (
     EXTENSIONS,
+    Shared,
     example_request,
     model_config,
     model_metadata,
@@ -22,20 +22,12 @@ from service.operations import (
 )
 from service.proof import inspect_batchnorms
 from service.protocol import parse_object, render_json, render_verdict
-from service.repository import Model, Repository
-from service.settings import Settings
+from service.repository import Model
 from service.telemetry import Metrics, Traffic
 
 
-def metadata_routes(
-    settings: Settings,
-    repository: Repository,
-    metrics: Metrics,
-    traffic: Traffic,
-    proofs: ProofQueue,
-    ready: Callable[[], bool],
-    budget: Budget,
-) -> APIRouter:
+def metadata_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue, ready: Callable[[], bool]) -> APIRouter:
+    settings, repository, metrics = shared.settings, shared.repository, shared.metrics
     router = APIRouter(tags=["v2"])
 
     @router.get("/v2/health/live")
@@ -76,12 +68,12 @@ def metadata_routes(
         """Every version of a model that is known or on disk: state, reason, digests, where it comes from."""
         return {"name": name, "versions": await model_versions(repository, name)}
 
-    add_versioned(router, _model_routes(settings, repository, metrics, traffic, proofs))
+    add_versioned(router, _model_routes(shared, traffic, proofs))
 
     @router.post("/v2/repository/index", openapi_extra=_INDEX_BODY)
     async def index(request: Request) -> list[dict[str, Any]]:
         """Every version with its state; `{"ready": true}` leaves out those that cannot serve."""
-        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, budget)
+        body = await read_body(request_headers(request.scope), request.receive, PLAIN_BODY, shared.budget)
         expected = '{"ready": true or false}, {} or an empty body'
         asked = parse_object(body, settings.max_json_depth, expected) if body else {}
         ready = asked.get("ready")
@@ -94,9 +86,9 @@ def metadata_routes(
     return router
 
 
-def _model_routes(
-    settings: Settings, repository: Repository, metrics: Metrics, traffic: Traffic, proofs: ProofQueue
-) -> tuple[VersionedRoute, ...]:
+def _model_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue) -> tuple[VersionedRoute, ...]:
+    repository, metrics = shared.repository, shared.metrics
+
     async def model_stats(request: Request, name: str, version: str | None) -> dict[str, Any]:
         """Statistics of a model's versions that serve."""
         found = repository.find(name, version)
@@ -106,7 +98,7 @@ def _model_routes(
 
     async def config(request: Request, name: str, version: str | None) -> dict[str, Any]:
         """The model's configuration, in the form of Triton's ModelConfig."""
-        return model_config(repository.find(name, version), settings)
+        return model_config(repository.find(name, version), shared.settings)
 
     async def model(request: Request, name: str, version: str | None) -> dict[str, Any]:
         """Inputs and outputs of a model; -1 is a free dimension."""

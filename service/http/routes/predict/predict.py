@@ -16,8 +16,7 @@ from starlette.types import Scope
 
 from fold.arrays import Arrays
 from fold.artifact import DTYPES
-from service.access import Access
-from service.budget import Body, Budget
+from service.budget import Body
 from service.errors import BadRequestError, NotAcceptableError, UnsupportedError, shown
 from service.headers import Headers
 from service.http.head_cache import JSON_TYPE, RequestHead
@@ -28,12 +27,10 @@ from service.http.routes.predict.instances import inputs_in_pieces, inputs_of, p
 from service.http.routes.predict.predictions import Form, answer_of, named, predictions, predictions_text
 from service.http.routes.predict.reference import asks_reference, write_both
 from service.http.routes.proofs import ProofQueue
-from service.operations import Turns, compute
+from service.operations import Shared, compute
 from service.proof import reference_answers
 from service.protocol import EXPECTED, VALUES, Signature, Steps, array_text, is_long, render_json
 from service.repository import Model, Repository
-from service.settings import Settings
-from service.telemetry import Metrics
 
 NPY_BYTES = 1 << 20
 """A larger array is read by a thread, because it may have to be transposed."""
@@ -63,17 +60,8 @@ class PredictRequest:
 class Predict(Endpoint[PredictRequest]):
     route = "predict"
 
-    def __init__(
-        self,
-        settings: Settings,
-        repository: Repository,
-        metrics: Metrics,
-        access: Access,
-        budget: Budget,
-        turns: Turns,
-        proofs: ProofQueue,
-    ) -> None:
-        super().__init__(settings, repository, metrics, access, budget, turns)
+    def __init__(self, shared: Shared, proofs: ProofQueue) -> None:
+        super().__init__(shared)
         self._proofs = proofs
 
     def read(self, model: Model, body: Body, head: RequestHead) -> PredictRequest | Later:
@@ -89,8 +77,8 @@ class Predict(Endpoint[PredictRequest]):
                 return self._planned(model, head, [_of_npy(signature, body)], with_reference=head.reference)
         if is_long(body, len(body)):
             return Later(partial(self._answer_much_json, model, body, head))
-        document = parse_instances(body, kind, self._settings)
-        inputs = inputs_of(document, signature, self._settings.max_request_rows)
+        document = parse_instances(body, kind, self._shared.settings)
+        inputs = inputs_of(document, signature, self._shared.settings.max_request_rows)
         return self._planned(model, head, inputs, with_reference=asks_reference(document, head))
 
     async def _answer_image(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
@@ -101,9 +89,9 @@ class Predict(Endpoint[PredictRequest]):
             )
         if kind not in FORMATS:
             raise UnsupportedError(f"Content-Type {shown(kind)} is not read here; expected {', '.join(FORMATS)}")
-        datatype, most = signature.inputs[how.input].datatype, self._settings.max_image_pixels
+        datatype, most = signature.inputs[how.input].datatype, self._shared.settings.max_image_pixels
         # Decoding releases the interpreter for most of its time, and a photograph takes longer than many models.
-        tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, most, self._budget)
+        tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, most, self._shared.budget)
         planned = self._planned(model, head, [{how.input: tensor}], with_reference=head.reference, by_label=True)
         return await self.answered(model, planned, scope)
 
@@ -116,8 +104,8 @@ class Predict(Endpoint[PredictRequest]):
     async def _answer_much_json(
         self, model: Model, body: Body, head: RequestHead, scope: Scope
     ) -> tuple[Headers, bytes]:
-        steps = inputs_in_pieces(body, head.content_type, model.signature, self._settings, self._budget)
-        inputs, document = await self._turns.run(steps)
+        steps = inputs_in_pieces(body, head.content_type, model.signature, self._shared.settings, self._shared.budget)
+        inputs, document = await self._shared.turns.run(steps)
         planned = self._planned(model, head, inputs, with_reference=asks_reference(document, head))
         return await self.answered(model, planned, scope)
 
@@ -141,27 +129,27 @@ class Predict(Endpoint[PredictRequest]):
         return requests[0]
 
     def _checked(self, signature: Signature, inputs: Arrays, form: Form) -> PredictRequest:
-        rows = signature.check(inputs, self._settings.max_request_rows)
+        rows = signature.check(inputs, self._shared.settings.max_request_rows)
         if form == "npy":
             check_npy(DTYPES[next(iter(signature.outputs.values())).datatype])
         return PredictRequest(inputs, rows, form)
 
     async def _answer_runs(self, model: Model, requests: list[PredictRequest], scope: Scope) -> tuple[Headers, bytes]:
         runs = [await compute(model, request.inputs, request.rows, scope) for request in requests]
-        return answer_of(await self._turns.run(predictions_text(runs)))
+        return answer_of(await self._shared.turns.run(predictions_text(runs)))
 
     async def _answer_with_reference(
         self, model: Model, requests: list[PredictRequest], scope: Scope
     ) -> tuple[Headers, bytes]:
         """Served predictions, and those of the reference in float64, with difference and margin."""
-        rows, most = sum(request.rows for request in requests), self._settings.max_samples
+        rows, most = sum(request.rows for request in requests), self._shared.settings.max_samples
         if rows > most:
             raise BadRequestError(f"the reference is asked for {rows} rows; expected at most {most}, as for a proof")
         if requests[0].form == "npy":
             raise NotAcceptableError("with the reference's answer there is no .npy; accept application/json")
         runs = [await compute(model, request.inputs, request.rows, scope) for request in requests]
         served = [(request.inputs, run) for request, run in zip(requests, runs, strict=True)]
-        job = partial(reference_answers, model.signature.batched, served, self._settings.max_batch_size)
+        job = partial(reference_answers, model.signature.batched, served, self._shared.settings.max_batch_size)
         answers = await self._proofs.submit(model, job, scope)
 
         def written(outputs: list[Arrays]) -> Any:
