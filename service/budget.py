@@ -1,7 +1,8 @@
 """Memory of requests: one budget for all bytes in flight, and buffers that take from it and give back by themselves.
 
-Bodies, what they unpack to, tensors that are read from JSON, and decoded images count. A request that does not fit is
-answered with 503 before its body is read. So many large requests at a time are refused, and the process is not killed.
+Bodies, what they unpack to, tensors that are read from JSON, strings, and decoded images count. A request that does not
+fit is answered with 503, before its body is read if that is too large. So many large requests at a time are refused,
+and the process is not killed.
 
 Freed memory goes back to the system: glibc keeps what was freed below the top of its heap, so it is asked to return
 that. Bodies of 10 MB on 25 new connections left 250 MB behind without it, and none with it. Off:
@@ -16,6 +17,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from sys import getsizeof
+from weakref import finalize
+
+import numpy as np
 
 from fold.runtime import control_groups
 from service.errors import SHORT, OutOfMemoryError
@@ -23,7 +28,10 @@ from service.errors import SHORT, OutOfMemoryError
 SHARE = 4
 """The default is the memory that there is divided by this: models, libraries and the runtime's arenas need the rest."""
 COUNTED = 1 << 16
-"""Bytes. A body up to this size does not count: accounting would cost more than reading it."""
+"""Bytes. A body up to this size does not count, nor do objects that take no more: accounting would cost more than
+reading it."""
+VALUE, CONTAINER, STRING = 48, 88, 72
+"""Bytes of a value in a list, of a list or object, and of a string in a list and an array, beside its characters."""
 ROOM = 16 << 20
 """Bytes that must be free before a piece of JSON is parsed, where the process has a limit of addresses. A piece takes a
 tenth of it. orjson crashes if it gets no memory for an object."""
@@ -125,6 +133,46 @@ class Buffer(bytearray):
     def __del__(self) -> None:
         with suppress(AttributeError):  # the first bytes were refused
             self._budget.give(self._taken)
+
+
+class Estimate:
+    """What Python's objects take that are made of a request. It counts until it is closed, or with an array."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._size = self._taken = 0
+
+    def add(self, size: int) -> None:
+        """Raises `OutOfMemoryError`."""
+        self._size += size
+        if self._size > COUNTED:
+            self._budget.take(self._size - self._taken)
+            self._taken = self._size
+
+    def add_json(self, piece: Body) -> None:
+        """The values of a JSON text, or of a piece of one. Raises `OutOfMemoryError`."""
+        containers, strings = piece.count(b"[") + piece.count(b"{"), piece.count(b'"') // 2
+        values = piece.count(b",") + containers + 1
+        characters = _characters(piece) if strings else 0
+        self.add(VALUE * values + CONTAINER * containers + (STRING - VALUE) * strings + characters)
+
+    def keep_with(self, array: np.ndarray) -> None:
+        """Count until nothing refers to the memory of `array`."""
+        if self._taken:
+            owner = array if array.base is None else array.base
+            finalize(owner, self._budget.give, self._taken).atexit = False
+        self._size = self._taken = 0
+
+    def close(self) -> None:
+        self._budget.give(self._taken)
+        self._size = self._taken = 0
+
+
+def _characters(text: Body) -> int:
+    """Bytes of the strings in a JSON text at most: each is as wide as its widest character."""
+    if b"\\u" in text:
+        return 4 * len(text)
+    return len(text) if text.isascii() else getsizeof(str(text, "utf-8", "replace"))
 
 
 def default_limit() -> int:

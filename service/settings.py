@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """Of a body, both as received and as uncompressed."""
     max_bytes_in_flight: Annotated[int, Field(ge=0)] = 0
-    """Of all requests together: bodies, what they unpack to, tensors read from JSON, decoded images; further requests
-    are answered with 503. 0 is a quarter of the memory that the container, the machine or RLIMIT_AS gives."""
+    """Of all requests together: bodies, what they unpack to, tensors read from JSON, strings, decoded images; further
+    requests are answered with 503. 0 is a quarter of the memory that the container, the machine or RLIMIT_AS gives."""
     max_header_bytes: Annotated[int, Field(ge=1024)] = 1 << 16
     """Of a request's head."""
     max_connections: Annotated[int, Field(ge=1)] = 4096

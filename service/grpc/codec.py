@@ -21,6 +21,7 @@ from service.protocol import (
     InferRequest,
     Parameters,
     Signature,
+    array_of_strings,
     checked_shape,
     classify,
     decode_text,
@@ -105,7 +106,7 @@ def _read(tensor: Any, raw: bytes | memoryview | None, contents: Contents | None
         raise BadRequestError(
             f"input {name!r}: {len(raw)} raw bytes came, shape {list(shape)} of {datatype} is {needed} bytes"
         )
-    return from_bytes(name, datatype, shape, count, raw, 0, len(raw))
+    return from_bytes(name, datatype, shape, count, raw, 0, len(raw), budget)
 
 
 def _from_contents(
@@ -126,8 +127,8 @@ def _from_contents(
         return np.empty(shape, dtype)
     if datatype == "BYTES":
         what = f"input {name!r}, BYTES: string"
-        texts = [decode_text(f"{what} {index}", part) for index, part in enumerate(elements.parts)]
-        return np.array(texts, np.object_).reshape(shape)
+        texts = (decode_text(f"{what} {index}", part) for index, part in enumerate(elements.parts))
+        return array_of_strings(texts, shape, count, sum(map(len, elements.parts)), budget)
     array = elements.array(carried, count, budget)
     if dtype != carried:
         converted = array.astype(dtype)

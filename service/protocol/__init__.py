@@ -19,7 +19,6 @@ from service.protocol.pieces import (
     PIECE,
     VALUES,
     Capacity,
-    Estimate,
     Steps,
     Text,
     array_text,
@@ -28,7 +27,7 @@ from service.protocol.pieces import (
 )
 from service.protocol.predict_body import EXPECTED, array_of_rows, columns_in_pieces, columns_of, rows_in_pieces
 from service.protocol.signature import Signature
-from service.protocol.strings import decode_text
+from service.protocol.strings import array_of_strings, count_strings, decode_text, keep_strings
 from service.protocol.tensors import check_booleans, checked_shape, from_bytes, to_bytes, wire_dtype
 
 __all__ = [
@@ -38,13 +37,13 @@ __all__ = [
     "PIECE",
     "VALUES",
     "Capacity",
-    "Estimate",
     "InferRequest",
     "Parameters",
     "Signature",
     "Steps",
     "Text",
     "array_of_rows",
+    "array_of_strings",
     "array_text",
     "cached_answer",
     "check_booleans",
@@ -52,6 +51,7 @@ __all__ = [
     "classify",
     "columns_in_pieces",
     "columns_of",
+    "count_strings",
     "decode",
     "decode_in_pieces",
     "decode_text",
@@ -62,6 +62,7 @@ __all__ = [
     "is_long",
     "json_array",
     "json_bytes",
+    "keep_strings",
     "much_to_encode",
     "parameters_of",
     "parse_object",

@@ -15,7 +15,7 @@ import numpy as np
 
 from fold.arrays import Arrays
 from fold.artifact import TensorSpec
-from service.budget import Body, Budget
+from service.budget import Body, Budget, Estimate
 from service.errors import BadRequestError, UnreadableError, shown
 from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify, classify_in_pieces
@@ -24,9 +24,9 @@ from service.protocol.header_cache import LARGEST_HEADER, AnswerHead, ParsedHead
 from service.protocol.jsontext import json_array, parse_object, render_json, written_json
 from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
-from service.protocol.pieces import VALUES, Bulk, Capacity, Estimate, Steps, Text, array_text, read_document, tensor_of
+from service.protocol.pieces import VALUES, Bulk, Capacity, Steps, Text, array_text, read_document, tensor_of
 from service.protocol.signature import Signature
-from service.protocol.strings import decode_text
+from service.protocol.strings import array_of_strings, count_strings, decode_text, keep_strings
 from service.protocol.tensors import check_size, checked_shape, from_bytes, from_json, to_bytes, wire_dtype
 
 EXPECTED = 'an object with "inputs"'
@@ -53,18 +53,24 @@ class Refusal:
     text: str
 
 
-def decode(body: Body, length_header: bytes | None, signature: Signature, max_depth: int) -> InferRequest:
-    """Read an infer body. Checks that it is consistent; the signature checks whether the model takes it."""
+def decode(
+    body: Body, length_header: bytes | None, signature: Signature, max_depth: int, budget: Budget
+) -> InferRequest:
+    """Read an infer body. Checks that it is consistent; the signature checks whether the model takes it. Raises
+    `BadRequestError`, and `OutOfMemoryError` for strings."""
     start = len(body) if length_header is None else _header_length(length_header, len(body))
     if start == 0 and length_header is not None:
-        return _decode_raw(body, signature)
+        return _decode_raw(body, signature, budget)
     if length_header is not None:
         cached = signature.header_cache.find(bytes(body[:start]))
         if cached is not None and len(body) == start + cached.size:
-            arrays = _cached_inputs(cached, body, start)
+            arrays = _cached_inputs(cached, body, start, budget)
             return InferRequest(arrays, cached.outputs, None, cached.priority, cached.timeout, cached, cached.rows)
-    document = parse_object(body if start == len(body) else body[:start], max_depth, EXPECTED)
-    return _read_document(document, body, start, length_header, signature)
+    text = body if start == len(body) else body[:start]
+    request = _read_document(parse_object(text, max_depth, EXPECTED), body, start, length_header, signature, budget)
+    if signature.has_texts:
+        count_strings(request.inputs, text, budget)
+    return request
 
 
 def json_bytes(body: Body, length_header: bytes | None) -> int:
@@ -87,7 +93,8 @@ def decode_in_pieces(
             if type(item) is dict and type(item.get("data")) in (Bulk, list):
                 yield from _read_data(item, signature, budget, estimate)
         yield from document.finish(estimate, max_depth)
-        request = _read_document(document.content, body, start, length_header, signature)
+        request = _read_document(document.content, body, start, length_header, signature, budget)
+        keep_strings(request.inputs, estimate)
         return request, document.content
     finally:
         estimate.close()
@@ -111,7 +118,7 @@ def _read_data(item: dict[str, Any], signature: Signature, budget: Budget, estim
 
 
 def _read_document(
-    document: dict[str, Any], body: Body, start: int, length_header: bytes | None, signature: Signature
+    document: dict[str, Any], body: Body, start: int, length_header: bytes | None, signature: Signature, budget: Budget
 ) -> InferRequest:
     """`start` are the bytes of the header."""
     request_id = document.get("id")
@@ -123,7 +130,7 @@ def _read_document(
     arrays = {}
     offset = start
     for item in items:
-        name, array, offset = _read_input(item, body, offset, length_header, signature)
+        name, array, offset = _read_input(item, body, offset, length_header, signature, budget)
         if name in arrays:
             raise BadRequestError(f"input {name!r} came twice; expected once")
         arrays[name] = array
@@ -151,17 +158,17 @@ def _read_document(
     return InferRequest(arrays, outputs, None, priority, timeout, header)
 
 
-def _cached_inputs(header: ParsedHeader, body: Body, offset: int) -> Arrays:
+def _cached_inputs(header: ParsedHeader, body: Body, offset: int, budget: Budget) -> Arrays:
     """The inputs of a request with a cached header, whose body is as long as that says."""
     arrays = {}
     for name, datatype, shape, count, size in header.tensors:
-        arrays[name] = from_bytes(name, datatype, shape, count, body, offset, size)
+        arrays[name] = from_bytes(name, datatype, shape, count, body, offset, size, budget)
         offset += size
     return arrays
 
 
 def _read_input(
-    item: Any, body: Body, offset: int, length_header: bytes | None, signature: Signature
+    item: Any, body: Body, offset: int, length_header: bytes | None, signature: Signature, budget: Budget
 ) -> tuple[str, np.ndarray, int]:
     """One input's name and array, and where in the body the next one's bytes begin."""
     name = item.get("name") if type(item) is dict else None
@@ -185,7 +192,7 @@ def _read_input(
     size = check_size(name, datatype, shape, count, said)
     if offset + size > len(body):
         raise BadRequestError(_missing(name, size, len(body) - offset, length_header))
-    return name, from_bytes(name, datatype, shape, count, body, offset, size), offset + size
+    return name, from_bytes(name, datatype, shape, count, body, offset, size, budget), offset + size
 
 
 def _listed(document: dict[str, Any]) -> list[tuple[Any, Parameters]]:
@@ -293,7 +300,7 @@ def _missing(name: str, size: int, left: int, length_header: bytes | None) -> st
     return f"input {name!r}: binary_data_size is {size}, but only {left} bytes of the body are left"
 
 
-def _decode_raw(body: Body, signature: Signature) -> InferRequest:
+def _decode_raw(body: Body, signature: Signature, budget: Budget) -> InferRequest:
     """A body that is only the tensor: one input, one row, and at most one free dimension, which the size tells."""
     if len(signature.inputs) != 1:
         names = ", ".join(repr(name) for name in signature.inputs)
@@ -304,11 +311,14 @@ def _decode_raw(body: Body, signature: Signature) -> InferRequest:
     shape = [1, *spec.shape[1:]] if signature.batched else list(spec.shape)
     if shape.count(-1) > 1:
         raise BadRequestError(f"input {spec.name!r} has several free dimensions, {list(spec.shape)}; send a header")
-    array = _string_of(body, spec.name, shape) if spec.datatype == "BYTES" else _tensor_of(body, spec, shape)
+    if spec.datatype == "BYTES":
+        array = _string_of(body, spec.name, shape, budget)
+    else:
+        array = _tensor_of(body, spec, shape, budget)
     return InferRequest({spec.name: array}, every_output(signature, binary=True))
 
 
-def _tensor_of(body: Body, spec: TensorSpec, shape: list[int]) -> np.ndarray:
+def _tensor_of(body: Body, spec: TensorSpec, shape: list[int], budget: Budget) -> np.ndarray:
     itemsize = WIRE[spec.datatype].itemsize
     known = itemsize * prod(size for size in shape if size != -1)
     shape = [(len(body) // known if known else 0) if size == -1 else size for size in shape]
@@ -317,12 +327,13 @@ def _tensor_of(body: Body, spec: TensorSpec, shape: list[int]) -> np.ndarray:
         raise BadRequestError(
             f"input {spec.name!r}: {len(body)} bytes came, one row of shape {list(spec.shape)} is {known} bytes"
         )
-    return from_bytes(spec.name, spec.datatype, tuple(shape), count, body, 0, len(body))
+    return from_bytes(spec.name, spec.datatype, tuple(shape), count, body, 0, len(body), budget)
 
 
-def _string_of(body: Body, name: str, shape: list[int]) -> np.ndarray:
+def _string_of(body: Body, name: str, shape: list[int], budget: Budget) -> np.ndarray:
     """The whole body as the only string, without a length in front, as in Triton."""
     shape = [1 if size == -1 else size for size in shape]
     if prod(shape) != 1:
         raise BadRequestError(f"input {name!r}: a row has {prod(shape)} strings and a body is one; send a header")
-    return from_json(name, "BYTES", tuple(shape), 1, [decode_text(f"input {name!r}, BYTES: the body", body)])
+    text = decode_text(f"input {name!r}, BYTES: the body", body)
+    return array_of_strings((text,), tuple(shape), 1, len(body), budget)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fold.artifact import TensorSpec
-from service.budget import Budget
+from service.budget import Budget, Estimate
 from service.errors import BadRequestError, shown
-from service.protocol.pieces import ANY, Bulk, Estimate, Steps, array_of, count_of, flatten_list, nesting, packed_list
+from service.protocol.pieces import ANY, Bulk, Steps, array_of, count_of, flatten_list, nesting, packed_list
 from service.protocol.pieces import row_shape as measured_shape
 from service.protocol.signature import Signature
 from service.protocol.tensors import flatten, numbers

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fold.artifact import DTYPES
-from service.budget import Body
+from service.budget import Body, Budget
 from service.errors import BadRequestError, shown
 from service.protocol.datatypes import NAMES, NOT_IN_JSON, WIRE
 from service.protocol.strings import read_strings, write_strings
@@ -85,11 +85,19 @@ def check_size(name: str, datatype: str, shape: tuple[int, ...], count: int, siz
 
 
 def from_bytes(
-    name: str, datatype: str, shape: tuple[int, ...], count: int, body: Body | memoryview, offset: int, size: int
+    name: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    count: int,
+    body: Body | memoryview,
+    offset: int,
+    size: int,
+    budget: Budget,
 ) -> np.ndarray:
-    """`count` elements of `body`, a view where that can be; `size` went through `check_size` and is there."""
+    """`count` elements of `body`, a view where that can be; `size` went through `check_size` and is there. Raises
+    `BadRequestError`, and `OutOfMemoryError` for strings."""
     if datatype == "BYTES":
-        return read_strings(name, shape, count, body, offset, size)
+        return read_strings(name, shape, count, body, offset, size, budget)
     dtype = WIRE[datatype]
     if count == 0:
         return np.empty(shape, dtype)

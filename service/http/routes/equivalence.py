@@ -68,7 +68,7 @@ def equivalence_routes(shared: Shared, proofs: ProofQueue) -> APIRouter:
             if body and is_long(body, json_bytes(body, length)):
                 asked = await shared.turns.run(_read_in_pieces(body, length, model, settings, budget))
             else:
-                asked = _read(body, length, model, settings)
+                asked = _read(body, length, model, settings, budget)
             events = Events() if wants_events(headers) else None
             tell = _silent if events is None else events.tell
             job = partial(prove, model, asked, settings.max_batch_size, tell)
@@ -132,7 +132,7 @@ def _read_in_pieces(
     )
 
 
-def _read(body: Body, length_header: bytes | None, model: Model, settings: Settings) -> CheckRequest:
+def _read(body: Body, length_header: bytes | None, model: Model, settings: Settings, budget: Budget) -> CheckRequest:
     """What the body asks for. Tensors are sent as in infer, with `parts` and `search_seconds` beside `inputs`."""
     samples = min(DEFAULT_SAMPLES, settings.max_samples)
     if not body:
@@ -151,7 +151,7 @@ def _read(body: Body, length_header: bytes | None, model: Model, settings: Setti
             search_seconds=_search_seconds(document, settings),
         )
     signature = model.signature
-    arrays = decode(body, length_header, signature, settings.max_json_depth).inputs
+    arrays = decode(body, length_header, signature, settings.max_json_depth, budget).inputs
     signature.check(arrays, settings.max_samples)
     if length_header is not None and (length := int(length_header)):  # which `decode` has checked
         document = _given(parse_object(body[:length], settings.max_json_depth, EXPECTED))

@@ -35,7 +35,7 @@ class Infer(Endpoint[InferRequest]):
         signature, settings = model.signature, self._shared.settings
         if len(body) > PIECE and (signature.has_texts or is_long(body, json_bytes(body, head.json_bytes))):
             return Later(partial(self._answer_long, model, body, head))
-        request = decode(body, head.json_bytes, signature, settings.max_json_depth)
+        request = decode(body, head.json_bytes, signature, settings.max_json_depth, self._shared.budget)
         if request.rows < 0:
             request.rows = signature.check(request.inputs, settings.max_request_rows)
             if request.header is not None:
@@ -44,12 +44,12 @@ class Infer(Endpoint[InferRequest]):
 
     async def _answer_long(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
         signature, settings, length = model.signature, self._shared.settings, head.json_bytes
-        depth, most = settings.max_json_depth, settings.max_request_rows
+        depth, most, budget = settings.max_json_depth, settings.max_request_rows, self._shared.budget
         if is_long(body, json_bytes(body, length)):
-            steps = decode_in_pieces(body, length, signature, depth, most, self._shared.budget)
+            steps = decode_in_pieces(body, length, signature, depth, most, budget)
             request, _ = await self._shared.turns.run(steps)
         else:  # strings are read in Python, which lets other threads run
-            request = await asyncio.to_thread(decode, body, length, signature, depth)
+            request = await asyncio.to_thread(decode, body, length, signature, depth, budget)
         request.rows = signature.check(request.inputs, most)
         return await self.answered(model, request, scope)
 

@@ -3,8 +3,8 @@
 A function that works in pieces is a generator: it yields after each, and returns its result (`Steps`).
 """
 
+from service.protocol.pieces.capacity import Capacity
 from service.protocol.pieces.document import Bulk, Document, read_document
-from service.protocol.pieces.estimate import Capacity, Estimate
 from service.protocol.pieces.numbers import (
     ANY,
     array_of,
@@ -25,7 +25,6 @@ __all__ = [
     "Bulk",
     "Capacity",
     "Document",
-    "Estimate",
     "Steps",
     "Text",
     "array_of",

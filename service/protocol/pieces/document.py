@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from service.budget import Estimate
 from service.errors import BadRequestError, UnreadableError
 from service.protocol.jsontext import deeper_than
-from service.protocol.pieces.estimate import Capacity, Estimate
+from service.protocol.pieces.capacity import Capacity
 from service.protocol.pieces.text import Steps, Strings, Text, loads
 from service.protocol.pieces.tree import read_tree
 
@@ -119,6 +120,7 @@ def _parse(rest: bytes, text: Text, estimate: Estimate) -> Steps[Any]:
     """The value of the text without its bulks. Whatever is wrong with it is told as of the whole text."""
     try:
         if len(rest) <= text.size:
+            estimate.add_json(rest)
             return loads(rest)
         return (yield from read_tree(Text.of(rest, len(rest), text.size), estimate))
     except (ValueError, BadRequestError):

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from fold.artifact import DTYPES
-from service.budget import Budget, Buffer
+from service.budget import Budget, Buffer, Estimate
 from service.errors import BadRequestError
 from service.protocol.datatypes import NOT_IN_JSON, WIRE
 from service.protocol.pieces.document import Bulk
-from service.protocol.pieces.estimate import Estimate
 from service.protocol.pieces.text import Steps, Text, loads
 from service.protocol.pieces.tree import read_tree
 from service.protocol.tensors import check_lists, from_json, numbers, pack

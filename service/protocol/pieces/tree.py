@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from service.budget import Estimate
 from service.errors import BadRequestError, UnreadableError
-from service.protocol.pieces.estimate import Estimate
 from service.protocol.pieces.text import PIECE, Steps, Strings, Text, loads
 
 BEFORE = secrets.token_hex(8)
@@ -121,8 +121,7 @@ def read_tree(text: Text, estimate: Estimate, *, keep: bool = True, within: bool
             if cut.same < 0 or piece[-SPACE:].rstrip()[-1:] in (b"[", b"{"):
                 raise (yield from _error(text, begin, before + tree.prefix()))  # closed behind it, it might be valid
         if keep:
-            containers = piece.count(b"[") + piece.count(b"{")
-            estimate.add(piece.count(b",") + containers + 1, containers)
+            estimate.add_json(piece)
         closing = b"".join([b"]" if kind == "[" else b"}" for kind, _ in reversed(cut.stack)]) if cut else b""
         try:
             parsed = loads(b"".join((before, tree.prefix(), piece, closing, behind)))

@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fold.artifact.manifest import TensorSpec
+from service.budget import Budget
 from service.errors import ServiceError
 from service.http.npy import read_npy
 from service.protocol.infer_body import decode, encode
 from service.protocol.signature import Signature
 from support.service.serving import PATIENCE
 
+BUDGET = Budget(1 << 40)
 SIGNATURE = Signature(
     [TensorSpec(name="x", datatype="FP32", shape=(-1, 3)), TensorSpec(name="s", datatype="BYTES", shape=(-1, 1))],
     [TensorSpec(name="y", datatype="FP32", shape=(-1, 2))],
@@ -102,7 +104,7 @@ def test_a_header_that_comes_again_is_read_as_if_it_were_the_first() -> None:
         body, length = right()
         at = int(length)
         changed = body[:at] + (np.arange(6) + number).astype("<f4").tobytes() + body[at + 24 :]
-        request = decode(changed, length, known, 32)
+        request = decode(changed, length, known, 32, BUDGET)
         np.testing.assert_array_equal(request.inputs["x"], np.arange(6).reshape(2, 3) + number)
         assert request.inputs["s"].tolist() == [["ab"], [""]]
         for rows in (2, 1):
@@ -114,7 +116,7 @@ def test_a_header_that_comes_again_is_read_as_if_it_were_the_first() -> None:
             assert int(dict(headers)[b"content-length"]) == len(content)
     for wrong in (BODY[:-1], BODY + b"x", BODY[:-6] + b"\xff" * 6):
         with pytest.raises(ServiceError):
-            decode(wrong, LENGTH, known, 32)
+            decode(wrong, LENGTH, known, 32, BUDGET)
 
 
 def attempt(body: bytes, length: bytes | None) -> None:
@@ -122,7 +124,7 @@ def attempt(body: bytes, length: bytes | None) -> None:
     said = []
     for _ in range(2):
         try:
-            request = decode(body, length, SIGNATURE, 32)
+            request = decode(body, length, SIGNATURE, 32, BUDGET)
             SIGNATURE.check(request.inputs, 64)
             said.append((200, repr(request.inputs)))
         except ServiceError as error:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.grpc.messages import ModelInferRequest, ModelInferResponse
 from service.http.connection import HttpConnection
 from support.service import serving
 from support.service.serving import PATIENCE
@@ -125,6 +126,76 @@ def test_an_image_counts_as_it_is_decoded(small: Any, tmp_path: Path) -> None:
     reply = small.post(PREDICT.decode(), content=content, headers={"Content-Type": "image/png"})
     assert reply.status_code == 503
     assert reply.json()["error"].startswith("8000000 bytes do not fit")
+
+
+LONG, WIDE, EMPTY = ["x" * 1200] * 2000, ["x" * 450 + "\U0001f600"] * 2000, [""] * 80_000
+"""Their bytes fit, and the strings beside them do not: two bytes a character, five, and 72 bytes a string."""
+
+
+def packed(words: list[str]) -> bytes:
+    return b"".join(len(word.encode()).to_bytes(4, "little") + word.encode() for word in words)
+
+
+def of_infer(words: list[str], **more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "shape": [len(words) // 2, 2], "datatype": "BYTES", **more}]}
+
+
+def send_words(service: Any, form: str, words: list[str]) -> tuple[int, Any]:
+    """Status and answer over HTTP."""
+    if form == "binary":
+        content = packed(words)
+        header = json.dumps(of_infer(words, parameters={"binary_data_size": len(content)})).encode()
+        length = {"Inference-Header-Content-Length": str(len(header))}
+        reply = service.post("/v2/models/text/infer", content=header + content, headers=length)
+    elif form == "infer":
+        reply = service.post("/v2/models/text/infer", json=of_infer(words, data=words))
+    else:
+        reply = service.post("/v1/models/text:predict", json={"instances": np.reshape(words, (-1, 2)).tolist()})
+    if reply.status_code == 503:
+        assert reply.headers["retry-after"] == "1"
+    answer = reply.json()
+    return reply.status_code, answer.get("error") or answer.get("predictions") or answer["outputs"][0]["data"]
+
+
+@pytest.mark.parametrize("form", ["binary", "infer", "predict"])
+@pytest.mark.parametrize("words", [LONG, WIDE, EMPTY], ids=["long", "wide", "empty"])
+def test_strings_count_as_they_are_in_memory(small: Any, form: str, words: list[str]) -> None:
+    status, answer = send_words(small, form, words)
+    if words is EMPTY and form == "predict":
+        assert (status, "more than a request for this model can have" in answer) == (400, True)
+    else:
+        assert status == 503
+        assert "bytes do not fit: requests may take 4194304 (BNFOLD_MAX_BYTES_IN_FLIGHT)" in answer
+    until(lambda: in_flight(small) == 0)
+    status, answer = send_words(small, form, words[:1000])
+    assert (status, np.ravel(answer).tolist()) == (200, [f"{word}!" for word in words[:1000]])
+    until(lambda: in_flight(small) == 0)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("words", [LONG, WIDE, EMPTY], ids=["long", "wide", "empty"])
+def test_strings_of_a_call_count_as_they_are_in_memory(small: Any, words: list[str], typed: bool) -> None:
+    import grpc  # noqa: PLC0415  # few tests need it
+
+    def message(words: list[str]) -> bytes:
+        request = ModelInferRequest(model_name="text")
+        tensor = request.inputs.add(name="x", datatype="BYTES", shape=[len(words) // 2, 2])
+        if typed:
+            tensor.contents.bytes_contents.extend(word.encode() for word in words)
+        else:
+            request.raw_input_contents.append(packed(words))
+        return bytes(request.SerializeToString())
+
+    with grpc.insecure_channel(small.grpc) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="bytes do not fit") as caught:
+            call(message(words))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert ("retry-after", "1") in caught.value.trailing_metadata()
+        until(lambda: in_flight(small) == 0)
+        answer = ModelInferResponse.FromString(call(message(words[:1000])))
+        assert answer.raw_output_contents[0] == packed([f"{word}!" for word in words[:1000]])
+        until(lambda: in_flight(small) == 0)
 
 
 def test_a_call_that_does_not_fit_is_unavailable(small: Any) -> None:

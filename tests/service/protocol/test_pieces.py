@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fold.artifact import TensorSpec
-from service.budget import Budget
+from service.budget import Budget, Estimate
 from service.errors import BadRequestError, ServiceError
 from service.protocol import (
     EXPECTED,
     Capacity,
-    Estimate,
     Signature,
     Text,
     array_of_rows,
@@ -188,7 +187,7 @@ def test_what_comes_of_a_body_does_not_depend_on_pieces(seed: int, size: int) ->
     author, budget = Author(seed), Budget(1 << 40)
     of = author.signature
     body = author.damaged(author.infer())
-    at_once = outcome(lambda: decode(body, None, of, DEPTH).inputs)
+    at_once = outcome(lambda: decode(body, None, of, DEPTH, budget).inputs)
     with pieces_of(size):
         read = outcome(lambda: finished(decode_in_pieces(body, None, of, DEPTH, ROWS, budget))[0].inputs)
     assert read == at_once

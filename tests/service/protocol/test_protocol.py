@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fold.artifact.manifest import DTYPES, TensorSpec
+from service.budget import Budget
 from service.errors import BadRequestError, ServiceError
 from service.protocol.datatypes import NAMES
 from service.protocol.infer_body import decode, encode
@@ -22,6 +23,7 @@ from service.protocol.signature import Signature
 from service.protocol.tensors import numbers
 
 DEPTH = 32
+BUDGET = Budget(1 << 40)
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
@@ -128,7 +130,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 def test_requests_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject, nested: bool) -> None:
     binary = only_binary(arrays) | set(data.draw(st.lists(st.sampled_from(sorted(arrays)))))
     body, length = body_of(arrays, binary, nested=nested, parameters={"binary_data_output": True})
-    request = decode(body, length if binary else None, described(arrays), DEPTH)
+    request = decode(body, length if binary else None, described(arrays), DEPTH, BUDGET)
     assert_same(arrays, request.inputs)
 
 
@@ -138,7 +140,7 @@ def test_answers_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject, 
     asked = [{"name": name, "parameters": {"binary_data": name in binary}} for name in arrays]
     extra = {} if request_id is None else {"id": request_id}
     body, length = body_of(arrays, set(arrays), outputs=asked, **extra)
-    request = decode(body, length, described(arrays), DEPTH)
+    request = decode(body, length, described(arrays), DEPTH, BUDGET)
     headers, answer = encode("m", "1", request, arrays, batched=False, labels=None)
     assert_same(arrays, outputs_of(headers, answer))
     split = int(dict(headers).get(b"inference-header-content-length", len(answer)))
@@ -148,7 +150,7 @@ def test_answers_round_trip(arrays: dict[str, np.ndarray], data: st.DataObject, 
 @given(st.binary(max_size=200), st.none() | st.integers(0, 250).map(lambda n: str(n).encode()) | st.binary(max_size=8))
 def test_no_bytes_break_the_codec(body: bytes, length: bytes | None) -> None:
     with pytest.raises(ServiceError):
-        decode(body, length, signature(("x", "FP32", (-1, 2)), ("y", "FP32", (-1, 2))), DEPTH)
+        decode(body, length, signature(("x", "FP32", (-1, 2)), ("y", "FP32", (-1, 2))), DEPTH, BUDGET)
 
 
 JSON_VALUES = st.recursive(
@@ -169,7 +171,7 @@ def test_no_json_breaks_the_codec(changes: list[tuple[int, int, Any]]) -> None:
         keys = [*parts[part], "binary_data_size"]
         parts[part][keys[key % len(keys)]] = value
     with contextlib.suppress(BadRequestError):
-        decoded = decode(json.dumps(request).encode("utf-8", "replace"), None, X, DEPTH)
+        decoded = decode(json.dumps(request).encode("utf-8", "replace"), None, X, DEPTH, BUDGET)
         assert all(array.dtype == np.float32 for array in decoded.inputs.values())
 
 
@@ -178,7 +180,7 @@ def infer(*, data: Any = None, parameters: Any = None, tail: bytes = b"", length
     item = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": data, "parameters": parameters, **changes}
     header = orjson.dumps({"inputs": [{key: value for key, value in item.items() if value is not None}]})
     header_length = str(len(header)).encode() if length == "right" else length
-    return decode(header + tail, header_length, X, DEPTH)
+    return decode(header + tail, header_length, X, DEPTH, BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_refusals_name_what_came_and_what_was_expected(changes: dict[str, Any], 
 )
 def test_documents_that_are_no_request(document: Any, message: str) -> None:
     with pytest.raises(BadRequestError) as raised:
-        decode(json.dumps(document).encode(), None, X, DEPTH)
+        decode(json.dumps(document).encode(), None, X, DEPTH, BUDGET)
     assert message in str(raised.value)
 
 
@@ -258,7 +260,7 @@ def test_half_precision_is_refused_as_json_before_it_is_computed() -> None:
     half = signature(("h", "FP16", (-1,)))
     body, length = body_of({"h": np.ones(2, np.float16)}, {"h"})
     with pytest.raises(BadRequestError, match="output 'h': FP16 has no form in JSON; ask for it with"):
-        decode(body, length, half, DEPTH)
+        decode(body, length, half, DEPTH, BUDGET)
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:
@@ -280,12 +282,12 @@ def test_outputs_follow_the_flag_for_all_of_them_until_they_have_their_own() -> 
     ):
         parameters = {} if default is None else {"binary_data_output": default}
         body = orjson.dumps({"inputs": [], "outputs": asked, "parameters": parameters})
-        assert [output[:2] for output in decode(body, None, two, DEPTH).outputs] == expected
+        assert [output[:2] for output in decode(body, None, two, DEPTH, BUDGET).outputs] == expected
 
 
 def test_priority_and_timeout_are_read() -> None:
     def schedule(**parameters: Any) -> tuple[int, float | None]:
-        request = decode(orjson.dumps({"inputs": [], "parameters": parameters}), None, X, DEPTH)
+        request = decode(orjson.dumps({"inputs": [], "parameters": parameters}), None, X, DEPTH, BUDGET)
         return request.priority, request.timeout
 
     assert schedule() == (0, None)
@@ -298,33 +300,33 @@ def test_a_boolean_byte_is_zero_or_one() -> None:
     flags = signature(("f", "BOOL", (-1,)))
     header = b'{"inputs":[{"name":"f","shape":[2],"datatype":"BOOL","parameters":{"binary_data_size":2}}]}'
     with pytest.raises(BadRequestError, match="a BOOL is one byte, 0 or 1; 7 came"):
-        decode(header + b"\x01\x07", str(len(header)).encode(), flags, DEPTH)
+        decode(header + b"\x01\x07", str(len(header)).encode(), flags, DEPTH, BUDGET)
 
 
 def test_binary_tensors_are_views_of_the_body() -> None:
     body, length = body_of({"x": np.ones((1, 2), np.float32)}, {"x"})
-    array = decode(body, length, X, DEPTH).inputs["x"]
+    array = decode(body, length, X, DEPTH, BUDGET).inputs["x"]
     assert np.shares_memory(array, np.frombuffer(body, np.uint8))
 
 
 def test_a_header_of_no_length_makes_the_body_the_tensor() -> None:
-    request = decode(np.array([1, 2], np.float32).tobytes(), b"0", X, DEPTH)
+    request = decode(np.array([1, 2], np.float32).tobytes(), b"0", X, DEPTH, BUDGET)
     np.testing.assert_array_equal(request.inputs["x"], [[1, 2]])
     assert request.outputs == (("x", True, 0),)
     free = signature(("x", "FP32", (-1, -1)))
-    assert decode(bytes(12), b"0", free, DEPTH).inputs["x"].shape == (1, 3)
+    assert decode(bytes(12), b"0", free, DEPTH, BUDGET).inputs["x"].shape == (1, 3)
     with pytest.raises(BadRequestError, match=r"12 bytes came, one row of shape \[-1, 2\] is 8 bytes"):
-        decode(bytes(12), b"0", X, DEPTH)
+        decode(bytes(12), b"0", X, DEPTH, BUDGET)
     with pytest.raises(BadRequestError, match="several free dimensions"):
-        decode(bytes(12), b"0", signature(("x", "FP32", (-1, -1, -1))), DEPTH)
+        decode(bytes(12), b"0", signature(("x", "FP32", (-1, -1, -1))), DEPTH, BUDGET)
     with pytest.raises(BadRequestError, match="there are 'x', 'y'; send a header"):
-        decode(bytes(12), b"0", signature(("x", "FP32", (-1, 2)), ("y", "FP32", (-1, 2))), DEPTH)
+        decode(bytes(12), b"0", signature(("x", "FP32", (-1, 2)), ("y", "FP32", (-1, 2))), DEPTH, BUDGET)
 
 
 @given(npst.arrays(np.float32, (5,), elements=st.floats(width=32, allow_subnormal=True)))
 @settings(max_examples=300)
 def test_json_keeps_every_bit_of_a_float(array: np.ndarray) -> None:
-    request = decode(*body_of({"x": array}, {"x"}), described({"x": array}), DEPTH)
+    request = decode(*body_of({"x": array}, {"x"}), described({"x": array}), DEPTH, BUDGET)
     headers, answer = encode("m", "1", request, {"x": array}, batched=False, labels=None)
     assert_same({"x": array}, outputs_of(headers, answer))
 

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 
 from fold.arrays import Arrays
-from service.budget import Body, Budget
+from service.budget import Body, Budget, Estimate
 from service.errors import BadRequestError, UnreadableError, UnsupportedError, shown
 from service.http.images import FORMATS
 from service.http.npy import CONTENT_TYPE
 from service.protocol import (
     EXPECTED,
     Capacity,
-    Estimate,
     Signature,
     Steps,
     Text,
     array_of_rows,
     columns_in_pieces,
     columns_of,
+    keep_strings,
     parse_object,
     read_document,
     rows_in_pieces,
@@ -70,11 +70,13 @@ def inputs_in_pieces(
         if signature.batched:
             for name, values in columns.items():
                 columns[name] = yield from rows_in_pieces(name, values, signature)
-            return [columns], document.content
-        inputs = []
-        for each in _of_each(columns, signature):
-            inputs.append(each)
-            yield
+            inputs = [columns]
+        else:
+            inputs = []
+            for each in _of_each(columns, signature):
+                inputs.append(each)
+                yield
+        keep_strings(inputs[0], estimate)
         return inputs, document.content
     finally:
         estimate.close()

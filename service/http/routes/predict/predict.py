@@ -29,7 +29,7 @@ from service.http.routes.predict.reference import asks_reference, write_both
 from service.http.routes.proofs import ProofQueue
 from service.operations import Shared, compute
 from service.proof import reference_answers
-from service.protocol import EXPECTED, VALUES, Signature, Steps, array_text, is_long, render_json
+from service.protocol import EXPECTED, VALUES, Signature, Steps, array_text, count_strings, is_long, render_json
 from service.repository import Model, Repository
 
 NPY_BYTES = 1 << 20
@@ -79,6 +79,8 @@ class Predict(Endpoint[PredictRequest]):
             return Later(partial(self._answer_much_json, model, body, head))
         document = parse_instances(body, kind, self._shared.settings)
         inputs = inputs_of(document, signature, self._shared.settings.max_request_rows)
+        if signature.has_texts:
+            count_strings(inputs[0], body, self._shared.budget)
         return self._planned(model, head, inputs, with_reference=asks_reference(document, head))
 
     async def _answer_image(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:

@@ -1,34 +1,13 @@
-"""What a JSON text may hold, and what its values take as Python's objects."""
+"""What a JSON text may hold."""
 
 from dataclasses import dataclass
 from math import prod
 
-from service.budget import Budget
 from service.errors import BadRequestError
 from service.protocol.signature import Signature
 
-VALUE, CONTAINER = 48, 88
-"""Bytes of a value in a list, and of a list or object, beside the bytes of the text."""
 OTHERS = 1 << 16
 """Values, lists, objects and strings that a request may have beside its tensors."""
-
-
-class Estimate:
-    """The memory that values take until the tensors are made of them; counts in the budget until it is closed."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._taken = 0
-
-    def add(self, values: int, containers: int) -> None:
-        """Raises `OutOfMemoryError`."""
-        size = VALUE * values + CONTAINER * containers
-        self._budget.take(size)
-        self._taken += size
-
-    def close(self) -> None:
-        self._budget.give(self._taken)
-        self._taken = 0
 
 
 @dataclass(frozen=True, slots=True)
