@@ -68,22 +68,25 @@ class Predict(Endpoint[PredictRequest]):
         """Later are images, much JSON and large arrays, which take long to read, instances of a model without a batch
         axis, each of which is a run, and requests for the reference's answer."""
         signature, kind = model.signature, head.content_type
+        form: Form = "npy" if head.accept and wants_npy(head.accept, len(signature.outputs)) else "rows"
         if kind != JSON_TYPE:
             if kind.startswith("image/"):
-                return Later(partial(self._answer_image, model, body, head))
+                return Later(partial(self._answer_image, model, body, head, "labels" if form == "rows" else form))
             if is_npy(kind, body):
                 if len(body) > NPY_BYTES:
-                    return Later(partial(self._answer_large_array, model, body, head))
-                return self._planned(model, head, [_of_npy(signature, body)], with_reference=head.reference)
+                    return Later(partial(self._answer_large_array, model, body, head, form))
+                return self._planned(model, [_of_npy(signature, body)], form, with_reference=head.reference)
         if is_long(body, len(body)):
-            return Later(partial(self._answer_much_json, model, body, head))
+            return Later(partial(self._answer_much_json, model, body, head, form))
         document = parse_instances(body, kind, self._shared.settings)
         inputs = inputs_of(document, signature, self._shared.settings.max_request_rows)
         if signature.has_texts:
             count_strings(inputs[0], body, self._shared.budget)
-        return self._planned(model, head, inputs, with_reference=asks_reference(document, head))
+        return self._planned(model, inputs, form, with_reference=asks_reference(document, head))
 
-    async def _answer_image(self, model: Model, body: Body, head: RequestHead, scope: Scope) -> tuple[Headers, bytes]:
+    async def _answer_image(
+        self, model: Model, body: Body, head: RequestHead, form: Form, scope: Scope
+    ) -> tuple[Headers, bytes]:
         signature, how, kind = model.signature, model.manifest.preprocessing, head.content_type
         if how is None or how.input not in signature.inputs:
             raise UnsupportedError(
@@ -94,31 +97,29 @@ class Predict(Endpoint[PredictRequest]):
         datatype, most = signature.inputs[how.input].datatype, self._shared.settings.max_image_pixels
         # Decoding releases the interpreter for most of its time, and a photograph takes longer than many models.
         tensor = await asyncio.to_thread(tensor_of_image, body, kind, how, datatype, most, self._shared.budget)
-        planned = self._planned(model, head, [{how.input: tensor}], with_reference=head.reference, by_label=True)
+        planned = self._planned(model, [{how.input: tensor}], form, with_reference=head.reference)
         return await self.answered(model, planned, scope)
 
     async def _answer_large_array(
-        self, model: Model, body: Body, head: RequestHead, scope: Scope
+        self, model: Model, body: Body, head: RequestHead, form: Form, scope: Scope
     ) -> tuple[Headers, bytes]:
         inputs = await asyncio.to_thread(_of_npy, model.signature, body)
-        return await self.answered(model, self._planned(model, head, [inputs], with_reference=head.reference), scope)
+        planned = self._planned(model, [inputs], form, with_reference=head.reference)
+        return await self.answered(model, planned, scope)
 
     async def _answer_much_json(
-        self, model: Model, body: Body, head: RequestHead, scope: Scope
+        self, model: Model, body: Body, head: RequestHead, form: Form, scope: Scope
     ) -> tuple[Headers, bytes]:
         steps = inputs_in_pieces(body, head.content_type, model.signature, self._shared.settings, self._shared.budget)
         inputs, document = await self._shared.turns.run(steps)
-        planned = self._planned(model, head, inputs, with_reference=asks_reference(document, head))
+        planned = self._planned(model, inputs, form, with_reference=asks_reference(document, head))
         return await self.answered(model, planned, scope)
 
     def _planned(
-        self, model: Model, head: RequestHead, inputs: list[Arrays], *, with_reference: bool, by_label: bool = False
+        self, model: Model, inputs: list[Arrays], form: Form, *, with_reference: bool
     ) -> PredictRequest | Later:
         """One request for each run, checked. Later unless it is one run without the reference."""
         signature = model.signature
-        form: Form = "labels" if by_label else "rows"
-        if head.accept and wants_npy(head.accept, len(signature.outputs)):
-            form = "npy"
         if form == "npy" and len(inputs) > 1:
             raise NotAcceptableError(
                 "without a batch axis each instance is a run, and a .npy holds one; send one instance"
