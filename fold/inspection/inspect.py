@@ -14,7 +14,9 @@ from onnx_ir.passes import common
 from fold.engine import Affines, Folded, Kept, batchnorm_nodes, fold_graph
 from fold.graph import constant, correct_shapes, display_name, float64, infer_shapes, is_batchnorm, is_float
 from fold.inspection.batchnorm import BatchNorm
+from fold.inspection.detail import Detail, detail
 from fold.inspection.folded_weights import FoldedTensor, HalfPrecision, folded_tensors, half_precision, merged_half
+from fold.inspection.neighbourhood import Surroundings
 from fold.inspection.placement import placement
 from fold.inspection.statistics import Span, statistics
 from fold.inspection.suspicions import Suspicion, suspicions
@@ -22,13 +24,15 @@ from fold.inspection.suspicions import Suspicion, suspicions
 
 @dataclass(frozen=True)
 class Inspection:
-    """The suspicions, all BatchNorms in graph order, the weights that would absorb them, and what is no BatchNorm."""
+    """The suspicions, all BatchNorms in graph order, the weights that would absorb them, and what is no BatchNorm.
+    `details` is in the order of the BatchNorms; the JSON leaves it out."""
 
     suspicions: tuple[Suspicion, ...]
     batchnorms: tuple[BatchNorm, ...]
     weights: tuple[FoldedTensor, ...]
     open_activations: bool
     affines: tuple[Affines, ...] = ()
+    details: tuple[Detail, ...] = ()
 
     @property
     def folded(self) -> int:
@@ -64,8 +68,9 @@ def inspect_graph(
     entry_of = {(entry.name, entry.node): entry for entry in entries}
     tensors = folded_tensors(model, folding.model, [name for entry in folding.report.folded for name in entry.into])
     by_name = {node.name: node for node in folding.model.graph.all_nodes()}
+    surroundings = Surroundings(model, folding.model)
     counts = batches_seen or {}
-    found = []
+    found, details = [], []
     for nodes, _ in batchnorm_nodes(model):
         last = nodes[-1]
         name, node = display_name(last), last.name or ""
@@ -86,8 +91,11 @@ def inspect_graph(
                 float16=merged_half([one.float16 for one in absorbing] if into is not None else _halves(remaining)),
             )
         )
+        details.append(detail(nodes, surroundings, into or ()))
     weights = tuple(one for one in tensors.values() if one.layer)
-    return Inspection(suspicions(found), tuple(found), weights, open_activations, folding.report.affines)
+    return Inspection(
+        suspicions(found), tuple(found), weights, open_activations, folding.report.affines, tuple(details)
+    )
 
 
 def _prepared(model: ir.Model) -> ir.Model:

@@ -78,8 +78,8 @@ def placement(nodes: Sequence[ir.Node]) -> Placement:
     source = next((value for value in nodes[0].inputs if value is not None and constant(value) is None), None)
     if source is None:
         return Placement((), (), _named(_downstream(nodes[-1].outputs[0])))
-    weights = [found for found in _upstream(source, _passes) if isinstance(found, ir.Value) or not _passes(found)]
-    alone = _upstream(source, lambda node: _passes(node) and not _joins(node))
+    weights = [found for found in _upstream(source, passes) if isinstance(found, ir.Value) or not passes(found)]
+    alone = _upstream(source, lambda node: passes(node) and not _joins(node))
     activations = [found for found in alone if isinstance(found, ir.Node) and _is_activation(found)]
     return Placement(_named(weights), _named(activations), _named(_downstream(nodes[-1].outputs[0])))
 
@@ -109,7 +109,7 @@ def _upstream(value: ir.Value, through: Callable[[ir.Node], bool]) -> Iterator[i
         met.add(node)
         yield node
         if through(node):
-            new = [read for read in _tensors(node) if read not in seen]
+            new = [read for read in tensors_read(node) if read not in seen]
             seen.update(new)
             waiting += new
 
@@ -125,7 +125,7 @@ def _downstream(value: ir.Value) -> Iterator[ir.Node | ir.Value]:
             if node in met:
                 continue
             met.add(node)
-            if not _passes(node) or _is_activation(node):
+            if not passes(node) or _is_activation(node):
                 yield node
             elif not _gates_itself(node, value, start):
                 waiting += [written for written in node.outputs if is_float(written)]
@@ -133,19 +133,19 @@ def _downstream(value: ir.Value) -> Iterator[ir.Node | ir.Value]:
 
 def _gates_itself(node: ir.Node, value: ir.Value, start: ir.Node | None) -> bool:
     """Whether a product completes an activation of the output of `start`, such as x * sigmoid(x)."""
-    others = [read for read in _tensors(node) if read is not value]
+    others = [read for read in tensors_read(node) if read is not value]
     if node.op_type not in GATES or not others:
         return False
-    made_by = list(_upstream(others[0], lambda node: _passes(node) and node is not start))
+    made_by = list(_upstream(others[0], lambda node: passes(node) and node is not start))
     return start in made_by and any(isinstance(each, ir.Node) and _is_activation(each) for each in made_by)
 
 
-def _tensors(node: ir.Node) -> list[ir.Value]:
+def tensors_read(node: ir.Node) -> list[ir.Value]:
     """The float inputs of a node that are not constant."""
     return [value for value in node.inputs if value is not None and is_float(value) and constant(value) is None]
 
 
-def _passes(node: ir.Node) -> bool:
+def passes(node: ir.Node) -> bool:
     """Whether a node has no weights and is not a normalisation."""
     if node.op_type in WEIGHTED_BY_CONSTANTS:
         tensors = [constant(value) for value in node.inputs if is_float(value)]
@@ -154,8 +154,8 @@ def _passes(node: ir.Node) -> bool:
 
 
 def _joins(node: ir.Node) -> bool:
-    return node.op_type in JOINS and len(_tensors(node)) > 1
+    return node.op_type in JOINS and len(tensors_read(node)) > 1
 
 
 def _is_activation(node: ir.Node) -> bool:
-    return node.op_type in ACTIVATIONS or (node.op_type in CLIPS and len(_tensors(node)) == 1)
+    return node.op_type in ACTIVATIONS or (node.op_type in CLIPS and len(tensors_read(node)) == 1)

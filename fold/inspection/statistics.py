@@ -85,11 +85,11 @@ def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, mov
     node = nodes[0]
     if node.op_type != BATCHNORM:
         return _of_products_and_sums(nodes)
-    given = [None if (tensor := constant(value)) is None else float64(tensor) for value in node.inputs[1:5]]
-    gamma, beta, mean, variance = given
+    given = parameters(nodes)
+    gamma, beta, mean, variance = given.values()
     epsilon = real(node, "epsilon", EPSILON)
-    affine = scale_and_shift(node)
-    bad = [~np.isfinite(array) for array in given if array is not None]
+    s = scale_by_channel(nodes)
+    bad = [~np.isfinite(array) for array in given.values() if array is not None]
     return Statistics(
         training_mode=bool(integer(node, "training_mode", 0)),
         epsilon=epsilon,
@@ -98,7 +98,7 @@ def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, mov
         mean=Span.of(mean),
         variance=Span.of(variance),
         variance_over_epsilon=None if (least := Span.of(variance)) is None or epsilon <= 0 else least.min / epsilon,
-        scale=None if isinstance(affine, Reason) else _scale(affine[0]),
+        scale=None if s is None else _scale(s),
         dead=_count(None if gamma is None else gamma == 0),
         negative=_count(None if gamma is None else gamma < 0),
         tiny=_count(None if variance is None else (variance >= 0) & (variance < epsilon)),
@@ -110,6 +110,27 @@ def statistics(nodes: Sequence[ir.Node], batches_seen: int | None = None, *, mov
     )
 
 
+def parameters(nodes: Sequence[ir.Node]) -> dict[str, Array | None]:
+    """γ, β, μ and σ² of a BatchNorm; None for one that is computed, and all of them where it is written out."""
+    given = nodes[0].inputs[1:5] if nodes[0].op_type == BATCHNORM else [None] * 4
+    tensors = (constant(value) for value in given)
+    arrays = (None if tensor is None else float64(tensor) for tensor in tensors)
+    return dict(zip(("gamma", "beta", "mean", "variance"), arrays, strict=True))
+
+
+def scale_by_channel(nodes: Sequence[ir.Node]) -> Array | None:
+    """What a BatchNorm multiplies each channel by; None if that is not constant."""
+    if nodes[0].op_type == BATCHNORM:
+        affine = scale_and_shift(nodes[0])
+        return None if isinstance(affine, Reason) else affine[0]
+    s: Array = np.ones(1)
+    for node in nodes:
+        step = affine_step(node)
+        assert step is not None  # written out means a chain of such nodes
+        s = s * step[1] * np.ones_like(step[2])
+    return s.reshape(-1)
+
+
 def _initial_share(node: ir.Node, batches_seen: int | None) -> float | None:
     """The weight of the first value in a moving average. None for a momentum of 1, where all batches weigh the same."""
     momentum = real(node, "momentum", MOMENTUM)
@@ -117,11 +138,8 @@ def _initial_share(node: ir.Node, batches_seen: int | None) -> float | None:
 
 
 def _of_products_and_sums(nodes: Sequence[ir.Node]) -> Statistics:
-    s: Array = np.ones(1)
-    for node in nodes:
-        step = affine_step(node)
-        assert step is not None  # written out means a chain of such nodes
-        s = s * step[1] * np.ones_like(step[2])
+    s = scale_by_channel(nodes)
+    assert s is not None  # its factors are constants
     return Statistics(written_out=True, scale=_scale(s), dead=_count(s == 0), negative=_count(s < 0))
 
 

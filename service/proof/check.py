@@ -15,6 +15,7 @@ from service.proof.references import Halt
 
 if TYPE_CHECKING:
     from fold.arrays import Run
+    from fold.inspection import Inspection
     from fold.proof import Reference
     from service.repository import Model
 
@@ -109,8 +110,8 @@ def prove(
     }
 
 
-def inspect_batchnorms(model: "Model", reference: "Reference", halt: Halt) -> dict[str, Any]:
-    """What `bnfold inspect --json` says of the unfolded graph of a model. Raises as `prove` does."""
+def inspect_batchnorms(model: "Model", reference: "Reference", halt: Halt) -> "Inspection":
+    """What `bnfold inspect` says of the unfolded graph of a model. Raises as `prove` does."""
     from fold.inspection import inspect_graph  # noqa: PLC0415  # as above
     from fold.proof import load_unfolded  # noqa: PLC0415
 
@@ -118,7 +119,7 @@ def inspect_batchnorms(model: "Model", reference: "Reference", halt: Halt) -> di
     unfolded = load_unfolded(model.session.version)
     halt()
     opened = bool(model.manifest.fold.get("open_activations"))
-    return inspect_graph(unfolded, open_activations=opened).to_dict()
+    return inspect_graph(unfolded, open_activations=opened)
 
 
 def _halting(run: "Run", halt: Halt) -> "Run":

@@ -5,7 +5,7 @@ import contextlib
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fold.arrays import Arrays
 from fold.artifact import Manifest
@@ -14,6 +14,9 @@ from service.batching import Batcher, BatchPolicy
 from service.protocol import Signature
 from service.repository.versions import FailureCause
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from fold.inspection import Inspection
 
 Disagreement = Literal["error", "decision"]
 CHECKS = 32
@@ -73,7 +76,7 @@ class Model:
     batcher: Batcher
     checks: deque[Proof] = field(default_factory=partial(deque, maxlen=CHECKS))
     """The last checks that were asked for over HTTP, ascending."""
-    inspection: dict[str, Any] | None = None
+    inspection: "Inspection | None" = None
     """Of its BatchNorms, once it was asked for."""
     observer: Observer | None = None
     """Compares a share of the responses with the reference."""

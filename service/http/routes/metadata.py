@@ -1,8 +1,8 @@
 """Routes that describe the server and its models: those of the Open Inference Protocol (health, metadata,
 configuration, statistics, readiness, the index), and traffic, versions and BatchNorms."""
 
+import re
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,7 +20,6 @@ from service.operations import (
     model_versions,
     package_version,
 )
-from service.proof import inspect_batchnorms
 from service.protocol import parse_object, render_json, render_verdict
 from service.repository import Model
 from service.telemetry import Metrics, Traffic
@@ -117,8 +116,8 @@ def _model_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue) -> tuple
         return await example_request(repository.find(name, version))
 
     async def batchnorms(request: Request, name: str, version: str | None) -> Response:
-        """What became of each BatchNorm; with the query `statistics=true` also what `bnfold inspect` says of it, which
-        is computed once, as a proof is."""
+        """What became of each BatchNorm; with the query `statistics=true` also what `bnfold inspect` says of it, and
+        with `number=1` what a page draws of the first one. This is computed once, as a proof is."""
         model = repository.find(name, version)
         fold = model.manifest.fold
         content = {
@@ -126,10 +125,13 @@ def _model_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue) -> tuple
             "folded": fold.get("folded", ()),
             "kept": fold.get("kept", ()),
         }
-        if request.query_params.get("statistics") == "true":
-            if model.inspection is None:
-                model.inspection = await proofs.submit(model, partial(inspect_batchnorms, model), request.scope)
-            content["inspection"] = model.inspection
+        statistics, number = request.query_params.get("statistics") == "true", request.query_params.get("number")
+        if statistics or number is not None:
+            inspection = await proofs.inspection(model, request.scope)
+            if statistics:
+                content["inspection"] = inspection.to_dict()
+            if number is not None:
+                content["detail"] = inspection.details[_place(number, len(inspection.details))].to_dict()
         return Response(render_verdict(content), media_type="application/json")
 
     return (
@@ -145,6 +147,13 @@ def _model_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue) -> tuple
     )
 
 
+def _place(number: str, count: int) -> int:
+    """The index of a BatchNorm whose number counts from 1."""
+    if not (re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= count):
+        raise BadRequestError(f"number is {shown(number)}; expected that of a BatchNorm, from 1 to {count}")
+    return int(number) - 1
+
+
 def _numbers(content: dict[str, Any]) -> Response:
     """JSON of many numbers, which the framework would look at one by one. Pages ask for it again and again."""
     return Response(render_json(content), media_type="application/json")
@@ -154,7 +163,12 @@ def _statistics(metrics: Metrics, models: Iterable[Model]) -> dict[str, Any]:
     return {"model_stats": [metrics.statistics(model) for model in models]}
 
 
-_STATISTICS = {"parameters": [{"name": "statistics", "in": "query", "schema": {"type": "boolean", "default": False}}]}
+_STATISTICS = {
+    "parameters": [
+        {"name": "statistics", "in": "query", "schema": {"type": "boolean", "default": False}},
+        {"name": "number", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+    ]
+}
 _INDEX_BODY = {
     "requestBody": {
         "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}

@@ -7,7 +7,7 @@ or whose time is up, ends before its next batch of rows.
 import asyncio
 import logging
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import Scope
 
@@ -26,9 +26,12 @@ from service.errors import (
     ServiceError,
 )
 from service.operations import WITHDRAW
-from service.proof import Job, References, not_installed
+from service.proof import Job, References, inspect_batchnorms, not_installed
 from service.repository import Model
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from fold.inspection import Inspection
 
 MAX_WAITING = 4
 """Jobs that may run or wait at one time."""
@@ -85,6 +88,12 @@ class ProofQueue:
 
         result.add_done_callback(settle)
         return result
+
+    async def inspection(self, model: Model, scope: Scope) -> "Inspection":
+        """What `bnfold inspect` says of a model; computed for the first request. Raises as `submit`."""
+        if model.inspection is None:
+            model.inspection = await self.submit(model, partial(inspect_batchnorms, model), scope)
+        return model.inspection
 
     def abandon(self) -> None:
         """Answer all jobs with 503 at once, and take no other: a proof may take longer than there is to stop. May be

@@ -1,7 +1,8 @@
-// BatchNorms: what became of each, sortable and filtered, and its statistics on request.
+// BatchNorms: what became of each, sortable and filtered; on request its statistics, and one of them drawn.
 
 import { ApiError, get } from "./api.js";
 import { range } from "./charts.js";
+import { drawnDetail } from "./detail.js";
 import { h, number, size, table } from "./dom.js";
 
 const FILTERS = { all: "All", folded: "Folded", kept: "Kept", suspicious: "Suspicious" };
@@ -16,38 +17,59 @@ export async function show(panel, model) {
   let filter = "all";
   let order = { key: "position", down: false };
   const place = h("div", {});
+  const one = h("div", {});
   const told = h("p", { role: "status", class: "quiet" });
   const draw = () => {
     const wanted = rows.filter((row) => filter === "all" || row[filter]);
     wanted.sort((a, b) => (order.down ? -1 : 1) * compared(a[order.key], b[order.key]));
-    place.replaceChildren(wanted.length ? tableOf(wanted, inspected, order, draw) : h("p", { class: "quiet" }, "No BatchNorm is of this kind."));
+    place.replaceChildren(wanted.length ? tableOf(wanted, inspected, order, draw, open) : h("p", { class: "quiet" }, "No BatchNorm is of this kind."));
   };
   const choose = (name) => h("label", {}, h("input", { type: "radio", name: "kind", checked: name === filter, onchange: () => { filter = name; draw(); } }), ` ${FILTERS[name]}`);
   const button = h("button", { type: "button" }, "Show statistics");
-  button.addEventListener("click", async () => {
+  const inspect = async () => {
+    if (inspected) return;
+    rows = rowsOf(await get(`${path}?statistics=true`));
+    inspected = true;
+    button.hidden = true;
+    draw();
+  };
+  // What needs the unfolded model is read from its reference, which may take a while, or may not be here.
+  const reading = async (job) => {
     button.disabled = true;
     told.textContent = "Reading the unfolded model…";
     try {
-      rows = rowsOf(await get(`${path}?statistics=true`));
-      inspected = true;
+      await job();
       told.textContent = suspicionText(rows);
-      button.hidden = true;
-      draw();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       told.replaceChildren(h("span", { class: "error" }, error.message));
-      button.disabled = false;
     }
+    button.disabled = false;
+  };
+  button.addEventListener("click", () => reading(inspect));
+  const open = ({ key }) => reading(async () => {
+    await inspect();
+    const row = rows.find((each) => each.key === key);
+    if (!row.statistics) throw new ApiError(0, "The model was published without it: its reference has no BatchNorm of this name.");
+    const { detail } = await get(`${path}?number=${row.position + 1}`);
+    const close = () => {
+      one.replaceChildren();
+      [...place.querySelectorAll("td button")].find((each) => each.textContent === row.name)?.focus();
+    };
+    one.replaceChildren(drawnDetail(row, detail, close));
+    one.firstChild.focus();
   });
-  panel.append(h("p", {}, `${rows.filter((row) => row.folded).length} of ${rows.length} BatchNorms are folded, ${rows.filter((row) => row.kept).length} are kept.`),
+  panel.append(h("p", {}, `${rows.filter((row) => row.folded).length} of ${rows.length} BatchNorms are folded, ${rows.filter((row) => row.kept).length} are kept. Choose one by its name to see its neighbours and its numbers.`),
     h("fieldset", {}, h("legend", {}, "Which"), h("div", { class: "row" }, Object.keys(FILTERS).map(choose))),
-    h("div", { class: "row" }, button, told), place);
+    h("div", { class: "row" }, button, told), one, place);
   draw();
 }
 
 const suspicionText = (rows) => `${rows.filter((row) => row.suspicious).length} of ${rows.length} BatchNorms are suspicious.`;
 
 const compared = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
+
+export const became = (entry, isFolded) => (isFolded ? `folded into ${(entry.into ?? []).join(", ") || "nothing: no weight had to change"}` : `kept: ${entry.reason}`);
 
 function rowsOf({ folded, kept, inspection }) {
   const found = inspection?.batchnorms ?? [];
@@ -57,18 +79,19 @@ function rowsOf({ folded, kept, inspection }) {
   }
   const places = new Map(found.map((each, index) => [`${each.name}/${each.node}`, index]));
   const row = (entry, index, isFolded) => {
-    const place = places.get(`${entry.name}/${entry.node}`) ?? found.findIndex((each) => each.name === entry.name);
+    const key = `${entry.name}/${entry.node}`;
+    const place = places.get(key) ?? found.findIndex((each) => each.name === entry.name);
     const statistics = found[place];
     return {
-      position: place >= 0 ? place : index, name: entry.name, channels: entry.channels, folded: isFolded, kept: !isFolded,
-      became: isFolded ? `folded into ${(entry.into ?? []).join(", ") || "nothing: no weight had to change"}` : `kept: ${entry.reason}`,
+      key, position: place >= 0 ? place : index, name: entry.name, channels: entry.channels, folded: isFolded, kept: !isFolded,
+      became: became(entry, isFolded),
       statistics, suspicious: texts.get(entry.name)?.join("; ") ?? "", factor: statistics?.stretch?.max ?? null,
     };
   };
   return [...folded.map((entry, index) => row(entry, index, true)), ...kept.map((entry, index) => row(entry, folded.length + index, false))];
 }
 
-function tableOf(rows, inspected, order, draw) {
+function tableOf(rows, inspected, order, draw, open) {
   const sortable = (key, text, kind = "") => h("th", { scope: "col", class: kind, "aria-sort": order.key === key ? (order.down ? "descending" : "ascending") : "none" },
     h("button", { type: "button", onclick: () => { Object.assign(order, { key, down: order.key === key && !order.down }); draw(); } }, text));
   const heads = [sortable("position", "#", "number"), sortable("name", "BatchNorm"), sortable("channels", "Channels", "number"), sortable("became", "What became of it")];
@@ -83,6 +106,6 @@ function tableOf(rows, inspected, order, draw) {
     const label = `${SPANS[key]} from ${size(span.min)} to ${size(span.max)}`;
     return h("td", {}, range(span, ...limits[key], label), h("span", { class: "quiet" }, `${size(span.min)} … ${size(span.max)}`));
   };
-  return table("BatchNorms", heads, rows.map((row) => [number(size(row.position + 1)), h("code", {}, row.name), number(size(row.channels)), h("td", { class: "words" }, row.became),
+  return table("BatchNorms", heads, rows.map((row) => [number(size(row.position + 1)), h("button", { type: "button", onclick: () => open(row) }, h("code", {}, row.name)), number(size(row.channels)), h("td", { class: "words" }, row.became),
     ...(inspected ? [h("td", { class: "words" }, row.statistics?.placement.text), ...Object.keys(SPANS).map((key) => spanCell(row, key)), number(size(row.factor)), h("td", { class: "words" }, row.suspicious)] : [])]));
 }

@@ -1,6 +1,6 @@
 // Small drawings in SVG. Each has a text for those who do not see it.
 
-import { svg } from "./dom.js";
+import { h, svg } from "./dom.js";
 
 const WIDTH = 300;
 const HEIGHT = 100;
@@ -37,4 +37,24 @@ export function range(span, least, most, label) {
   return svg("svg", { class: "range", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label },
     svg("rect", { class: "back", width: "100", height: "10" }),
     svg("rect", { class: "span", x: at(span.min).toFixed(2), width: Math.max(1, at(span.max) - at(span.min)).toFixed(2), height: "10" }), zero);
+}
+
+const captioned = (drawing, text) => h("div", {}, drawing, h("p", { class: "quiet" }, text));
+const stretched = (kind, label, ...children) => svg("svg", { class: kind, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, children);
+
+// How many numbers lie in each of the equal intervals from `min` to `max`.
+export function histogram({ counts }, label) {
+  const most = Math.max(...counts);
+  const step = WIDTH / counts.length;
+  const bars = counts.map((count, index) => svg("rect", { x: (index * step).toFixed(2), width: (step * 0.9).toFixed(2), y: (HEIGHT * (1 - count / most)).toFixed(2), height: ((HEIGHT * count) / most).toFixed(2) }));
+  return captioned(stretched("histogram", label, bars), `${label}; at most ${most} in one interval`);
+}
+
+// A line from 0 for each channel.
+export function byChannel(values, label) {
+  const [least, most] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const y = (value) => ((HEIGHT * (most - value)) / Math.max(most - least, 1e-12)).toFixed(2);
+  const step = WIDTH / values.length;
+  const lines = values.map((value, index) => `M${((index + 0.5) * step).toFixed(2)} ${y(0)}V${y(value)}`).join("");
+  return captioned(stretched("chart channels", label, svg("line", { x1: "0", x2: WIDTH, y1: y(0), y2: y(0) }), svg("path", { d: lines })), label);
 }
