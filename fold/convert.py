@@ -28,9 +28,10 @@ from fold.engine import Folding, FoldReport, Gauge, fold_graph, round_weights
 from fold.errors import BnfoldError
 from fold.graph import read_graph, refuse_not_finite, save_graph
 from fold.inputs import drawn_inputs, read_preprocessing, refuse_misfit, unscaled, working_sizes
+from fold.inspection import OBSERVED_ROWS
 from fold.precision import FORMATS, Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
-from fold.reports import OBSERVED_ROWS, observe_layers, write_html
+from fold.reports import observe_layers, write_html
 from fold.runtime import CudaOptions, Provider, ProviderUnavailableError, tool_versions
 from fold.sources import Source, Unfolded, read_source
 

@@ -12,13 +12,12 @@ from fold.reports.inspection import (
     suspicion_lines,
     write_inspection_page,
 )
-from fold.reports.observe import OBSERVED_ROWS, observe_layers
+from fold.reports.observe import observe_layers
 from fold.reports.page import write_html
 from fold.reports.rendering import check_picture
 from fold.reports.tables import affines_line, certificate_table, fold_summary, fold_table, kept_lines
 
 __all__ = [
-    "OBSERVED_ROWS",
     "affines_line",
     "bench_table",
     "captions",

@@ -1,21 +1,13 @@
 """The data for the pictures of a report: observations of the unfolded and the folded graph."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
+from fold.inspection import Layer
+
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-
-T = TypeVar("T")
-
-
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` items at even distances, with the first and the last."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(index)] for index in np.linspace(0, len(items) - 1, most)]
 
 
 @dataclass(frozen=True)
@@ -24,16 +16,6 @@ class Errors:
 
     unfolded: np.ndarray
     folded: np.ndarray
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The largest error of one tensor, relative to its largest value, without ONNX Runtime's optimisations. `folded` is
-    None where the folded graph has no such tensor."""
-
-    name: str
-    unfolded: float
-    folded: float | None
 
 
 class Spread(NamedTuple):

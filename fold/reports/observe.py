@@ -1,15 +1,11 @@
 """Observes the unfolded and the folded graph for a report: errors, activations, factors on weights, and costs.
 
-R is the unfolded graph in float64; U and F are the unfolded and the stored folded graph in float32, in ONNX Runtime on
-the CPU. A tensor of the folded graph is compared with `p*R + q`, which it should carry. Time and memory are bounded: a
-few rows of input and a sample of each tensor are used, and only what is drawn is kept.
+R, U and F are those of `fold.inspection.layers`, which samples their tensors. Only what is drawn is kept.
 """
 
-import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,33 +15,24 @@ import numpy as np
 import onnx_ir as ir
 
 from fold.arrays import Arrays, Run
-from fold.engine import FoldReport, Gauge, TensorSize, written_out
+from fold.engine import FoldReport, Gauge, written_out
 from fold.errors import BnfoldError
-from fold.evaluate import Evaluator
-from fold.graph import BATCHNORM, constant, display_name, infer_shapes, is_float, is_standard
+from fold.graph import BATCHNORM, constant, display_name, infer_shapes, is_standard
+from fold.inspection import LayerSampler, Sampled, Samples, count_rows, evenly, first_free, sample
 from fold.reports.observations import (
     QUANTILES,
     Activations,
     Cost,
     Errors,
-    Layer,
     Observations,
     Range,
     Spread,
     Stretch,
-    evenly,
 )
 from fold.runtime import open_graph, run
 
-OBSERVED_ROWS = 8
-"""Rows of input, at most."""
-ROWS_BYTES = 1 << 26
-"""Bytes of observed activations, above which fewer rows are used; a single row may need more."""
-SAMPLE = 10_000
-"""Numbers of a tensor that are used; a larger tensor is sampled."""
-LAYERS = 300
 BATCHNORMS = 12
-"""The most tensors, and the most BatchNorms, that are drawn; of more, these are chosen at even distances."""
+"""The most BatchNorms that are drawn; of more, these are chosen at even distances."""
 LATENCY_SECONDS = 0.4
 ROUNDS = (3, 100)
 """The fewest and the most runs of each graph that are timed."""
@@ -58,16 +45,6 @@ class _BatchNorm(NamedTuple):
     before: str
     after: str
     folded: bool
-
-
-class _Sampled(NamedTuple):
-    """Some numbers of a tensor, in float64, and the tensor's shape."""
-
-    values: np.ndarray
-    shape: tuple[int, ...]
-
-
-Samples = dict[str, _Sampled]
 
 
 def observe_layers(
@@ -83,24 +60,19 @@ def observe_layers(
         infer_shapes(model)
     batchnorms, numbers = _batchnorms(unfolded.graph, report)
     shown = evenly(batchnorms, BATCHNORMS)
-    tensors = _tensors(unfolded)
-    chosen = {name for name, _ in evenly(list(tensors.items()), LAYERS)}
-    chosen |= {name for one in shown for name in (one.before, one.after)}
-    rows = _rows(tensors[name][1] for name in chosen if name in tensors)
-    few, one_row = (_first(inputs, unfolded.graph, count) for count in (rows, 1))
+    sampler = LayerSampler(unfolded, {name for one in shown for name in (one.before, one.after)})
+    few, one_row = (first_free(inputs, unfolded.graph, count) for count in (sampler.rows, 1))
 
     # 2. Sample the tensors of R, U and F.
     missing: dict[str, str] = {}
     outputs: Arrays = {}
     R: Samples = {}
     with _note_failure(missing, "errors", "layers"):
-        outputs = Evaluator(unfolded)(
-            few, on_tensor=lambda name, array: R.update({name: _sample(array)} if name in chosen else {})
-        )
+        outputs, R = sampler.exact(few)
     U: Samples = {}
     F: Samples = {}
     with _note_failure(missing, "layers", "activations"):
-        U, F = _sampled_tensors(unfolded, few, chosen), _sampled_tensors(folded, few, chosen)
+        U, F = sampler.run(unfolded, few), sampler.run(folded, few)
     # 3. Compare outputs and take times, with ONNX Runtime's optimisations on.
     costs = tuple(Cost(_weight_bytes(model), _operators(model)) for model in (unfolded, folded))
     errors, rounds = None, 0
@@ -112,14 +84,14 @@ def observe_layers(
     # 4. Collect what the pictures need.
     return Observations(
         numbers=numbers,
-        rows=_count(few),
-        timed_rows=_count(one_row),
+        rows=count_rows(few),
+        timed_rows=count_rows(one_row),
         unfolded=costs[0],
         folded=costs[1],
         rounds=rounds,
         errors=errors,
-        layers=tuple(_layers({name: label for name, (label, _) in tensors.items()}, R, U, F, carried)),
-        tensors=len(tensors),
+        layers=tuple(sampler.errors(R, U, F, carried)),
+        tensors=sampler.tensors,
         activations=tuple(_activations(shown, U, F)),
         stretches=tuple(_stretches(batchnorms, carried)),
         missing=missing,
@@ -161,90 +133,16 @@ def _batchnorms(graph: ir.Graph, report: FoldReport) -> tuple[list[_BatchNorm], 
     return found, numbers
 
 
-def _tensors(model: ir.Model) -> dict[str, tuple[str, int]]:
-    """For each float tensor that a node computes: the layer's name, and the bytes of a row (0: not known)."""
-    return {
-        value.name: (display_name(node), TensorSize.of(value).bytes() or 0)
-        for node in model.graph
-        if node.op_type != "Constant"
-        for value in node.outputs
-        if value.name and is_float(value)
-    }
-
-
-def _rows(sizes: Iterable[int]) -> int:
-    return max(1, min(OBSERVED_ROWS, ROWS_BYTES // max(sum(sizes), 1)))
-
-
-def _first(inputs: Arrays, graph: ir.Graph, rows: int) -> Arrays:
-    """At most `rows` rows of the inputs whose first axis is free."""
-    free = {value.name for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
-    return {name: array[:rows] if name in free else array for name, array in inputs.items()}
-
-
-def _count(inputs: Arrays) -> int:
-    return next((len(array) for array in inputs.values() if array.ndim), 1)
-
-
-def _sample(array: np.ndarray) -> _Sampled:
-    """A sample of a tensor: the same elements for all tensors of one size."""
-    flat = array.reshape(-1)
-    flat = flat if flat.size <= SAMPLE else flat[_places(flat.size)]
-    return _Sampled(flat.astype(np.float64), array.shape)
-
-
-def _places(size: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(size).integers(0, size, SAMPLE))
-
-
-def _sampled_tensors(model: ir.Model, inputs: Arrays, names: AbstractSet[str]) -> Samples:
-    """Samples of the named tensors that the graph has, in float32, without ONNX Runtime's optimisations."""
-    model = model.clone()
-    values = [value for node in model.graph for value in node.outputs if value.name in names and is_float(value)]
-    model.graph.outputs.extend(value for value in values if not value.is_graph_output())
-    given = {name: array for name, array in inputs.items() if np.issubdtype(array.dtype, np.floating)}
-    arrays = given | run(open_graph(model, optimised=False), inputs)
-    return {name: _sample(array) for name, array in arrays.items() if name in names}
-
-
 def _errors(R: Arrays, U: Arrays, F: Arrays) -> Errors:
     distances: list[list[np.ndarray]] = [[], []]
     for name, truth in R.items():
         if not np.issubdtype(truth.dtype, np.floating):
             continue
-        right, *others = (_sample(arrays[name]).values for arrays in (R, U, F))
+        right, *others = (sample(arrays[name]).values for arrays in (R, U, F))
         finite = np.all([np.isfinite(each) for each in (right, *others)], axis=0)
         for kept, other in zip(distances, others, strict=True):
             kept.append(np.abs(other - right)[finite])
     return Errors(*(np.concatenate([np.empty(0), *kept]) for kept in distances))
-
-
-def _layers(
-    labels: Mapping[str, str], R: Samples, U: Samples, F: Samples, carried: Mapping[str, Gauge]
-) -> Iterator[Layer]:
-    for name, label in labels.items():
-        if name in R and name in U:
-            known = name in F and name in carried and F[name].shape == R[name].shape
-            folded = _relative(_carried(R[name], carried[name]), F[name].values) if known else None
-            unfolded = _relative(R[name].values, U[name].values)
-            if unfolded is not None:
-                yield Layer(label, unfolded, folded)
-
-
-def _carried(sampled: _Sampled, gauge: Gauge) -> np.ndarray:
-    """`p*R + q` at the sampled positions."""
-    places = _places(size) if (size := math.prod(sampled.shape)) > SAMPLE else np.arange(size)
-    at = np.unravel_index(places, sampled.shape) if sampled.shape else ()
-    p, q = (np.broadcast_to(part, sampled.shape)[at] for part in gauge)
-    with np.errstate(invalid="ignore"):  # where p is infinite, anything may be carried
-        return np.asarray(p * sampled.values + q)
-
-
-def _relative(right: np.ndarray, other: np.ndarray) -> float | None:
-    """The largest difference relative to the largest value; None for a tensor of zeros or without finite numbers."""
-    finite = np.isfinite(right) & np.isfinite(other)
-    size = np.abs(right[finite]).max(initial=0)
-    return float(np.abs(other - right)[finite].max() / size) if size else None
 
 
 def _activations(shown: Sequence[_BatchNorm], U: Samples, F: Samples) -> Iterator[Activations]:
@@ -256,7 +154,7 @@ def _activations(shown: Sequence[_BatchNorm], U: Samples, F: Samples) -> Iterato
             yield Activations(one.number, before, after, None if replacement is None else _spread(replacement))
 
 
-def _spread(sampled: _Sampled) -> Spread | None:
+def _spread(sampled: Sampled) -> Spread | None:
     finite = sampled.values[np.isfinite(sampled.values)]
     return Spread(*map(float, np.quantile(finite, QUANTILES))) if finite.size else None
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fold.reports.observations import Activations, Observations, Spread, evenly
+from fold.inspection import evenly
+from fold.reports.observations import Activations, Observations, Spread
 from fold.reports.svg import INK, inline, styled
 
 UNFOLDED, FOLDED = "#3b82f6", "#d97706"

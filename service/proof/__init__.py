@@ -8,6 +8,7 @@ from service.proof.check import (
     CheckRequest,
     Tell,
     inspect_batchnorms,
+    measure_layers,
     prove,
 )
 from service.proof.references import Job, References, not_installed
@@ -24,6 +25,7 @@ __all__ = [
     "ShadowChecker",
     "Tell",
     "inspect_batchnorms",
+    "measure_layers",
     "not_installed",
     "prove",
     "reference_answers",

@@ -122,6 +122,25 @@ def inspect_batchnorms(model: "Model", reference: "Reference", halt: Halt) -> "I
     return inspect_graph(unfolded, open_activations=opened)
 
 
+def measure_layers(model: "Model", reference: "Reference", halt: Halt) -> dict[str, Any]:
+    """The errors of the layers of both graphs of a model directory, on rows that are drawn. Raises as `prove` does."""
+    from fold.engine import fold_graph  # noqa: PLC0415  # as above
+    from fold.graph import read_graph  # noqa: PLC0415
+    from fold.inputs import drawn_inputs  # noqa: PLC0415
+    from fold.inspection import OBSERVED_ROWS, layer_errors  # noqa: PLC0415
+    from fold.proof import load_unfolded  # noqa: PLC0415
+
+    version, manifest = model.session.version, model.manifest
+    halt()
+    unfolded = load_unfolded(version)
+    halt()
+    carried = fold_graph(unfolded, open_activations=bool(manifest.fold.get("open_activations"))).carried
+    halt()
+    stored = read_graph(version.model_file).model
+    inputs = drawn_inputs(manifest, OBSERVED_ROWS, 0)
+    return layer_errors(unfolded, stored, carried, inputs, halt).to_dict()
+
+
 def _halting(run: "Run", halt: Halt) -> "Run":
     def step(inputs: Arrays) -> Arrays:
         halt()

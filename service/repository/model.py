@@ -78,6 +78,8 @@ class Model:
     """The last checks that were asked for over HTTP, ascending."""
     inspection: "Inspection | None" = None
     """Of its BatchNorms, once it was asked for."""
+    layers: dict[str, Any] | None = None
+    """The errors of its layers, once they were asked for."""
     observer: Observer | None = None
     """Compares a share of the responses with the reference."""
     fault: Absent | None = None

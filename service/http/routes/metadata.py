@@ -134,12 +134,19 @@ def _model_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue) -> tuple
                 content["detail"] = inspection.details[_place(number, len(inspection.details))].to_dict()
         return Response(render_verdict(content), media_type="application/json")
 
+    async def layers(request: Request, name: str, version: str | None) -> Response:
+        """The largest error of each layer of the unfolded and of the folded graph, relative to the layer's largest
+        value, on a few rows that are drawn. Computed once, as a proof is."""
+        found = await proofs.layers(repository.find(name, version), request.scope)
+        return Response(render_verdict(found), media_type="application/json")
+
     return (
         VersionedRoute("GET", "/traffic", model_traffic, "version_traffic", response_model=None),
         VersionedRoute("GET", "/example", example, "version_example"),
         VersionedRoute(
             "GET", "/batchnorms", batchnorms, "version_batchnorms", response_model=None, openapi_extra=_STATISTICS
         ),
+        VersionedRoute("GET", "/layers", layers, "version_layers", response_model=None),
         VersionedRoute("GET", "/stats", model_stats, "version_stats"),
         VersionedRoute("GET", "/config", config, "version_config"),
         VersionedRoute("GET", "", model, "model_version"),

@@ -26,7 +26,7 @@ from service.errors import (
     ServiceError,
 )
 from service.operations import WITHDRAW
-from service.proof import Job, References, inspect_batchnorms, not_installed
+from service.proof import Job, References, inspect_batchnorms, measure_layers, not_installed
 from service.repository import Model
 from service.settings import Settings
 
@@ -94,6 +94,12 @@ class ProofQueue:
         if model.inspection is None:
             model.inspection = await self.submit(model, partial(inspect_batchnorms, model), scope)
         return model.inspection
+
+    async def layers(self, model: Model, scope: Scope) -> dict[str, Any]:
+        """The errors of a model's layers; computed for the first request. Raises as `submit`."""
+        if model.layers is None:
+            model.layers = await self.submit(model, partial(measure_layers, model), scope)
+        return model.layers
 
     def abandon(self) -> None:
         """Answer all jobs with 503 at once, and take no other: a proof may take longer than there is to stop. May be

@@ -18,8 +18,10 @@ from fold.engine.fold import Folding, fold_graph
 from fold.engine.reasons import Code, Reason
 from fold.engine.report import Folded, FoldReport, Kept
 from fold.evaluate.float64 import Evaluator, evaluate
+from fold.inspection import layers
+from fold.inspection.layers import evenly
 from fold.reports import observe
-from fold.reports.observations import QUANTILES, Observations, evenly
+from fold.reports.observations import QUANTILES, Observations
 from fold.reports.observe import observe_layers
 from fold.reports.page import parts, write_html
 from fold.reports.pictures import FOLDED, UNFOLDED, draw
@@ -333,7 +335,7 @@ def test_what_cannot_be_run_leaves_what_can_be_read(tmp_path) -> None:
 
 def test_of_many_batchnorms_and_layers_a_few_are_taken_evenly(monkeypatch) -> None:
     monkeypatch.setattr(observe, "BATCHNORMS", 4)
-    monkeypatch.setattr(observe, "LAYERS", 5)
+    monkeypatch.setattr(layers, "LAYERS", 5)
     links = [
         f"v{n} = BatchNormalization(t{n}, gamma1, beta1, mean1, variance1) t{n + 1} = Tanh(v{n})" for n in range(9)
     ]
@@ -360,8 +362,8 @@ def test_evenly(count) -> None:
 
 
 def test_large_activations_are_seen_on_fewer_rows_and_by_a_sample(monkeypatch) -> None:
-    monkeypatch.setattr(observe, "ROWS_BYTES", 4 * 4000)
-    monkeypatch.setattr(observe, "SAMPLE", 50)
+    monkeypatch.setattr(layers, "ROWS_BYTES", 4 * 4000)
+    monkeypatch.setattr(layers, "SAMPLE", 50)
     _, observations = observed(network(), rows(8))
     assert observations.rows == 3  # of three tensors with 168 numbers and five with 150
     assert observations.errors.unfolded.size == 50

@@ -24,6 +24,20 @@ export function chart(lines, label) {
   return svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, grid, drawn);
 }
 
+// Positive numbers of each of `series` as dots over powers of ten; what is null or 0 is left out. Returns the drawing, and
+// the exponents of its lowest and highest line.
+export function logarithmic(series, label) {
+  const logs = series.flat().filter((value) => value > 0).map(Math.log10);
+  const low = logs.length ? Math.floor(Math.min(...logs)) : 0;
+  const high = Math.max(logs.length ? Math.ceil(Math.max(...logs)) : 0, low + 1);
+  const y = (exponent) => (HEIGHT - 2 - ((exponent - low) / (high - low)) * (HEIGHT - 4)).toFixed(1);
+  const step = WIDTH / Math.max(series[0].length, 1);
+  const grid = Array.from({ length: high - low + 1 }, (_, index) => svg("line", { x1: "0", x2: WIDTH, y1: y(low + index), y2: y(low + index) }));
+  const dots = series.map((values, index) => svg("path", { class: `dots ${["first", "second"][index]}`,
+    d: values.map((value, at) => (value > 0 ? `M${((at + 0.5) * step).toFixed(1)} ${y(Math.log10(value))}h0` : "")).join("") }));
+  return [svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, grid, dots), low, high];
+}
+
 export function bar(share, kind, label) {
   const width = Math.max(0, Math.min(100, 100 * share));
   return svg("svg", { class: `bar ${kind}`, viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label },

@@ -2,6 +2,7 @@
 
 import { get, stream } from "./api.js";
 import { download, field, h, number, size, table, tag, when } from "./dom.js";
+import { layersOf } from "./layers.js";
 import { binaryBody, readNpy } from "./npy.js";
 
 const PARTS = {
@@ -24,7 +25,7 @@ export async function show(panel, model) {
   };
   await draw();
   const [form, leave] = proveForm(model, draw);
-  panel.append(certificate, h("h3", {}, "Prove now"), form, history);
+  panel.append(certificate, h("h3", {}, "Prove now"), form, history, layersOf(model));
   return leave;
 }
 
