@@ -44,12 +44,15 @@ from fold.runtime import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from fold.proof.search import SearchResult
+
 GRAPH_PARTS = ("algebra", "rounding", "search")
 """A, B and E."""
 ROWS = 4
 """Rows that are computed at a time."""
 Announce = Callable[[str], None]
 Progress = Callable[[int, int, float], None]
+OnPart = Callable[[str, "Algebra | Rounding | SearchResult"], None]
 
 
 def certify(
@@ -144,13 +147,15 @@ def prove_graphs(
     unfolded: "ir.Model | None" = None,
     announce: Announce = lambda step: None,
     progress: Progress = lambda step, steps, found: None,
+    on_part: OnPart = lambda name, part: None,
 ) -> GraphParts:
     """Parts A, B and E of a model directory, those of `parts` (`GRAPH_PARTS`), and where the fault is if A or B fails.
 
     A draws its own inputs from `seed`, and takes `inputs` as well if they are `given` by a user; B takes those of A, or
-    without A the first row of `inputs`; E starts from all. `announce` and `progress` are as for `certify`; an exception
-    from one of them ends the proof. Raises `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if
-    a part needs PyTorch and it is not installed.
+    without A the first row of `inputs`; E starts from all. `announce` and `progress` are as for `certify`; `on_part`
+    gets the name and the result of each part when it is known. An exception from one of them ends the proof. Raises
+    `BnfoldError` for a graph that cannot be evaluated, `ModuleNotFoundError` if a part needs PyTorch and it is not
+    installed.
     """
     manifest, specs = version.manifest, version.manifest.required_inputs
     opened = bool(manifest.fold.get("open_activations"))
@@ -186,6 +191,7 @@ def prove_graphs(
         announce("part A, algebra: the exact graph in float64")
         answers = truth.families if unchanged else find_answers(Evaluator(folding.model), truth.inputs)
         algebra = check_algebra(truth, answers)
+        on_part("algebra", algebra)
     del truth
     release_memory()
 
@@ -193,26 +199,32 @@ def prove_graphs(
     exact, report = as_stored(folding.model, manifest), folding.report
     del folding
     if "search" in parts:
-        from fold.proof.search import search_inputs  # noqa: PLC0415  # needs PyTorch
-
         announce("part E, search: the input with the largest difference")
-        stored = _read_stored(version)
-        search = search_inputs(
-            exact, stored, specs, starts=inputs, budget_seconds=search_seconds, seed=seed, progress=progress
-        )
-        del stored
+        search = _search(version, exact, inputs, search_seconds, seed, progress)
+        on_part("search", search)
 
     # 5. Part B
     if "rounding" in parts:
         announce("part B, rounding: each weight, and its effect")
         few = {"given" if given else "normal": _few(version, inputs)}
         rounding = check_rounding(exact, partial(_read_stored, version), _for_rounding(version, exact, answers, few))
+        on_part("rounding", rounding)
     del exact
     release_memory()
 
     # 6. Where the fault is, if A or B fails
     located = _locate_fold(version, algebra, rounding, report, unfolded, seed, announce)
     return GraphParts(algebra, rounding, search, located, witness)
+
+
+def _search(
+    version: ModelVersion, exact: "ir.Model", starts: Arrays, seconds: float, seed: int, progress: Progress
+) -> "SearchResult":
+    from fold.proof.search import search_inputs  # noqa: PLC0415  # needs PyTorch
+
+    specs = version.manifest.required_inputs
+    stored = _read_stored(version)
+    return search_inputs(exact, stored, specs, starts=starts, budget_seconds=seconds, seed=seed, progress=progress)
 
 
 def _for_rounding(version: ModelVersion, exact: "ir.Model", answers: Families, few: dict[str, Arrays]) -> Families:

@@ -44,7 +44,7 @@ def prove(
     model: "Model", asked: CheckRequest, max_rows: int, tell: Tell, reference: "Reference", halt: Halt
 ) -> dict[str, Any]:
     """The JSON of the answer. At most `max_rows` rows are computed at a time, as they are served. `tell` gets each step
-    before it is taken, and the parts when they are known.
+    before it is taken, and each part when it is known.
 
     Raises `BnfoldError` for a model that cannot be proven, `ModuleNotFoundError` if a part needs PyTorch and it is not
     installed.
@@ -93,6 +93,7 @@ def prove(
             search_seconds=asked.search_seconds,
             announce=announce,
             progress=progress,
+            on_part=lambda name, part: tell("part", {name: part.to_dict()}),
         )
         verdict = with_witness(verdict, reference, version, graphs)
 

@@ -6,7 +6,7 @@ imported at the first visit.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -93,10 +93,10 @@ def template(name: str) -> "Template":
 
 
 def _model(model: Model, base_url: str) -> dict[str, Any]:
-    manifest = model.manifest
-    checked = model.proof.at if model.proof else None
-    when = datetime.fromtimestamp(checked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if checked else "when it was folded"
+    manifest, checked = model.manifest, model.proof is not None
     tried = ", and tried here before it served" if model.session.has_canary and not checked else ""
+    verdicts = _verdicts(model)
+    when, newest = verdicts[0]
     return {
         "name": model.name,
         "version": model.version,
@@ -106,24 +106,39 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "batchnorms": manifest.fold.get("batchnorms", 0),
         "folded": len(manifest.fold.get("folded", ())),
         "kept": manifest.fold.get("kept", ()),
-        "verdict": model.proof.verdict if model.proof else manifest.verdict,
+        "verdict": newest,
         "checked": when + tried,
-        "parts": _parts(model.proof.verdict if model.proof else manifest.verdict),
+        "parts": _parts(verdicts),
         "shadow": model.observer,
         "images": manifest.preprocessing is not None,
         "predict": curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),
     }
 
 
-def _parts(verdict: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Name of each part of the certificate that was computed, and whether it holds."""
-    parts = [(name, bool(verdict[name]["holds"])) for name in ("algebra", "rounding") if verdict.get(name)]
-    if "outputs" in verdict:
-        parts.append(("error as served", all(output.get("equivalent", True) for output in verdict["outputs"])))
-    if verdict.get("decisions"):
-        parts.append(
-            ("decisions", all(found.get("flips", 0) == found.get("excused", 0) for found in verdict["decisions"]))
-        )
+def _verdicts(model: Model) -> list[tuple[str, dict[str, Any]]]:
+    """When it was made, and the verdict: of the checks since it was loaded, the last one first, and of the fold."""
+    made = [(datetime.fromtimestamp(proof.at, UTC), proof.verdict) for proof in reversed(model.checks)]
+    checks = [(time.strftime("%Y-%m-%d %H:%M:%S UTC"), verdict) for time, verdict in made]
+    return [*checks, ("when it was folded", model.manifest.verdict)]
+
+
+def _parts(verdicts: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, bool, str]]:
+    """Of each part of the certificate the newest result: its name, whether it holds, and when it was computed."""
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "algebra": ("algebra", lambda found: bool(found["holds"])),
+        "rounding": ("rounding", lambda found: bool(found["holds"])),
+        "outputs": ("error as served", lambda found: all(output.get("equivalent", True) for output in found)),
+        "decisions": (
+            "decisions",
+            lambda found: all(decided.get("flips", 0) == decided.get("excused", 0) for decided in found),
+        ),
+    }
+    parts = []
+    for key, (name, holds) in rules.items():
+        known = [(when, verdict[key]) for when, verdict in verdicts if verdict.get(key)]
+        if known:
+            when, found = known[0]
+            parts.append((name, holds(found), when))
     return parts
 
 

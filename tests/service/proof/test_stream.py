@@ -35,11 +35,13 @@ def test_steps_and_parts_come_before_the_verdict(folded: Path, start: Callable[.
         assert names[0] == "step"
         assert names[-1] == "verdict"
         assert "search" in names
-        part = dict(told)["part"]
+        part, *others = (data for name, data in told if name == "part")
         assert names.index("part") < names.index("search")
         verdict = told[-1][1]
         assert verdict["equivalent"] is True
         assert (part["outputs"], part["decisions"]) == (verdict["outputs"], verdict["decisions"])
+        assert others == [{name: verdict[name]} for name in ("algebra", "search", "rounding")]
+        assert told.index(("part", others[0])) < names.index("search"), "A is told before E begins"
         steps = [data["text"] for name, data in told if name == "step"]
         assert steps[0].startswith("parts C and D")
         assert any(step.startswith("part A") for step in steps)

@@ -18,31 +18,38 @@ export const needsServing = true;
 export async function show(panel, model) {
   const certificate = h("div", {});
   const history = h("div", {});
+  let published = null;
+  let checks = [];
   const draw = async () => {
-    const { published, checks } = await get(`${model.path}/equivalence`);
+    ({ published, checks } = await get(`${model.path}/equivalence`));
     certificate.replaceChildren(...certificateOf(model, published, checks));
     history.replaceChildren(...historyOf(checks));
   };
   await draw();
-  const [form, leave] = proveForm(model, draw);
+  const drawComing = (coming) => certificate.replaceChildren(...certificateOf(model, published, checks, coming));
+  const [form, leave] = proveForm(model, draw, drawComing);
   panel.append(certificate, h("h3", {}, "Prove now"), form, history, layersOf(model));
   return leave;
 }
 
-// Of each part the newest result: a new check of C does not hide an older A.
-function certificateOf(model, published, checks) {
-  const all = [...checks, published];
-  const newest = all[0].verdict;
+// Of each part the newest result: a new check of C does not hide an older A. `coming` has the parts of a check that runs.
+function certificateOf(model, published, checks, coming = null) {
+  const all = [...(coming ? [coming] : []), ...checks, published];
+  const [{ verdict: newest }] = [...checks, published];
+  let failed = null;
   const rows = Object.entries(PARTS).map(([part, question]) => {
     const found = all.find(({ verdict }) => verdict[part] && (part !== "decisions" || verdict[part].length));
     if (!found) return [question, "not computed", "", ""];
     const holds = holdsOf(part, found.verdict[part]);
+    if (holds === false) failed ??= found.verdict;
     const mark = holds === null ? "" : tag(holds ? "holds" : "does NOT hold", holds ? "good" : "bad");
-    return [question, numbersOf(part, found.verdict[part]), h("td", {}, mark), found === published ? `${when(found.at)}, when it was folded` : when(found.at)];
+    const made = found === coming ? "now, by the check that runs" : found === published ? `${when(found.at)}, when it was folded` : when(found.at);
+    return [question, numbersOf(part, found.verdict[part]), h("td", {}, mark), made];
   });
+  const told = newest.equivalent && failed?.message ? failed : newest; // an older part that fails is not hidden, either
   const save = () => download(`${model.name}-${model.version}-proof.json`, JSON.stringify({ published, checks }, null, 2));
   return [
-    h("p", { class: "answer" }, tag(newest.equivalent ? "equivalent" : "NOT equivalent", newest.equivalent ? "good" : "bad"), " ", newest.message),
+    h("p", { class: "answer" }, tag(told.equivalent ? "equivalent" : "NOT equivalent", told.equivalent ? "good" : "bad"), " ", told.message),
     table("The parts of the certificate", ["Part", "Found", "Verdict", "Made"], rows),
     h("button", { type: "button", onclick: save }, "Download as JSON"),
   ];
@@ -69,7 +76,7 @@ function historyOf(checks) {
   return [h("h3", {}, "Checks since it was loaded"), table("Checks since it was loaded", ["Made", "Verdict", "Rows", "Seed", "Time", "Message"], rows)];
 }
 
-function proveForm(model, done) {
+function proveForm(model, done, drawComing) {
   const samples = h("input", { type: "number", min: "1", value: "16", required: true });
   const seed = h("input", { type: "number", min: "0", value: "0", required: true });
   const seconds = h("input", { type: "number", min: "0.1", step: "any", value: "5", required: true });
@@ -80,9 +87,15 @@ function proveForm(model, done) {
   const steps = h("ol", { class: "log", "aria-live": "polite", "aria-label": "Progress" });
   const verdict = h("p", { role: "status" });
   let abort = null;
+  let coming = {};
   const on = (name, data) => {
     if (name === "step") steps.append(h("li", {}, data.text));
-    if (name === "part") steps.append(h("li", {}, `C: ${numbersOf("outputs", data.outputs)}`), data.decisions.length ? h("li", {}, `D: ${numbersOf("decisions", data.decisions)}`) : "");
+    if (name === "part") {
+      const parts = Object.keys(PARTS).filter((part) => data[part] && (part !== "decisions" || data[part].length));
+      steps.append(...parts.map((part) => h("li", {}, `${PARTS[part][0]}: ${numbersOf(part, data[part])}`)));
+      coming = { verdict: { ...coming.verdict, ...Object.fromEntries(parts.map((part) => [part, data[part]])) } };
+      drawComing(coming);
+    }
     if (name === "search") verdict.textContent = `Search: step ${data.step} of ${data.steps}, ${size(data.found)} found`;
     if (name === "error") verdict.replaceChildren(h("span", { class: "error" }, data.error));
     if (name === "verdict") verdict.replaceChildren(tag(data.equivalent ? "equivalent" : "NOT equivalent", data.equivalent ? "good" : "bad"), " ", data.message);
@@ -92,6 +105,7 @@ function proveForm(model, done) {
     event.preventDefault();
     steps.replaceChildren(h("li", {}, "waiting for its turn, and for the reference to be loaded"));
     verdict.textContent = "";
+    coming = {};
     abort = new AbortController();
     start.disabled = true;
     stop.hidden = false;
@@ -105,6 +119,7 @@ function proveForm(model, done) {
       await stream(`${model.path}/equivalence`, body, headers, abort.signal, on);
       await done();
     } catch (error) {
+      drawComing(null);
       if (error.name === "AbortError") verdict.textContent = "Stopped.";
       else verdict.replaceChildren(h("span", { class: "error" }, error.message));
     } finally {
