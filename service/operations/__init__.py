@@ -7,7 +7,7 @@ from service.operations.infer import GONE, WITHDRAW, compute, enqueue, outputs_o
 from service.operations.shared import Shared
 from service.operations.triton import model_config
 from service.operations.turns import Turns
-from service.operations.versions import model_versions
+from service.operations.versions import model_version, model_versions
 
 __all__ = [
     "EXTENSIONS",
@@ -21,6 +21,7 @@ __all__ = [
     "example_request",
     "model_config",
     "model_metadata",
+    "model_version",
     "model_versions",
     "outputs_of",
     "package_version",

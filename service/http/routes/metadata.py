@@ -17,6 +17,7 @@ from service.operations import (
     example_request,
     model_config,
     model_metadata,
+    model_version,
     model_versions,
     package_version,
 )
@@ -66,6 +67,11 @@ def metadata_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue, ready:
     async def versions(name: str) -> dict[str, Any]:
         """Every version of a model that is known or on disk: state, reason, digests, where it comes from."""
         return {"name": name, "versions": await model_versions(repository, name)}
+
+    @router.get("/v2/repository/models/{name}/versions/{version}", response_model=None)
+    async def version(name: str, version: str) -> Response:
+        """The same of one version, and in `fold` what became of each BatchNorm."""
+        return Response(render_verdict(await model_version(repository, name, version)), media_type="application/json")
 
     add_versioned(router, _model_routes(shared, traffic, proofs))
 

@@ -71,6 +71,7 @@ def test_the_openapi_document_names_every_path(service: Any) -> None:
     for path in (
         "/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/config", "/v2/traffic",
         "/v2/models/{name}/traffic", "/v2/models/{name}/example", "/v2/models/{name}/batchnorms",
+        "/v2/models/{name}/layers", "/v2/repository/models/{name}/versions/{version}",
         "/v2/models/{name}/equivalence", "/v2/repository/models/{name}/versions",
     ):  # fmt: skip
         assert "get" in paths[path], path

@@ -46,6 +46,14 @@ def test_versions_with_state_reason_digests_and_origin(
         assert (served["batchnorms"], served["folded"], served["kept"]) == (1, 1, 0)
         assert served["equivalent"] is True
         assert 0 < served["outputs"][0]["folded_error"] <= served["outputs"][0]["limit"]
+        plain = served.items()
+        one = service.get("/v2/repository/models/net/versions/2").json()
+        assert one.items() >= plain
+        assert [entry["into"] for entry in one["fold"]["folded"]] == [["w", "w_bias"]]
+        other = service.get("/v2/repository/models/net/versions/1").json()
+        assert (other["state"], other["fold"]) == ("UNAVAILABLE", one["fold"]), "only on disk"
+        assert service.get("/v2/repository/models/net/versions/9").json()["fold"] == {"folded": [], "kept": []}
+        assert service.get("/v2/repository/models/net/versions/3").status_code == 404
         assert service.get("/v2/repository/models/other/versions").status_code == 404
         assert service.get("/v2/repository/models/..%2F/versions").status_code == 404
 
@@ -68,6 +76,42 @@ def test_batchnorms_and_their_statistics(service: Any, repository: Path) -> None
         assert one["negative"] == (weights["gamma"] < 0).sum()
     assert service.get("/v2/models/net/versions/1/batchnorms").json() == plain
     assert service.get("/v2/models/broken/batchnorms").status_code == 503
+
+
+def test_one_batchnorm_as_it_is_drawn(folded: Path, start: Callable[..., Any]) -> None:
+    graph = onnx.load(folded / "net" / "2" / "unfolded.onnx").graph
+    gamma, var = (numpy_helper.to_array(each) for each in graph.initializer if each.name in ("gamma", "var"))
+    with start(folded) as service:
+        path = "/v2/models/net/batchnorms?number="
+        detail = service.get(f"{path}1").json()["detail"]
+        assert np.allclose(detail["factors"], gamma / np.sqrt(var + 1e-5), rtol=1e-4)
+        assert sum(detail["distributions"]["mean"]["counts"]) == 8
+        drawn = {key: [node["operator"] for node in detail[key]["nodes"]] for key in ("before", "after")}
+        assert drawn["before"][:3] == ["BatchNormalization", "Conv", "Relu"]
+        assert drawn["after"][:2] == ["Conv", "Relu"]
+        for number in ("0", "2", "-1", "x", "1" * 5000):
+            answer = service.get(path + number)
+            assert (answer.status_code, "expected that of a BatchNorm, from 1 to 1" in answer.text) == (400, True)
+
+
+def test_the_errors_of_layers(
+    tmp_path: Path, folded: Path, start: Callable[..., Any], make_net: Callable[..., None]
+) -> None:
+    """Those of a right fold are of rounding; a wrong bias shows in its layer and behind it."""
+    shutil.copytree(folded, tmp_path / "repository")
+    make_net(tmp_path / "repository", "wrong", wrong=True)
+    with start(tmp_path / "repository") as service:
+        found = {name: service.get(f"/v2/models/{name}/layers").json() for name in ("net", "wrong")}
+    names = [layer["name"] for layer in found["net"]["layers"]]
+    assert (len(names), found["net"]["tensors"], found["net"]["rows"]) == (6, 6, 8)
+    layers = {name: {layer["name"]: layer for layer in each["layers"]} for name, each in found.items()}
+    assert all(0 <= layer["unfolded"] < 1e-5 for each in layers.values() for layer in each.values())
+    shared = [layer["folded"] for layer in layers["net"].values() if layer["folded"] is not None]
+    assert len(shared) == 5, "the tensor before the BatchNorm is gone"
+    assert max(shared) < 1e-5
+    wrong = [layer["folded"] for layer in layers["wrong"].values()]
+    assert wrong[0] is None
+    assert all(error > 1e-4 for error in wrong[1:])
 
 
 def test_an_example_is_a_row_of_the_canary(folded: Path, start: Callable[..., Any]) -> None:

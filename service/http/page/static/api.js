@@ -80,3 +80,10 @@ export async function stream(path, body, headers, signal, on) {
 }
 
 export const modelPath = (name, version) => `v2/models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}`;
+
+// Of one version since it was loaded: requests, and the nanoseconds that they waited and that their batches took.
+export async function statistics(path) {
+  const { model_stats: [found] } = await get(`${path}/stats`);
+  const { success, queue, compute_input: merge, compute_infer: run, compute_output: split } = found.inference_stats;
+  return { count: success.count, queue: queue.ns, compute: merge.ns + run.ns + split.ns };
+}

@@ -1,6 +1,6 @@
 // Try: one input, and the answers of the folded model and of the reference side by side.
 
-import { ApiError, get, post } from "./api.js";
+import { ApiError, get, post, statistics } from "./api.js";
 import { bar } from "./charts.js";
 import { commands, predictPath } from "./commands.js";
 import { field, h, number, size, table } from "./dom.js";
@@ -100,19 +100,13 @@ function nested({ shape, data }, batched) {
   return row.length ? build(row, data) : data[0];
 }
 
-async function statistics(model) {
-  const { model_stats: [found] } = await get(`${model.path}/stats`);
-  const { success, queue, compute_input: merge, compute_infer: run, compute_output: split } = found.inference_stats;
-  return { count: success.count, queue: queue.ns, compute: merge.ns + run.ns + split.ns };
-}
-
 // The served answer, and how long it took.
 async function predict(model, body, type, signal) {
-  const before = await statistics(model);
+  const before = await statistics(model.path);
   const started = performance.now();
   const { predictions } = await post(predictPath(model), body, { "Content-Type": type }, { signal });
   const total = performance.now() - started;
-  const after = await statistics(model);
+  const after = await statistics(model.path);
   signal.throwIfAborted();
   const count = Math.max(after.count - before.count, 1);
   return { predictions, total, count, queue: (after.queue - before.queue) / count / 1e6, compute: (after.compute - before.compute) / count / 1e6 };

@@ -1,6 +1,7 @@
-// Versions: all of a model, what each was made from, and load and unload for who has an admin's token.
+// Versions: all of a model, two of them side by side, what each was made from, and load and unload for who has an admin's token.
 
 import { ApiError, hasToken, post, setToken } from "./api.js";
+import { comparison } from "./compare.js";
 import { field, h, number, size, table, tag, when } from "./dom.js";
 
 export async function show(panel, model) {
@@ -12,7 +13,7 @@ export async function show(panel, model) {
   ]);
   panel.append(
     table("Versions", ["Version", "State", "Folded at", "BatchNorms folded", "Error of its limit", "Digest"], rows),
-    ...model.versions.filter((each) => each.digest).map(origin), control(model));
+    comparison(model), ...model.versions.filter((each) => each.digest).map(origin), control(model));
 }
 
 function origin(version) {
