@@ -49,6 +49,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
+        self._peak = 0
         self._given = deque[int]()
         """What was given back and is not subtracted yet. A finalizer may run anywhere, so it must not take the lock."""
         self._lock = threading.Lock()
@@ -61,6 +62,16 @@ class Budget:
             self._settle()
             return self._used
 
+    @property
+    def peak(self) -> int:
+        """The most that was in use at one time since `restart_peak` was called."""
+        return self._peak
+
+    def restart_peak(self) -> None:
+        with self._lock:
+            self._settle()
+            self._peak = self._used
+
     def take(self, size: int) -> None:
         """Raises `OutOfMemoryError` if `size` more bytes are too many."""
         with self._lock:
@@ -71,6 +82,7 @@ class Budget:
                     f"{self._used} are in use; try again later"
                 )
             self._used += size
+            self._peak = max(self._peak, self._used)
 
     def give(self, size: int) -> None:
         self._given.append(size)

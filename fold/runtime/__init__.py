@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         resolve_provider,
     )
     from fold.runtime.machine import Machine, this_machine, tool_versions
-    from fold.runtime.memory import release_memory, return_freed
+    from fold.runtime.memory import release_memory, resident_bytes, return_freed
     from fold.runtime.running import in_flight
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
@@ -67,6 +67,7 @@ __all__ = [
     "placement",
     "provider_of",
     "release_memory",
+    "resident_bytes",
     "resolve_provider",
     "return_freed",
     "run",
@@ -107,6 +108,7 @@ __getattr__ = lazy_names(
         "placement": "session",
         "provider_of": "session",
         "release_memory": "memory",
+        "resident_bytes": "memory",
         "resolve_provider": "devices",
         "return_freed": "memory",
         "run": "session",

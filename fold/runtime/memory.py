@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import sys
 from pathlib import Path
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -47,11 +46,12 @@ def release_memory() -> None:
 
     Finding cycles among all objects of PyTorch takes a fifth of a second, as long as all steps of a small proof.
     """
-    if _resident() < _released[0] + GROWN:
+    resident = resident_bytes()
+    if resident is not None and resident < _released[0] + GROWN:
         return
     gc.collect()
     return_freed()
-    _released[0] = _resident()
+    _released[0] = resident_bytes() or 0
 
 
 def return_freed() -> None:
@@ -65,9 +65,9 @@ def _user_has_set(tunable: str) -> bool:
     return f"glibc.malloc.{tunable}=" in os.environ.get("GLIBC_TUNABLES", "")
 
 
-def _resident() -> int:
-    """Bytes of this process in memory; more than any growth where the system does not tell."""
+def resident_bytes() -> int | None:
+    """Bytes of this process in memory; None where the system does not tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
     except OSError:
-        return sys.maxsize
+        return None

@@ -99,10 +99,11 @@ class Metrics:
         self._models: dict[Labels, ModelCounters] = {}
         self._repository = repository
         self._ready = ready
-        self._budget = budget
+        self.budget = budget
+        self.gpus = GpuCollector(repository)
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._registry.register(GpuCollector(repository))
+        self._registry.register(self.gpus)
         ProcessCollector(registry=self._registry)
 
     def track(self, model: Model) -> None:
@@ -171,7 +172,7 @@ class Metrics:
         models = self._repository.ready()
         queued = [(_labels(model), float(model.batcher.queued_rows)) for model in models]
         yield _gauge("bnfold_queue_rows", "Rows that wait for a batch", ["model", "version"], queued)
-        in_flight = [((), float(self._budget.used))]
+        in_flight = [((), float(self.budget.used))]
         yield _gauge("bnfold_bytes_in_flight", "Memory that requests have taken of their budget", [], in_flight)
         running = [(_labels(model), float(model.batcher.running_rows)) for model in models]
         yield _gauge("bnfold_running_rows", "Rows of the batches that run", ["model", "version"], running)

@@ -1,4 +1,5 @@
-"""The traffic of the last quarter of an hour, for each version that serves: kept in memory, and of a fixed size.
+"""The traffic of the last quarter of an hour, for each version that serves, and what the process took meanwhile: kept
+in memory, and of a fixed size.
 
 The counters of `Metrics` are copied every ten seconds, so a request costs nothing here; an interval is the difference
 of two copies.
@@ -7,10 +8,14 @@ of two copies.
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from fold.runtime import resident_bytes
+from service.batching import on_thread
 from service.repository import Model, Repository
+from service.telemetry.gpu import GpuState
 from service.telemetry.metrics import ROWS, SECONDS, Metrics
 
 INTERVAL_SECONDS = 10.0
@@ -37,20 +42,34 @@ class Sample(NamedTuple):
     disagreements: int
 
 
+class Usage(NamedTuple):
+    """What the process takes at a time: resident bytes, None if they are not known; the most bytes of requests in
+    flight since the last copy; and the GPUs that serve."""
+
+    at: float
+    memory: int | None
+    in_flight: int
+    gpus: tuple[GpuState, ...]
+
+
 class Traffic:
     def __init__(self, repository: Repository, metrics: Metrics) -> None:
         self._repository = repository
         self._metrics = metrics
         self._samples: dict[Key, deque[Sample]] = {}
+        self._usage = deque[Usage](maxlen=INTERVALS + 1)
 
     async def run(self) -> None:
         """Copy the counters until the task is cancelled."""
         while True:
-            self.copy()
+            gpus = self._metrics.gpus
+            self.copy(tuple(await on_thread("read the GPUs", gpus.read)) if gpus.numbers else ())
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def copy(self) -> None:
-        """Copy the counters of the versions that serve, and forget the others."""
+    def copy(self, gpus: tuple[GpuState, ...] = ()) -> None:
+        """Copy the counters of the versions that serve, and forget the others. `gpus` is what was read of them."""
+        self._usage.append(self._usage_now(gpus))
+        self._metrics.budget.restart_peak()
         models, totals = self._repository.ready(), self._totals()
         kept = {(model.name, model.version) for model in models}
         for key in self._samples.keys() - kept:
@@ -63,13 +82,37 @@ class Traffic:
             samples.append(sample)
 
     def requests(self) -> dict[str, Any]:
-        """The number of requests in each interval, for every version that serves."""
+        """The number of requests in each interval, for every version that serves; and what the process takes."""
         models, totals = [], self._totals()
         for model in self._repository.ready():
             samples = self._until_now(model, totals)
             requests = [after.requests - before.requests for before, after in pairwise(samples)]
             models.append({"name": model.name, "version": model.version, **_times(samples), "requests": requests})
-        return {"models": models}
+        return {"models": models, "process": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Memory of the process and of the GPUs, in columns as the traffic: a value for each interval. For the last
+        interval, the GPUs are those at its beginning."""
+        samples = [*self._usage, self._usage_now(self._usage[-1].gpus if self._usage else ())]
+        states = [{gpu.number: gpu for gpu in sample.gpus} for sample in samples]
+        gpus = []
+        for number in sorted({number for each in states for number in each}):
+            column = [each.get(number) for each in states[1:]]
+            gpus.append(
+                {
+                    "gpu": number,
+                    "memory_total_bytes": next(each[number].total for each in states if number in each),
+                    "memory_used_bytes": [None if state is None else state.used for state in column],
+                    "utilization": [None if state is None else state.busy for state in column],
+                }
+            )
+        return {
+            **_times(samples),
+            "memory_bytes": [sample.memory for sample in samples[1:]],
+            "in_flight_bytes": [sample.in_flight for sample in samples[1:]],
+            "in_flight_limit_bytes": self._metrics.budget.limit,
+            "gpus": gpus,
+        }
 
     def of(self, model: Model) -> dict[str, Any]:
         """The traffic of one version in columns: a value for each interval, the last of which ends now."""
@@ -92,6 +135,9 @@ class Traffic:
             "compared_rows": [after.compared - before.compared for before, after in pairs],
             "disagreements": [after.disagreements - before.disagreements for before, after in pairs],
         }
+
+    def _usage_now(self, gpus: tuple[GpuState, ...]) -> Usage:
+        return Usage(time.monotonic(), resident_bytes(), self._metrics.budget.peak, gpus)
 
     def _until_now(self, model: Model, totals: Totals) -> list[Sample]:
         return [*self._samples.get((model.name, model.version), ()), self._sample(model, totals)]
@@ -141,7 +187,7 @@ def _minus(after: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(late - early for late, early in zip(after, before, strict=True))
 
 
-def _times(samples: list[Sample]) -> dict[str, list[float]]:
+def _times(samples: Sequence[Sample | Usage]) -> dict[str, list[float]]:
     """When each interval ended (seconds since 1970), and how long it was."""
     began = time.time() - time.monotonic()
     return {

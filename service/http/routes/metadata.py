@@ -60,7 +60,8 @@ def metadata_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue, ready:
 
     @router.get("/v2/traffic", response_model=None)
     async def requests() -> Response:
-        """Requests of the last quarter of an hour, for every version that serves."""
+        """Requests of the last quarter of an hour, for every version that serves, and the memory of the process and the
+        GPUs meanwhile."""
         return _numbers(traffic.requests())
 
     @router.get("/v2/repository/models/{name}/versions")

@@ -11,6 +11,7 @@ from service.batching import BatchStats
 from service.budget import Budget
 from service.repository import Model, Repository
 from service.telemetry import Metrics, Traffic
+from service.telemetry.gpu import GpuState
 from service.telemetry.metrics import SECONDS, Histogram
 from service.telemetry.traffic import INTERVALS, quantile
 from support.service.serving import PATIENCE
@@ -40,7 +41,11 @@ def test_requests_and_errors_are_in_the_last_interval(service: Any) -> None:
         assert all(0 < value <= SECONDS[-1] for value in known)
     assert sum(size["batches"] for size in after["batch_rows"]) >= 3
     assert abs(after["ended"][-1] - time.time()) < PATIENCE, "a date"
-    every = service.get("/v2/traffic").json()["models"]
+    told = service.get("/v2/traffic").json()
+    every, process = told["models"], told["process"]
+    assert all(memory > 1e6 for memory in process["memory_bytes"])
+    assert len(process["memory_bytes"]) == len(process["in_flight_bytes"]) == len(process["ended"])
+    assert process["gpus"] == []
     assert sum(of(every)["requests"]) == sum(after["requests"])
     assert service.get("/v2/models/unheard-of/traffic").status_code == 404
 
@@ -84,6 +89,25 @@ def test_a_version_that_was_loaded_again_begins_anew(metrics: Metrics, model: An
     traffic.copy()
     found = traffic.of(cast(Model, model))
     assert (found["requests"], found["rows"]) == ([0], [0])
+
+
+def test_memory_in_flight_and_gpus_by_interval(metrics: Metrics) -> None:
+    traffic = traffic_of(metrics, [])
+    traffic.copy()
+    metrics.budget.take(1)
+    metrics.budget.give(1)
+    traffic.copy((GpuState(0, used=5, total=8, busy=0.5), GpuState(3, used=1, total=9, busy=0.25)))
+    traffic.copy((GpuState(3, used=2, total=9, busy=1.0),))
+    found = traffic.requests()["process"]
+    assert found["in_flight_bytes"] == [1, 0, 0], "the most of each interval"
+    assert found["in_flight_limit_bytes"] == 1
+    assert found["gpus"] == [
+        {"gpu": 0, "memory_total_bytes": 8, "memory_used_bytes": [5, None, None], "utilization": [0.5, None, None]},
+        {"gpu": 3, "memory_total_bytes": 9, "memory_used_bytes": [1, 2, 2], "utilization": [0.25, 1.0, 1.0]},
+    ]
+    for _ in range(2 * INTERVALS):
+        traffic.copy()
+    assert len(traffic.requests()["process"]["ended"]) == INTERVALS + 1
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.99])

@@ -38,6 +38,14 @@ export function size(value) {
   return value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential(2) : String(+value.toPrecision(4));
 }
 
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  const power = value < 1 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log10(value) / 3));
+  return `${+(value / 1000 ** power).toPrecision(3)} ${UNITS[power]}`;
+}
+
 export function field(label, input) {
   input.id ||= `field-${field.count = (field.count ?? 0) + 1}`;
   return h("div", { class: "field" }, h("label", { for: input.id }, label), input);

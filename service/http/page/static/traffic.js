@@ -2,7 +2,7 @@
 
 import { ApiError, get } from "./api.js";
 import { bar, chart } from "./charts.js";
-import { h, number, size, table } from "./dom.js";
+import { bytes, h, number, size, table } from "./dom.js";
 
 const POLL = 10_000;
 const MILLISECONDS = 1000;
@@ -16,8 +16,8 @@ export async function show(panel, model) {
     clearTimeout(timer);
     if (document.visibilityState === "visible") {
       try {
-        const found = await get(`${model.path}/traffic`);
-        panel.replaceChildren(...drawn(found));
+        const [found, { process }] = await Promise.all([get(`${model.path}/traffic`), get("v2/traffic")]);
+        panel.replaceChildren(...drawn(found), ...usage(process));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
         panel.replaceChildren(h("p", { class: "error" }, error.message));
@@ -66,4 +66,18 @@ function drawn(found) {
     errors.length ? table("Refusals and errors", ["Kind", "Requests"], errors.map(([kind, counts]) => [kind.replaceAll("_", " "), number(size(sum(counts)))])) : h("p", { class: "quiet" }, "None."),
     h("p", { class: "quiet" }, `Shadow check: ${sum(found.compared_rows)} rows compared with the reference, ${sum(found.disagreements)} disagreements.`),
   ];
+}
+
+// Of the whole service: the process, and each GPU on which a model computes.
+function usage(process) {
+  const most = (values) => Math.max(...values.map((value) => value ?? 0), 0);
+  const part = (title, values, text) => h("div", {}, h("h3", {}, title), chart([values], `${title}: ${text}`), h("p", { class: "quiet" }, text));
+  const { memory_bytes: memory, in_flight_bytes: flight, in_flight_limit_bytes: limit, gpus } = process;
+  return [h("h3", {}, "All models together"), h("div", { class: "two" },
+    part("Memory of the process", memory, `${bytes(last(memory))} now. The top line is ${bytes(most(memory))}.`),
+    part("Requests in flight", flight, `${bytes(last(flight))} at most in this interval, ${bytes(limit)} are allowed. The top line is ${bytes(most(flight))}.`),
+    gpus.map((gpu) => [
+      part(`Memory of GPU ${gpu.gpu}`, gpu.memory_used_bytes, `${bytes(last(gpu.memory_used_bytes))} of ${bytes(gpu.memory_total_bytes)} now, of all processes. The top line is ${bytes(most(gpu.memory_used_bytes))}.`),
+      part(`GPU ${gpu.gpu} in use`, gpu.utilization, `${size(100 * (last(gpu.utilization) ?? 0))} % now. The top line is ${size(100 * most(gpu.utilization))} %.`),
+    ]))];
 }
