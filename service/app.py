@@ -187,7 +187,7 @@ def create_app(settings: Settings) -> Application:
     app.include_router(control_routes(app.shared))
     app.include_router(v1_routes(app.repository))
     app.include_router(equivalence_routes(app.shared, app.proofs))
-    app.include_router(page_routes(app.repository, app.is_ready, app.openapi))
+    app.include_router(page_routes(app.repository, app.proofs, app.is_ready, app.openapi))
 
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:

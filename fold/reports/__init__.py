@@ -5,6 +5,7 @@ from fold.reports.comparison import comparison_table, write_comparison_picture
 from fold.reports.inspection import (
     check_inspection_page,
     folding_listing,
+    inspection_page,
     inspection_summary,
     inspection_table,
     ranges,
@@ -28,6 +29,7 @@ __all__ = [
     "fold_summary",
     "fold_table",
     "folding_listing",
+    "inspection_page",
     "inspection_summary",
     "inspection_table",
     "kept_lines",

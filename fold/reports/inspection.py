@@ -137,6 +137,15 @@ def check_inspection_page(path: Path) -> None:
 def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> None:
     """Write the page completely or not at all; an existing file is replaced."""
     check_inspection_page(path)
+    page = inspection_page(inspection, source)
+    try:
+        _replace(path, page)
+    except OSError as error:
+        raise BnfoldError(f"--html {path}: cannot be written ({error.strerror})") from error
+
+
+def inspection_page(inspection: "Inspection", source: str) -> str:
+    """The page as HTML; `source` is its heading."""
     values = {
         "source": source,
         "summary": inspection_summary(inspection),
@@ -144,11 +153,7 @@ def write_inspection_page(path: Path, inspection: "Inspection", source: str) -> 
         "listings": [make(inspection) for make in (statistics_listing, folding_listing, weights_listing)],
         "words": WORDS,
     }
-    page = render("inspection.html", values)
-    try:
-        _replace(path, page)
-    except OSError as error:
-        raise BnfoldError(f"--html {path}: cannot be written ({error.strerror})") from error
+    return render("inspection.html", values)
 
 
 def _replace(path: Path, text: str) -> None:

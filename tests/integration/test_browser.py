@@ -87,7 +87,7 @@ def test_the_report(repository, tmp_path, width, scheme) -> None:
         "width": width,
         "overflow": 0,
         "requests": 0,
-        "ink": {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme],
+        "ink": {"light": "rgb(34, 33, 29)", "dark": "rgb(231, 229, 223)"}[scheme],
         "cut": [],
         "covered": [],
         "pictures": 5,

@@ -40,10 +40,19 @@ class Page(HTMLResponse):
         super().init_headers({**HEADERS, "content-security-policy": self.policy, **(headers or {})})
 
 
-class SelfContainedPage(Page):
-    """A page that loads nothing and runs no script; its style stands in it."""
+class ReportPage(Page):
+    """A page whose style stands in it. It gets a link back to the models, and one script of this service, which sorts
+    its tables."""
 
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; {LIMITS}"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; img-src 'self' data:; {LIMITS}"
+    added = (
+        '\n<nav><a href="../../../../">All models</a></nav>\n'
+        '<script type="module" src="../../../../static/sort.js"></script>'
+    )
+
+    def render(self, content: Any) -> bytes | memoryview:
+        head, start, body = content.partition("<body>")
+        return super().render(f"{head}{start}{self.added if start else ''}{body}")
 
 
 def wants_page(path: str, headers: Headers) -> bool:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from starlette.responses import Response
 
+import fold
 from service.errors import NotFoundError, shown
 
 FOLDER = Path(__file__).parent / "static"
+LOOK = Path(fold.__file__).parent / "reports" / "templates" / "look.css"
+"""The colours and the type of reports, and of this page. An import of `fold.reports` would load onnx."""
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
 
@@ -24,7 +27,8 @@ def static_file(name: str, known: str) -> Response:
 @cache
 def _read(name: str) -> tuple[bytes, str]:
     """The content of a file and its entity tag."""
-    if name not in {path.name for path in FOLDER.iterdir() if path.suffix in TYPES}:
+    files = {path.name: path for path in (*FOLDER.iterdir(), LOOK) if path.suffix in TYPES}
+    if name not in files:
         raise NotFoundError(f"the page has no file {shown(name)}")
-    content = (FOLDER / name).read_bytes()
+    content = files[name].read_bytes()
     return content, f'"{hashlib.sha256(content).hexdigest()[:16]}"'

@@ -42,7 +42,7 @@ def test_scripts_and_styles_are_files_of_the_service(service: Any) -> None:
 
 def test_the_files_of_the_page(service: Any) -> None:
     folder = ROOT / "service" / "http" / "page" / "static"
-    for file in folder.iterdir():
+    for file in (*folder.iterdir(), ROOT / "fold" / "reports" / "templates" / "look.css"):
         answer = service.get(f"/static/{file.name}")
         kind = {".js": "text/javascript", ".css": "text/css"}[file.suffix]
         assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
@@ -52,7 +52,7 @@ def test_the_files_of_the_page(service: Any) -> None:
         assert service.get(f"/static/{file.name}", headers={"If-None-Match": '"other"'}).status_code == 200
         imported = re.findall(r'from "\./([\w.]+)"', file.read_text())
         assert all((folder / name).is_file() for name in imported)
-    assert "prefers-color-scheme: dark" in service.get("/static/page.css").text
+    assert "prefers-color-scheme: dark" in service.get("/static/look.css").text
     for name in ("nothing.js", "..%2Findex.py", "%2e%2e%2f__init__.py", ""):
         assert service.get(f"/static/{name}").status_code == 404, name
 

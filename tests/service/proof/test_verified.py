@@ -1,5 +1,6 @@
 """Verified before ready: a version serves only if its certificate holds on this device, in this very session."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,14 @@ def test_the_latest_version_serves_where_its_certificate_holds(copied: Path, sta
         report = service.get("/models/net/versions/2/report")
         assert 'href="models/net/versions/2/report"' in page
         assert report.headers["content-type"] == "text/html; charset=utf-8"
-        assert report.text == (copied / "net" / "2" / "report.html").read_text()
+        script = '<script type="module" src="../../../../static/sort.js"></script>'
+        added = re.search(f"\n<nav>.*</nav>\n{script}", report.text)
+        assert added is not None
+        assert report.text.replace(added[0], "") == (copied / "net" / "2" / "report.html").read_text()
+        assert "script-src 'self';" in report.headers["content-security-policy"]
+        inspection = service.get("/models/net/versions/2/inspection")
+        assert added[0] in inspection.text
+        assert "1 BatchNorm: 1 would be folded, 0 kept." in inspection.text
         missing = service.get("/models/net/versions/9/report")
         assert (missing.status_code, list(missing.json())) == (404, ["error"])
 

@@ -113,7 +113,8 @@ async function open() {
     const [module, model] = await Promise.all([import(`./${target.tab}.js`), describe(target)]);
     if (shown !== mine) return;
     document.getElementById("device").textContent = model.info.device ?? "";
-    document.getElementById("report").hidden = hasToken("user") || !model.info.files?.["report.html"]; // a link brings no token
+    document.getElementById("report").hidden = hasToken("user") || !model.signature || !model.info.files?.["report.html"]; // a link brings no token
+    document.getElementById("inspection").hidden = hasToken("user") || !model.signature;
     if (module.needsServing && !model.signature) {
       panel.append(h("p", { class: "error" }, `This version does not serve: ${target.entry.reason}`));
       return;
@@ -139,9 +140,9 @@ function header({ entry, name, version, tab }) {
   const own = entries.filter((each) => each.name === name);
   const choose = h("select", { "aria-label": "Version", onchange: () => { location.hash = fragment({ name, version: choose.value, tab }); } },
     own.map((each) => h("option", { value: each.version, selected: each.version === version }, `version ${each.version || "?"}`)));
-  const report = h("a", { id: "report", hidden: true, href: `models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/report` }, "Report");
+  const link = (page, text) => h("a", { id: page, hidden: true, href: `models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/${page}` }, text);
   return [
-    h("div", { class: "head" }, h("h2", {}, name), choose, tag(entry.state, entry.state === "READY" ? "good" : "bad"), h("span", { id: "device", class: "quiet" }), report),
+    h("div", { class: "head" }, h("h2", {}, name), choose, tag(entry.state, entry.state === "READY" ? "good" : "bad"), h("span", { id: "device", class: "quiet" }), link("report", "Report"), link("inspection", "Inspection")),
     entry.reason && h("p", { class: entry.state === "READY" ? "quiet" : "error" }, entry.reason),
   ].filter(Boolean);
 }
