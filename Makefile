@@ -77,6 +77,7 @@ bench: $(STAMP)  ## run the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.predicting
 	$(BIN)/python -m benchmarks.serving --model digits
 	$(BIN)/python -m benchmarks.serving --model resnet18
+	$(BIN)/python -m benchmarks.pages
 
 zoo: $(STAMP)  ## fold networks of timm, torchvision and pytorchcv for MINUTES [60], in an environment of their own; writes docs/zoo.md
 	$(PYTHON) -m venv $(ZOO)
