@@ -18,6 +18,7 @@ from PIL import Image
 from fold.artifact import Preprocessing
 from fold.convert import Target, convert
 from fold.sources.source import Source
+from support import ROOT
 from support.service import served, serving
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -30,19 +31,21 @@ RULES = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 def hostile(repository: Path) -> None:
-    """A model all of whose names are HTML."""
+    """A model all of whose names are HTML; its versions differ in what became of a BatchNorm."""
     inputs, outputs = [(HOSTILE, "FP32", -1, 1, 8, 8)], [("y", "FP32", -1, 64)]
     graph = served.graph_of([helper.make_node("Flatten", [HOSTILE], ["y"])], inputs, outputs)
-    fold = {
-        "batchnorms": 2,
-        "folded": [{"name": HOSTILE, "node": HOSTILE, "channels": 1, "into": [HOSTILE]}],
-        "kept": [{"name": HOSTILE, "node": "n", "channels": 1, "reason": HOSTILE, "culprit": HOSTILE}],
-    }
-    served.publish(
-        repository, "hostile", graph, inputs, outputs, fold=fold, labels=(HOSTILE, *map(str, range(63))),
-        source={"file": HOSTILE}, versions={HOSTILE: HOSTILE}, verdict={"equivalent": True, "message": HOSTILE},
-        preprocessing=Preprocessing(input=HOSTILE, mode="L", height=8, width=8),
-    )  # fmt: skip
+    kept = {"name": HOSTILE, "node": "n", "channels": 1, "reason": HOSTILE, "culprit": HOSTILE}
+    folded = {"name": f"{HOSTILE} 2", "node": HOSTILE, "channels": 1, "into": [HOSTILE]}
+    for version, fold in (
+        (1, {"folded": [folded], "kept": [kept]}),
+        (2, {"folded": [], "kept": [kept, {**kept, "name": f"{HOSTILE} 2"}]}),
+    ):
+        served.publish(
+            repository, "hostile", graph, inputs, outputs, fold={"batchnorms": 2, **fold}, version=version,
+            labels=(HOSTILE, *map(str, range(63))), source={"file": HOSTILE}, versions={HOSTILE: HOSTILE},
+            verdict={"equivalent": True, "message": HOSTILE},
+            preprocessing=Preprocessing(input=HOSTILE, mode="L", height=8, width=8),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,8 @@ def test_a_proof_is_watched_kept_and_downloaded(opened: Opened, service: serving
     assert any(step.startswith("part A") for step in steps)
     assert any(step.startswith("C: scores") for step in steps)
     assert any(step.startswith("D: scores") for step in steps)
+    begun = next(place for place, step in enumerate(steps) if step.startswith("part A"))
+    assert any(step.startswith("A: normal") for step in steps[begun:]), "it is told when it is known"
     made = service.get("/v2/models/proven/equivalence").json()["checks"]
     assert [(each["verdict"]["samples"], each["verdict"]["seed"]) for each in made] == [(4, 11)]
     assert made[0]["verdict"]["message"] in history.text_content()
@@ -212,6 +217,13 @@ def test_a_proof_is_watched_kept_and_downloaded(opened: Opened, service: serving
         page.get_by_role("button", name="Download as JSON").click()
     download.value.save_as(tmp_path / "proof.json")
     assert json.loads((tmp_path / "proof.json").read_text())["checks"] == made
+
+    page.get_by_role("button", name="Show the error by layer").click()
+    layers = page.get_by_role("region", name="Error by layer")
+    page.get_by_text("The numbers").click()
+    found = service.get("/v2/models/proven/layers").json()["layers"]
+    assert layers.locator("tbody code").all_text_contents() == [layer["name"] for layer in found]
+    assert page.get_by_role("img", name=f"{len(found)} layers, 8 rows").is_visible()
 
     np.save(tmp_path / "rows.npy", np.ones((3, 1, 8, 8), np.float32))
     page.get_by_label("or your own rows, a .npy").set_input_files(tmp_path / "rows.npy")
@@ -251,6 +263,53 @@ def test_versions_are_switched_compared_and_stay_in_the_url(opened: Opened) -> N
     page.get_by_role("tab", name="Versions", selected=True).wait_for()
 
 
+def test_two_versions_side_by_side(opened: Opened) -> None:
+    page = opened("hostile", "Versions", "2")
+    folds = page.get_by_role("region", name="BatchNorms that differ")
+    folds.wait_for()
+    assert [page.get_by_label(name, exact=True).input_value() for name in ("First", "Second")] == ["1", "2"]
+    row = folds.locator("tbody tr").all()
+    assert [each.locator("td").all_text_contents() for each in row] == [
+        [f"{HOSTILE} 2", f"folded into {HOSTILE} (1 channels)", f"kept: {HOSTILE} (1 channels)"]
+    ]
+    page.get_by_role("button", name="Send 20 requests to each").click()
+    answer = page.get_by_role("row", name="Answer, median of 20")
+    answer.wait_for()
+    first, second = answer.locator("td").all_text_contents()[1:]
+    assert all(float(text.removesuffix(" ms")) > 0 for text in (first, second))
+    page.get_by_label("First", exact=True).select_option("2")
+    page.get_by_text("The same became of every BatchNorm in both versions.").wait_for()
+    page = opened("proven", "Versions")
+    page.get_by_text("With a second version here, the two can be compared.").wait_for()
+
+
+def test_a_batchnorm_is_drawn(opened: Opened) -> None:
+    page = opened("proven", "BatchNorms")
+    name = page.get_by_role("region", name="BatchNorms").locator("tbody button")
+    name.click()
+    detail = page.get_by_role("region", name=re.compile("^BatchNorm "))
+    detail.wait_for()
+    assert page.evaluate("document.activeElement.id") == "batchnorm"
+    assert detail.get_by_role("img", name=re.compile(r"^Before: .*\(Conv\) to .*\(BatchNormalization\)")).is_visible()
+    after = detail.get_by_role("img", name=re.compile("^After: ")).get_attribute("aria-label")
+    assert "(Conv) to" in after
+    assert "BatchNormalization" not in after
+    for text in (
+        "γ of 8 channels",
+        "β of 8 channels",
+        "μ of 8 channels",
+        "σ² of 8 channels",
+        "γ/√(σ² + ε) of 8 channels",
+    ):
+        assert detail.get_by_role("img", name=f"{text}, from").is_visible()
+    detail.get_by_role("button", name="Close").click()
+    assert detail.count() == 0
+    assert page.evaluate("document.activeElement.textContent") == name.text_content()
+    page = opened("digits", "BatchNorms")
+    page.get_by_role("button", name="bn", exact=True).click()
+    page.get_by_text("its reference has no BatchNorm of this name").wait_for()
+
+
 def test_batchnorms_are_sorted_filtered_and_inspected(opened: Opened) -> None:
     page = opened("proven", "BatchNorms")
     page.get_by_text("1 of 1 BatchNorms are folded, 0 are kept.").wait_for()
@@ -272,6 +331,9 @@ def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, s
     errors = page.get_by_role("region", name="Refusals and errors")
     errors.wait_for()
     assert errors.get_by_role("row").nth(1).locator("td").all_text_contents() == ["bad request", "3"]
+    assert page.get_by_role("img", name=re.compile(r"^Memory of the process: \d+ MB now")).is_visible()
+    assert page.get_by_role("img", name=re.compile("^Requests in flight: .* are allowed")).is_visible()
+    assert page.get_by_text("GPU").count() == 0
     page = opened("single", "API")
     page.get_by_label("Endpoint").select_option("POST /v2/models/{name}/infer")
     assert page.get_by_label("Path").input_value() == "v2/models/single/infer"
@@ -352,6 +414,31 @@ def test_the_keyboard_is_enough(opened: Opened) -> None:
     page.get_by_role("heading", name="Reference, float64").wait_for()
 
 
+@pytest.mark.parametrize("name", ["report", "inspection"])
+def test_reports_are_linked_sorted_and_look_like_the_page(opened: Opened, name: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415  # as above
+
+    page = opened("proven", viewport={"width": 390, "height": 800}, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    expected = page.evaluate(ground)
+    page.get_by_role("link", name=name.capitalize()).click()
+    page.get_by_role("heading", level=1).wait_for()
+    assert page.evaluate(ground) == expected
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    if name == "report":
+        heading = page.get_by_role("button", name="Part")
+        heading.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        letters = page.locator("td b").all_text_contents()
+        assert letters == ["E", "D", "C", "B", "A"]
+        page.get_by_role("link", name="All models").click()
+        page.get_by_role("tab", name="Try", selected=True).wait_for()
+        page.go_back()
+    found = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    assert found == []
+
+
 def settled(page: Any) -> None:
     """Wait until the tab has what it shows."""
     page.locator("#panel > *").first.wait_for()
@@ -373,6 +460,14 @@ def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
             )
             page.locator(".answer").wait_for()
         found[name] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    page = opened("proven", "Proof", color_scheme=scheme, reduced_motion="reduce")
+    page.get_by_role("button", name="Show the error by layer").click()
+    page.get_by_text("The numbers").click()
+    found["layers"] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    page.get_by_role("tab", name="BatchNorms").click()
+    page.get_by_role("region", name="BatchNorms").locator("tbody button").click()
+    page.get_by_role("region", name=re.compile("^BatchNorm ")).wait_for()
+    found["drawn"] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
     assert not any(found.values()), found
 
 
@@ -382,6 +477,12 @@ def test_no_width_scrolls_sideways(opened: Opened, width: int) -> None:
     for name in TABS:
         page.get_by_role("tab", name=name).click()
         settled(page)
+        if name == "Proof":
+            page.get_by_role("button", name="Show the error by layer").click()
+            page.get_by_text("The numbers").click()
+        if name == "BatchNorms":
+            page.get_by_role("region", name="BatchNorms").locator("tbody button").click()
+            page.get_by_role("region", name=re.compile("^BatchNorm ")).wait_for()
         over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert over <= 0, name
 
@@ -432,3 +533,20 @@ def test_the_first_paint_is_small_and_a_hidden_page_asks_nothing(browser: Any, s
         asked.clear()
         page.clock.run_for(600_000)
         assert asked == []
+
+
+def test_an_open_page_asks_what_the_benchmark_of_pages_asks(browser: Any, service: serving.Service) -> None:
+    with pages(browser) as visit:
+        page = visit("about:blank")
+        page.clock.install()
+        page.goto(f"{service.url}/#/pair/1/traffic")
+        page.get_by_text("Memory of the process").wait_for()
+        page.wait_for_load_state("networkidle")
+        asked: list[tuple[str, str]] = []
+        page.on("request", lambda request: asked.append((request.method, request.url.removeprefix(service.url))))
+        page.clock.run_for(60_000)
+        page.wait_for_load_state("networkidle")
+    told = re.findall(r'\("(GET|POST)", "(/v2/[^"]*)"', (ROOT / "benchmarks" / "pages.py").read_text())
+    expected = [(method, path.replace("/net/", "/pair/")) for method, path in told]
+    assert set(asked) == set(expected)
+    assert len(asked) <= 7 * len(expected)
