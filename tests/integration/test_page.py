@@ -102,7 +102,7 @@ def pages(browser: Any) -> Iterator[Callable[..., Any]]:
     def visit(url: str, **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
         page.goto(url)
