@@ -144,7 +144,17 @@ class Evaluator:
     ) -> dict[str, Arrays]:
         """The outputs for each of several inputs. Each node runs for all of them in turn, and its weights are read
         once."""
-        held, deadline = {name: widened(inputs) for name, inputs in families.items()}, Deadline()
+        with Deadline() as deadline:
+            return self._each(families, deadline, on_tensor, on_weight)
+
+    def _each(
+        self,
+        families: Mapping[str, Arrays],
+        deadline: Deadline,
+        on_tensor: OnTensor | None,
+        on_weight: OnTensor | None,
+    ) -> dict[str, Arrays]:
+        held = {name: widened(inputs) for name, inputs in families.items()}
         for node, within, last_used in zip(self._nodes, self._captured, self._last_used, strict=True):
             deadline.check(node.onnx_node.name or node.op_type)
             weights = self._read((*node.input, *within), held, on_weight)

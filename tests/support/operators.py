@@ -545,6 +545,8 @@ CASES: dict[str, list[Case]] = {
         case(drawn(2, 3, 4), equation="...i->...", tolerance=SUMS),
         case(drawn(2, 3, 4), drawn(4), equation="...i,i->..."),
         case(drawn(3), drawn(4), equation="i,j->ij"),
+        case(drawn(2, 3), drawn(4, 5), equation="ab,cd->", tolerance=SUMS),
+        case(drawn(2, 3, 4), drawn(5, 3, 2), equation="a...b,c...d->...c", tolerance=SUMS),
     ],
     "Elu": unary(case(X, alpha=0.3)),
     "Equal": [

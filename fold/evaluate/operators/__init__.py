@@ -6,7 +6,7 @@ that the evaluator runs, replaced or not, with ONNX Runtime.
 
 from onnx.reference.op_run import OpRun
 
-from fold.evaluate.operators import control, elements, normalisation, recurrent, sampling, selection, windows
+from fold.evaluate.operators import control, elements, normalisation, products, recurrent, sampling, selection, windows
 from fold.evaluate.operators.sampling import interpolation
 from fold.evaluate.operators.windows import Windows
 
@@ -29,6 +29,7 @@ OPERATORS: list[type[OpRun]] = [
     normalisation.LogSoftmax,
     normalisation.LpNormalization,
     normalisation.MeanVarianceNormalization,
+    products.Einsum,
     recurrent.GRU,
     recurrent.LSTM,
     recurrent.RNN,

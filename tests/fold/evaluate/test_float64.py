@@ -1,5 +1,6 @@
 """The float64 evaluator against ONNX Runtime, on small whole numbers, for which both are exact."""
 
+import signal
 import tracemalloc
 import weakref
 
@@ -10,7 +11,7 @@ import torch
 from torch import fx
 
 from fold.errors import BnfoldError
-from fold.evaluate.deadline import TooLongError
+from fold.evaluate.deadline import Deadline, TooLongError
 from fold.evaluate.float64 import Evaluator, as_float64, evaluate
 from fold.evaluate.program import InFloat64
 from fold.runtime.session import open_session, run
@@ -185,6 +186,25 @@ def test_what_only_a_branch_reads_is_kept_for_it() -> None:
 def test_an_input_that_is_not_given_is_said() -> None:
     with pytest.raises(BnfoldError, match="no input or node gives 'x'"):
         evaluate(small_network(), {})
+
+
+def test_factors_of_an_einsum_are_summed_before_they_are_multiplied() -> None:
+    """Else it were 10^12 products."""
+    g = GraphBuilder("n", 1000, 1000)
+    twice = g.op("Einsum", g.x, g.x, equation="nab,ncd->")
+    twice.type = ir.TensorType(ir.DataType.DOUBLE)
+    x = np.random.default_rng(5).standard_normal((1, 1000, 1000))
+    (actual,) = evaluate(g.finish(twice), {"x": x}).values()
+    np.testing.assert_allclose(actual, x.sum() ** 2, rtol=1e-9)
+
+
+def test_an_alarm_of_somebody_else_is_left_as_it_is() -> None:
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    try:
+        with Deadline():
+            assert signal.getsignal(signal.SIGALRM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_program_has_the_same_limit_of_time(monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -234,6 +235,19 @@ def test_an_evaluation_in_float64_has_a_limit(capfd, tmp_path, monkeypatch) -> N
     free.graph.input[0].CopyFrom(info("x", ("n", 3, "height", "width")))
     line = refusal(capfd, tmp_path / "limited", write(free, tmp_path))
     assert line.startswith("an evaluation in float64 takes more than 2 s"), "other sizes are not tried"
+
+
+def test_an_operator_that_never_ends_is_stopped(capfd, tmp_path, monkeypatch) -> None:
+    """A regular expression that ONNX Runtime reads in linear time, and Python in 2^60 steps."""
+    pattern = helper.make_node("RegexFullMatch", ["texts"], ["matches"], name="texts", pattern="(a+)+b")
+    cast = helper.make_node("Cast", ["matches"], ["factor"], to=TensorProto.FLOAT)
+    outputs = [info("z", ("n", 4, 4, 3))]
+    model = network(pattern, cast, helper.make_node("Mul", ["y", "factor"], ["z"]), outputs=outputs, opset=20)
+    model.graph.initializer.append(helper.make_tensor("texts", TensorProto.STRING, [1], ["a" * 60]))
+    monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "1")
+    line = refusal(capfd, tmp_path, write(model, tmp_path))
+    assert line.startswith("an evaluation in float64 takes more than 1 s and has come to ")
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def test_a_file_that_kills_onnx_runtime(capfd, tmp_path) -> None:
