@@ -117,7 +117,7 @@ def timed(seconds: Counter[str], name: str) -> Iterator[None]:
 def judge(fold: Fold, known: Known, exact: ir.Model, stored: ir.Model, seconds: Counter[str]) -> tuple[set[str], float]:
     """The judges that catch a fault, and its effect."""
     with timed(seconds, "A"):
-        algebra = check_algebra(fold.truth, find_answers(Evaluator(exact), fold.truth.inputs))
+        algebra = check_algebra(fold.truth, find_answers(Evaluator(exact), fold.truth.inputs), lambda: fold.unfolded)
     with timed(seconds, "B"):
         rounding = check_rounding(fold.exact, lambda: stored, fold.answers)
     with timed(seconds, "C, D"):

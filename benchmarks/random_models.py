@@ -159,7 +159,7 @@ def fold_drawn(drawn: Drawn) -> Fold:
 def examine(drawn: Drawn) -> Examined:
     """Fold a model and check every part of the certificate."""
     fold = fold_drawn(drawn)
-    algebra = check_algebra(fold.truth, fold.answers)
+    algebra = check_algebra(fold.truth, fold.answers, lambda: fold.unfolded)
     rounding = check_rounding(fold.exact, lambda: fold.stored, fold.answers)
     verdict = compare(fold.reference, partial(run, open_graph(fold.stored)), fold.inputs, seed=drawn.seed)
     refused = [
@@ -171,7 +171,7 @@ def examine(drawn: Drawn) -> Examined:
         drawn,
         len(fold.report.folded),
         fold.report.batchnorms,
-        algebra.worst.difference / algebra.limit,
+        algebra.worst.share,
         max((output.ratio for output in rounding.outputs if output.ratio is not None), default=0.0),
         max(output.folded_error / output.limit for output in verdict.outputs if output.limit),
         max(factor(output) for output in verdict.outputs),

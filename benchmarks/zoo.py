@@ -56,10 +56,6 @@ NOTES = {
     "pytorchcv/deeplabv3_resnetd152b_voc": "it takes 480×480 alone, which was not tried when it was drawn",
     "pytorchcv/quartznet15x5_it": "it reads audio with a package that is not installed",
     "pytorchcv/simplepose_mobile_mobilenet_w1_coco": "its code looks for maxima, which `torch.export` cannot trace",
-    "pytorchcv/sepreresnet50": "a right fold that is refused: on inputs with an offset the network itself amplifies "
-    "rounding. With each tensor moved by half a unit of float64 its output moves by 1e-11 on one row, and by 2e-15 on "
-    "ordinary inputs; the folded graph is 1e-12 and 2e-15 away. Part A does not measure this",
-    "pytorchcv/sepreresnet200": "likely as sepreresnet50, with four times the depth; not examined",
     "timm/lamhalobotnet50ts_256": "stopped by hand after 4 CPU-minutes: the solver of shifts takes 12,544 equations "
     "of one constraint one by one",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fold.evaluate.program import InFloat64
     from fold.evaluate.random_rounding import (
         DRAWS,
+        MovedTensors,
         MovedWeights,
         RandomRounding,
         rounded_weights,
@@ -25,6 +26,7 @@ __all__ = [
     "DRAWS",
     "Evaluator",
     "InFloat64",
+    "MovedTensors",
     "MovedWeights",
     "NoisyEvaluator",
     "RandomRounding",
@@ -43,6 +45,7 @@ __getattr__ = lazy_names(
         "DRAWS": "random_rounding",
         "Evaluator": "float64",
         "InFloat64": "program",
+        "MovedTensors": "random_rounding",
         "MovedWeights": "random_rounding",
         "NoisyEvaluator": "noise",
         "RandomRounding": "random_rounding",

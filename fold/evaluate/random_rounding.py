@@ -1,6 +1,6 @@
-"""Monte Carlo arithmetic with weights: how far random roundings of the weights move the outputs of a graph.
+"""Monte Carlo arithmetic: how far random roundings move the outputs of a graph, of its weights or of all its tensors.
 
-A weight gets a random error of about a rounding, and the graph is evaluated in float64 again. Rounding treats equal
+A number gets a random error of about a rounding, and the graph is evaluated in float64 again. Rounding treats equal
 numbers alike, also up to the sign and a power of two, and then their errors add up. So a random error depends on the
 significand alone, and has the sign of the number.
 
@@ -15,15 +15,18 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, widened
 from fold.evaluate.float64 import Evaluator
 from fold.evaluate.noise import HALF_ULP
-from fold.graph import FLOATS, constant
+from fold.graph import FLOATS, VALUELESS, constant, inner_nodes
 
 RISK = 1e-9
 """The probability that rounding alone takes an output beyond its limit, if its errors are as the model says."""
 DRAWS, MOST_DRAWS = 3, 128
 """The number of draws, and the most if a difference exceeds its limit: σ from three draws may be far too small."""
+ROUNDINGS = 4
+"""Half units in the last place by which each tensor moves. Right folds need a third of one: sums within one operator
+round at each step, and the folded graph rounds, too (docs/certificate.md)."""
 LEAST = {ir.DataType.FLOAT16: 2.0**-25}
 """Half the distance of subnormal numbers, for a type that keeps them; a smaller number becomes zero."""
 SMALLEST_NORMAL = 2.0**-126
@@ -54,7 +57,7 @@ WEIGHTED = frozenset(
 """Operators whose constants are weights, which a tool may compute anew. Those of Resize, Clip or Pad are settings."""
 
 Draw = Callable[[int], Arrays]
-"""Outputs with random errors in the weights; others for each number."""
+"""Outputs with random errors; others for each number."""
 
 
 class RandomRounding:
@@ -114,6 +117,38 @@ class MovedWeights:
         return np.where(stored == np.round(stored), stored, moved)
 
 
+class MovedTensors:
+    """A graph, evaluated in float64 with each number of its inputs, of its weights and of what its nodes write moved as
+    `ROUNDINGS` roundings of float64 might move it.
+
+    What is computed from shapes alone stays as it is, and so do whole numbers, which may be sizes as well.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._run = Evaluator(model)
+        moved, weights = set[ir.Value | None](model.graph.inputs), set[ir.Value | None]()
+        for node in model.graph:
+            read = {*node.inputs, *(value for inner in inner_nodes(node) for value in inner.inputs)}
+            if node.op_type not in VALUELESS and not read.isdisjoint(moved):
+                moved.update(node.outputs)
+                weights.update(value for value in read if node.op_type in WEIGHTED and constant(value) is not None)
+        self._names = {value.name for value in moved | weights if value is not None}
+
+    def __call__(self, inputs: Arrays, draw: int) -> Arrays:
+        """The outputs. The same number gives the same errors. Raises `BnfoldError` where these change a size."""
+        moved = partial(self._moved, draw)
+        wide = widened(inputs)
+        given = {name: moved(name, array) if array.dtype == np.float64 else array for name, array in wide.items()}
+        return self._run(given, on_tensor=moved, on_weight=moved)
+
+    def _moved(self, draw: int, name: str, array: np.ndarray) -> np.ndarray:
+        if name not in self._names:
+            return array
+        with np.errstate(invalid="ignore"):  # an infinity is a whole number
+            error = array * (ROUNDINGS * HALF_ULP[ir.DataType.DOUBLE] * _shares(array, draw))
+        return np.where(array == np.round(array), array, array + error)
+
+
 def rounded_weights(exact: ir.Model) -> dict[str, ir.DataType]:
     """The weights that are more exact than the type that will store them, and that type."""
     return {
@@ -126,7 +161,7 @@ def rounded_weights(exact: ir.Model) -> dict[str, ir.DataType]:
 def rounding_limits(
     draw: Draw, base: Arrays, gaps: Mapping[str, float], floors: Mapping[str, float]
 ) -> tuple[dict[str, float], int]:
-    """How far random errors of the weights move each output in `gaps` at most, but for `RISK`; and the number of draws.
+    """How far random errors move each output in `gaps` at most, but for `RISK`; and the number of draws.
 
     `σ·√(2·ln(2m/RISK))` for an output of m numbers, with the largest σ of any of them about `base`, and at least
     `floors`. It is to be compared with `gaps`. There are more than `DRAWS` draws while a gap exceeds its limit and so

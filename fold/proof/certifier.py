@@ -190,7 +190,7 @@ def prove_graphs(
         witness = truth.families["normal"]
         announce("part A, algebra: the exact graph in float64")
         answers = truth.families if unchanged else find_answers(Evaluator(folding.model), truth.inputs)
-        algebra = check_algebra(truth, answers)
+        algebra = check_algebra(truth, answers, partial(_unfolded, version, unfolded))
         on_part("algebra", algebra)
     del truth
     release_memory()
@@ -213,7 +213,7 @@ def prove_graphs(
     release_memory()
 
     # 6. Where the fault is, if A or B fails
-    located = _locate_fold(version, algebra, rounding, report, unfolded, seed, announce)
+    located = _locate_fold(version, algebra, rounding, answers, report, unfolded, announce)
     return GraphParts(algebra, rounding, search, located, witness)
 
 
@@ -238,20 +238,24 @@ def _locate_fold(
     version: ModelVersion,
     algebra: Algebra | None,
     rounding: Rounding | None,
+    answers: Families,
     report: FoldReport,
     unfolded: "ir.Model | None",
-    seed: int,
     announce: Announce,
 ) -> Located | None:
-    """The fold that is wrong if A or B fails; None if both hold."""
-    if algebra is not None and not algebra and algebra.compared:
+    """The fold that is wrong if A or B fails; None if both hold, or if A shows nothing. `answers` has A's inputs."""
+    if algebra is not None and algebra.compared and not all(algebra.families):
         announce("locating the wrong fold")
-        source = load_unfolded(version) if unfolded is None else unfolded
         opened = bool(version.manifest.fold.get("open_activations"))
-        return of_algebra(source, drawn_inputs(version.manifest, 2, seed), open_activations=opened)
+        inputs, _ = answers[algebra.worst.name]
+        return of_algebra(_unfolded(version, unfolded), inputs, algebra.worst.limit, open_activations=opened)
     if rounding is not None and rounding.faults:
         return of_rounding(rounding.faults, report)
     return None
+
+
+def _unfolded(version: ModelVersion, known: "ir.Model | None") -> "ir.Model":
+    return load_unfolded(version) if known is None else known
 
 
 def _says_unchanged(version: ModelVersion) -> bool:
@@ -314,7 +318,7 @@ def _locate(
         return graphs.located or _locate_run_time(version, inputs, provider)
     if verdict.doubt is not None:
         return locate_doubt(version, inputs, unfolded)
-    return of_nothing(load_unfolded(version) if unfolded is None else unfolded, inputs)
+    return of_nothing(_unfolded(version, unfolded), inputs)
 
 
 def locate_doubt(version: ModelVersion, inputs: Arrays, unfolded: "ir.Model | None" = None) -> Located:
@@ -322,7 +326,7 @@ def locate_doubt(version: ModelVersion, inputs: Arrays, unfolded: "ir.Model | No
 
     `unfolded` is the unfolded graph, if the caller has it already.
     """
-    source = load_unfolded(version) if unfolded is None else unfolded
+    source = _unfolded(version, unfolded)
     rows = first_rows(inputs, ROWS) if version.manifest.batched else inputs
     return of_reference(
         source, rows, lambda model, arrays: run(open_graph(model, provider="cpu", optimised=False), arrays)

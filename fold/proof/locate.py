@@ -12,7 +12,7 @@ from fold.engine import FoldReport, Gauge, fold_graph
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator, NoisyEvaluator
 from fold.graph import described, display_name, infer_shapes, is_float
-from fold.proof.algebra import LIMIT, depth, largest_difference
+from fold.proof.algebra import largest_difference
 from fold.proof.decisions import FACTOR, FLOORS
 from fold.proof.rounding import Fault
 
@@ -48,10 +48,10 @@ class Located:
         return {"batchnorm": self.batchnorm, "layer": self.layer, "advice": self.advice, "message": self.message}
 
 
-def of_algebra(unfolded: ir.Model, inputs: Arrays, *, open_activations: bool) -> Located:
-    """Where part A fails. Bisection over the folds finds the first one that makes the graph wrong."""
+def of_algebra(unfolded: ir.Model, inputs: Arrays, limit: float, *, open_activations: bool) -> Located:
+    """Where part A fails on `inputs`: the graphs differ by more than `limit`. Bisection over the folds finds the first
+    one that makes the graph wrong."""
     truth = Evaluator(unfolded)(inputs)
-    limit = LIMIT * max(depth(unfolded.graph), 1)
 
     def wrong(leave: frozenset[str]) -> bool:
         folding = fold_graph(unfolded, open_activations=open_activations, exact=True, leave=leave)
@@ -66,7 +66,7 @@ def of_algebra(unfolded: ir.Model, inputs: Arrays, *, open_activations: bool) ->
             middle = (right + harmful) // 2
             right, harmful = (right, middle) if wrong(frozenset(names[middle:])) else (middle, harmful)
         culprit = names[harmful - 1]
-    layer = _first_different(unfolded, whole.model, whole.carried, inputs)
+    layer = _first_different(unfolded, whole.model, whole.carried, inputs, max(limit, NOISE))
     return Located(culprit, layer, "this is an error of bnfold: report it with the model, and serve the unfolded graph")
 
 
@@ -153,7 +153,9 @@ def _part(exact: np.ndarray, noisy: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.abs(wide - exact)[finite].max(initial=0) > max(FLOORS["fp32"] * size, explained))
 
 
-def _first_different(unfolded: ir.Model, folded: ir.Model, carried: dict[str, Gauge], inputs: Arrays) -> str | None:
+def _first_different(
+    unfolded: ir.Model, folded: ir.Model, carried: dict[str, Gauge], inputs: Arrays, limit: float
+) -> str | None:
     """The first layer of the folded graph whose output is not `p*x + q` of the unfolded graph's tensor x."""
     truth: Arrays = {}
     Evaluator(unfolded)(inputs, on_tensor=truth.__setitem__)
@@ -168,7 +170,7 @@ def _first_different(unfolded: ir.Model, folded: ir.Model, carried: dict[str, Ga
             expected = gauge.p * truth[name] + gauge.q
         known = np.isfinite(expected)  # where p is infinite, the tensor may hold anything
         same_shape = expected.shape == array.shape
-        if not same_shape or not largest_difference({name: expected[known]}, {name: array[known]})[0] <= NOISE:
+        if not same_shape or not largest_difference({name: expected[known]}, {name: array[known]})[0] <= limit:
             found.append(name)
 
     try:

@@ -49,9 +49,11 @@ def parts(verdict: dict[str, Any]) -> list[CertificatePart]:
 
 
 def _algebra(algebra: dict[str, Any]) -> CertificatePart:
-    differences = [family["difference"] for family in algebra["families"]]
-    worst = None if None in differences else max(differences)
-    found = f"they differ by {_size(worst)} of the largest value, the limit is {_size(algebra['limit'])}"
+    # certificates from before 2026-12 have one limit for all families
+    limited = [(family["difference"], family.get("limit", algebra["limit"])) for family in algebra["families"]]
+    unlimited = next((pair for pair in limited if None in pair), None)
+    difference, limit = unlimited or max(limited, key=lambda pair: pair[0] / pair[1])
+    found = f"they differ by {_size(difference)} of the largest value, the limit is {_size(limit)}"
     question = "Algebra: are the graphs one function, before anything is rounded?"
     return CertificatePart("A", question, found, algebra["holds"])
 

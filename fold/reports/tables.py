@@ -137,7 +137,7 @@ def verdict_rows(verdict: "Verdict", part: str, other: str) -> Iterator[Row]:
 
 def _rows(certificate: "Certificate") -> Iterator[Row]:
     algebra, rounding, verdict = certificate.algebra, certificate.rounding, certificate.verdict
-    difference, limit = f"{algebra.worst.difference:.2g}", f"{algebra.limit:.2g}"
+    difference, limit = f"{algebra.worst.difference:.2g}", f"{algebra.worst.limit:.2g}"
     yield Row("A  algebra in float64", "", difference, limit, algebra.compared, bool(algebra))
     wrong = f"{len(rounding.faults)} of {rounding.weights} wrong"
     yield Row("B  rounded weights", "", wrong, "0", rounding.weights, not rounding.faults)

@@ -62,7 +62,7 @@ function holdsOf(part, found) {
 }
 
 function numbersOf(part, found) {
-  if (part === "algebra") return (found.families ?? []).map((each) => `${each.name}: ${size(each.difference)}`).join("; ") + (found.limit ? `; the limit is ${size(found.limit)}` : "");
+  if (part === "algebra") return (found.families ?? []).map((each) => `${each.name}: ${size(each.difference)}` + (each.limit > found.limit ? ` (its limit ${size(each.limit)})` : "")).join("; ") + (found.limit ? `; the limit is ${size(found.limit)}` : "");
   if (part === "rounding") return `${size(found.wrong)} of ${size(found.weights)} weights are wrong`;
   if (part === "outputs") return found.map((each) => `${each.name}: ${size(each.folded_error)}, the unfolded model ${size(each.unfolded_error)}, the limit is ${size(each.limit)}`).join("; ");
   if (part === "decisions") return found.map((each) => `${each.name}: ${each.decisions - each.flips} of ${each.decisions} are the same`).join("; ");
