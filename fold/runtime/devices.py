@@ -67,6 +67,19 @@ def gpu_name() -> str | None:
     return name.value.decode(errors="replace")
 
 
+def gpu_memory(provider: Provider) -> int:
+    """Bytes of memory that a CUDA device has. Raises `ProviderUnavailableError` if the driver does not tell."""
+    device, total = ctypes.c_int(0), ctypes.c_size_t()
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise ProviderUnavailableError(f"device {provider}: there is no driver ({error})") from error
+    code = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), device_number(provider))
+    if code or driver.cuDeviceTotalMem_v2(ctypes.byref(total), device):
+        raise ProviderUnavailableError(f"device {provider}: the driver does not tell its memory")
+    return total.value
+
+
 def pci_bus_id(number: int) -> str:
     """The address of a CUDA device on the bus, such as 0000:41:00.0, by which other libraries name it, too."""
     driver = ctypes.CDLL(DRIVER)

@@ -1,13 +1,11 @@
 """`bnfold predict` is killed at random moments, and reads a data set that is larger than its memory."""
 
 import contextlib
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +18,6 @@ import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks.scaling import resident
-from support.commands import bnfold
 from support.service import served
 
 pytestmark = pytest.mark.integration
@@ -95,42 +92,3 @@ def test_a_data_set_may_be_larger_than_memory(tmp_path: Path) -> None:
     assert len(found) == rows
     assert found.sum() == 190
     assert 0 < peak < 600e6
-
-
-def test_a_ray_cluster_goes_on_when_a_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers of a real local cluster; the first that is seen to write is killed."""
-    import ray  # noqa: PLC0415  # takes a second
-
-    served.net(tmp_path / "repository")
-    digits = np.concatenate([load_digits().images[:, None] / 16] * 2).astype(np.float32)
-    np.save(tmp_path / "d.npy", digits)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    seen: list[int] = []
-    ended = threading.Event()
-
-    def kill_the_first() -> None:
-        while not ended.is_set():
-            for name in names(tmp_path / "out"):
-                if name.startswith(".partial-") and (pid := int(name.split("-")[1])) not in seen:
-                    if not seen:
-                        os.kill(pid, signal.SIGKILL)
-                    seen.append(pid)
-
-    watch = threading.Thread(target=kill_the_first)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        watch.start()
-        words = ("d.npy", "--shard-rows", 20, "--engine", "ray", "--out", "out", "--json")
-        done = bnfold("predict", "repository/net", *words, "--device", "cpu")
-    finally:
-        ended.set()
-        watch.join()
-        ray.shutdown()
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["predicted"] == len(digits)
-    assert len(seen) >= 3, "two workers, and one in the place of that which was killed"
-    found = pq.read_table(sorted((tmp_path / "out").glob("part-*.parquet")))
-    assert found["row"].to_pylist() == list(range(len(digits)))
-    [scores] = ort.InferenceSession(tmp_path / "repository/net/1/model.onnx").run(None, {"image": digits})
-    assert found["index"].to_pylist() == np.asarray(scores).argmax(axis=1).tolist()
