@@ -20,6 +20,7 @@ OPERATORS: list[type[OpRun]] = [
     elements.Erf,
     elements.Gelu,
     elements.ReduceSumSquare,
+    elements.Relu,
     elements.Softsign,
     elements.StringNormalizer,
     elements.TfIdfVectorizer,

@@ -33,6 +33,13 @@ class Gelu(OpRun):
         return (0.5 * X * (1 + _erf(X / math.sqrt(2))),)
 
 
+class Relu(OpRun):
+    """Without a copy."""
+
+    def _run(self, X: np.ndarray) -> tuple[np.ndarray]:
+        return (np.asarray(np.maximum(X, 0)),)
+
+
 class Softsign(OpRun):
     """Of any rank."""
 

@@ -32,7 +32,10 @@ class BatchNormalization(OpRun):
         shape = [-1] + [1] * (X.ndim - 2)
         if not training_mode:
             s = scale / np.sqrt(var + epsilon)
-            return ((X - mean.reshape(shape)) * s.reshape(shape) + B.reshape(shape),)
+            Y = X - mean.reshape(shape)
+            Y *= s.reshape(shape)  # new arrays of large tensors take as long as the arithmetic
+            Y += B.reshape(shape)
+            return (Y,)
         batch_mean, batch_var = X.mean(axis=over), X.var(axis=over)
         s = scale / np.sqrt(batch_var + epsilon)
         kept = 0.9 if momentum is None else momentum

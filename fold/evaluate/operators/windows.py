@@ -77,7 +77,8 @@ class Windows:
 
 
 class Conv(OpRun):
-    """Convolution of any rank, with groups and dilations; windows are gathered block by block (im2col) for BLAS."""
+    """Convolution of any rank, with groups and dilations, by BLAS. Windows of more than one element are gathered block
+    by block (im2col)."""
 
     def _run(
         self,
@@ -97,18 +98,29 @@ class Conv(OpRun):
         windows = Windows.of(X.shape[2:], list(W.shape[2:]), auto_pad, None, dilations, pads, strides)
         places = list(windows.places(X, 0))
         w = W.reshape(groups, W.shape[0] // groups, math.prod(W.shape[1:]))
-        Y = np.empty((X.shape[0], W.shape[0], *windows.counts), X.dtype)
-        row = max(1, X.shape[1] * len(places) * math.prod(windows.counts[1:]))  # elements in the windows of one row
-        rows, images = (max(1, BLOCK // size) for size in (row, row * max(1, windows.counts[0])))
-        for first, top in itertools.product(range(0, X.shape[0], images), range(0, windows.counts[0], rows)):
-            here = (slice(first, first + images), slice(None), slice(top, top + rows))
-            taps = [place[here].swapaxes(0, 1) for place in places]  # channels first: one product for all images
-            columns = taps[0] if len(taps) == 1 else np.stack(taps, axis=1)
-            product = w @ columns.reshape(groups, w.shape[2], -1)
-            Y[here] = product.reshape(W.shape[0], *taps[0].shape[1:]).swapaxes(0, 1)
+        if len(places) == 1:
+            Y = w @ places[0].reshape(X.shape[0], groups, w.shape[2], math.prod(windows.counts))
+            Y = Y.reshape(X.shape[0], W.shape[0], *windows.counts)
+        else:
+            Y = _convolved(places, w)
         if B is not None:
             Y += B.reshape(-1, *[1] * rank)
         return (Y,)
+
+
+def _convolved(places: list[np.ndarray], w: np.ndarray) -> np.ndarray:
+    """The elements `places` of all windows, each [N, I, *counts], times weights [groups, O/groups, I/groups * places]:
+    [N, O, *counts]."""
+    (batch, channels, *counts), (groups, outputs, length) = places[0].shape, w.shape
+    Y = np.empty((batch, groups * outputs, *counts), places[0].dtype)
+    row = max(1, channels * len(places) * math.prod(counts[1:]))  # elements in the windows of one row
+    rows, images = (max(1, BLOCK // size) for size in (row, row * max(1, counts[0])))
+    for first, top in itertools.product(range(0, batch, images), range(0, counts[0], rows)):
+        here = (slice(first, first + images), slice(None), slice(top, top + rows))
+        taps = [place[here].swapaxes(0, 1) for place in places]  # channels first: one product for all images
+        product = w @ np.stack(taps, axis=1).reshape(groups, length, -1)
+        Y[here] = product.reshape(groups * outputs, *taps[0].shape[1:]).swapaxes(0, 1)
+    return Y
 
 
 class ConvTranspose(OpRun):
