@@ -13,6 +13,12 @@ def test_the_service_and_the_command_line_start_without_torch_and_onnx() -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_sets_threads_before_numpy_is_there() -> None:
+    code = "import sys, fold.cli; print(sorted({'numpy', 'onnxruntime'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_missing_file_is_refused_before_anything_is_imported_that_reads_it() -> None:
     code = (
         "import contextlib, sys; from fold.cli import main\n"

@@ -24,7 +24,7 @@ from fold.cli.recalibrate import recalibrate
 from fold.cli.serve import check_environment, serve
 from fold.cli.verify import verify
 from fold.errors import BnfoldError, first_line, is_out_of_memory, short
-from fold.runtime import start_tuned
+from fold.runtime import start_tuned, stop_spinning
 
 # The base class of Typer's usage errors: click's in older versions, Typer's own copy of click in newer ones.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -81,8 +81,7 @@ def _line(error: Exception) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     if arguments is None:
-        # Read when PyTorch is loaded. Its threads would spin between two operators, on cores that others need.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        stop_spinning()
         if sys.argv[1:2] == ["serve"]:
             start_tuned()
         elif is_limited():

@@ -7,7 +7,7 @@ from fold.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fold.runtime.cgroups import control_groups
-    from fold.runtime.cpus import cores, physical_cores, thread_limits
+    from fold.runtime.cpus import cores, physical_cores, stop_spinning, thread_limits
     from fold.runtime.devices import (
         PROVIDERS,
         Provider,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         resolve_provider,
     )
     from fold.runtime.machine import Machine, this_machine, tool_versions
-    from fold.runtime.memory import release_memory, resident_bytes, return_freed
+    from fold.runtime.memory import collect_once, release_memory, resident_bytes, return_freed
     from fold.runtime.running import in_flight
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
@@ -53,6 +53,7 @@ __all__ = [
     "Trial",
     "TrialKind",
     "ask_device",
+    "collect_once",
     "computed_elsewhere",
     "control_groups",
     "cores",
@@ -76,6 +77,7 @@ __all__ = [
     "runtime_code",
     "runtime_reason",
     "start_tuned",
+    "stop_spinning",
     "this_machine",
     "thread_limits",
     "tool_versions",
@@ -95,6 +97,7 @@ __getattr__ = lazy_names(
         "Trial": "trial",
         "TrialKind": "trial",
         "ask_device": "devices",
+        "collect_once": "memory",
         "computed_elsewhere": "session",
         "control_groups": "cgroups",
         "cores": "cpus",
@@ -118,6 +121,7 @@ __getattr__ = lazy_names(
         "runtime_code": "session",
         "runtime_reason": "session",
         "start_tuned": "start",
+        "stop_spinning": "cpus",
         "this_machine": "machine",
         "thread_limits": "cpus",
         "tool_versions": "machine",

@@ -17,6 +17,9 @@ from fold.runtime.cgroups import control_groups
 TOPOLOGY = Path("/sys/devices/system/cpu")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables by which PyTorch and numpy are told their numbers of threads, once, when they are imported."""
+WITHOUT_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+"""Threads without work sleep. By default PyTorch's and numpy's spin between two operators, on cores that others need;
+numpy's only way out is to have no others."""
 
 
 def cores() -> int:
@@ -47,6 +50,12 @@ def _share() -> Iterator[int]:
     with contextlib.suppress(ValueError):  # not set, or nonsense
         if (share := int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])) > 0:
             yield share
+
+
+def stop_spinning() -> None:
+    """Set `WITHOUT_SPINNING` for what this process imports from now on. What the user has set stays."""
+    for name, value in WITHOUT_SPINNING.items():
+        os.environ.setdefault(name, value)
 
 
 def _affinity() -> set[int]:

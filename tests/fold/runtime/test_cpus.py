@@ -101,14 +101,24 @@ def test_on_one_processor_there_is_one_thread_and_it_stays_there(tmp_path: Path)
     assert json.loads(done.stdout) == [1, [f"Cpus_allowed_list:\t{one}"], 1]
 
 
-@pytest.mark.parametrize(("before", "after"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("variable", "before", "after"),
+    [
+        ("OMP_WAIT_POLICY", None, "PASSIVE"),
+        ("OMP_WAIT_POLICY", "ACTIVE", "ACTIVE"),
+        ("OPENBLAS_NUM_THREADS", None, "1"),
+        ("OPENBLAS_NUM_THREADS", "2", "2"),
+    ],
+)
 def test_threads_without_work_sleep_unless_the_user_wants_otherwise(
-    monkeypatch: pytest.MonkeyPatch, before: str, after: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, before: str | None, after: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bnfold", "--version"])
-    monkeypatch.setenv("OMP_WAIT_POLICY", before)
-    if not before:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name in cpus.WITHOUT_SPINNING:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if before is not None:
+        monkeypatch.setenv(variable, before)
     with warnings.catch_warnings(), pytest.raises(SystemExit):
         main()
-    assert os.environ["OMP_WAIT_POLICY"] == after
+    assert os.environ[variable] == after
