@@ -34,6 +34,7 @@ from benchmarks import networks
 from benchmarks.folding import machine, markdown, randomise
 from benchmarks.scaling import resident
 from fold.convert import Target, convert
+from fold.runtime import stop_spinning
 from fold.sources import Source, silenced
 
 NETWORKS, SIZES = ("resnet18", "resnet50", "resnet152"), (64, 224, 448)
@@ -164,11 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
-    parser.add_argument("--threads", type=int, default=0, help="of each library; 0: as the libraries choose")
+    parser.add_argument("--threads", type=int, default=0, help="of each library; 0: as bnfold fold chooses")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/converting.jsonl"))
     arguments = parser.parse_args()
     if arguments.threads:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(arguments.threads)))
+    stop_spinning()  # as the command does; the processes of the measurements inherit it
     base = arguments.networks[len(arguments.networks) // 2], arguments.sizes[len(arguments.sizes) // 2]
     pairs = dict.fromkeys(
         [*((network, base[1]) for network in arguments.networks), *((base[0], size) for size in arguments.sizes)]

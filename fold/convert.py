@@ -32,7 +32,7 @@ from fold.inspection import OBSERVED_ROWS
 from fold.precision import FORMATS, Precision, lower, range_inputs, reduce, refuse_tf32
 from fold.proof import Certificate, Verdict, certify
 from fold.reports import observe_layers, write_html
-from fold.runtime import CudaOptions, Provider, ProviderUnavailableError, tool_versions
+from fold.runtime import CudaOptions, Provider, ProviderUnavailableError, release_memory, tool_versions
 from fold.sources import Source, Unfolded, read_source
 
 if TYPE_CHECKING:
@@ -124,10 +124,12 @@ def convert(
     provider: Provider = "auto",
     announce: Callable[[str], None] = lambda step: None,
     tell: Callable[[str], None] = lambda line: None,
+    collect: Callable[[], object] = gc.collect,
 ) -> Conversion:
     """Read, export, fold, prove and publish. `announce` is told each step before it is taken, `tell` what the user must
-    know before the proof. This draws `samples` rows: if it is None 16, or 2 for an unchanged graph. With
-    `open_activations` `auto` both graphs are timed on `provider`, and the faster one is published.
+    know before the proof. `collect` frees reference cycles before it. This draws `samples` rows: if it is None 16, or 2
+    for an unchanged graph. With `open_activations` `auto` both graphs are timed on `provider`, and the faster one is
+    published.
 
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
@@ -166,7 +168,7 @@ def convert(
             unfolded.write_reference(folder / unfolded.reference)
             graph = unfolded.model
             del unfolded, model  # the proof reads what was written, and needs their memory
-            gc.collect()  # graphs contain reference cycles
+            collect()  # graphs contain reference cycles
 
             # 6. Prove what was written.
             with _naming(source.path, folder):
@@ -184,6 +186,7 @@ def convert(
             # 7. Write the rest of the model directory; it is published when the block ends.
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
+            release_memory()
             inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
             _write_report(folder, manifest, graph, carried, report, inputs)
             _write_rest(folder, manifest, certificate.verdict)

@@ -129,6 +129,7 @@ def fold(
     with StepBar() as bar:
         from fold.convert import Target, convert  # noqa: PLC0415
         from fold.inputs import parse_scaling  # noqa: PLC0415
+        from fold.runtime import collect_once  # noqa: PLC0415
         from fold.sources import Source  # noqa: PLC0415
 
         scaling = None if normalize is None else parse_scaling(normalize, layout, preprocessing)
@@ -142,6 +143,7 @@ def fold(
             provider=device,
             announce=lambda step: bar.announce(step, notes),
             tell=notes.append,
+            collect=collect_once,
         )
     # 3. Print what was decided while the source was read, and where each BatchNorm went. An error is one line, so notes
     # stand below the bar of a terminal until it is known that there is none.

@@ -40,6 +40,15 @@ def huge_pages() -> dict[str, str]:
     return {}
 
 
+def collect_once() -> None:
+    """Collect garbage, and leave what remains out of later collections: for a process that ends after one model.
+
+    Most of it is PyTorch, whose objects take a quarter of a second in each collection.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def release_memory() -> None:
     """Return unused memory to the system, if the process has grown by more than `GROWN`. Graphs are in reference
     cycles, and glibc keeps what was freed.

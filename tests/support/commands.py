@@ -2,6 +2,7 @@
 takes most of the time."""
 
 import contextlib
+import gc
 import io
 import json
 import re
@@ -30,6 +31,7 @@ def bnfold(*arguments: object, cwd: Path | None = None) -> Run:
         contextlib.chdir(cwd or Path.cwd()),
         warnings.catch_warnings(),
         mock.patch.object(sys, "path", list(sys.path)),
+        mock.patch.object(gc, "freeze"),  # this process goes on after the command
     ):
         try:
             main(words)

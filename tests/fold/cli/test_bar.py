@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from threading import Thread
+from unittest import mock
 
 import pytest
 
@@ -40,7 +41,12 @@ def on_a_terminal(*arguments: object) -> str:
 
     reader = Thread(target=read)
     reader.start()
-    with os.fdopen(end, "w") as stderr, contextlib.redirect_stderr(stderr), contextlib.suppress(SystemExit):
+    with (
+        os.fdopen(end, "w") as stderr,
+        contextlib.redirect_stderr(stderr),
+        contextlib.suppress(SystemExit),
+        mock.patch("gc.freeze"),  # this process goes on after the command
+    ):
         main(list(map(str, arguments)))
     reader.join()
     os.close(terminal)
