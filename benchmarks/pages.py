@@ -4,8 +4,8 @@ them.
     python -m benchmarks.pages [--pages 20] [--seconds 20] [--rounds 5] [--idle 60]
 
 A page is what its script asks for: every ten seconds the list of models and their traffic, and on the tab Traffic,
-which asks most, that of one version and of the process. No browser draws it, because that would take its time from the
-same cores. The history of the service is full before anything is measured: its first intervals are short, under load.
+which asks most, that of one version. No browser draws it, because that would take its time from the same cores. The
+history of the service is full before anything is measured: its first intervals are short, under load.
 
 With pages and without are measured in turn, and the median of the ratios is reported. CPU time is the surer number:
 a ratio varies by several percent where other work runs.
@@ -34,7 +34,6 @@ ASKED = (
     ("POST", "/v2/repository/index", b"{}"),
     ("GET", "/v2/traffic", None),
     ("GET", "/v2/models/net/versions/1/traffic", None),
-    ("GET", "/v2/traffic", None),
 )
 """By a page on the tab Traffic, every ten seconds."""
 FILLING = 0.1

@@ -18,6 +18,7 @@ const side = h("nav", { class: "side", "aria-label": "Models of this service" },
 
 let entries = [];
 let requests = new Map();
+let usage = null;
 let shown = null;
 let timer = 0;
 
@@ -45,6 +46,7 @@ async function poll() {
     const own = (all) => JSON.stringify(all.filter((each) => each.name === shown?.name));
     const changed = own(index) !== own(entries); // what happens to others leaves the tab as it is
     entries = index;
+    usage = traffic.process;
     requests = new Map(traffic.models.map((each) => [`${each.name}/${each.version}`, each]));
     drawList();
     if (changed || !shown) open();
@@ -133,7 +135,7 @@ async function describe({ entry, name, version }) {
   const path = modelPath(name, version);
   const signature = entry.state === "READY" ? await get(path) : null;
   const info = versions.find((each) => each.version === version) ?? {};
-  return { name, version, entry, versions, path, signature, info, refresh: poll };
+  return { name, version, entry, versions, path, signature, info, refresh: poll, usage: () => usage };
 }
 
 function header({ entry, name, version, tab }) {

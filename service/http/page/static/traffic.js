@@ -16,8 +16,8 @@ export async function show(panel, model) {
     clearTimeout(timer);
     if (document.visibilityState === "visible") {
       try {
-        const [found, { process }] = await Promise.all([get(`${model.path}/traffic`), get("v2/traffic")]);
-        panel.replaceChildren(...drawn(found), ...usage(process));
+        const found = await get(`${model.path}/traffic`);
+        panel.replaceChildren(...drawn(found), ...usage(model.usage()));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
         panel.replaceChildren(h("p", { class: "error" }, error.message));
