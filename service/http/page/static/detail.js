@@ -15,7 +15,7 @@ export function drawnDetail(row, detail, close) {
     : h("p", { class: "quiet" }, "It has no constant numbers of this kind.")));
   return h("section", { class: "card", id: "batchnorm", tabindex: "-1", "aria-label": `BatchNorm ${row.name}` },
     h("div", { class: "head" }, h("h3", {}, row.name), h("button", { type: "button", onclick: close }, "Close")),
-    h("p", {}, `${row.became}. ${row.statistics?.placement.text ?? ""}`),
+    h("p", {}, [row.became, row.statistics?.placement.text].filter(Boolean).join("; ")),
     h("div", { class: "two" }, part("Before", graph(before, "Before")), part("After", graph(after, "After"))),
     h("p", { class: "legend row" }, h("span", { class: "reference" }, "this BatchNorm"), h("span", {}, "absorbs it")),
     h("div", { class: "four" }, numbers),
