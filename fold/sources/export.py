@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from fold.errors import BnfoldError, first_line, root_cause
 from fold.graph import constant, display_name
+from fold.sources.archive.ranges import computed_size
 from fold.sources.functional import functional
 from fold.sources.outputs import output_names, with_plain_outputs
 from fold.sources.quiet import silenced
@@ -96,6 +97,13 @@ def export_graph(
         with silenced():
             model = _translate(_prepared(program), note)
     except Exception as error:
+        computed = computed_size(program)
+        if computed is not None:
+            raise BnfoldError(
+                f"the program computes a size from others ({computed}), and PyTorch cannot trace it again, which its "
+                "export to ONNX needs here; run torch.export with fixed sizes, or with free ones that do not depend on "
+                "each other"
+            ) from error
         raise BnfoldError(
             f"torch.onnx.export cannot express the model in ONNX: {first_line(root_cause(error))}; change the operator "
             "that it names, or export the model to .onnx yourself"

@@ -18,8 +18,7 @@ The program itself may be run with 1."""
 def check_ranges(program: ExportedProgram, inputs: Sequence[str], batch: int | None) -> None:
     """Raise `BnfoldError` for a size of `inputs` and `batch` outside the range of the program, and for one that the
     program computes from others, unless all of them are given and fit."""
-    users = set(program.graph_signature.user_inputs)
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and node.name in users}
+    placeholders = _inputs(program)
     shapes = by_name([parse_shape(text) for text in inputs], list(placeholders))
     free: dict[Any, Size | None] = {}
     computed: list[tuple[str, str, Any, Size | None]] = []
@@ -29,7 +28,7 @@ def check_ranges(program: ExportedProgram, inputs: Sequence[str], batch: int | N
             continue
         wanted = (batch, *(given.shape if given is not None else ()))
         for axis, (dim, size) in enumerate(zip_longest(value.shape, wanted[: value.ndim])):
-            expression = getattr(getattr(dim, "node", None), "expr", None)  # a free size is a SymInt
+            expression = _expression(dim)
             option = "--batch" if axis == 0 else f"--input {name}"
             allowed = program.range_constraints.get(expression)
             if expression is not None and not expression.is_symbol:
@@ -50,3 +49,24 @@ def check_ranges(program: ExportedProgram, inputs: Sequence[str], batch: int | N
             raise BnfoldError(f"--input: {where} is {expression} in the file, computed from others; give all of them")
         if expected != size:
             raise BnfoldError(f"{option}: {where} is {expression}, so {expected}, in the file, not {size}")
+
+
+def computed_size(program: ExportedProgram) -> str | None:
+    """The first size of an input that the program computes from others, as a message says it; None if there is none."""
+    for name, placeholder in _inputs(program).items():
+        value = placeholder.meta["val"]
+        for axis, dim in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            expression = _expression(dim)
+            if expression is not None and not expression.is_symbol:
+                return f"axis {axis} of input {name!r} is {expression}"
+    return None
+
+
+def _inputs(program: ExportedProgram) -> dict[str, torch.fx.Node]:
+    users = set(program.graph_signature.user_inputs)
+    return {node.name: node for node in program.graph.nodes if node.op == "placeholder" and node.name in users}
+
+
+def _expression(dim: Any) -> Any:
+    """Of a free size, which is a SymInt; None for a number."""
+    return getattr(getattr(dim, "node", None), "expr", None)

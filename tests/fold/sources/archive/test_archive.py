@@ -359,9 +359,10 @@ def test_given_sizes_are_checked_against_the_ranges_of_the_program(tmp_path) -> 
         assert told in refused("inspect", tmp_path / "net.pt2", "--input", given)
 
 
-def test_a_size_that_the_program_computes_from_others_is_given_with_them(tmp_path) -> None:
+def save_twice_as_wide_as_high(path: Path, pooled: int) -> None:
+    """A program that computes the width of its input from the height."""
     height = Dim("height", min=4, max=64)
-    layers = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(pooled), nn.Flatten()
     with silenced():
         program = torch.export.export(
             nn.Sequential(*layers).eval(),
@@ -369,7 +370,11 @@ def test_a_size_that_the_program_computes_from_others_is_given_with_them(tmp_pat
             dynamic_shapes=({0: Dim("n"), 2: height, 3: 2 * height},),
         )
     program._example_inputs = None
-    torch.export.save(program, tmp_path / "net.pt2")
+    torch.export.save(program, path)
+
+
+def test_a_size_that_the_program_computes_from_others_is_given_with_them(tmp_path) -> None:
+    save_twice_as_wide_as_high(tmp_path / "net.pt2", pooled=1)
     fold = ("fold", tmp_path / "net.pt2", "--out", tmp_path / "r", "--samples", 2)
     for given, told in [((), r"--input: axis 3 of input 'input' is 2\*s\d+ in the file, computed from others"),
                         (("--input", "3,8,20"), r"axis 3 of input 'input' is 2\*s\d+, so 16, in the file, not 20"),
@@ -377,3 +382,9 @@ def test_a_size_that_the_program_computes_from_others_is_given_with_them(tmp_pat
         assert re.search(told, refused(*fold, *given))
     done = bnfold(*fold, "--input", "3,8,16")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_program_that_computes_a_size_and_has_to_be_traced_again(tmp_path) -> None:
+    save_twice_as_wide_as_high(tmp_path / "net.pt2", pooled=2)
+    told = refused("inspect", tmp_path / "net.pt2", "--input", "3,8,16")
+    assert re.search(r"computes a size from others \(axis 3 of input 'input' is 2\*s\d+\), and PyTorch cannot", told)
