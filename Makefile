@@ -25,7 +25,7 @@ help:  ## list the targets
 # Most of the modules are never imported; the others are compiled when they first are.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[cpu,otel,predict,ray,train,test,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[cpu,http,otel,predict,ray,train,test,dev]'
 	touch $@
 
 demo: $(STAMP)  ## train, fold, prove, serve and predict once, in about a minute

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fold.artifact import NAME_PATTERN
@@ -31,11 +31,21 @@ READ_ELSEWHERE = frozenset(
 """Variables with our prefix that are no settings of the service, without the prefix."""
 
 
+def _folder_or_url(given: Path | str) -> Path | str:
+    return given if isinstance(given, str) and "://" in given else Path(given)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnfold"
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
-    repository: Path
-    """Folder of NAME/VERSION model directories."""
+    repository: Annotated[Path | str, BeforeValidator(_folder_or_url)]
+    """Folder of NAME/VERSION model directories, or its URL: s3://, gs://, https://."""
+    cache: Path = Field(default_factory=_cache)
+    """Folder for what is downloaded from a repository behind a URL."""
     models: Annotated[str, Field(pattern=rf"^(\*|{NAME_PATTERN.pattern}(,{NAME_PATTERN.pattern})*)?$")] = ""
     """Models that are loaded at the start, separated by commas, or `*` for all. With nothing given, all are, unless
     `repository_control` is `explicit`: then none is, and calls load them."""

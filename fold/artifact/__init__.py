@@ -15,6 +15,7 @@ from fold.artifact.directory import (
 from fold.artifact.files import (
     NAME_PATTERN,
     NAMES,
+    VERSION_PATTERN,
     Listing,
     check_file,
     model_folders,
@@ -36,6 +37,7 @@ __all__ = [
     "DTYPES",
     "NAMES",
     "NAME_PATTERN",
+    "VERSION_PATTERN",
     "Listing",
     "Manifest",
     "ModelVersion",

@@ -1,7 +1,6 @@
 """`bnfold serve`."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,12 @@ from fold.cli.options import DEVICES
 
 
 def serve(
-    repository: Annotated[Path, typer.Argument(help="The model repository, as written by bnfold fold --out.")],
+    repository: Annotated[
+        str,
+        typer.Argument(
+            help="The model repository, as written by bnfold fold --out: a folder, s3://, gs:// or https://."
+        ),
+    ],
     models: Annotated[
         str | None,
         typer.Option(

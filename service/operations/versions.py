@@ -36,7 +36,7 @@ async def model_version(repository: Repository, name: str, version: str) -> dict
 
 async def _find(repository: Repository, name: str) -> dict[str, Found]:
     entries = {entry.version: entry for entry in repository.entries() if entry.name == name}
-    folder = repository.settings.repository / name
+    folder = repository.folder / name
     on_disk: dict[str, Manifest | str] = {}
     if NAME_PATTERN.fullmatch(name):
         on_disk = await on_thread("read manifests", partial(_read, folder))

@@ -58,8 +58,8 @@ class Poller:
 
     def _stamps(self) -> Stamps:
         """Of the models that have a version or cannot be read. Tells what is neither."""
-        settings, stamps = self._repository.settings, Stamps()
-        folder, chosen = settings.repository, settings.chosen_models
+        folder, chosen, stamps = self._repository.folder, self._repository.settings.chosen_models, Stamps()
+        self._repository.refresh()
         try:
             models = model_folders(folder)
             self._repository.tell_ignored("", ignored_folders("", models))

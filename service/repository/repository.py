@@ -21,6 +21,7 @@ from fold.runtime import return_freed
 from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
 from service.repository.model import Absent, Entry, Model
+from service.repository.remote import Mirror
 from service.repository.versions import (
     WHOLE_MODEL,
     Failure,
@@ -41,6 +42,10 @@ Versions = dict[str, Entry]
 class Repository:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._mirror = Mirror(settings.repository, settings.cache) if isinstance(settings.repository, str) else None
+        self.folder = self._mirror.folder if self._mirror is not None else Path(settings.repository)
+        """Has NAME/VERSION with the manifest of each version, and with its other files, unless there is a mirror."""
+        self.where = str(self._mirror or self.folder)
         self.on_ready: Callable[[Model], None] = lambda model: None
         """Called with each model that is loaded while the service runs, before its first request."""
         self.on_retired: Callable[[Model], None] = lambda model: None
@@ -124,17 +129,27 @@ class Repository:
 
     # At the start
 
+    def refresh(self) -> None:
+        """Look at what a repository behind a URL has. Raises `BnfoldError` if it cannot be read."""
+        if self._mirror is not None:
+            self._mirror.refresh()
+
+    def _fetch(self, version: Path) -> Path:
+        """The folder with all files of a version of `folder`. Raises `BnfoldError`."""
+        return version if self._mirror is None else self._mirror.fetch(version)
+
     def load(self) -> None:
         """Load the versions that the policy chooses of the models that the settings choose. Raises `BnfoldError` if one
         of these is not there, if nothing can be served and nothing can be loaded later, or if this machine cannot serve
         at all."""
-        folder, chosen = self.settings.repository, self.settings.chosen_models
+        folder, chosen = self.folder, self.settings.chosen_models
+        self.refresh()
         try:
             models = model_folders(folder)
             self.tell_ignored("", ignored_folders("", models))
             if chosen is not None and (unknown := sorted(chosen.difference(models.found))):
                 here = ", ".join(models.found) or "none"
-                raise BnfoldError(f"models: {folder} has no {', '.join(unknown)}; here are: {here}")
+                raise BnfoldError(f"models: {self.where} has no {', '.join(unknown)}; here are: {here}")
             for name in models.found:
                 if chosen is None or name in chosen:
                     self._load_first(name)
@@ -152,16 +167,16 @@ class Repository:
                 raise BnfoldError(f"{folder}: holds one model; serve its repository, bnfold serve {above}")
             ignored = "".join(f"; ignored: {text}" for text in self._ignored.values())
             raise BnfoldError(
-                f"{folder}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes{ignored}"
+                f"{self.where}: holds no model; expected NAME/VERSION folders, as `bnfold fold --out` writes{ignored}"
             )
         if not self.ready():
             reasons = "; ".join(f"{broken}: {broken.details}" for broken in self.broken())
-            raise BnfoldError(f"{folder}: no model can be served: {reasons}")
+            raise BnfoldError(f"{self.where}: no model can be served: {reasons}")
 
     def _load_first(self, name: str) -> None:
-        folder = self.settings.repository / name
+        folder = self.folder / name
         self.tell_ignored(name, ignored_versions(folder))
-        outcomes = open_versions(self.settings, name, {})
+        outcomes = open_versions(self.settings, folder, {}, fetch=self._fetch)
         unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
         if unable is not None:
             raise BnfoldError(unable.details)
@@ -199,7 +214,7 @@ class Repository:
                 if not outcomes:
                     ignored = self._ignored.get(name)
                     raise NotFoundError(
-                        f"no model is named {shown(name)} in {printable(str(self.settings.repository))}"
+                        f"no model is named {shown(name)} in {printable(self.where)}"
                         + (f"; ignored: {ignored}" if ignored else "")
                     )
             except BaseException:
@@ -242,8 +257,14 @@ class Repository:
             loop.call_soon_threadsafe(self._set_loading, name, version)
 
         def job() -> dict[str, LoadOutcome]:
-            self.tell_ignored(name, ignored_versions(self.settings.repository / name))
-            return open_versions(self.settings, name, serving, halt=self._halt, announce=announce)
+            try:
+                self.refresh()
+            except BnfoldError as error:
+                raise NotReadyError(str(error)) from error
+            self.tell_ignored(name, ignored_versions(self.folder / name))
+            return open_versions(
+                self.settings, self.folder / name, serving, fetch=self._fetch, halt=self._halt, announce=announce
+            )
 
         return await on_thread(f"loading {name}", job)
 

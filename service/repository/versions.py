@@ -84,23 +84,25 @@ WHOLE_MODEL = ""
 
 def open_versions(
     settings: Settings,
-    name: str,
+    model: Path,
     serving: Mapping[str, str],
     *,
+    fetch: Callable[[Path], Path] = lambda version: version,
     halt: Halt = lambda: None,
     announce: Callable[[str], None] = lambda version: None,
 ) -> dict[str, LoadOutcome]:
-    """The versions of a model that the policy chooses, ascending, and newer ones that failed.
+    """The versions in the folder of a model that the policy chooses, ascending, and newer ones that failed.
 
     `serving` has the digests of the versions that serve now: they are not opened again, and if only the files on disk
-    are broken, such a version still counts as one that works. `announce` gets each version before it is opened.
+    are broken, such a version still counts as one that works. `fetch` gives the folder that has all files of a version;
+    `announce` gets each version before it is opened.
     Empty if the model has no version; only `WHOLE_MODEL` if its folder cannot be read. Raises `OutOfFilesError` if the
     process is out of file descriptors.
     """
     try:
-        numbers = [int(version) for version in version_folders(settings.repository / name).found]
+        numbers = [int(version) for version in version_folders(model).found]
     except OSError as error:
-        unreadable = BnfoldError(f"{settings.repository / name}: cannot be read ({error.strerror})")
+        unreadable = BnfoldError(f"{model}: cannot be read ({error.strerror})")
         unreadable.__cause__ = error
         return {WHOLE_MODEL: _failure(unreadable)}
     policy = VersionPolicy.of(settings.version_policy)
@@ -111,20 +113,22 @@ def open_versions(
             break
         halt()
         announce(version)
-        outcome = _try(settings, name, version, serving.get(version), halt)
+        outcome = _try(settings, model / version, serving.get(version), fetch, halt)
         found[version] = outcome
         working += not isinstance(outcome, Failure) or version in serving
     if numbers and not found:
         has = ", ".join(map(str, numbers))
-        text = f"version_policy {policy.text} chooses none of the versions that {name} has: {has}"
+        text = f"version_policy {policy.text} chooses none of the versions that {model.name} has: {has}"
         return {str(numbers[-1]): Failure(text, "load", text)}
     return dict(reversed(found.items()))
 
 
-def _try(settings: Settings, name: str, version: str, digest: str | None, halt: Halt) -> LoadOutcome:
+def _try(
+    settings: Settings, version: Path, digest: str | None, fetch: Callable[[Path], Path], halt: Halt
+) -> LoadOutcome:
     started = time.perf_counter()
     try:
-        read = read_version(settings.repository / name / version)
+        read = read_version(fetch(version))
         if read.manifest.digest == digest:
             return Unchanged()
         halt()
@@ -139,7 +143,7 @@ def _try(settings: Settings, name: str, version: str, digest: str | None, halt: 
         return _failure(error)
     except Exception as error:  # a fault of one model must not keep the others from serving
         failure = _failure(error, kind=f"{type(error).__name__}: ")
-        log.exception("model %s/%s cannot be loaded", name, version)
+        log.exception("model %s/%s cannot be loaded", version.parent.name, version.name)
         return failure
 
 
