@@ -332,7 +332,7 @@ def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, s
     errors.wait_for()
     assert errors.get_by_role("row").nth(1).locator("td").all_text_contents() == ["bad request", "3"]
     assert page.get_by_role("img", name=re.compile(r"^Memory of the process: \d+ MB now")).is_visible()
-    assert page.get_by_role("img", name=re.compile("^Requests in flight: .* are allowed")).is_visible()
+    assert page.get_by_role("img", name=re.compile("^Memory of requests in flight: .* are allowed")).is_visible()
     assert page.get_by_text("GPU").count() == 0
     page = opened("single", "API")
     page.get_by_label("Endpoint").select_option("POST /v2/models/{name}/infer")
@@ -414,10 +414,15 @@ def test_the_keyboard_is_enough(opened: Opened) -> None:
     page.get_by_role("heading", name="Reference, float64").wait_for()
 
 
-@pytest.mark.parametrize("name", ["report", "inspection"])
-def test_reports_are_linked_sorted_and_look_like_the_page(opened: Opened, name: str) -> None:
+def violations(page: Any) -> list[tuple[str, str]]:
+    """The rules of axe that are broken, each with the first element that breaks it."""
     from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415  # as above
 
+    return [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+
+
+@pytest.mark.parametrize("name", ["report", "inspection"])
+def test_reports_are_linked_sorted_and_look_like_the_page(opened: Opened, name: str) -> None:
     page = opened("proven", viewport={"width": 390, "height": 800}, color_scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
     expected = page.evaluate(ground)
@@ -435,8 +440,7 @@ def test_reports_are_linked_sorted_and_look_like_the_page(opened: Opened, name: 
         page.get_by_role("link", name="All models").click()
         page.get_by_role("tab", name="Try", selected=True).wait_for()
         page.go_back()
-    found = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
-    assert found == []
+    assert violations(page) == []
 
 
 def settled(page: Any) -> None:
@@ -447,8 +451,6 @@ def settled(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415  # as above
-
     page = opened("digits", color_scheme=scheme, reduced_motion="reduce")
     found = {}
     for name in TABS:
@@ -459,15 +461,15 @@ def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
                 {"name": "a.png", "mimeType": "image/png", "buffer": png()}
             )
             page.locator(".answer").wait_for()
-        found[name] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+        found[name] = violations(page)
     page = opened("proven", "Proof", color_scheme=scheme, reduced_motion="reduce")
     page.get_by_role("button", name="Show the error by layer").click()
     page.get_by_text("The numbers").click()
-    found["layers"] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    found["layers"] = violations(page)
     page.get_by_role("tab", name="BatchNorms").click()
     page.get_by_role("region", name="BatchNorms").locator("tbody button").click()
     page.get_by_role("region", name=re.compile("^BatchNorm ")).wait_for()
-    found["drawn"] = [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+    found["drawn"] = violations(page)
     assert not any(found.values()), found
 
 

@@ -4,6 +4,7 @@ import { ApiError, get } from "./api.js";
 import { range } from "./charts.js";
 import { drawnDetail } from "./detail.js";
 import { h, number, size, table } from "./dom.js";
+import { runJob } from "./job.js";
 
 const FILTERS = { all: "All", folded: "Folded", kept: "Kept", suspicious: "Suspicious" };
 const SPANS = { gamma: "γ", beta: "β", mean: "μ", variance: "σ²" };
@@ -34,18 +35,10 @@ export async function show(panel, model) {
     draw();
   };
   // What needs the unfolded model is read from its reference, which may take a while, or may not be here.
-  const reading = async (job) => {
-    button.disabled = true;
-    told.textContent = "Reading the unfolded model…";
-    try {
-      await job();
-      told.textContent = suspicionText(rows);
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      told.replaceChildren(h("span", { class: "error" }, error.message));
-    }
-    button.disabled = false;
-  };
+  const reading = (job) => runJob(button, told, "Reading the unfolded model…", async () => {
+    await job();
+    return suspicionText(rows);
+  });
   button.addEventListener("click", () => reading(inspect));
   const open = ({ key }) => reading(async () => {
     await inspect();

@@ -3,6 +3,7 @@
 import { ApiError, get, modelPath, post, statistics } from "./api.js";
 import { became } from "./batchnorms.js";
 import { field, h, number, size, table } from "./dom.js";
+import { runJob } from "./job.js";
 
 const REQUESTS = 20;
 
@@ -73,21 +74,12 @@ async function latency(model, both, heads) {
   if (paths.includes(null)) return [h("h4", {}, "Latency"), place, h("p", { class: "quiet" }, "Only versions that serve have a latency.")];
   const told = h("p", { role: "status" });
   const button = h("button", { type: "button" }, `Send ${REQUESTS} requests to each`);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    told.textContent = "Sending to both in turns…";
-    try {
-      const found = await measured(paths);
-      place.replaceChildren(table("Latency", ["Time", ...heads], [...rows,
-        [`Answer, median of ${REQUESTS}`, ...found.map((each) => number(`${size(each.median)} ms`))],
-        ["Compute of these, mean", ...found.map((each) => number(`${size(each.compute)} ms`))]]));
-      told.textContent = "";
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      told.replaceChildren(h("span", { class: "error" }, error.message));
-    }
-    button.disabled = false;
-  });
+  button.addEventListener("click", () => runJob(button, told, "Sending to both in turns…", async () => {
+    const found = await measured(paths);
+    place.replaceChildren(table("Latency", ["Time", ...heads], [...rows,
+      [`Answer, median of ${REQUESTS}`, ...found.map((each) => number(`${size(each.median)} ms`))],
+      ["Compute of these, mean", ...found.map((each) => number(`${size(each.compute)} ms`))]]));
+  }));
   return [h("h4", {}, "Latency"), place, h("div", { class: "row" }, button, told),
     h("p", { class: "quiet" }, "The requests hold the row that the model was published with, and go to both versions in turns.")];
 }

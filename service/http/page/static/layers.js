@@ -1,26 +1,18 @@
 // The error of each layer, of the unfolded and of the folded graph: computed on request, as a proof is.
 
-import { ApiError, get } from "./api.js";
+import { get } from "./api.js";
 import { logarithmic } from "./charts.js";
 import { h, number, size, table } from "./dom.js";
+import { runJob } from "./job.js";
 
 export function layersOf(model) {
   const place = h("div", {});
   const told = h("p", { role: "status", class: "quiet" });
   const button = h("button", { type: "button" }, "Show the error by layer");
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    told.textContent = "Running both graphs layer by layer…";
-    try {
-      place.replaceChildren(...drawn(await get(`${model.path}/layers`)));
-      told.textContent = "";
-      button.hidden = true;
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      told.replaceChildren(h("span", { class: "error" }, error.message));
-      button.disabled = false;
-    }
-  });
+  button.addEventListener("click", () => runJob(button, told, "Running both graphs layer by layer…", async () => {
+    place.replaceChildren(...drawn(await get(`${model.path}/layers`)));
+    button.hidden = true;
+  }));
   return h("section", {}, h("h3", {}, "Error by layer"),
     h("p", { class: "quiet" }, "How far each layer is from float64, relative to its largest value: of the unfolded graph, and of the folded one where it still has this layer."),
     h("div", { class: "row" }, button, told), place);

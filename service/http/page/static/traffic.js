@@ -75,7 +75,7 @@ function usage(process) {
   const { memory_bytes: memory, in_flight_bytes: flight, in_flight_limit_bytes: limit, gpus } = process;
   return [h("h3", {}, "All models together"), h("div", { class: "two" },
     part("Memory of the process", memory, `${bytes(last(memory))} now. The top line is ${bytes(most(memory))}.`),
-    part("Requests in flight", flight, `${bytes(last(flight))} at most in this interval, ${bytes(limit)} are allowed. The top line is ${bytes(most(flight))}.`),
+    part("Memory of requests in flight", flight, `${bytes(last(flight))} at most in this interval, without bodies up to 64 KiB; ${bytes(limit)} are allowed. The top line is ${bytes(most(flight))}.`),
     gpus.map((gpu) => [
       part(`Memory of GPU ${gpu.gpu}`, gpu.memory_used_bytes, `${bytes(last(gpu.memory_used_bytes))} of ${bytes(gpu.memory_total_bytes)} now, of all processes. The top line is ${bytes(most(gpu.memory_used_bytes))}.`),
       part(`GPU ${gpu.gpu} in use`, gpu.utilization, `${size(100 * (last(gpu.utilization) ?? 0))} % now. The top line is ${size(100 * most(gpu.utilization))} %.`),
