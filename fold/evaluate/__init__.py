@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fold.evaluate.deadline import TooLongError
     from fold.evaluate.float64 import Evaluator
     from fold.evaluate.jumps import jumping
-    from fold.evaluate.noise import AMPLITUDE_REDUCED, NoisyEvaluator
+    from fold.evaluate.noise import AMPLITUDE, AMPLITUDE_REDUCED, NoisyEvaluator
     from fold.evaluate.program import InFloat64
     from fold.evaluate.random_rounding import (
         DRAWS,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fold.evaluate.torch_noise import TorchNoise
 
 __all__ = [
+    "AMPLITUDE",
     "AMPLITUDE_REDUCED",
     "DRAWS",
     "Evaluator",
@@ -41,6 +42,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "AMPLITUDE": "noise",
         "AMPLITUDE_REDUCED": "noise",
         "DRAWS": "random_rounding",
         "Evaluator": "float64",

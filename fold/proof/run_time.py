@@ -207,7 +207,7 @@ def judge(
     """The verdict on one output from R, U and F, arrays of one shape with the batch first; `precision` is that of F.
 
     `noise` is how far a multiple of rounding moves R, measured: |U-R| may be as large. `rounding` is how far rounding
-    itself moves R, for a model that stores coarser types than float32: F may be 4 times as far, even if U is nearer.
+    itself moves R, if that was measured: F may be 4 times as far, even if U is nearer.
     Integers and texts must equal R, except where U differs from R and `noise` is not 0: then a few decisions of the
     model hang on rounding.
     Texts are 1 apart where they differ.

@@ -11,6 +11,7 @@ from PIL import Image
 import fold
 from fold.artifact.manifest import Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError
+from fold.evaluate import AMPLITUDE
 from fold.inputs.drawn import FREE_SIZES, draw_inputs
 from fold.inputs.given import check_inputs, read_inputs
 from fold.proof.decisions import FLOORS
@@ -120,6 +121,17 @@ def test_the_limit_is_four_times_the_rounding_of_the_unfolded_model(times, equiv
     (output,) = verdict.outputs
     assert output.limit == pytest.approx(4e-3 + FLOORS["fp32"] * 3)
     assert output.worst_sample == 1
+
+
+@pytest.mark.parametrize(("times", "equivalent"), [(3.9, True), (4.5, False)])
+def test_an_unfolded_model_that_is_right_by_chance_does_not_refuse_a_fold(times, equivalent) -> None:
+    """One number, which U has exactly: the limit is four times what one rounding of each tensor does to R."""
+    R = np.array([[1.0]])
+    one = 1e-3
+    reference = Given(R, R, noise=one * AMPLITUDE)
+    verdict = compare(reference, lambda inputs: {"y": R + times * one}, {"x": np.zeros((1, 1))}, rows=1)
+    assert bool(verdict) is equivalent
+    assert verdict.outputs[0].limit == pytest.approx(4 * one + FLOORS["fp32"])
 
 
 def test_where_the_unfolded_model_overflows_only_the_same_infinity_is_right() -> None:
