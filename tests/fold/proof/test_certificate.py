@@ -262,6 +262,7 @@ def test_arithmetic_that_is_coarser_than_float32_is_caught_and_located(name, pub
                 value.const_value = ir.tensor(((bits + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32))
         return model
 
+    folder = published(name)
     right, opened = certifier.open_graph, certifier.open_session
 
     def open_graph(model: ir.Model, *, provider: Any = "cpu", optimised: bool = True, cuda: Any = None) -> Any:
@@ -273,13 +274,13 @@ def test_arithmetic_that_is_coarser_than_float32_is_caught_and_located(name, pub
     assert opened is not open_session
     monkeypatch.setattr(certifier, "open_graph", open_graph)
     monkeypatch.setattr(certifier, "open_session", open_session)
-    made = check(read_version(published(name)))
+    made = check(read_version(folder))
     assert not made
     assert made.algebra
     assert made.rounding
     assert not made.verdict
     assert made.located is not None
-    first = next(node for node in ir.load(published(name) / "model.onnx").graph if node.op_type == "Conv")
+    first = next(node for node in ir.load(folder / "model.onnx").graph if node.op_type == "Conv")
     assert made.located.layer == graph.display_name(first)
 
 
