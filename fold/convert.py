@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fold.arrays import Arrays
 from fold.artifact import (
     Manifest,
     ModelVersion,
@@ -126,11 +125,10 @@ def convert(
     tell: Callable[[str], None] = lambda line: None,
     collect: Callable[[], object] = gc.collect,
 ) -> Conversion:
-    """Read, export, fold, prove and publish. `announce` is told each step before it is taken, `tell` what the user must
-    know before the proof. `collect` frees reference cycles before it. This draws `samples` rows: if it is None 16, or 2
-    for an unchanged graph. With `open_activations` `auto` both graphs are timed on `provider`, and the faster one is
-    published.
+    """Read, export, fold, prove and publish, with `samples` drawn rows: if it is None 16, or 2 for an unchanged graph.
 
+    `announce` is told each step before it is taken, `tell` what the user must know before the proof, and `collect`
+    frees reference cycles then. With `open_activations` `auto` the graph that is faster on `provider` is published.
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
     # 1. Refuse what could not be published, before minutes are spent on it.
@@ -186,9 +184,7 @@ def convert(
             # 7. Write the rest of the model directory; it is published when the block ends.
             manifest = manifest.model_copy(update={"verdict": certificate.to_dict()})
             announce("drawing the report")
-            release_memory()
-            inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
-            _write_report(folder, manifest, graph, carried, report, inputs)
+            _write_report(folder, manifest, graph, carried, report, samples, seed)
             _write_rest(folder, manifest, certificate.verdict)
     except _ProofFailedError:
         path = None
@@ -303,8 +299,11 @@ def _write_report(
     unfolded: "ir.Model",
     carried: Mapping[str, Gauge],
     report: FoldReport,
-    inputs: Arrays,
+    samples: int,
+    seed: int,
 ) -> None:
+    release_memory()  # of the proof
+    inputs = drawn_inputs(manifest, min(samples, OBSERVED_ROWS), seed)
     observed = observe_layers(unfolded, read_graph(folder / "model.onnx").model, carried, report, inputs)
     write_html(folder / "report.html", manifest, report, observed)
 
