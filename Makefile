@@ -49,7 +49,7 @@ test: lint types  ## check style, imports and types, then run the tests
 integration: $(STAMP)  ## run the tests that start nginx, Chromium, Java and others, where they are installed, and that build the wheel
 	$(BIN)/python -m pytest -m integration tests/integration
 
-frameworks: $(STAMP)  ## test the save functions of transformers, timm, Lightning and Accelerate, in an environment of their own
+frameworks: $(STAMP)  ## test the save functions of transformers, timm and others, and KServe's client, in an environment of their own
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(FRAMEWORKS)/bin/python -c '$(PURELIB)')/beside.pth"
 	$(FRAMEWORKS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt

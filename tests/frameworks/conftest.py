@@ -1,4 +1,4 @@
-"""Collected only where the frameworks are installed: `make frameworks` makes such an environment."""
+"""Collected only where the packages of others are installed: `make frameworks` makes such an environment."""
 
 import importlib.util
 
