@@ -180,6 +180,13 @@ def test_a_panel_has_something_to_show(panel: dict[str, Any], prometheus: httpx.
         assert all(labels <= set(sample["metric"]) for sample in found), target["legendFormat"]
 
 
+@needs_prometheus
+def test_the_autoscaler_has_numbers_to_go_by(prometheus: httpx.Client) -> None:
+    for trigger in yaml.safe_load((DEPLOY / "kubernetes" / "scaledobject.yaml").read_text())["spec"]["triggers"]:
+        [found] = query(prometheus, trigger["metadata"]["query"])
+        assert 0 <= float(found["value"][1]) < float("inf"), trigger
+
+
 def test_the_dashboard_shows_what_matters() -> None:
     asked = {name for expression in EXPRESSIONS for name in names(expression)}
     assert {
