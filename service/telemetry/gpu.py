@@ -38,11 +38,8 @@ class GpuCollector:
         serving = (model.session for model in self._repository.ready() if model.session.provider == "cuda")
         return set() if self._failed else {session.placement.device for session in serving}
 
-    def read(self) -> list[GpuState]:
-        """The GPUs that serve, by number; empty if NVML fails. May be called by any thread."""
-        numbers = self.numbers
-        if not numbers:
-            return []
+    def read(self, numbers: set[int]) -> list[GpuState]:
+        """The GPUs of these numbers, ascending; empty if NVML fails. May be called by any thread."""
         found = []
         try:
             nvml = self._open()
@@ -59,7 +56,8 @@ class GpuCollector:
         return found
 
     def collect(self) -> Iterator[Metric]:
-        states = self.read()
+        numbers = self.numbers
+        states = self.read(numbers) if numbers else []
         if not states:
             return
         used = GaugeMetricFamily(

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -62,8 +63,9 @@ class Traffic:
     async def run(self) -> None:
         """Copy the counters until the task is cancelled."""
         while True:
-            gpus = self._metrics.gpus
-            self.copy(tuple(await on_thread("read the GPUs", gpus.read)) if gpus.numbers else ())
+            gpus, numbers = self._metrics.gpus, self._metrics.gpus.numbers
+            states = await on_thread("read the GPUs", partial(gpus.read, numbers)) if numbers else []
+            self.copy(tuple(states))
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def copy(self, gpus: tuple[GpuState, ...] = ()) -> None:

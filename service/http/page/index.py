@@ -106,6 +106,7 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
     tried = ", and tried here before it served" if model.session.has_canary and not checked else ""
     verdicts = _verdicts(model)
     when, newest = verdicts[0]
+    parts = _parts(verdicts)
     return {
         "name": model.name,
         "version": model.version,
@@ -115,9 +116,10 @@ def _model(model: Model, base_url: str) -> dict[str, Any]:
         "batchnorms": manifest.fold.get("batchnorms", 0),
         "folded": len(manifest.fold.get("folded", ())),
         "kept": manifest.fold.get("kept", ()),
-        "verdict": newest,
+        "equivalent": newest.get("equivalent", False) and all(holds for _, holds, _ in parts),
+        "message": newest.get("message", ""),
         "checked": when + tried,
-        "parts": _parts(verdicts),
+        "parts": parts,
         "shadow": model.observer,
         "images": manifest.preprocessing is not None,
         "predict": curl(f"{base_url}/v1/models/{model.name}:predict", {"instances": [example_row(manifest)]}),

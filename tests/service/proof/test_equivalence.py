@@ -218,6 +218,9 @@ def test_a_part_that_fails_makes_the_whole_not_equivalent(
         assert (verdict["equivalent"], verdict["rounding"]["holds"]) == (False, False)
         assert verdict["message"].startswith("NOT equivalent: rounding does not hold; ")
         assert service.metric('bnfold_equivalent{model="net",version="1"}') == 0
+        assert service.post(PROVE).json()["equivalent"] is True
+        page = service.get("/").text
+        assert ("rounding does NOT hold" in page, ">NOT equivalent</span>" in page) == (True, True), "it is not hidden"
 
 
 PROVE_SLOW = "/v2/models/slow/equivalence"

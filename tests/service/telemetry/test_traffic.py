@@ -1,5 +1,7 @@
 """The traffic of the last quarter of an hour."""
 
+import asyncio
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -108,6 +110,28 @@ def test_memory_in_flight_and_gpus_by_interval(metrics: Metrics) -> None:
     for _ in range(2 * INTERVALS):
         traffic.copy()
     assert len(traffic.requests()["process"]["ended"]) == INTERVALS + 1
+
+
+def test_the_gpus_that_serve_are_read_on_a_thread(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def read(numbers: set[int]) -> list[GpuState]:
+        threads.append(threading.current_thread())
+        return [GpuState(number, used=5, total=8, busy=0.5) for number in sorted(numbers)]
+
+    monkeypatch.setattr(metrics, "gpus", SimpleNamespace(numbers={1}, read=read))
+    traffic = traffic_of(metrics, [])
+
+    async def until_read() -> list[Any]:
+        task = asyncio.create_task(traffic.run())
+        while not (found := traffic.usage()["gpus"]):
+            await asyncio.sleep(0)
+        task.cancel()
+        return cast(list[Any], found)
+
+    (gpu,) = asyncio.run(until_read())
+    assert (gpu["gpu"], gpu["memory_used_bytes"], gpu["memory_total_bytes"]) == (1, [5], 8)
+    assert threads[0] is not threading.current_thread()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.99])
