@@ -36,7 +36,8 @@ def _folder_or_url(given: Path | str) -> Path | str:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnfold"
+    """A user without a home has none in `~`, which matters only where something is downloaded."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bnfold"
 
 
 class Settings(BaseSettings):

@@ -257,6 +257,14 @@ def test_settings_come_from_the_environment_and_the_caller_wins(
         load_settings()
 
 
+def test_a_user_without_a_home_can_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a container's, whose number no file names."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert load_settings(repository=tmp_path).cache.name == "bnfold"
+
+
 def test_unknown_settings_are_refused_with_the_nearest_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
