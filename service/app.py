@@ -245,6 +245,8 @@ def _announce(app: Application, urls: str) -> None:
     url = urls.split(" and ", maxsplit=1)[0] + app.settings.root_path
     log.info("bnfold: the page is %s/, the API %s/docs", url, url)
     models = repository.ready()
+    if not models and app.settings.repository_control == "explicit":
+        log.info("bnfold: no model is loaded at the start; BNFOLD_MODELS names some, or * for all, and calls load them")
     names = ", ".join(map(str, models)) or "no model yet"
     log.info("bnfold: serving %s on %s (%s)", names, urls, models[0].session.provider if models else "none")
 

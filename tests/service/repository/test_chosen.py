@@ -37,6 +37,7 @@ def test_what_is_loaded_at_the_start(folder: Path, settings: dict[str, Any], fou
 
 def test_calls_load_what_was_not_loaded_at_the_start(folder: Path) -> None:
     with start(folder, readiness="strict", **{**EXPLICIT, "models": None}) as service:
+        assert any("BNFOLD_MODELS names some, or * for all, and calls load them" in line for line in service.lines)
         assert service.get("/v2/health/ready").status_code == 200, "a model that nobody asked for is not missing"
         answer = service.post("/v2/models/table/infer", json=REQUEST)
         assert (answer.status_code, answer.json()["error"]) == (503, "model table/1 is not ready: not loaded yet")
