@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fold.artifact.directory import read_version
 from fold.artifact.manifest import Manifest, TensorSpec
 from fold.artifact.triton import powers_of_two
-from fold.runtime.devices import device_number
+from fold.runtime.devices import ProviderUnavailableError, device_number, gpu_memory
 from fold.runtime.session import CudaOptions, computed_elsewhere, open_session
 from fold.serving.buckets import Buckets, bucket_sizes
 from fold.serving.faults import DeviceLostError, DeviceMemoryError, device_fault
@@ -72,6 +72,23 @@ def test_filled_up_batches_answer_as_batches_of_their_own_size(runs: list[int], 
     for expected, answered in before:  # nor do later runs write into what was given
         for name, array in expected.items():
             np.testing.assert_array_equal(answered[name], array, strict=True)
+
+
+def test_the_driver_tells_how_much_memory_a_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(device: Any, number: int) -> int:
+        device._obj.value = number
+        return 0
+
+    def total(size: Any, device: Any) -> int:
+        size._obj.value = (80 + device.value) << 30
+        return 0
+
+    driver = types.SimpleNamespace(cuInit=lambda _: 0, cuDeviceGet=get, cuDeviceTotalMem_v2=total)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: driver)
+    assert (gpu_memory("auto"), gpu_memory("cuda:1")) == (80 << 30, 81 << 30)
+    driver.cuDeviceTotalMem_v2 = lambda *_: 999
+    with pytest.raises(ProviderUnavailableError, match="device cuda: the driver does not tell its memory"):
+        gpu_memory("cuda")
 
 
 def test_sizes() -> None:
