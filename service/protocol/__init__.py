@@ -12,7 +12,14 @@ from service.protocol.infer_body import (
     json_bytes,
     much_to_encode,
 )
-from service.protocol.jsontext import json_array, parse_object, render_json, render_verdict, written_json
+from service.protocol.jsontext import (
+    json_array,
+    may_hold_booleans,
+    parse_object,
+    render_json,
+    render_verdict,
+    written_json,
+)
 from service.protocol.outputs import select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
 from service.protocol.pieces import (
@@ -63,6 +70,7 @@ __all__ = [
     "json_array",
     "json_bytes",
     "keep_strings",
+    "may_hold_booleans",
     "much_to_encode",
     "parameters_of",
     "parse_object",

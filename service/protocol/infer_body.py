@@ -21,7 +21,7 @@ from service.headers import JSON, LENGTH_HEADER, OCTETS, Headers
 from service.protocol.classification import classify, classify_in_pieces
 from service.protocol.datatypes import NAMES, WIRE, Selected
 from service.protocol.header_cache import LARGEST_HEADER, AnswerHead, ParsedHeader, Shapes
-from service.protocol.jsontext import json_array, parse_object, render_json, written_json
+from service.protocol.jsontext import json_array, may_hold_booleans, parse_object, render_json, written_json
 from service.protocol.outputs import every_output, select
 from service.protocol.parameters import Parameters, flag, parameters_of, schedule
 from service.protocol.pieces import VALUES, Bulk, Capacity, Steps, Text, array_text, read_document, tensor_of
@@ -67,7 +67,8 @@ def decode(
             arrays = _cached_inputs(cached, body, start, budget)
             return InferRequest(arrays, cached.outputs, None, cached.priority, cached.timeout, cached, cached.rows)
     text = body if start == len(body) else body[:start]
-    request = _read_document(parse_object(text, max_depth, EXPECTED), body, start, length_header, signature, budget)
+    document, booleans = parse_object(text, max_depth, EXPECTED), may_hold_booleans(text)
+    request = _read_document(document, body, start, length_header, signature, budget, booleans=booleans)
     if signature.has_texts:
         count_strings(request.inputs, text, budget)
     return request
@@ -118,9 +119,16 @@ def _read_data(item: dict[str, Any], signature: Signature, budget: Budget, estim
 
 
 def _read_document(
-    document: dict[str, Any], body: Body, start: int, length_header: bytes | None, signature: Signature, budget: Budget
+    document: dict[str, Any],
+    body: Body,
+    start: int,
+    length_header: bytes | None,
+    signature: Signature,
+    budget: Budget,
+    *,
+    booleans: bool = True,
 ) -> InferRequest:
-    """`start` are the bytes of the header."""
+    """`start` are the bytes of the header, and `booleans` whether it may hold true or false."""
     request_id = document.get("id")
     if request_id is not None and type(request_id) is not str:
         raise BadRequestError(f"id is {shown(request_id)}; expected a string")
@@ -130,7 +138,7 @@ def _read_document(
     arrays = {}
     offset = start
     for item in items:
-        name, array, offset = _read_input(item, body, offset, length_header, signature, budget)
+        name, array, offset = _read_input(item, body, offset, length_header, signature, budget, booleans)
         if name in arrays:
             raise BadRequestError(f"input {name!r} came twice; expected once")
         arrays[name] = array
@@ -168,7 +176,13 @@ def _cached_inputs(header: ParsedHeader, body: Body, offset: int, budget: Budget
 
 
 def _read_input(
-    item: Any, body: Body, offset: int, length_header: bytes | None, signature: Signature, budget: Budget
+    item: Any,
+    body: Body,
+    offset: int,
+    length_header: bytes | None,
+    signature: Signature,
+    budget: Budget,
+    booleans: bool,
 ) -> tuple[str, np.ndarray, int]:
     """One input's name and array, and where in the body the next one's bytes begin."""
     name = item.get("name") if type(item) is dict else None
@@ -186,7 +200,9 @@ def _read_input(
         data = item["data"]
         if type(data) is Refusal:
             raise BadRequestError(data.text)
-        return name, data if type(data) is np.ndarray else from_json(name, datatype, shape, count, data), offset
+        if type(data) is not np.ndarray:
+            data = from_json(name, datatype, shape, count, data, booleans=booleans)
+        return name, data, offset
     if item.get("data") is not None:
         raise BadRequestError(f"input {name!r} has data and parameters.binary_data_size; expected one of them")
     size = check_size(name, datatype, shape, count, said)

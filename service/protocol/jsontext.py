@@ -19,6 +19,9 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
+MOST_LETTERS = 16
+"""Letters that are looked at in a text that may hold no booleans."""
+
 
 def parse_json(text: Body, max_depth: int) -> Any:
     """The value that `text` stands for. Raises `BadRequestError` if it is no JSON or nested deeper than
@@ -76,6 +79,21 @@ def deeper_than(text: Body, limit: int) -> bool:
             return False
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
+
+
+def may_hold_booleans(text: Body) -> bool:
+    """Whether true or false may be in a JSON text. It is searched for letters of theirs, of which numbers have none."""
+    for letter, word in ((b"u", b"true"), (b"l", b"false")):
+        place = -1
+        for _ in range(MOST_LETTERS):
+            place = text.find(letter, place + 1)
+            if place < 0:
+                break
+            if text[max(place - 2, 0) : place - 2 + len(word)] == word:
+                return True
+        else:
+            return True
+    return False
 
 
 def render_json(value: Any) -> bytes:

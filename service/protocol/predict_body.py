@@ -34,12 +34,12 @@ def columns_of(document: dict[str, Any], signature: Signature, max_rows: int) ->
     return {name: [instance[name] for instance in instances] for name in signature.inputs}
 
 
-def array_of_rows(name: str, values: list[Any], signature: Signature) -> np.ndarray:
-    """The values as one array with a first axis for the instances."""
+def array_of_rows(name: str, values: list[Any], signature: Signature, *, booleans: bool = True) -> np.ndarray:
+    """The values as one array with a first axis for the instances. `booleans`: see `numbers`."""
     spec = signature.inputs[name]
     shape, row = _shapes(values, _row(spec, signature))
     flat = flatten(name, values, shape)
-    return numbers(f"input {name!r}", spec.datatype, flat).reshape(len(values), *row)
+    return numbers(f"input {name!r}", spec.datatype, flat, booleans=booleans).reshape(len(values), *row)
 
 
 def columns_in_pieces(

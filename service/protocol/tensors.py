@@ -120,8 +120,11 @@ def to_bytes(array: np.ndarray) -> Any:
     return write_strings(array) if datatype == "BYTES" else np.ascontiguousarray(array, WIRE[datatype])
 
 
-def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any) -> np.ndarray:
-    """An array of the elements of `data`, which is a flat list or one nested as `shape` says."""
+def from_json(
+    name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any, *, booleans: bool = True
+) -> np.ndarray:
+    """An array of the elements of `data`, which is a flat list or one nested as `shape` says. `booleans`: see
+    `numbers`."""
     if datatype in NOT_IN_JSON:
         raise BadRequestError(f"input {name!r}: {datatype} has no form in JSON; send it as binary data")
     if type(data) is not list:
@@ -129,23 +132,22 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], count: int, data
     flat = flatten(name, data, shape) if data and type(data[0]) is list else data
     if len(flat) != count:
         raise BadRequestError(f"input {name!r}: data has {len(flat)} elements, shape {list(shape)} needs {count}")
-    return numbers(f"input {name!r}", datatype, flat).reshape(shape)
+    return numbers(f"input {name!r}", datatype, flat, booleans=booleans).reshape(shape)
 
 
-def numbers(what: str, datatype: str, flat: Sequence[Any], *, first: int = 0) -> np.ndarray:
-    """A flat array of `datatype` from JSON values. Errors name `what` they are, and their place from `first` on."""
+def numbers(what: str, datatype: str, flat: Sequence[Any], *, first: int = 0, booleans: bool = True) -> np.ndarray:
+    """A flat array of `datatype` from JSON values. Errors name `what` they are, and their place from `first` on.
+
+    `booleans` says whether some of them may be true or false. Without these, packing refuses values of other types."""
     dtype = DTYPES[datatype]
-    right = _JSON_TYPES[dtype.kind]
-    if not right.issuperset(map(type, flat)):
-        position = next(i for i, value in enumerate(flat) if type(value) not in right)
-        raise BadRequestError(
-            f"{what}: element {first + position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[dtype.kind]}"
-        )
+    if booleans or dtype.kind in "bO":
+        _check_types(what, datatype, flat, first)
     if datatype == "BYTES":
         return np.array(flat, dtype)
     try:
         packed = struct.pack(f"<{len(flat)}{_PACKED[datatype]}", *flat)
     except (OverflowError, struct.error):
+        _check_types(what, datatype, flat, first)
         raise _beyond(what, datatype) from None
     if datatype != "BF16":
         return np.ndarray(len(flat), WIRE[datatype], packed)
@@ -154,6 +156,16 @@ def numbers(what: str, datatype: str, flat: Sequence[Any], *, first: int = 0) ->
     if np.isinf(array).sum() != np.isinf(wide).sum():
         raise _beyond(what, datatype)
     return array
+
+
+def _check_types(what: str, datatype: str, flat: Sequence[Any], first: int) -> None:
+    kind = DTYPES[datatype].kind
+    right = _JSON_TYPES[kind]
+    if not right.issuperset(map(type, flat)):
+        position = next(i for i, value in enumerate(flat) if type(value) not in right)
+        raise BadRequestError(
+            f"{what}: element {first + position} is {shown(flat[position])}; {datatype} expects {_EXPECTED[kind]}"
+        )
 
 
 def pack(datatype: str, flat: Sequence[Any], text: bytes) -> bytes:

@@ -18,7 +18,7 @@ from service.budget import Budget
 from service.errors import BadRequestError, ServiceError
 from service.protocol.datatypes import NAMES
 from service.protocol.infer_body import decode, encode
-from service.protocol.jsontext import deeper_than, parse_json
+from service.protocol.jsontext import deeper_than, may_hold_booleans, parse_json
 from service.protocol.signature import Signature
 from service.protocol.tensors import numbers
 
@@ -392,3 +392,29 @@ def test_the_signature_checks_rows_and_fixed_dimensions() -> None:
             two.check(arrays, 3)
     with pytest.raises(BadRequestError, match="3 rows came, at most 2 are taken"):
         two.check({"a": a, "b": b}, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"[1,2.5,-3e7]", False),
+        (b'{"inputs":[{"name":"uul","data":[null,1]}],"outputs":null}', False),
+        (b"[true]", True),
+        (b"true", True),
+        (b"[1,false", True),
+        (b"u" * 15 + b"l" * 15, False),
+        (b"u" * 16 + b"[1,true]", True),
+        (b"l" * 16 + b"[1,false]", True),
+    ],
+)
+def test_a_text_without_booleans_is_found_by_its_letters(text: bytes, found: bool) -> None:
+    assert may_hold_booleans(text) is found
+
+
+@pytest.mark.parametrize("wrong", ["true", "false", "null", '"1"', "[1]", "{}", "1e999"])
+@pytest.mark.parametrize("datatype", ["FP32", "INT32", "BF16", "UINT8"])
+def test_a_value_of_a_wrong_type_is_told_also_where_no_type_is_looked_at(wrong: str, datatype: str) -> None:
+    body = f'{{"inputs":[{{"name":"x","shape":[1,2],"datatype":"{datatype}","data":[1,{wrong}]}}]}}'
+    with pytest.raises(BadRequestError) as raised:
+        decode(body.encode(), None, signature(("x", datatype, (-1, 2))), DEPTH, BUDGET)
+    assert str(raised.value)[:20] in ("input 'x': element 1", "the body is not JSON", "input 'x': BF16 has ")

@@ -20,6 +20,7 @@ from service.protocol import (
     columns_in_pieces,
     columns_of,
     keep_strings,
+    may_hold_booleans,
     parse_object,
     read_document,
     rows_in_pieces,
@@ -37,12 +38,13 @@ def parse_instances(body: Body, kind: str, settings: Settings) -> dict[str, Any]
         raise
 
 
-def inputs_of(document: dict[str, Any], signature: Signature, max_rows: int) -> list[Arrays]:
-    """The inputs of each run."""
+def inputs_of(document: dict[str, Any], signature: Signature, max_rows: int, text: Body) -> list[Arrays]:
+    """The inputs of each run, of the object that `text` was parsed to."""
     columns = columns_of(document, signature, max_rows)
     if not signature.batched:
         return list(_of_each(columns, signature))
-    return [{name: array_of_rows(name, values, signature) for name, values in columns.items()}]
+    booleans = may_hold_booleans(text)
+    return [{name: array_of_rows(name, values, signature, booleans=booleans) for name, values in columns.items()}]
 
 
 def inputs_in_pieces(

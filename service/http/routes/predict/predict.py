@@ -79,7 +79,7 @@ class Predict(Endpoint[PredictRequest]):
         if is_long(body, len(body)):
             return Later(partial(self._answer_much_json, model, body, head, form))
         document = parse_instances(body, kind, self._shared.settings)
-        inputs = inputs_of(document, signature, self._shared.settings.max_request_rows)
+        inputs = inputs_of(document, signature, self._shared.settings.max_request_rows, body)
         if signature.has_texts:
             count_strings(inputs[0], body, self._shared.budget)
         return self._planned(model, inputs, form, with_reference=asks_reference(document, head))
