@@ -16,8 +16,11 @@ export const needsServing = true;
 export async function show(panel, model) {
   const answer = h("div", { "aria-live": "polite" });
   const [copies, update] = commands(model);
-  const refuse = (text) => answer.replaceChildren(h("p", { class: "error" }, text));
   let last = new AbortController();
+  const refuse = (text) => {
+    last.abort(); // what was sent before may still be on its way
+    answer.replaceChildren(h("p", { class: "error" }, text));
+  };
   // Strokes may follow each other faster than answers: only the last one is waited for.
   const ask = async (body, type) => {
     last.abort();
