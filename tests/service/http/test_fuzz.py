@@ -31,7 +31,7 @@ SIGNATURE = Signature(
     batched=True,
 )
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-SLOW_OPERATIONS = re.compile(r"equivalence|/load|/unload")
+SLOW_OPERATIONS = re.compile(r"equivalence|/layers|/load|/unload")
 """Which compute for seconds, or change what serves; they have tests of their own."""
 
 FAILING = {"pick", "slow"}
