@@ -9,7 +9,7 @@ The choice of the pivot decides which nodes change: the output of weights is pre
 Equations come in groups of one shape, thousands at a time, and a group is added as a whole or not at all.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,19 @@ from fold.engine.affine import NO_CAUSE, Array, Conflict, Ids
 
 RELATIVE_TOLERANCE = 1e-13
 """Rounding leaves a consistent equation within a few 1e-16 of 0 = 0, relative to the constants in it."""
-NONE = -1
+SHORT = 2
+"""Variables of an equation up to which a substitution makes no equation longer."""
 
 
 @dataclass
 class Equations:
-    """n equations in rectangular form: `variables` and `coefficients` are [n, terms], everything else is [n].
+    """n equations, one behind the other: the first has the first `counts[0]` of all `variables` and `coefficients`.
 
-    Missing terms have the variable NONE. `magnitudes` is the largest constant that ever entered an equation, for the
-    test of 0 = 0; `causes` is the cause of the equation that was substituted last.
+    `counts`, `constants`, `magnitudes` and `causes` are [n]. `magnitudes` is the largest constant that ever entered an
+    equation, for the test of 0 = 0; `causes` is the cause of the equation that was substituted last.
     """
 
+    counts: Ids
     variables: Ids
     coefficients: Array
     constants: Array
@@ -36,19 +38,26 @@ class Equations:
     causes: Ids
 
     def __getitem__(self, rows: Ids) -> "Equations":
-        return Equations(*(getattr(self, field.name)[rows] for field in fields(self)))
+        places = _places(self.starts[rows], self.counts[rows])
+        return Equations(
+            self.counts[rows],
+            self.variables[places],
+            self.coefficients[places],
+            self.constants[rows],
+            self.magnitudes[rows],
+            self.causes[rows],
+        )
 
-    def __setitem__(self, rows: Ids, values: "Equations") -> None:
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(values, field.name)
+    @property
+    def starts(self) -> Ids:
+        """Where the terms of each equation begin; [n]."""
+        starts: Ids = np.cumsum(self.counts) - self.counts
+        return starts
 
-    def widen(self, terms: int) -> None:
-        """Make room for `terms` variables in each equation."""
-        if terms <= self.variables.shape[1]:
-            return
-        missing = ((0, 0), (0, terms - self.variables.shape[1]))
-        self.variables = np.pad(self.variables, missing, constant_values=NONE)
-        self.coefficients = np.pad(self.coefficients, missing)
+    @property
+    def rows(self) -> Ids:
+        """The equation of each term."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 class Shifts:
@@ -63,11 +72,12 @@ class Shifts:
         self._place = np.empty(n, np.int64)
         self._place[np.argsort(-preference, kind="stable")] = np.arange(n)
         self._solved = np.zeros(n, bool)
-        # the equation of every solved variable, without this variable; a variable is solved at most once
-        self._solutions = Equations(
-            np.full((n, 2), NONE), np.zeros((n, 2)), np.zeros(n), np.zeros(n), np.full(n, NO_CAUSE)
-        )
         self._order: list[Ids] = []
+        # The equation of each solved variable, without this variable: its terms are in two arrays with room at the end.
+        self._starts, self._counts = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._constants, self._magnitudes, self._causes = np.zeros(n), np.zeros(n), np.full(n, NO_CAUSE)
+        self._terms = 0
+        self._variables, self._coefficients = np.empty(n, np.int64), np.empty(n)
 
     def add(self, terms: list[tuple[float, Ids]], constants: Array, cause: int) -> Conflict | None:
         """Add `sum(coefficient * q[ids]) = constant` for every position: ids and constants are of shape [n].
@@ -78,15 +88,14 @@ class Shifts:
         equation = np.tile(np.arange(n), len(terms))
         coefficient = np.repeat([factor for factor, _ in terms], n).astype(np.float64)
         places = self._place[np.concatenate([ids for _, ids in terms])]
-        variables, coefficients = _collect(n, equation, places, coefficient)
-        group = Equations(
-            variables, coefficients, constants.astype(np.float64), np.abs(constants), np.full(n, NO_CAUSE)
-        )
+        collected = _collect(n, equation, places, coefficient)
+        group = Equations(*collected, constants.astype(np.float64), np.abs(constants), np.full(n, NO_CAUSE))
         position = np.arange(n)
         before = len(self._order)
         while len(position):
-            group = self._reduce(group)
-            empty = group.variables[:, 0] == NONE
+            while (known := self._solved[group.variables]).any():
+                group = self._substituted(group, known)
+            empty = group.counts == 0
             wrong = empty & (np.abs(group.constants) > RELATIVE_TOLERANCE * group.magnitudes)
             if wrong.any():
                 for pivots in self._order[before:]:
@@ -94,7 +103,7 @@ class Shifts:
                 del self._order[before:]
                 at = np.flatnonzero(wrong)[position[wrong].argmin()]
                 return Conflict(int(position[at]), int(group.causes[at]))
-            group, position = group[~empty], position[~empty]
+            group, position = group[np.flatnonzero(~empty)], position[~empty]
             if len(position):
                 group, position = self._solve(group, position, cause)
         return None
@@ -103,97 +112,124 @@ class Shifts:
         """q of every variable; those that nothing determines are 0."""
         q = np.zeros(len(self._solved))
         for pivots in reversed(self._order):
-            solution = self._solutions[pivots]
-            others = np.where(solution.variables == NONE, 0.0, q[solution.variables])
-            q[pivots] = solution.constants - (solution.coefficients * others).sum(axis=1)
+            solutions = self._solutions(pivots)
+            others = solutions.coefficients * q[solutions.variables]
+            q[pivots] = solutions.constants - np.bincount(solutions.rows, others, len(pivots))
         return q[self._place]
 
     def _solve(self, group: Equations, position: Ids, cause: int) -> tuple[Equations, Ids]:
-        """Solve one of the reduced equations for each pivot. Returns the others, without it, and their positions.
+        """Solve at most one of the reduced equations for each pivot. Returns the others, and their positions.
 
-        From each of these the one before it is subtracted, in the order of their second variables. So equations that
-        have only their pivot in common, such as `q_i = q_0` for many i, become a chain whose pivots all differ.
+        Equations of one or two variables, such as `q_i = q_0` for many i, are solved at once: those of one pivot are
+        subtracted from one another, which makes a chain whose pivots all differ. Of longer ones those wait that contain
+        another pivot; so the number of their terms grows no faster than it must.
         """
-        # 1. Equations of one pivot stand side by side.
-        order = np.lexsort((position, *group.variables.T[1::-1]))
-        group, position = group[order], position[order]
-        pivots, solutions = group.variables[:, 0], _solved_for_pivot(group, cause)
-        # 2. All but the first of a pivot get the solution of the one before them in place of the pivot.
-        again = np.flatnonzero(pivots[1:] == pivots[:-1]) + 1
-        leading = np.zeros(group.variables[again].shape, bool)
-        leading[:, 0] = True
-        others = _substitute(group[again], leading, solutions[again - 1])
-        # 3. The first solves its pivot. It may contain other new pivots; each turn halves what is left of a chain.
-        first = np.delete(np.arange(len(pivots)), again)
-        new, waiting = pivots[first], pivots[first]
-        self._keep(new, solutions[first])
-        self._solved[new] = True
-        self._order.append(new)
+        # 1. Equations of one pivot stand side by side, short ones first.
+        short = group.counts <= SHORT
+        second = np.where(short, group.variables[group.starts + group.counts - 1], len(self._solved))
+        order = np.lexsort((position, second, group.variables[group.starts]))
+        group, position, short = group[order], position[order], short[order]
+        pivots, solutions = group.variables[group.starts], _solved_for_pivot(group, cause)
+        first = np.r_[True, pivots[1:] != pivots[:-1]]
+        # 2. The first of each pivot solves it, if it is short. A chain of these is halved in each turn.
+        taken = first & short
+        waiting = pivots[taken]
+        self._take(waiting, solutions[np.flatnonzero(taken)])
         while len(waiting):
-            solutions = self._solutions[waiting]
-            known = self._known(solutions)
-            at = np.flatnonzero(known.any(axis=1))
-            waiting = waiting[at]
-            self._keep(waiting, self._substituted(solutions[at], known[at]))
-        return others, position[again]
+            kept = self._solutions(waiting)
+            at = np.unique(kept.rows[self._solved[kept.variables]])
+            kept, waiting = kept[at], waiting[at]
+            self._keep(waiting, self._substituted(kept, self._solved[kept.variables]))
+        # 3. A longer one solves its pivot if it contains no other pivot.
+        new = np.zeros(len(self._solved), bool)
+        new[pivots[first]] = True
+        clash = np.bincount(solutions.rows, new[solutions.variables], len(pivots)) > 0
+        long = first & ~short & ~clash
+        self._take(pivots[long], solutions[np.flatnonzero(long)])
+        # 4. Each short one that is left gets the solution of the one before it in place of the pivot.
+        behind = np.flatnonzero(~first & short)
+        left = np.flatnonzero(~(taken | long))
+        others = group[left]
+        leading = np.zeros(len(others.variables), bool)
+        leading[others.starts[~first[left] & short[left]]] = True
+        return _substitute(others, leading, solutions[behind - 1]), position[left]
+
+    def _take(self, pivots: Ids, solutions: Equations) -> None:
+        """Take equations as the solutions of their pivots, which are then solved."""
+        if len(pivots):
+            self._keep(pivots, solutions)
+            self._solved[pivots] = True
+            self._order.append(pivots)
 
     def _keep(self, pivots: Ids, solutions: Equations) -> None:
-        width = max(self._solutions.variables.shape[1], solutions.variables.shape[1])
-        self._solutions.widen(width)
-        solutions.widen(width)
-        self._solutions[pivots] = solutions
+        end = self._terms + len(solutions.variables)
+        if end > len(self._variables):
+            self._variables = np.concatenate([self._variables, np.empty(end, np.int64)])
+            self._coefficients = np.concatenate([self._coefficients, np.empty(end)])
+        self._variables[self._terms : end] = solutions.variables
+        self._coefficients[self._terms : end] = solutions.coefficients
+        self._starts[pivots], self._counts[pivots] = self._terms + solutions.starts, solutions.counts
+        self._constants[pivots], self._magnitudes[pivots] = solutions.constants, solutions.magnitudes
+        self._causes[pivots] = solutions.causes
+        self._terms = end
 
-    def _reduce(self, group: Equations) -> Equations:
-        """Replace every variable that is solved by its solution, until none is left."""
-        while True:
-            known = self._known(group)
-            if not known.any():
-                return group
-            group = self._substituted(group, known)
-
-    def _known(self, group: Equations) -> NDArray[np.bool_]:
-        known: NDArray[np.bool_] = (group.variables != NONE) & self._solved[group.variables]
-        return known
+    def _solutions(self, pivots: Ids) -> Equations:
+        counts = self._counts[pivots]
+        places = _places(self._starts[pivots], counts)
+        return Equations(
+            counts,
+            self._variables[places],
+            self._coefficients[places],
+            self._constants[pivots],
+            self._magnitudes[pivots],
+            self._causes[pivots],
+        )
 
     def _substituted(self, group: Equations, known: NDArray[np.bool_]) -> Equations:
-        return _substitute(group, known, self._solutions[group.variables[known]])
+        return _substitute(group, known, self._solutions(group.variables[known]))
 
 
 def _solved_for_pivot(group: Equations, cause: int) -> Equations:
     """Each equation divided by the coefficient of its pivot, and without the pivot."""
-    scale = group.coefficients[:, 0]
-    variables, coefficients = group.variables.copy(), group.coefficients / scale[:, None]
-    variables[:, 0], coefficients[:, 0] = NONE, 0.0
-    causes = np.full(len(scale), cause)
-    return Equations(variables, coefficients, group.constants / scale, group.magnitudes / np.abs(scale), causes)
+    scale = group.coefficients[group.starts]
+    coefficients = group.coefficients / np.repeat(scale, group.counts)
+    return Equations(
+        group.counts - 1,
+        np.delete(group.variables, group.starts),
+        np.delete(coefficients, group.starts),
+        group.constants / scale,
+        group.magnitudes / np.abs(scale),
+        np.full(len(scale), cause),
+    )
 
 
 def _substitute(group: Equations, known: NDArray[np.bool_], solutions: Equations) -> Equations:
-    """Replace the variables at `known`, a mask of shape [n, terms], by their solutions, one for each in its order."""
-    at, column = np.nonzero(known)
-    factor = group.coefficients[at, column]
+    """Replace the terms at `known`, a mask of all terms, by the solutions of their variables, one for each in order."""
+    rows, factor = group.rows, group.coefficients[known]
+    at, left = rows[known], ~known
     constants, magnitudes, causes = group.constants.copy(), group.magnitudes.copy(), group.causes.copy()
     np.subtract.at(constants, at, factor * solutions.constants)
     np.maximum.at(magnitudes, at, np.abs(factor) * solutions.magnitudes)
     causes[at] = solutions.causes
-    old_at, old_column = np.nonzero((group.variables != NONE) & ~known)
-    new_at, new_column = np.nonzero(solutions.variables != NONE)
-    variables, coefficients = _collect(
+    new = -np.repeat(factor, solutions.counts) * solutions.coefficients
+    collected = _collect(
         len(constants),
-        np.concatenate([old_at, at[new_at]]),
-        np.concatenate([group.variables[old_at, old_column], solutions.variables[new_at, new_column]]),
-        np.concatenate(
-            [
-                group.coefficients[old_at, old_column],
-                -factor[new_at] * solutions.coefficients[new_at, new_column],
-            ]
-        ),
+        np.concatenate([rows[left], np.repeat(at, solutions.counts)]),
+        np.concatenate([group.variables[left], solutions.variables]),
+        np.concatenate([group.coefficients[left], new]),
     )
-    return Equations(variables, coefficients, constants, magnitudes, causes)
+    return Equations(*collected, constants, magnitudes, causes)
 
 
-def _collect(n: int, equation: Ids, variable: Ids, coefficient: Array) -> tuple[Ids, Array]:
-    """Sum the coefficients of equal variables within each equation, drop those that cancel, and pad to a rectangle."""
+def _places(starts: Ids, counts: Ids) -> Ids:
+    """The places of all terms of equations, by where each begins and how many it has."""
+    places: Ids = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    return places
+
+
+def _collect(n: int, equation: Ids, variable: Ids, coefficient: Array) -> tuple[Ids, Ids, Array]:
+    """Sort the terms by equation and variable, sum the coefficients of equal variables, and drop those that cancel.
+    Returns how many terms each of the n equations has, and the variables and coefficients of all."""
     order = np.lexsort((variable, equation))
     equation, variable, coefficient = equation[order], variable[order], coefficient[order]
     if len(equation):
@@ -202,9 +238,4 @@ def _collect(n: int, equation: Ids, variable: Ids, coefficient: Array) -> tuple[
         coefficient = np.add.reduceat(coefficient, start)
         keep = np.abs(coefficient) > RELATIVE_TOLERANCE * size
         equation, variable, coefficient = equation[start][keep], variable[start][keep], coefficient[keep]
-    counts = np.bincount(equation, minlength=n)
-    column = np.arange(len(equation)) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = max(int(counts.max(initial=0)), 1)
-    variables, coefficients = np.full((n, width), NONE), np.zeros((n, width))
-    variables[equation, column], coefficients[equation, column] = variable, coefficient
-    return variables, coefficients
+    return np.bincount(equation, minlength=n), variable, coefficient

@@ -204,6 +204,21 @@ def test_many_equations_that_share_variables(shape: str) -> None:
     np.testing.assert_array_equal(shifts.values(), expected)
 
 
+def test_sums_of_rows_and_columns_stay_short() -> None:
+    """`out[i, j] = a[i] + b[j] + t`, as of a relative position: equations of three variables."""
+    side = 12
+    a, b, out = np.arange(side), side + np.arange(side), 2 * side + np.arange(side * side)
+    rows, columns = np.repeat(a, side), np.tile(b, side)
+    t = np.random.default_rng(0).integers(-8, 8, side * side).astype(float)
+    shifts = Shifts(np.r_[np.ones(2 * side, np.int64), np.zeros(side * side, np.int64)])
+    equations = [(1.0, out), (-1.0, rows), (-1.0, columns)]
+    assert shifts.add(equations, t, 0) is None
+    q = shifts.values()
+    np.testing.assert_array_equal(q[out] - q[rows] - q[columns], t)
+    assert shifts.add([(1.0, out[1:]), (-1.0, np.full(len(out) - 1, out[0]))], np.zeros(len(out) - 1), 1) is not None
+    np.testing.assert_array_equal(shifts.values(), q)
+
+
 def test_the_preferred_variable_moves() -> None:
     shifts = Shifts(np.array([0, 2, 0]))
     shifts.add([(1.0, ids(0)), (-1.0, ids(1)), (-1.0, ids(2))], np.array([5.0]), 0)
