@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from sklearn.datasets import load_digits
 from support import ROOT
 from support.commands import bnfold
 from support.service import served
-from support.service.reloading import ROWS, Load, table, wait
+from support.service.reloading import ROWS, Load, table
 from support.service.serving import Service
 
 pytestmark = pytest.mark.integration
@@ -96,6 +97,12 @@ def deploy(folder: Path, port: int, **args: Any) -> None:
     cli.main(["run", "--non-blocking", str(folder.parent / "serve.yaml")], standalone_mode=False)
 
 
+def until(true: Callable[[], Any]) -> None:
+    """Replicas start as fast as the machine is; what fails is said at once."""
+    while not true():
+        time.sleep(0.1)
+
+
 def test_ray_serve_serves_and_updates_without_a_failed_request(tmp_path: Path, port: int) -> None:
     """Two replicas, as the file says. An update to the next version comes by Serve's file, under load."""
     from ray import serve  # noqa: PLC0415
@@ -109,7 +116,7 @@ def test_ray_serve_serves_and_updates_without_a_failed_request(tmp_path: Path, p
         table(tmp_path / "repository", version)
     try:
         deploy(tmp_path / "repository", port, version_policy="1")
-        wait(running)
+        until(running)
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             assert client.is_server_live()
             assert client.is_server_ready()
@@ -122,8 +129,8 @@ def test_ray_serve_serves_and_updates_without_a_failed_request(tmp_path: Path, p
         with Load(here).of(3) as load:
             load.go_on("1")
             deploy(tmp_path / "repository", port, version_policy="2")
-            load.go_on("2")
-            wait(running)
+            until(lambda: load.seen["2"] or load.failed)
+            until(running)
             before = load.seen["1"]
             load.go_on("2")
             assert load.seen["1"] == before, "the old replicas are gone"
