@@ -56,9 +56,6 @@ NOTES = {
     "pytorchcv/deeplabv3_resnetd152b_voc": "it takes 480×480 alone, which was not tried when it was drawn",
     "pytorchcv/quartznet15x5_it": "it reads audio with a package that is not installed",
     "pytorchcv/simplepose_mobile_mobilenet_w1_coco": "its code looks for maxima, which `torch.export` cannot trace",
-    "pytorchcv/sepreresnet200": "from before part A measured how a model amplifies rounding; the whole run was not "
-    "repeated. On inputs with an offset one rounding of each tensor in float64 moves its output by 0.17 to 0.23, and "
-    "the folded graph is 0.17 away. On other inputs both are 4e-15 to 8e-15",
     "timm/lamhalobotnet50ts_256": "stopped by hand after 4 CPU-minutes in the solver of shifts. Since then it folds in "
     "5 CPU-seconds: 53 of 59 BatchNorms, 6 stay; the proof was not run again",
 }
