@@ -1,7 +1,7 @@
 """Inputs of a model: drawn from a seed, read from files or made from images; and input scaling (`--normalize`)."""
 
 from fold.inputs.dataset import DataSet, open_dataset
-from fold.inputs.drawn import FREE_SIZES, Family, draw_inputs, drawn_inputs
+from fold.inputs.drawn import FREE_SIZES, Family, UndrawableError, draw_inputs, drawn_inputs
 from fold.inputs.given import as_datatype, by_name, check_inputs, input_files, is_image, read_inputs
 from fold.inputs.images import decode_image, image_tensor, read_image, read_preprocessing, refuse_misfit
 from fold.inputs.scaling import ALREADY, TO_NCHW, AxisOrder, InputScaling, ResolvedScaling, parse_scaling, unscaled
@@ -16,6 +16,7 @@ __all__ = [
     "Family",
     "InputScaling",
     "ResolvedScaling",
+    "UndrawableError",
     "as_datatype",
     "by_name",
     "check_inputs",

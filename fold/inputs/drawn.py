@@ -20,6 +20,10 @@ ZEROS = 0.9
 IMAGES = (".png", ".jpg", ".jpeg")
 
 
+class UndrawableError(BnfoldError):
+    """Of the type of an input no values can be drawn: only inputs that are given can be computed."""
+
+
 def drawn_inputs(manifest: Manifest, samples: int, seed: int, family: Family = "normal") -> Arrays:
     """`draw_inputs` for a published model, with the sizes that it was proven with."""
     free = manifest.free_sizes or FREE_SIZES
@@ -44,7 +48,7 @@ def draw_inputs(
     inputs: Arrays = {}
     for spec in specs:
         if spec.datatype not in DATATYPES:
-            raise BnfoldError(f"input {spec.name!r}: no values of type {spec.datatype} can be drawn; give inputs")
+            raise UndrawableError(f"input {spec.name!r}: no values of type {spec.datatype} can be drawn; give inputs")
         batched = bool(spec.shape) and spec.shape[0] < 0
         shape = list(spec.shape)
         for position, axis in enumerate(axis for axis, size in enumerate(shape) if size < 0 and axis >= batched):

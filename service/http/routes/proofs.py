@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.types import Scope
 
 from fold.errors import BnfoldError, is_out_of_files
+from fold.inputs import UndrawableError
 from fold.runtime import runtime_code, without_runtime_words
 from fold.serving import DeviceLostError, DeviceMemoryError
 from service.batching import Worker
 from service.errors import (
+    BadRequestError,
     BusyError,
     ClientGoneError,
     ComputeError,
@@ -140,6 +142,8 @@ class ProofQueue:
                 raise not_installed(model, error) from error
             except (DeviceMemoryError, DeviceLostError) as error:
                 raise DeviceError(error) from error
+            except UndrawableError as error:
+                raise BadRequestError(f"model {model}: {error}") from error
             except BnfoldError as error:
                 if is_out_of_files(error):
                     raise OutOfFilesError from error

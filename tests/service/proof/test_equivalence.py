@@ -73,6 +73,12 @@ def test_refusals_name_what_came_and_what_was_expected(service: Any, body: Any, 
     assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
 
 
+def test_what_cannot_be_drawn_must_be_given(service: Any) -> None:
+    for answer in (service.post("/v2/models/text/equivalence", json={}), service.get("/v2/models/text/layers")):
+        assert answer.status_code == 400, answer.text
+        assert "no values of type BYTES can be drawn" in answer.json()["error"]
+
+
 def test_another_model_than_the_reference_is_found_out(
     tmp_path: Path, start: Callable[..., Any], make_net: Callable[..., None]
 ) -> None:
