@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from fold.errors import BnfoldError, short
-from fold.graph.reading import inner_nodes
+from fold.graph.reading import constant, display_name, inner_nodes, integer, is_standard
 from fold.graph.spellings import graphs_in, nodes_in
 from fold.limits import limit
 
@@ -44,7 +44,7 @@ def check_model(model: ir.Model) -> None:
 
     Raises `BnfoldError` for a graph with a cycle, for functions that inline to more nodes than the limit or call
     themselves, for tensors that nothing gives, for names of any length or of two inputs, for types that ONNX has not,
-    and for strings that are not UTF-8.
+    for a bias of another shape than its convolution wants, and for strings that are not UTF-8.
     """
     _check_size(model)
     for function in model.functions.values():
@@ -103,9 +103,25 @@ def _check_nodes(body: ir.Graph | ir.Function) -> None:
             _check_name(name)
         for value in node.inputs:
             _check_given(value)
+        if node.op_type in ("Conv", "ConvTranspose") and is_standard(node):
+            _check_bias(node)
         attribute = node.attributes.get("value")
         if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
             _check_tensor(attribute.as_tensor())
+
+
+def _check_bias(node: ir.Node) -> None:
+    """ONNX Runtime takes the first numbers of a bias of any other shape."""
+    weights, bias = (constant(value) for value in (*node.inputs, None, None)[1:3])
+    if weights is None or bias is None or len(weights.shape) < 2:
+        return
+    shape = weights.shape.numpy()
+    channels = shape[0] if node.op_type == "Conv" else shape[1] * integer(node, "group", 1)
+    if tuple(bias.shape) != (channels,):
+        raise BnfoldError(
+            f"{short(display_name(node))} has a bias of shape {list(bias.shape)}, expected [{channels}], one number "
+            "for each output channel; export the model again"
+        )
 
 
 def _check_given(value: ir.Value | None) -> None:

@@ -78,6 +78,12 @@ def _long_parameters(model: onnx.ModelProto) -> None:
     model.graph.initializer[3].CopyFrom(tensor("mean", 5))
 
 
+def _long_bias(model: onnx.ModelProto) -> None:
+    """In a Constant, and of more numbers than there are output channels."""
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["b"], value=tensor("b", 5)))
+    model.graph.node[1].input.append("b")
+
+
 def _unknown_type_of_an_input(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_type = 99
     model.graph.input.append(info("w", (4, 3, 3, 3)))
@@ -96,6 +102,8 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "an initializer that overflows": (lambda m: m.graph.initializer[0].dims.__setitem__(0, 2**62), "cannot load it"),
     "a negative size": (lambda m: m.graph.initializer[0].dims.__setitem__(0, -4), "cannot load it"),
     "parameters of another length": (_long_parameters, "cannot load it: Node (bn) Op (BatchNormalization)"),
+    "weights as the bias": (lambda m: m.graph.node[0].input.append("w"), "bias of shape [4, 3, 3, 3], expected [4]"),
+    "a bias of another length": (_long_bias, "has a bias of shape [5], expected [4], one number for each output"),
     "parameters that are missing": (lambda m: m.graph.node[1].input.__delitem__(slice(3, 5)), "has input size 3"),
     "an attribute of another type": (
         lambda m: m.graph.node[1].attribute.append(helper.make_attribute("epsilon", "two")), "Mismatched attribute"
