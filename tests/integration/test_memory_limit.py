@@ -5,6 +5,7 @@ import io
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,20 +28,31 @@ CLIENTS = 2
 """Of each kind at a time."""
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A control group whose processes get no more than `LIMIT`."""
+def make_group() -> Path | None:
+    """A control group whose processes get no more than `LIMIT`; None where none can be made."""
     for root, file in GROUPS:
         folder = root / f"bnfold-test-{os.getpid()}"
         with suppress(OSError):
             folder.mkdir()
             try:
                 (folder / file).write_text(str(LIMIT))
-                yield folder
-                return
-            finally:
+            except OSError:
                 folder.rmdir()
-    pytest.skip("no control group of memory can be made here; that takes root, and a writable /sys/fs/cgroup")
+            else:
+                return folder
+    return None
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    folder = make_group()
+    if folder is None:
+        pytest.skip("no control group of memory can be made here; that takes root, and a writable /sys/fs/cgroup")
+    yield folder
+    end = time.monotonic() + PATIENCE
+    while (folder / "cgroup.procs").read_text() and time.monotonic() < end:
+        time.sleep(0.01)
+    folder.rmdir()
 
 
 def image() -> bytes:
