@@ -128,7 +128,7 @@ def test_the_image_starts_what_the_command_line_has() -> None:
     [script] = json.loads(last("service", "ENTRYPOINT"))
     assert PROJECT["project"]["scripts"][script] == "fold.cli:main"
     parameters = parse(fold.cli.app, json.loads(last("service", "CMD")))
-    assert parameters["repository"] == Path("/models")
+    assert parameters["repository"] == "/models"
     assert parameters["host"] == "0.0.0.0"
     assert last("service", "EXPOSE") == f"{Settings.model_fields['port'].default} {grpc_port()}"
 
@@ -232,8 +232,8 @@ def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:
     assert callable(load_architecture(trained["arch"]).make)
     assert folded["arch"] == trained["arch"]
     assert folded["source"] == trained["out"]
-    repository = Path(last("example", "WORKDIR"))
-    assert folded["out"] == repository == parse(fold.cli.app, json.loads(last("service", "CMD")))["repository"]
+    repository = last("example", "WORKDIR")
+    assert str(folded["out"]) == repository == parse(fold.cli.app, json.loads(last("service", "CMD")))["repository"]
     assert f"[ -f {folded['name']}/1/manifest.json ]" in script
 
 

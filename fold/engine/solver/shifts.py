@@ -27,7 +27,7 @@ class Equations:
     """n equations, one behind the other: the first has the first `counts[0]` of all `variables` and `coefficients`.
 
     `counts`, `constants`, `magnitudes` and `causes` are [n]. `magnitudes` is the largest constant that ever entered an
-    equation, for the test of 0 = 0; `causes` is the cause of the equation that was substituted last.
+    equation, for the test of 0 = 0; `causes` is the cause of one that was substituted last.
     """
 
     counts: Ids
@@ -69,8 +69,9 @@ class Shifts:
 
     def __init__(self, preference: Ids) -> None:
         n = len(preference)
+        self._number = np.argsort(-preference, kind="stable")  # by place
         self._place = np.empty(n, np.int64)
-        self._place[np.argsort(-preference, kind="stable")] = np.arange(n)
+        self._place[self._number] = np.arange(n)
         self._solved = np.zeros(n, bool)
         self._order: list[Ids] = []
         # The equation of each solved variable, without this variable: its terms are in two arrays with room at the end.
@@ -186,7 +187,14 @@ class Shifts:
         )
 
     def _substituted(self, group: Equations, known: NDArray[np.bool_]) -> Equations:
-        return _substitute(group, known, self._solutions(group.variables[known]))
+        """The cause is that of the variable with the largest number, which is of the latest tensor: where a demand of
+        an input and one of what follows contradict each other, the one that follows is told."""
+        variables = group.variables[known]
+        solutions = self._solutions(variables)
+        found = _substitute(group, known, solutions)
+        latest = np.argsort(self._number[variables], kind="stable")
+        found.causes[group.rows[known][latest]] = solutions.causes[latest]
+        return found
 
 
 def _solved_for_pivot(group: Equations, cause: int) -> Equations:
