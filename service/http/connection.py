@@ -19,6 +19,7 @@ from service.errors import error_body
 from service.http.exchange import DefaultHeaders, Exchange, FastPath, header_lines
 from service.http.framing import Fault, fault_of
 from service.http.head_cache import RequestHead
+from service.http.sockets import reset_when_closed
 from service.operations import WITHDRAW
 from service.telemetry import ThrottledLog
 
@@ -281,6 +282,7 @@ class HttpConnection(HttpToolsProtocol):
             self._stalled_since = None
             seconds = self._limits.request_seconds
             log.warning("a client read nothing of its answer for %g seconds; its connection was closed", seconds)
+            reset_when_closed(self.transport.get_extra_info("socket"))
             self.transport.abort()
         elif self._lingers_since is not None:
             if self._lingers_since < now - LINGER_SECONDS:

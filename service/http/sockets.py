@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import sys
 
 from fold.errors import BnfoldError
@@ -62,6 +63,13 @@ def refuse_new_connections(listener: socket.socket) -> None:
 def hear(connection: socket.socket) -> None:
     """Take off the limit that an accepted connection may have inherited from the port."""
     _drop_below(connection, 0)
+
+
+def reset_when_closed(connection: socket.socket) -> None:
+    """Let the kernel drop what the client has not read. It would keep it, up to 4 MB, and try to send it for two
+    minutes."""
+    with contextlib.suppress(OSError):  # the client has left
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _drop_below(target: socket.socket, ttl: int) -> None:
