@@ -30,7 +30,11 @@ from service.settings import Settings, load_settings
 from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = set(find_namespace_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]))
+PACKAGES = {  # of these folders alone: a search of the checkout would walk through build/ and environments
+    f"{name}.{inner}".strip(".")
+    for name in (pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    for inner in ["", *find_namespace_packages(str(ROOT / name))]
+}
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
