@@ -153,7 +153,8 @@ class Shifts:
         others = group[left]
         leading = np.zeros(len(others.variables), bool)
         leading[others.starts[~first[left] & short[left]]] = True
-        return _substitute(others, leading, solutions[behind - 1]), position[left]
+        numbers = self._number[others.variables[leading]]
+        return _substitute(others, leading, solutions[behind - 1], numbers), position[left]
 
     def _take(self, pivots: Ids, solutions: Equations) -> None:
         """Take equations as the solutions of their pivots, which are then solved."""
@@ -187,14 +188,8 @@ class Shifts:
         )
 
     def _substituted(self, group: Equations, known: NDArray[np.bool_]) -> Equations:
-        """The cause is that of the variable with the largest number, which is of the latest tensor: where a demand of
-        an input and one of what follows contradict each other, the one that follows is told."""
         variables = group.variables[known]
-        solutions = self._solutions(variables)
-        found = _substitute(group, known, solutions)
-        latest = np.argsort(self._number[variables], kind="stable")
-        found.causes[group.rows[known][latest]] = solutions.causes[latest]
-        return found
+        return _substitute(group, known, self._solutions(variables), self._number[variables])
 
 
 def _solved_for_pivot(group: Equations, cause: int) -> Equations:
@@ -211,14 +206,19 @@ def _solved_for_pivot(group: Equations, cause: int) -> Equations:
     )
 
 
-def _substitute(group: Equations, known: NDArray[np.bool_], solutions: Equations) -> Equations:
-    """Replace the terms at `known`, a mask of all terms, by the solutions of their variables, one for each in order."""
+def _substitute(group: Equations, known: NDArray[np.bool_], solutions: Equations, numbers: Ids) -> Equations:
+    """Replace the terms at `known`, a mask of all terms, by the solutions of their variables, one for each in order.
+
+    The cause becomes that of the variable with the largest of `numbers`, which is of the latest tensor: where a demand
+    of an input and one of what follows contradict each other, the one that follows is told.
+    """
     rows, factor = group.rows, group.coefficients[known]
     at, left = rows[known], ~known
     constants, magnitudes, causes = group.constants.copy(), group.magnitudes.copy(), group.causes.copy()
     np.subtract.at(constants, at, factor * solutions.constants)
     np.maximum.at(magnitudes, at, np.abs(factor) * solutions.magnitudes)
-    causes[at] = solutions.causes
+    latest = np.argsort(numbers, kind="stable")
+    causes[at[latest]] = solutions.causes[latest]
     new = -np.repeat(factor, solutions.counts) * solutions.coefficients
     collected = _collect(
         len(constants),
