@@ -15,8 +15,8 @@ def widened(inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def row_count(arrays: Arrays) -> int:
-    """Rows of the first array, which are those of all where the first axis is the batch."""
-    return len(next(iter(arrays.values())))
+    """Rows of the first array that has an axis, which are those of all where it is the batch; 1 if none has one."""
+    return next((len(array) for array in arrays.values() if array.ndim), 1)
 
 
 def first_rows(arrays: Arrays, rows: int) -> Arrays:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from fold.arrays import Arrays
+from fold.arrays import Arrays, row_count
 from fold.engine import Gauge, TensorSize
 from fold.evaluate import Evaluator
 from fold.graph import display_name, infer_shapes, is_float
@@ -88,7 +88,7 @@ def layer_errors(
     U = sampler.run(unfolded, few)
     halt()
     F = sampler.run(folded, few)
-    return LayerErrors(tuple(sampler.errors(R, U, F, carried)), sampler.tensors, count_rows(few))
+    return LayerErrors(tuple(sampler.errors(R, U, F, carried)), sampler.tensors, row_count(few))
 
 
 class LayerSampler:
@@ -146,10 +146,6 @@ def first_free(inputs: Arrays, graph: ir.Graph, rows: int) -> Arrays:
     """At most `rows` rows of the inputs whose first axis is free."""
     free = {value.name for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
     return {name: array[:rows] if name in free else array for name, array in inputs.items()}
-
-
-def count_rows(inputs: Arrays) -> int:
-    return next((len(array) for array in inputs.values() if array.ndim), 1)
 
 
 def sample(array: np.ndarray) -> Sampled:

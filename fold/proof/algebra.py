@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fold.arrays import Arrays, first_rows
+from fold.arrays import Arrays, first_rows, row_count
 from fold.artifact import TensorSpec, all_batched
 from fold.errors import BnfoldError
 from fold.evaluate import Evaluator, MovedTensors, TooLongError, rounding_limits
@@ -149,7 +149,7 @@ def check_algebra(truth: Truth, answers: Families, read_unfolded: Callable[[], i
     base, families = LIMIT * max(truth.depth, 1), []
     moved: MovedTensors | None = None
     for name, (inputs, outputs) in truth.families.items():
-        rows = next((len(array) for array in inputs.values() if array.ndim), 1)
+        rows = row_count(inputs)
         gap, output = largest_difference(outputs, answers[name][1])
         limit = base
         if base < gap < np.inf:

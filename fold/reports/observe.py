@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fold.arrays import Arrays, Run
+from fold.arrays import Arrays, Run, row_count
 from fold.engine import FoldReport, Gauge, written_out
 from fold.errors import BnfoldError
 from fold.graph import BATCHNORM, constant, display_name, infer_shapes, is_standard
-from fold.inspection import LayerSampler, Sampled, Samples, count_rows, evenly, first_free, sample
+from fold.inspection import LayerSampler, Sampled, Samples, evenly, first_free, sample
 from fold.reports.observations import (
     QUANTILES,
     Activations,
@@ -84,8 +84,8 @@ def observe_layers(
     # 4. Collect what the pictures need.
     return Observations(
         numbers=numbers,
-        rows=count_rows(few),
-        timed_rows=count_rows(one_row),
+        rows=row_count(few),
+        timed_rows=row_count(one_row),
         unfolded=costs[0],
         folded=costs[1],
         rounds=rounds,
