@@ -59,19 +59,19 @@ class Mirror:
     def __str__(self) -> str:
         return self._url
 
-    def refresh(self) -> None:
-        """Let the folder have what the repository has. Raises `BnfoldError` if it cannot be read; then nothing is
-        taken away."""
+    def refresh(self, model: str | None = None) -> None:
+        """Let the folder have what the repository has, of one model alone if it is given. Raises `BnfoldError` if it
+        cannot be read; then nothing is taken away."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BnfoldError(f"{self.folder}: cannot be created ({error.strerror}); set BNFOLD_CACHE") from error
         with self._lock, self._asking(""):
             self._files.invalidate_cache()
-            models = self._folders("", NAME_PATTERN)
+            models = [name for name in self._folders("", NAME_PATTERN) if model in (None, name)]
             versions = [f"{name}/{v}" for name in models for v in self._folders(name, VERSION_PATTERN)]
             there = {version for version in versions if self._refresh_manifest(version)}
-        for path in self.folder.glob("*/*"):
+        for path in self.folder.glob(f"{model or '*'}/*"):
             if str(path.relative_to(self.folder)) not in there:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -127,16 +127,19 @@ class Repository:
             if not ready or isinstance(entry, Model)
         ]
 
-    # At the start
+    # Behind a URL
 
-    def refresh(self) -> None:
-        """Look at what a repository behind a URL has. Raises `BnfoldError` if it cannot be read."""
+    def refresh(self, model: str | None = None) -> None:
+        """Look at what a repository behind a URL has, of one model alone if it is given. Raises `BnfoldError` if it
+        cannot be read."""
         if self._mirror is not None:
-            self._mirror.refresh()
+            self._mirror.refresh(model)
 
     def _fetch(self, version: Path) -> Path:
         """The folder with all files of a version of `folder`. Raises `BnfoldError`."""
         return version if self._mirror is None else self._mirror.fetch(version)
+
+    # At the start
 
     def load(self) -> None:
         """Load the versions that the policy chooses of the models that the settings choose. Raises `BnfoldError` if one
@@ -258,7 +261,7 @@ class Repository:
 
         def job() -> dict[str, LoadOutcome]:
             try:
-                self.refresh()
+                self.refresh(name)
             except BnfoldError as error:
                 raise NotReadyError(str(error)) from error
             self.tell_ignored(name, ignored_versions(self.folder / name))

@@ -20,10 +20,11 @@ from support.service.serving import start
 
 @dataclass
 class Files:
-    """The folder that is served, and the paths of graphs that were downloaded."""
+    """The folder that is served, the paths that were asked for, and those of graphs that were downloaded."""
 
     folder: Path
     port: int = 0
+    asked: list[str] = field(default_factory=list)
     downloaded: list[str] = field(default_factory=list)
 
     @property
@@ -38,6 +39,7 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
     class Handler(SimpleHTTPRequestHandler):
         def log_request(self, code: object = "-", size: object = "-") -> None:
+            found.asked.append(self.path)
             if self.command == "GET" and self.path.endswith(".onnx"):
                 found.downloaded.append(self.path)
 
@@ -72,6 +74,17 @@ def test_it_is_served_and_downloaded_once(files: Files, tmp_path: Path) -> None:
             assert [one["version"] for one in reasons] == ["1", "2"]
         files_of_2 = ["/models/table/2/model.onnx", "/models/table/2/unfolded.onnx"]
         assert sorted(files.downloaded) == files_of_2[:downloads], "once, and of the version that the policy chooses"
+
+
+def test_a_load_looks_at_its_own_model(files: Files, tmp_path: Path) -> None:
+    table(files.folder, 1)
+    shutil.copytree(files.folder / "table", files.folder / "other")
+    with start(files.url, cache=tmp_path / "cache", **EXPLICIT) as service:
+        files.asked.clear()
+        assert call(service, "load") == (200, "")
+        assert answered(service) == "1"
+        assert "/models/table/1/manifest.json" in files.asked
+        assert [path for path in files.asked if "/other/" in path] == []
 
 
 def test_what_is_half_published_or_altered_is_refused_and_the_old_version_serves_on(
