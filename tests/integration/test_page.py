@@ -521,6 +521,15 @@ def test_without_scripts_the_page_is_read(opened: Opened, browser: Any, service:
     context.close()
 
 
+def asked_in_a_minute(page: Any, service: serving.Service) -> list[tuple[str, str]]:
+    """Method and path of each request of a page whose clock is held. Later ones are added to the list."""
+    asked: list[tuple[str, str]] = []
+    page.on("request", lambda request: asked.append((request.method, request.url.removeprefix(service.url))))
+    page.clock.run_for(60_000)
+    page.wait_for_load_state("networkidle")
+    return asked
+
+
 def test_the_first_paint_is_small_and_a_hidden_page_asks_nothing(browser: Any, service: serving.Service) -> None:
     with pages(browser) as visit:
         page = visit("about:blank")
@@ -533,10 +542,7 @@ def test_the_first_paint_is_small_and_a_hidden_page_asks_nothing(browser: Any, s
             ".map((each) => each.encodedBodySize)"
         )
         assert sum(loaded) < FIRST_PAINT
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.clock.run_for(60_000)
-        page.wait_for_load_state("networkidle")
+        asked = asked_in_a_minute(page, service)
         assert 0 < len(asked) <= 14, "two small requests every ten seconds"
         page.evaluate("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")
         page.clock.run_for(20_000)
@@ -552,10 +558,7 @@ def test_an_open_page_asks_what_the_benchmark_of_pages_asks(browser: Any, servic
         page.goto(f"{service.url}/#/pair/1/traffic")
         page.get_by_text("Memory of the process").wait_for()
         page.wait_for_load_state("networkidle")
-        asked: list[tuple[str, str]] = []
-        page.on("request", lambda request: asked.append((request.method, request.url.removeprefix(service.url))))
-        page.clock.run_for(60_000)
-        page.wait_for_load_state("networkidle")
+        asked = asked_in_a_minute(page, service)
     told = re.findall(r'\("(GET|POST)", "(/v2/[^"]*)"', (ROOT / "benchmarks" / "pages.py").read_text())
     expected = [(method, path.replace("/net/", "/pair/")) for method, path in told]
     assert set(asked) == set(expected)
