@@ -11,6 +11,9 @@ INTERNAL = "internal error; the service's log has the details"
 TEXT = 1000
 """Characters of an error that are sent: they go into a header, and clients accept 8 KiB of headers."""
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata, which says when a client whose policy retries the status may do so (gRFC A6)."""
+
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -33,6 +36,7 @@ def code_of(error: ServiceError) -> StatusCode:
 
 async def abort(context: Any, error: ServiceError) -> NoReturn:
     """End the call with `error`. Always raises, which ends its handler."""
-    metadata = tuple((name.decode(), value.decode()) for name, value in error.headers())
-    await context.abort(code_of(error), str(error)[:TEXT], metadata)
+    metadata = [(name.decode(), value.decode()) for name, value in error.headers()]
+    metadata += [(PUSHBACK, f"{value}000") for name, value in metadata if name == "retry-after"]
+    await context.abort(code_of(error), str(error)[:TEXT], tuple(metadata))
     raise AssertionError("abort raises")

@@ -283,6 +283,7 @@ def test_a_full_queue_says_when_to_come_again(slow_alone: Path) -> None:
     assert caught.value.code() is Code.RESOURCE_EXHAUSTED
     told = dict(caught.value.trailing_metadata())
     assert int(told["retry-after"]) >= 1
+    assert told["grpc-retry-pushback-ms"] == f"{told['retry-after']}000", "as gRPC's own retries read it"
 
 
 def test_a_run_that_fails_is_internal_and_no_neighbours(service: Service) -> None:
