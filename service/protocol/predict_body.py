@@ -48,18 +48,21 @@ def columns_in_pieces(
     """As `columns_of`, for a document with bulks. A column is an array with a first axis for the instances, or a list
     of rows, each of which is an array or a list."""
     instances = document.get("instances")
-    if type(instances) is Bulk:
+    if type(instances) is Bulk and len(signature.inputs) > 1:  # it holds no objects
+        yield from _check_bulk(instances, max_rows)
+        document["instances"] = [instances.first()]
+    elif type(instances) is Bulk:
         spec = next(iter(signature.inputs.values()))
         row = _row(spec, signature)
         form = yield from _form(instances, row, ANY)
         counting = _check_bulk(instances, max_rows)
         if nesting(instances) == 1 and row:  # numbers where rows are expected
             yield from counting
-        read = yield from array_of(instances, spec.datatype, form, budget, estimate, counting)
-        if type(read) is np.ndarray and len(signature.inputs) == 1:
+        read = yield from array_of(spec.name, instances, spec.datatype, form, budget, estimate, counting)
+        if type(read) is np.ndarray:
             _check_count(len(read), max_rows)
             return {spec.name: read.reshape(len(read), *row) if _is_flat(form[1:], row) else read}
-        document["instances"] = read.tolist() if type(read) is np.ndarray else read
+        document["instances"] = read
     columns = columns_of(document, signature, max_rows)
     for name, values in columns.items():
         spec = signature.inputs[name]
@@ -67,7 +70,7 @@ def columns_in_pieces(
         for position, value in enumerate(values):
             if type(value) is Bulk:
                 form = (yield from _form(value, row, -1))[1:]
-                read = yield from array_of(value, spec.datatype, form, budget, estimate)
+                read = yield from array_of(name, value, spec.datatype, form, budget, estimate)
                 flat = type(read) is np.ndarray and _is_flat(form, row)
                 values[position] = read.reshape(row) if flat and type(read) is np.ndarray else read
     return dict(columns)

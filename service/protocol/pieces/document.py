@@ -8,16 +8,16 @@ is parsed as usual.
 import codecs
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from service.budget import Estimate
 from service.errors import BadRequestError, UnreadableError
-from service.protocol.jsontext import deeper_than
+from service.protocol.jsontext import Nesting, bracket_places, too_deep
 from service.protocol.pieces.capacity import Capacity
-from service.protocol.pieces.text import Steps, Strings, Text, loads
+from service.protocol.pieces.text import Steps, Strings, Text, loads, occurrences
 from service.protocol.pieces.tree import read_tree
 
 LARGE = 4096
@@ -29,6 +29,7 @@ _NAME = secrets.token_hex(8)
 """Begins the names of arrays in the rest of a text; no client knows it."""
 _BEFORE = re.compile(rb"\s*:\s*(?=\[)")
 _BEHIND = re.compile(rb"\]\s*,?\s*$")
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -36,44 +37,42 @@ class Bulk:
     """An array of numbers that was not parsed yet."""
 
     text: Text
-    depth: int = 0
-    """Lists within lists, once they are known."""
     read: bool = False
 
     def __repr__(self) -> str:
         """As errors repeat values, which they cut off."""
-        start = self.text.piece(self.text.begin, LARGE)
-        start = start[: start.rfind(b",")]
+        start = self._start()
         try:
-            return repr(loads(start + b"]" * (start.count(b"[") - start.count(b"]"))))
+            return repr(loads(start))
         except (ValueError, BadRequestError):
             return start.decode()
 
+    def first(self) -> Any:
+        """The first element, as errors repeat it; None if the array is no JSON."""
+        try:
+            return next(iter(loads(self._start())), None)
+        except (ValueError, BadRequestError):
+            return None
+
+    def _start(self) -> bytes:
+        """An array of the first elements."""
+        start = self.text.piece(self.text.begin, LARGE)
+        start = start[: start.rfind(b",")]
+        return start + b"]" * (start.count(b"[") - start.count(b"]"))
+
     def validate(self, estimate: Estimate) -> Steps[None]:
         """Read an array of which nothing is needed. Raises `BadRequestError` if it is no JSON."""
-        yield from read_tree(self.text, estimate, keep=False, within=True)
-        yield from self.measure_depth()
-
-    def measure_depth(self) -> Steps[None]:
-        """Find how deep the array is nested, which is valid JSON."""
         self.read = True
-        depth = 0
-        for begin in self.text.begins():
-            codes = np.frombuffer(self.text.piece(begin), np.uint8)
-            levels = np.cumsum((codes == ord("[")).astype(np.int8) - (codes == ord("]")), dtype=np.int32) + depth
-            depth, self.depth = int(levels[-1]), max(self.depth, int(levels.max()))
-            yield
+        yield from read_tree(self.text, estimate, keep=False, within=True)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """A JSON object in which `Bulk`s stand for large arrays of numbers."""
+    """A JSON object in which `Bulk`s stand for large arrays of numbers; `depth` is that of the whole text."""
 
     content: dict[str, Any]
     bulks: list[Bulk]
-    text: Text
-    _rest: list[bytes] = field(default_factory=list)
-    """The text around the bulks."""
+    depth: int
 
     def finish(self, estimate: Estimate, max_depth: int) -> Steps[None]:
         """Read the bulks of which nothing was needed. Raises `BadRequestError` if one is no JSON, or if the text is
@@ -81,51 +80,55 @@ class Document:
         for bulk in self.bulks:
             if not bulk.read:
                 yield from bulk.validate(estimate)
-        parts = [self._rest[0]]
-        for bulk, rest in zip(self.bulks, self._rest[1:], strict=True):
-            parts += [b"[" * bulk.depth, b"]" * bulk.depth, rest]
-        text = b"".join(parts)
-        yield
-        if deeper_than(text, max_depth):
-            raise BadRequestError(f"the JSON is nested deeper than {max_depth} levels, the most that is taken here")
+        if self.depth > max_depth:
+            raise too_deep(max_depth)
 
 
 def read_document(text: Text, capacity: Capacity, estimate: Estimate, expected: str) -> Steps[Document]:
     """Raises `BadRequestError` if the text is no JSON or no object (`expected` says of what kind), or has more in it
     than any request, and `OutOfMemoryError`."""
-    bulks = yield from _scan(text, capacity)
-    rest, begin = [], text.begin
-    for bulk in bulks:
-        rest.append(text.beyond(begin, bulk.text.begin - begin))
-        begin = bulk.text.end
-    rest.append(text.beyond(begin, text.end - begin))
+    bulks, depth = yield from _scan(text, capacity)
     names = {f"{_NAME}{number}": bulk for number, bulk in enumerate(bulks)}
-    named = b"".join(
-        [part for name, piece in zip(names, rest, strict=False) for part in (piece, b'"%b"' % name.encode())]
-    )
-    content = yield from _parse(named + rest[-1], text, estimate)
+    content = yield from _parse(text, names, estimate)
     if not isinstance(content, dict):
         raise BadRequestError(f"the body is a JSON {type(content).__name__}; expected {expected}")
     _place(content, names)
     for key in ("inputs", "instances"):
         items = content.get(key)
-        if type(items) is list and bulks:
+        if type(items) is list and names:
             for item in items:
                 if type(item) is dict:
                     _place(item, names)
-    return Document(content, bulks, text, rest)
+    return Document(content, list(names.values()), depth)
 
 
-def _parse(rest: bytes, text: Text, estimate: Estimate) -> Steps[Any]:
-    """The value of the text without its bulks. Whatever is wrong with it is told as of the whole text."""
-    try:
-        if len(rest) <= text.size:
-            estimate.add_json(rest)
-            return loads(rest)
-        return (yield from read_tree(Text.of(rest, len(rest), text.size), estimate))
-    except (ValueError, BadRequestError):
-        yield from read_tree(text, estimate, keep=False)
-        raise
+def _parse(text: Text, names: dict[str, Bulk], estimate: Estimate) -> Steps[Any]:
+    """The value of the text with a name for each bulk. `names` is emptied if that is no JSON: either the text is none,
+    which is told as of the whole, or one of them is the beginning of an array that has a string in it."""
+    if names:
+        named = yield from _named(text, names)
+        try:
+            return (yield from read_tree(Text.of(named, len(named), text.size), estimate))
+        except BadRequestError:
+            names.clear()
+    return (yield from read_tree(text, estimate))
+
+
+def _named(text: Text, names: dict[str, Bulk]) -> Steps[bytearray]:
+    """The text with the names in the place of the bulks."""
+    named, begin = bytearray(), text.begin
+    for name, bulk in names.items():
+        yield from _copy(text.part(begin, bulk.text.begin), named)
+        named += b'"%b"' % name.encode()
+        begin = bulk.text.end
+    yield from _copy(text.part(begin, text.end), named)
+    return named
+
+
+def _copy(part: Text, named: bytearray) -> Steps[None]:
+    for begin in part.begins():
+        named += part.piece(begin)
+        yield
 
 
 def _place(holder: dict[str, Any], names: dict[str, Bulk]) -> None:
@@ -134,10 +137,10 @@ def _place(holder: dict[str, Any], names: dict[str, Bulk]) -> None:
             holder[key] = names[value]
 
 
-def _scan(text: Text, capacity: Capacity) -> Steps[list[Bulk]]:
-    """The large arrays of numbers, in order. Raises `BadRequestError` as soon as there is too much of something, and if
-    the text is not UTF-8."""
-    decoder, strings, marks = codecs.getincrementaldecoder("utf-8")(), Strings(), Marks()
+def _scan(text: Text, capacity: Capacity) -> Steps[tuple[list[Bulk], int]]:
+    """The large arrays of numbers, in order, and how deep the text is nested. Raises `BadRequestError` as soon as there
+    is too much of something, and if the text is not UTF-8."""
+    decoder, strings, marks, nesting = codecs.getincrementaldecoder("utf-8")(), Strings(), Marks(), Nesting()
     count_commas = capacity.values is not None and (text.end - text.begin) // 2 > capacity.values
     commas = lists = objects = quotes = 0
     for begin in text.begins():
@@ -149,21 +152,27 @@ def _scan(text: Text, capacity: Capacity) -> Steps[list[Bulk]]:
             raise UnreadableError(
                 "the body is not JSON: str is not valid UTF-8: surrogates not allowed: line 1 column 1 (char 0)"
             ) from None
-        if strings.inside or b'"' in piece or b"{" in piece or b"}" in piece:
-            first_ends = strings.inside
+        first_ends = strings.inside
+        if first_ends or b'"' in piece:
             codes, outside, found = strings.find(piece)
-            braces = np.flatnonzero(((codes == ord("{")) | (codes == ord("}"))) & outside)
-            commas += int(((codes == ord(",")) & outside).sum()) if count_commas else 0
-            lists += int(((codes == ord("[")) & outside).sum())
-            objects += int((codes[braces] == ord("{")).sum())
-            quotes += len(found)
-            marks.add(found + begin, braces + begin, first_ends=first_ends)
+            places = bracket_places(codes)
+            places = places[outside[places]]
+            commas += occurrences(codes[outside], ",") if count_commas else 0
         else:
-            commas += piece.count(b",") if count_commas else 0
-            lists += piece.count(b"[")
+            codes, found = np.frombuffer(piece, np.uint8), _NONE
+            places = bracket_places(codes)
+            commas += occurrences(codes, ",") if count_commas else 0
+        brackets = codes[places]
+        braces = places[(brackets == ord("{")) | (brackets == ord("}"))]
+        lists += occurrences(brackets, "[")
+        objects += occurrences(brackets, "{")
+        quotes += len(found)
+        marks.add(found + begin, braces + begin, first_ends=first_ends)
         capacity.check(commas, lists, objects, quotes // 2)
+        nesting.add(brackets)
         yield
-    return [bulk for begin, end in marks.gaps(text.end) if (bulk := _bulk(text, begin, end)) is not None]
+    bulks = [bulk for begin, end in marks.gaps(text.end) if (bulk := _bulk(text, begin, end)) is not None]
+    return bulks, nesting.deepest
 
 
 class Marks:

@@ -1,7 +1,8 @@
 """Tensors from JSON, in pieces: an array in the text goes straight into a buffer, without objects for all its numbers.
 
 A piece of the text is parsed by orjson, its lists are checked against the shape, and its numbers are packed. What does
-not fit the shape is read as a tree of lists, so that the usual checks say what is wrong.
+not fit the shape is read as a tree of lists if it is small, so that the usual checks say what is wrong. Of a large one
+there would be millions of objects, which take long to free, and which the collector of cycles looks at in one step.
 """
 
 import re
@@ -17,7 +18,7 @@ from service.budget import Budget, Buffer, Estimate
 from service.errors import BadRequestError
 from service.protocol.datatypes import NOT_IN_JSON, WIRE
 from service.protocol.pieces.document import Bulk
-from service.protocol.pieces.text import Steps, Text, loads
+from service.protocol.pieces.text import WHOLE, Steps, Text, loads, occurrences
 from service.protocol.pieces.tree import read_tree
 from service.protocol.tensors import check_lists, from_json, numbers, pack
 
@@ -33,7 +34,11 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 
 
 class _IrregularError(Exception):
-    """The array is not nested as the shape says, or holds other values."""
+    """The array is not nested as the shape says, or holds other values; `done` numbers before are right."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__()
+        self.done = done
 
 
 def nesting(bulk: Bulk) -> int:
@@ -45,13 +50,15 @@ def nesting(bulk: Bulk) -> int:
 def row_shape(bulk: Bulk, axes: int) -> Steps[tuple[int, ...]]:
     """The sizes of the innermost axes of the array's first element, as its brackets and commas tell; they are right if
     it is regular."""
-    structure = b""
+    structure, searched = bytearray(), 0
     for begin in bulk.text.begins():
         structure += bulk.text.piece(begin).translate(None, _NOT_STRUCTURE)
         yield
-        if b"]" * axes in structure:
+        if structure.find(b"]" * axes, searched) >= 0:
             break
-    counts = [structure[: structure.find(b"]" * axis)].count(b",") + 1 for axis in range(1, axes + 1)]
+        searched = max(len(structure) - axes, 0)
+    codes = np.frombuffer(structure, np.uint8)
+    counts = [occurrences(codes[: structure.find(b"]" * axis)], ",") + 1 for axis in range(1, axes + 1)]
     return tuple(whole // part for whole, part in reversed(list(zip(counts, [1, *counts], strict=False))))
 
 
@@ -67,12 +74,13 @@ def count_of(bulk: Bulk) -> Steps[int]:
             commas += int(((codes == ord(",")) & (levels == 1)).sum())
             depth = int(levels[-1])
         elif depth == 1:
-            commas += piece.count(b",")
+            commas += occurrences(np.frombuffer(piece, np.uint8), ",")
         yield
     return commas + 1
 
 
 def array_of(
+    name: str,
     bulk: Bulk,
     datatype: str,
     shape: tuple[int, ...],
@@ -80,30 +88,29 @@ def array_of(
     estimate: Estimate,
     before_tree: Steps[None] | None = None,
 ) -> Steps[np.ndarray | list[Any]]:
-    """The array as one of `shape`, whose first axis may be `ANY`. A list where it does not fit, which
-    `before_tree` may refuse before it is made.
+    """The array as one of `shape`, whose first axis may be `ANY`. A list where it does not fit and is small;
+    `before_tree` may refuse it before. `name` is that of the input.
 
-    Raises `BadRequestError` if the text is no JSON, and `OutOfMemoryError`.
+    Raises `BadRequestError` if the text is no JSON, or large and does not fit, and `OutOfMemoryError`.
     """
     bulk.read = True
-    buffer = yield from _filled(bulk.text, datatype, shape, budget)
-    if buffer is None:
-        if before_tree is not None:
-            yield from before_tree
-        tree: list[Any] = yield from read_tree(bulk.text, estimate, within=True)
-        yield from bulk.measure_depth()
-        return tree
-    bulk.depth = len(shape)
-    array = np.frombuffer(buffer, DTYPES["BF16"] if datatype == "BF16" else WIRE[datatype])
-    return array.reshape(-1 if shape[0] == ANY else shape[0], *shape[1:])
-
-
-def _filled(text: Text, datatype: str, shape: tuple[int, ...], budget: Budget) -> Steps[Buffer | None]:
-    """The numbers of an array that is nested as `shape` says, packed; None if it is not."""
     try:
-        return (yield from _fill(text, datatype, shape, Buffer(budget)))
-    except _IrregularError:
-        return None
+        buffer = yield from _fill(bulk.text, datatype, shape, Buffer(budget))
+    except _IrregularError as error:
+        done = error.done
+    else:
+        array = np.frombuffer(buffer, DTYPES["BF16"] if datatype == "BF16" else WIRE[datatype])
+        return array.reshape(-1 if shape[0] == ANY else shape[0], *shape[1:])
+    if before_tree is not None:
+        yield from before_tree
+    small = bulk.text.end - bulk.text.begin <= WHOLE
+    tree: list[Any] = yield from read_tree(bulk.text, estimate, keep=small, within=True)
+    if not small:
+        raise BadRequestError(
+            f"input {name!r}: behind its first {done} numbers the data is nested in another way, or has other values "
+            f"than {datatype} takes"
+        )
+    return tree
 
 
 def _fill(text: Text, datatype: str, shape: tuple[int, ...], buffer: Buffer) -> Steps[Buffer]:
@@ -112,34 +119,35 @@ def _fill(text: Text, datatype: str, shape: tuple[int, ...], buffer: Buffer) -> 
     depth = done = 0
     whole = [prod(shape[axis:]) for axis in range(len(shape))]
     if not whole or not all(shape):
-        raise _IrregularError
+        raise _IrregularError(done)
     while True:
         # 1. A piece ends before its last comma.
         piece = text.piece(begin)
         last = begin + len(piece) == text.end
         end = len(piece) if last else piece.rfind(b",")
         if end < 1:
-            raise _IrregularError
+            raise _IrregularError(done)
         piece = piece[:end]
         edges = piece[:64].lstrip()[:1] + piece[-64:].rstrip()[-1:]
-        deeper = depth + piece.count(b"[") - piece.count(b"]")
+        codes = np.frombuffer(piece, np.uint8)
+        deeper = depth + occurrences(codes, "[") - occurrences(codes, "]")
         # 2. It begins where a comma of a regular array can be, with a value.
         if depth != _levels(done, whole) or edges[:1] in (b"]", b"") or edges[-1:] == b"[" or deeper < 0:
-            raise _IrregularError
+            raise _IrregularError(done)
         # 3. Its lists have the lengths of the shape, and its values the datatype.
         try:
-            parsed = loads(b"[" * depth + piece + b"]" * deeper)
+            parsed = loads(b"".join((b"[" * depth, piece, b"]" * deeper)))
             flat = _flatten(parsed, shape, whole, done, deeper)
             buffer.add(pack(datatype, flat, piece))
         except (ValueError, TypeError, BadRequestError) as error:
-            raise _IrregularError from error
+            raise _IrregularError(done) from error
         done += len(flat)
         if last:
             break
         begin, depth = begin + end + 1, deeper
         yield
     if deeper or (done % prod(shape[1:]) if shape[0] == ANY else done != whole[0]):
-        raise _IrregularError
+        raise _IrregularError(done)
     return buffer
 
 
@@ -161,7 +169,7 @@ def _flatten(parsed: Any, shape: tuple[int, ...], whole: list[int], done: int, d
         expected = [size - done // inner % size, *[size] * (len(level) - 1)]
         goes_on = axis < deeper and lengths[-1] <= expected[-1]
         if lengths[:-1] != expected[:-1] or not (goes_on or lengths[-1] == expected[-1] or size == ANY):
-            raise _IrregularError
+            raise _IrregularError(done)
         level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
     return level
 
@@ -172,7 +180,7 @@ def tensor_of(
     """As `from_json`, for `data` that is a `Bulk` or a list."""
     if datatype not in NOT_IN_JSON and type(data) is Bulk:
         form = shape if nesting(data) == len(shape) else (count,)
-        data = yield from array_of(data, datatype, form, budget, estimate)
+        data = yield from array_of(name, data, datatype, form, budget, estimate)
     if type(data) is np.ndarray:
         return data.reshape(shape)
     if datatype in NOT_IN_JSON or type(data) is not list or len(data) == 0:

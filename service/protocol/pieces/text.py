@@ -1,6 +1,5 @@
 """A JSON text and pieces of it."""
 
-import re
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -8,7 +7,7 @@ import numpy as np
 import orjson
 
 from service.budget import Body
-from service.protocol.jsontext import parse_bare_tokens
+from service.protocol.jsontext import ESCAPE, QUOTE, SQUARE, parse_bare_tokens
 
 PIECE = 1 << 16
 """Bytes of a piece. The slowest JSON of this size, empty lists, takes orjson 5 ms, and numbers take it 0.2 ms."""
@@ -16,10 +15,6 @@ PIECE = 1 << 16
 WHOLE, MOST_LISTS = 1 << 18, 1 << 13
 """Bytes of JSON that are parsed at once if they hold no more lists and objects. This takes some milliseconds, and in
 pieces twice as many."""
-QUOTE = ord('"')
-SMALL = np.uint8(ord("{") ^ ord("["))
-"""The bit that makes a bracket a brace."""
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -29,8 +24,7 @@ def is_long(body: Body, size: int) -> bool:
     """Whether the JSON in the first `size` bytes of a body is to be read in pieces."""
     if size <= PIECE or size > WHOLE:
         return size > PIECE
-    codes = np.frombuffer(body, np.uint8, size) | SMALL  # a fifth of the time of bytes.count
-    return int(np.count_nonzero(codes == ord("{"))) > MOST_LISTS
+    return occurrences(np.frombuffer(body, np.uint8, size) & SQUARE, "[") > MOST_LISTS
 
 
 class Text:
@@ -79,14 +73,18 @@ class Strings:
         if self.escaped:
             piece, self.escaped = b"_" + piece[1:], False
         if b"\\" in piece:
-            piece = _ESCAPE.sub(b"__", piece)
+            piece = ESCAPE.sub(b"__", piece)
             self.escaped = piece.endswith(b"\\")
         codes = np.frombuffer(piece, np.uint8)
-        is_quote = codes == QUOTE
-        inside = (np.cumsum(is_quote, dtype=np.int32) + self.inside) % 2
-        if len(inside):
-            self.inside = bool(inside[-1])
-        return codes, inside == 0, np.flatnonzero(is_quote)
+        quotes = np.flatnonzero(codes == QUOTE)
+        outside = (np.arange(len(quotes) + 1) + self.inside) % 2 == 0
+        self.inside = not outside[-1]
+        return codes, np.repeat(outside, np.diff(quotes, prepend=0, append=len(codes))), quotes
+
+
+def occurrences(codes: np.ndarray, character: str) -> int:
+    """How often a character is in bytes. `bytes.count` takes three times as long, and ten where it is often."""
+    return int(np.count_nonzero(codes == ord(character)))
 
 
 def loads(piece: bytes) -> Any:

@@ -30,6 +30,9 @@ GAP = 1 << 18
 """Bytes without a comma, beside strings: no number and no space between two is so long."""
 LONGEST = 4 << 20
 """Bytes of a string. It is parsed in one step, of about 2 ms a megabyte."""
+MOST_CONTAINERS, MOST_VALUES = 1 << 18, 1 << 22
+"""Lists and objects, and values, of a text that are kept. The collector of cycles looks at all the first in one step of
+some 20 ms, and all the second are freed in one."""
 SPACE = 256
 """Bytes before a cut in which it is looked for what precedes the comma."""
 _KEY = b'"%b":' % BEFORE.encode()
@@ -47,11 +50,13 @@ class Open(NamedTuple):
 
 class Cut(NamedTuple):
     """Where a piece ends, and the containers that are open there. Levels below `same` are those open before it, -1 if
-    the piece is no JSON."""
+    the piece is no JSON. `containers` begin in it, and it has `values`."""
 
     end: int
     stack: list[Open]
     same: int
+    containers: int = 0
+    values: int = 0
 
 
 class Tree:
@@ -106,7 +111,7 @@ def read_tree(text: Text, estimate: Estimate, *, keep: bool = True, within: bool
 
     Raises `BadRequestError` if it is no JSON, and `OutOfMemoryError`.
     """
-    tree = Tree(keep=keep)
+    tree, containers, values = Tree(keep=keep), 0, 0
     before, behind = (b"{" + _KEY, b"}") if within else (b"", b"")
     begin = text.begin
     while True:
@@ -120,7 +125,13 @@ def read_tree(text: Text, estimate: Estimate, *, keep: bool = True, within: bool
             piece = piece[: cut.end]
             if cut.same < 0 or piece[-SPACE:].rstrip()[-1:] in (b"[", b"{"):
                 raise (yield from _error(text, begin, before + tree.prefix()))  # closed behind it, it might be valid
+            containers, values = containers + cut.containers, values + cut.values
         if keep:
+            if containers > MOST_CONTAINERS or values > MOST_VALUES:
+                raise BadRequestError(
+                    f"the JSON has more than {MOST_CONTAINERS} lists and objects, or more than {MOST_VALUES} values, "
+                    "beside regular arrays of numbers; send tensors as binary data"
+                )
             estimate.add_json(piece)
         closing = b"".join([b"]" if kind == "[" else b"}" for kind, _ in reversed(cut.stack)]) if cut else b""
         try:
@@ -158,7 +169,7 @@ def _cut(piece: bytes, stack: list[Open]) -> Cut | None:
                 return Cut(end, [], -1)
             key = piece[int(inner[-2]) : int(inner[-1]) + 1]
         opened.append(Open(chr(codes[at]), key))
-    return Cut(end, opened, same)
+    return Cut(end, opened, same, int(np.count_nonzero(delta == 1)), len(commas))
 
 
 def _long(text: Text, begin: int, stack: list[Open]) -> Steps[tuple[bytes, Cut | None]]:

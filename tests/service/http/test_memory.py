@@ -191,7 +191,7 @@ def test_strings_of_a_call_count_as_they_are_in_memory(small: Any, words: list[s
         with pytest.raises(grpc.RpcError, match="bytes do not fit") as caught:
             call(message(words))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert ("retry-after", "1") in caught.value.trailing_metadata()
+        assert {("retry-after", "1"), ("grpc-retry-pushback-ms", "1000")} <= set(caught.value.trailing_metadata())
         until(lambda: in_flight(small) == 0)
         answer = ModelInferResponse.FromString(call(message(words[:1000])))
         assert answer.raw_output_contents[0] == packed([f"{word}!" for word in words[:1000]])
@@ -273,15 +273,18 @@ def test_large_json_of_texts(service: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("model", "rows", "reason"),
     [
-        (b'"' + b"x" * (5 << 20) + b'"', "a string of more than 4194304 bytes"),
-        (b"0." + b"0" * (1 << 20), "more than 262144 bytes without a comma"),
+        ("text", b'["' + b"x" * (5 << 20) + b'","b"]', "a string of more than 4194304 bytes"),
+        ("text", b"[0." + b"0" * (1 << 20) + b',"b"]', "more than 262144 bytes without a comma"),
+        ("free", (b"[" + b"1," * 499 + b"1],") * 600 + b"[1]", "numbers the data is nested in another way"),
+        ("free", b"[]," * 300_000 + b'["a"]', "the JSON has more than 262144 lists and objects"),
     ],
+    ids=["a string", "a number", "numbers", "lists"],
 )
-def test_a_value_that_would_take_long_is_refused(service: Any, value: bytes, reason: str) -> None:
-    body = b'{"instances":[[' + value + b',"b"]]}'
-    reply = service.post("/v1/models/text:predict", content=body, headers={"Content-Type": "application/json"})
+def test_what_would_take_long_is_refused(service: Any, model: str, rows: bytes, reason: str) -> None:
+    body = b'{"instances":[' + rows + b"]}"
+    reply = service.post(f"/v1/models/{model}:predict", content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == 400
     assert reason in reply.json()["error"]
 

@@ -33,7 +33,7 @@ from service.protocol import (
     render_json,
     rows_in_pieces,
 )
-from service.protocol.pieces import document
+from service.protocol.pieces import document, tree
 
 DEPTH, ROWS = 8, 1024
 T = TypeVar("T")
@@ -223,6 +223,74 @@ def test_too_many_rows_of_another_form_are_counted_and_no_objects_are_made(row: 
     text = b'{"instances":[' + (row + b",") * 99_999 + row + b"]}"
     with pytest.raises(BadRequestError, match=r"^(100000 instances came, at most 1024 are taken$|the JSON has more)"):
         predicted(text, signature(("x", "FP32", shape)), Budget(1 << 18))
+
+
+@pytest.mark.parametrize("rest", [b"true", b"[1.5]", b"[1.5,2],3"], ids=["a value", "a list", "a level less"])
+def test_of_a_large_array_that_does_not_fit_no_objects_are_made(rest: bytes) -> None:
+    text = b'{"instances":[' + (b"[" + b"1.5," * 199 + b"2.5],") * 1000 + rest + b"]}"
+    reason = "input 'x': behind its first [0-9]+ numbers the data is nested in another way, or has other values than FP"
+    for budget in (Budget(1 << 40), Budget(1 << 20)):
+        with pytest.raises(BadRequestError, match=reason):
+            predicted(text, signature(("x", "FP32", (-1, -1))), budget)
+    with pytest.raises(BadRequestError, match="is not JSON: "):
+        predicted(text[:-2] + b",]}", signature(("x", "FP32", (-1, -1))), Budget(1 << 40))
+
+
+@pytest.mark.parametrize("element", [b"[]", b'{"a":1}', b'""'])
+def test_objects_of_a_text_are_bounded(element: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MOST_CONTAINERS", 30_000)
+    monkeypatch.setattr(tree, "MOST_VALUES", 60_000)
+    monkeypatch.setattr(Capacity, "check", lambda *counts: None)
+    for count, refused in ((25_000, False), (70_000, True)):
+        text = b'{"more":[' + (element + b",") * count + b'"a"],"instances":[[1,2,3]]}'
+        if refused:
+            with pytest.raises(
+                BadRequestError, match="the JSON has more than 30000 lists and objects, or more than 60"
+            ):
+                predicted(text, SIGNATURES[0], Budget(1 << 40))
+        else:
+            assert predicted(text, SIGNATURES[0], Budget(1 << 40))["x"].tolist() == [[1, 2, 3]]
+
+
+def test_an_array_of_numbers_and_strings_is_read_in_pieces_as_at_once() -> None:
+    """Up to its first string it looks as one of numbers."""
+    for more in (b"[1,2]," * 2000 + b'"a"', b"1," * 5000 + b'"a",' + b"2," * 5000 + b"3", b'[1,"a"],' + b"[2]," * 2000):
+        members = b'"instances":[[1,2,3]],"more":[[' + more + b"]"
+        for text in (b"{" + members + b"]}", b"{" + members + b"}"):
+            at_once = outcome(
+                lambda text=text: {
+                    "x": array_of_rows("x", parse_object(text, DEPTH, EXPECTED)["instances"], SIGNATURES[0])
+                }
+            )
+            assert outcome(lambda text=text: predicted(text, SIGNATURES[0], Budget(1 << 40))) == at_once
+
+
+@pytest.mark.parametrize("rows", [b"[" + b"1.5," * 90_000 + b"1.5]", b"1.5," * 500 + b"2.5"])
+def test_numbers_where_objects_are_expected_are_told_as_at_once(rows: bytes) -> None:
+    """A model with several inputs takes an object for each instance."""
+    several = signature(("a", "FP32", (-1, 300, 300)), ("b", "FP32", (-1, 300, 300)))
+    text = b'{"instances":[' + rows + b"]}"
+    at_once = outcome(lambda: columns_of(parse_object(text, DEPTH, EXPECTED), several, ROWS))
+    assert "instance 0 is " in at_once
+    with pieces_of(1 << 12):
+        assert outcome(lambda: predicted(text, several, Budget(1 << 40))) == at_once
+
+
+@pytest.mark.parametrize("depth", [DEPTH, DEPTH + 1])
+@pytest.mark.parametrize("kind", [b"[]", b"{}"])
+def test_depth_is_that_of_the_whole_text(depth: int, kind: bytes) -> None:
+    numbers = b"[1,2,3]," * 10_000 + b"[1,2,3]"
+    opening, closing = (b"[", b"]") if kind == b"[]" else (b'{"a":', b"}")
+    members = (
+        b'"text":"' + b"[{" * 100 + b'\\"["',
+        b'"instances":[[1,2,3]]',
+        b'"numbers":[' + numbers + b"]",
+        b'"deep":' + opening * (depth - 1) + b"1" + closing * (depth - 1),
+    )
+    text = b"{" + b",".join(members) + b"}"
+    at_once = outcome(lambda: {"x": np.array(parse_object(text, DEPTH, EXPECTED)["instances"], np.float32)})
+    assert outcome(lambda: predicted(text, SIGNATURES[0], Budget(1 << 40))) == at_once
+    assert ("nested deeper than" in str(at_once)) is (depth > DEPTH)
 
 
 def test_tensors_from_json_count_in_the_budget_while_they_live() -> None:
