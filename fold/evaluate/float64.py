@@ -69,8 +69,9 @@ def _wide_type(kind: ir.TypeProtocol) -> ir.TypeProtocol:
     return ir.TensorType(ir.DataType.DOUBLE) if isinstance(kind, ir.TensorType) and kind.dtype in FLOATS else kind
 
 
-TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype", "output_dtype", "softmax_precision", "stash_type", "to"})
-"""Attributes that name the type of an output, or of an intermediate result."""
+TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype", "output_dtype", "softmax_precision", "to"})
+"""Attributes that name the type of an output, or of an intermediate result. The reference rounds nothing to a
+`stash_type`, and refuses other ones than float32."""
 FLOAT_BY_DEFAULT = {
     "BlackmanWindow": "output_datatype",
     "HammingWindow": "output_datatype",

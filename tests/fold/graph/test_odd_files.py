@@ -222,9 +222,14 @@ def local(net: Net) -> onnx.ModelProto:
     return net.model(y, ["n", 4, 6, 5])
 
 
+def normalised(net: Net) -> onnx.ModelProto:
+    scale = net.constant("scale", np.linspace(0.5, 2, 5, dtype=np.float32))
+    return net.model(net.op("LayerNormalization", [net.conv_bn(), scale], "y", stash_type=1), ["n", 4, 6, 5])
+
+
 NETS: list[tuple[Callable[[Net], onnx.ModelProto], int]] = [
     *((quantised, opset) for opset in (10, 13, 17, 18, 19)),
-    *((one, 17) for one in (split, joined, scaled, filled, diagonal, standardised, local)),
+    *((one, 17) for one in (split, joined, scaled, filled, diagonal, standardised, local, normalised)),
 ]
 
 
