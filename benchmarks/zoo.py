@@ -1,10 +1,11 @@
 """Folds and proves the architectures of public zoos: timm, torchvision and pytorchcv, as far as they are installed.
 
     make zoo                                                  an environment with the zoos, and a run of an hour
-    python -m benchmarks.zoo run [--seed 0] [--minutes 60]    goes on where the last run with this seed stopped
-    python -m benchmarks.zoo page > docs/zoo.md               what was found so far
+    python -m benchmarks.zoo [--seed 0] [--minutes 60]        goes on where the last run with this seed stopped
+    python -m benchmarks.zoo_page > docs/zoo.md               what was found so far
 
-Names are taken in a random order. Each network gets random weights; the statistics of its BatchNorms come from a random
+Names are taken in a random order. With `--parameters` larger networks are passed over; a later run with a higher limit
+takes them up. Each network gets random weights; the statistics of its BatchNorms come from a random
 batch and are then moved at random, and so are γ and β. It is exported, folded with closed and with opened activations,
 proven and published as by `bnfold fold`, and timed beside its unfolded graph. Each runs in a process of its own, with
 limits of time and memory, that is forked from one that has imported everything.
@@ -17,11 +18,12 @@ import json
 import multiprocessing
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -33,7 +35,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.folding import machine, markdown
 from fold.bench import speed_ratio
 from fold.bench.measure import interleaved
 from fold.convert import Target, convert
@@ -51,22 +52,20 @@ ROWS = 4
 SAMPLES = 4
 ROUNDS = 15
 MOST_PARAMETERS = 100_000_000
+WAIT = 20
+"""Times its CPU-seconds that a process may take, beside other work."""
 OUT = Path("build/benchmarks/zoo.jsonl")
-NOTES = {
-    "pytorchcv/deeplabv3_resnetd152b_voc": "it takes 480×480 alone, which was not tried when it was drawn",
-    "pytorchcv/quartznet15x5_it": "it reads audio with a package that is not installed",
-    "pytorchcv/simplepose_mobile_mobilenet_w1_coco": "its code looks for maxima, which `torch.export` cannot trace",
-    "timm/lamhalobotnet50ts_256": "stopped by hand after 4 CPU-minutes in the solver of shifts. Since then it folds in "
-    "5 CPU-seconds: 53 of 59 BatchNorms, 6 stay; the proof was not run again",
-}
-"""What was found out about networks that failed."""
 
 
 @dataclass
 class Row:
-    """The result for one name. `failed` says at which step and why; `message` is the certificate's."""
+    """The result for one name. `failed` says at which step and why; `message` is the certificate's.
+
+    A network of more than `limit` parameters is `left_out`.
+    """
 
     name: str
+    limit: int = MOST_PARAMETERS
     batchnorms: int = 0
     parameters: int = 0
     shape: tuple[int, ...] = ()
@@ -83,6 +82,7 @@ class Row:
     speed_low: float | None = None
     speed_high: float | None = None
     noise: float | None = None
+    left_out: bool = False
     failed: str | None = None
 
 
@@ -143,7 +143,9 @@ def build(name: str) -> nn.Module:
         return models.get_model(model, weights=None, **plain)
     from pytorchcv.model_provider import get_model  # noqa: PLC0415
 
-    return get_model(model, pretrained=False)
+    # These look for maxima after their last layer, which `torch.export` cannot trace.
+    shown = {"return_heatmap": True} if model.startswith(("simplepose", "alphapose")) else {}
+    return get_model(model, pretrained=False, **shown)
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
@@ -210,8 +212,8 @@ def examine(name: str, seed: int, row: Row, steps: Steps) -> None:
         row.parameters = sum(parameter.numel() for parameter in empty.parameters())
         if not row.batchnorms:
             return
-        if row.parameters > MOST_PARAMETERS:
-            row.failed = f"left out: more than {MOST_PARAMETERS:,} parameters"
+        row.left_out = row.parameters > row.limit
+        if row.left_out:
             return
     torch.manual_seed(seed)
     module = build(name)
@@ -255,12 +257,13 @@ def examine(name: str, seed: int, row: Row, steps: Steps) -> None:
     row.speed, row.speed_low, row.speed_high, row.noise = found.ratio, found.low, found.high, found.noise
 
 
-def attempt(name: str, seed: int, megabytes: int, connection: Connection) -> None:
+def attempt(row: Row, arguments: argparse.Namespace, connection: Connection) -> None:
     """The process of one network: sends its row."""
-    resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
-    row, steps = Row(name), Steps()
+    resource.setrlimit(resource.RLIMIT_DATA, (arguments.megabytes << 20, arguments.megabytes << 20))
+    resource.setrlimit(resource.RLIMIT_CPU, (arguments.seconds, arguments.seconds))
+    steps = Steps()
     try:
-        examine(name, seed, row, steps)
+        examine(row.name, arguments.seed, row, steps)
     except Exception as error:  # all others are examined, also after one fails
         row.failed = f"{steps.now}: {type(error).__name__}: {first_line(error)}"
     row.seconds = steps.close()
@@ -270,32 +273,40 @@ def attempt(name: str, seed: int, megabytes: int, connection: Connection) -> Non
     connection.send(asdict(row))
 
 
-def limited(name: str, seed: int, seconds: int, megabytes: int) -> dict[str, Any]:
+def limited(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The row of one network, from a process of its own."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=attempt, args=(name, seed, megabytes, theirs))
+    row = Row(name, arguments.parameters)
+    process = context.Process(target=attempt, args=(row, arguments, theirs))
     process.start()
     theirs.close()
     try:
-        if ours.poll(seconds):
+        if ours.poll(WAIT * arguments.seconds):
             answer: dict[str, Any] = ours.recv()
             return answer
-        return asdict(Row(name, failed=f"takes more than {seconds} s"))
+        row.failed = "waits for ever"
+        return asdict(row)
     except EOFError:
         process.join()
-        return asdict(Row(name, failed=f"the process ended with {process.exitcode}"))
+        late = process.exitcode == -signal.SIGXCPU
+        row.failed = f"takes more than {arguments.seconds} CPU-seconds" if late else f"ended with {process.exitcode}"
+        return asdict(row)
     finally:
         process.kill()
         process.join()
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Examine networks in a random order until the time is over; a row is written when it is done."""
+    """Examine networks in a random order until the time is over; a row is written when it is done.
+
+    With `--only`, also those that were examined before: the last row of a name counts.
+    """
     order = names()
     random.Random(arguments.seed).shuffle(order)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["name"] for row in read(arguments.out)}
+    rows = () if arguments.only else read(arguments.out)
+    done = {row["name"] for row in rows if not row["left_out"] or row["parameters"] > arguments.parameters}
     end = time.monotonic() + 60 * arguments.minutes
     with arguments.out.open("a", encoding="utf-8") as stream:
         for name in order:
@@ -303,151 +314,30 @@ def run(arguments: argparse.Namespace) -> None:
                 continue
             if time.monotonic() > end:
                 break
-            row = limited(name, arguments.seed, arguments.seconds, arguments.megabytes)
+            row = limited(name, arguments)
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-            print(name, row["batchnorms"], row["failed"] or row["certified"], row["cpu_seconds"], file=sys.stderr)
+            result = "left out" if row["left_out"] else row["failed"] or row["certified"]
+            print(name, row["batchnorms"], result, row["cpu_seconds"], file=sys.stderr)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-PAGE = """# Networks of public zoos
-
-`make zoo` draws names of the architectures in timm, torchvision and pytorchcv, and folds, proves and publishes each as
-`bnfold fold` does. Weights are random. The statistics of BatchNorms come from a random batch and are then moved at
-random, and γ and β are drawn; one γ in twenty is negative. The run goes on where it stopped (`MINUTES=60`, `--seed`).
-
-{machine}
-
-Of {names:,} names {drawn} were drawn (seed {seed}). {without} have no BatchNorm, and {large} with more than {most:,}
-parameters were left out. Of the {tried} that remain {done} were published.
-
-- **BatchNorms.** Of {total:,} in these {done} networks, closed activations leave {closed:,}, opened ones {opened:,}.
-  {closed_clean} networks have none left with closed activations, {opened_clean} with opened ones.
-- **Latency** of one row beside the unfolded graph, closed activations, in turns: {faster} faster and {slower} slower
-  beyond noise, {same} within it.
-- **Export.** {plain} of {done} programs were exported without tracing them again.
-
-## What failed
-
-{failed}
-
-## Why BatchNorms stayed
-
-With closed activations. The codes are those of [folding.md](folding.md#why-a-batchnorm-is-kept).
-
-{reasons}
-
-## Why programs were traced again
-
-{retraced}
-
-## Every network
-
-Seconds are of one process with one thread, at low priority beside other work: only ratios mean something. *Speed* is
-that of the published graph over the unfolded one, the median of {rounds} turns; it is bold if it is beyond noise.
-
-{table}"""
-
-
-def page(rows: Sequence[dict[str, Any]], seed: int, total: int) -> str:
-    """docs/zoo.md."""
-    relevant = [row for row in rows if row["batchnorms"] or row["failed"]]
-    large = [row for row in relevant if (row["failed"] or "").startswith("left out")]
-    tried = [row for row in relevant if row not in large]
-    done = [row for row in tried if row["certified"] and not row["failed"]]
-    failed = [
-        [row["name"], _cell(row["failed"] or row["message"]), NOTES.get(row["name"], "")]
-        for row in tried
-        if row not in done
-    ]
-    slower, faster = ([row["name"] for row in done if _beyond(row) == sign] for sign in (-1, 1))
-    retraced = Counter(row["retraced"] for row in done if row["retraced"])
-    reasons = sum((Counter(row["reasons"]) for row in done), Counter[str]())
-    return PAGE.format(
-        machine=machine(("torch", "onnxruntime", *filter(importlib.util.find_spec, ZOOS))),
-        names=total,
-        drawn=len(rows),
-        seed=seed,
-        without=len(rows) - len(relevant),
-        large=len(large),
-        most=MOST_PARAMETERS,
-        tried=len(tried),
-        done=len(done),
-        total=sum(row["batchnorms"] for row in done),
-        closed=sum(row["kept_closed"] for row in done),
-        opened=sum(row["kept_opened"] for row in done),
-        closed_clean=sum(not row["kept_closed"] for row in done),
-        opened_clean=sum(not row["kept_opened"] for row in done),
-        faster=len(faster),
-        slower=len(slower),
-        same=len(done) - len(faster) - len(slower),
-        plain=len(done) - sum(retraced.values()),
-        failed=markdown(["network", "why", "reason"], failed) if failed else "Nothing.",
-        reasons=markdown(["code", "BatchNorms"], [[f"`{code}`", str(n)] for code, n in reasons.most_common()]),
-        retraced=markdown(["reason", "networks"], [[_cell(reason), str(n)] for reason, n in retraced.most_common()])
-        if retraced
-        else "None was.",
-        rounds=ROUNDS,
-        table=markdown(
-            [
-                "network",
-                "input",
-                "BatchNorms",
-                "left",
-                "left, opened",
-                "traced again",
-                "export",
-                "fold",
-                "proof",
-                "speed",
-            ],
-            [_network(row) for row in sorted(done, key=lambda row: str(row["name"]))],
-        ),
-    )
-
-
-def _beyond(row: dict[str, Any]) -> int:
-    """1 if the published graph is faster beyond noise, -1 if it is slower."""
-    return int(row["speed_low"] > row["noise"]) - int(row["speed_high"] < 1 / row["noise"])
-
-
-def _network(row: dict[str, Any]) -> list[str]:
-    seconds = row["seconds"]
-    proof = sum(taken for step, taken in seconds.items() if step.startswith(("part", "running", "folding the graph")))
-    export = seconds["tracing"] + seconds["exporting"]
-    speed = f"**{row['speed']:.2f}**" if _beyond(row) else f"{row['speed']:.2f}"
-    return [
-        row["name"],
-        "×".join(map(str, row["shape"])),
-        *(str(row[key]) for key in ("batchnorms", "kept_closed", "kept_opened")),
-        "yes" if row["retraced"] else "",
-        *(f"{taken:.1f}" for taken in (export, seconds["folding"], proof)),
-        speed,
-    ]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")[:300]
+    """The last row of each name."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return list({row["name"]: row for row in map(json.loads, lines)}.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seconds", type=int, default=600, help="the most that one network may take")
+    parser.add_argument("--parameters", type=int, default=MOST_PARAMETERS, help="the most of one network")
+    parser.add_argument("--seconds", type=int, default=600, help="the most CPU-seconds of one network")
     parser.add_argument("--megabytes", type=int, default=6000, help="the most memory of one network")
     parser.add_argument("--only", help="names that hold this text")
     parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.what == "run":
-        run(arguments)
-    else:
-        print(page(read(arguments.out), arguments.seed, len(names())))
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":
