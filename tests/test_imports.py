@@ -22,12 +22,14 @@ def test_the_command_line_sets_threads_before_numpy_is_there() -> None:
 def test_a_missing_file_is_refused_before_anything_is_imported_that_reads_it() -> None:
     code = (
         "import contextlib, sys; from fold.cli import main\n"
-        "for words in ('fold x.pt --out r', 'inspect x.pt', 'recalibrate x.pt --data x.npz --out y.pt'):\n"
+        "files = ('fold x.pt --out r', 'inspect x.pt', 'recalibrate x.pt --data x.npz --out y.pt')\n"
+        "for words in (*files, 'verify r/x', 'bench r/x'):\n"
         "    with contextlib.suppress(SystemExit): main(words.split())\n"
         "print(sorted({'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr.count("bnfold: x.pt: no such file") == 3
+    assert done.stderr.count("bnfold: r/x: no such folder") == 2
     assert done.stdout.strip() == "[]"
 
 

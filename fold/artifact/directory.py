@@ -82,7 +82,8 @@ def read_manifest(path: Path) -> Manifest:
         text = content.decode()
     except OSError as error:
         raise BnfoldError(
-            f"{file}: cannot be read ({error.strerror}); expected a model directory REPOSITORY/NAME/VERSION"
+            f"{file}: cannot be read ({error.strerror}); expected a model directory REPOSITORY/NAME/VERSION, "
+            "made by bnfold fold --out"
         ) from error
     except UnicodeDecodeError as error:
         raise BnfoldError(f"{file}: is not UTF-8 text; fold the model again") from error

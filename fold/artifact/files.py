@@ -4,11 +4,12 @@ Whoever can write to the repository may leave anything there: pipes, devices, li
 Only regular files inside the folder of a version are opened, and never one that could block.
 """
 
+import contextlib
 import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -19,8 +20,8 @@ from fold.errors import BnfoldError, first_line, printable
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VERSION_PATTERN = re.compile(r"[1-9][0-9]*")
 NAMES = "a model's folder has a name of letters, digits, '_', '-' and '.', with a letter or digit first"
-MODELS = 5
-"""How many models of a repository a message names."""
+SHOWN = 5
+"""How many models of a repository, or versions of a model, a message names."""
 NUMBERS = "a version's folder is named by a whole number from 1, without leading zeros"
 
 
@@ -37,7 +38,8 @@ def model_folders(repository: Path) -> Listing:
     """The folders of models, ascending. Raises `BnfoldError` if there is no such repository, `OSError` if it cannot be
     read."""
     if not repository.is_dir():
-        raise BnfoldError(f"{repository}: no such folder; expected a model repository, made by bnfold fold --out")
+        what = "is a file" if repository.is_file() else "no such folder"
+        raise BnfoldError(f"{repository}: {what}; expected a model repository, made by bnfold fold --out")
     return _listing(repository, NAME_PATTERN, NAMES)
 
 
@@ -66,18 +68,36 @@ def published_models(repository: Path) -> list[str]:
 def version_folder(model_dir: Path) -> Path:
     """The folder of the latest version in REPOSITORY/NAME. Any other folder is taken as a version itself.
 
-    Raises `BnfoldError` for a repository and for a file.
+    Raises `BnfoldError` for a repository, for a file, and if there is no such folder.
     """
     if numbers := version_numbers(model_dir):
         return model_dir / str(numbers[-1])
     if model_dir.is_file():
         raise BnfoldError(f"{model_dir}: is a file; expected a folder, REPOSITORY/NAME or REPOSITORY/NAME/VERSION")
     if models := published_models(model_dir):
-        names = ", ".join(models[:MODELS]) + (f" and {len(models) - MODELS} more" if len(models) > MODELS else "")
         raise BnfoldError(
-            f"{model_dir}: is a repository with the models {names}; name one of them, {model_dir / models[0]}"
+            f"{model_dir}: is a repository with the models {_some(models)}; name one of them, {model_dir / models[0]}"
+        )
+    if not model_dir.exists():
+        raise BnfoldError(
+            f"{model_dir}: no such folder; expected REPOSITORY/NAME or REPOSITORY/NAME/VERSION{_neighbours(model_dir)}"
         )
     return model_dir
+
+
+def _neighbours(absent: Path) -> str:
+    """What a message adds about a model or a version that there is not: which there are."""
+    folder = absent.parent
+    with contextlib.suppress(OSError):  # it says nothing of folders that may not be read
+        if holds_version(folder):
+            return f"; {folder} has the versions {_some(version_folders(folder).found)}"
+        if models := published_models(folder):
+            return f"; {folder} has the models {_some(models)}"
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def published_version(path: Path) -> Path | None:

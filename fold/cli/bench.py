@@ -28,6 +28,8 @@ def bench(
 ) -> None:
     """Measure the latency of a published model, unfolded and folded. The answers of both are checked first."""
     from fold.artifact import read_version, version_folder  # noqa: PLC0415
+
+    folder = version_folder(model_dir)
     from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
     from fold.reports import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
 
@@ -37,7 +39,7 @@ def bench(
     try:
         with StepBar(refreshes_per_second=1) as bar:  # more would take CPU time from the measurement
             benchmark = bench_version(
-                read_version(version_folder(model_dir)),
+                read_version(folder),
                 batches=batches,
                 rounds=rounds,
                 provider=device,

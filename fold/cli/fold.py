@@ -92,7 +92,7 @@ def fold(
     out: Annotated[
         Path, typer.Option(metavar="REPOSITORY", help="The model repository in which the model is published.")
     ],
-    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the file's name")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="that of SOURCE")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="The version.", show_default="the next free one")] = None,
     arch: Arch = None,
     arch_arg: ArchArg = None,

@@ -104,4 +104,5 @@ def print_json(content: dict[str, Any]) -> None:
 def refuse_missing(source: Path) -> None:
     """Raise `BnfoldError` if there is no SOURCE, before libraries that take seconds are imported."""
     if not source.exists():
-        raise BnfoldError(f"{source}: no such file or directory; expected a checkpoint, a .pt2 or an .onnx")
+        what = "a checkpoint, a .pt2 or an .onnx on this machine"
+        raise BnfoldError(f"{source}: no such file or directory; expected {what}")

@@ -33,13 +33,14 @@ def verify(
 ) -> None:
     """Prove a published model again on this machine, from its directory alone."""
     from fold.artifact import read_version, version_folder  # noqa: PLC0415
-    from fold.inputs import read_inputs  # noqa: PLC0415
-    from fold.proof import certify  # noqa: PLC0415
-    from fold.reports import certificate_table  # noqa: PLC0415
 
-    # 1. Read the model directory, and check its precision.
+    # 1. Read the model directory, and check its precision. The imports take a second.
     folder = version_folder(model_dir)
     with StepBar() as bar:
+        from fold.inputs import read_inputs  # noqa: PLC0415
+        from fold.proof import certify  # noqa: PLC0415
+        from fold.reports import certificate_table  # noqa: PLC0415
+
         bar.announce(f"reading {folder}")
         version = read_version(folder)
         if precision not in (None, version.manifest.precision):

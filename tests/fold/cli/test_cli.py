@@ -62,6 +62,7 @@ def test_fold_publishes_a_model_directory_and_says_what_went_where(published) ->
     assert batchnorms(ir.load(folder / "model.onnx")) == len(answer["kept"])
     report = (folder / "report.html").read_text()
     assert answer["kept"][0]["name"] in report
+    assert "R is the unfolded model in float64, U the unfolded model in fp32, F the folded graph" in report
     assert "http" not in report.replace("http-equiv", "")  # it needs no network
 
 
@@ -261,6 +262,26 @@ def test_a_folder_beside_the_right_one_gets_a_hint(published) -> None:
     for folder in (model, version):
         done = bnfold("serve", folder, "--port", 0)
         assert_one_line(done, f"{folder}: holds one model; serve its repository, bnfold serve {repository}")
+    told = "is a file; expected a model repository, made by bnfold fold --out"
+    assert_one_line(bnfold("serve", version / "model.onnx", "--port", 0), told)
+
+
+def test_a_model_or_a_version_that_there_is_not_is_told_its_neighbours(published) -> None:
+    repository, _ = published
+    expected = "no such folder; expected REPOSITORY/NAME or REPOSITORY/NAME/VERSION"
+    absent = repository / "digit"
+    assert_one_line(bnfold("verify", absent), f"{absent}: {expected}; {repository} has the models digits")
+    assert_one_line(bnfold("bench", repository / "digits/9"), f"{expected}; {repository}/digits has the versions 1")
+
+
+def test_what_is_published_is_no_source(published, tmp_path) -> None:
+    repository, _ = published
+    for folder, what in (
+        (repository, "is a repository of published models; give the checkpoint of one"),
+        (repository / "digits", "is a published model; give the checkpoint that it was folded from"),
+        (repository / "digits" / "1", "is a published model; give the checkpoint that it was folded from"),
+    ):
+        assert_one_line(bnfold("fold", folder, "--out", tmp_path), f"{folder}: {what}")
 
 
 # --- bad input, each in one line

@@ -135,7 +135,7 @@ def test_what_does_not_fit_gets_one_line(name: str, call: Any, words: str, repos
     ("name", "options", "words"),
     [
         ("broken", {}, "was changed after it was written"),
-        ("nobody", {}, "expected a model directory"),
+        ("nobody", {}, "no such folder; expected REPOSITORY/NAME"),
         ("net", {"device": "gpu"}, "expected auto, cpu, cuda"),
     ],
 )

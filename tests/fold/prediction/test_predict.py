@@ -344,7 +344,7 @@ def test_no_more_rows_are_read_than_a_batch_takes(
         ("pick", ("d.npz", "--top-k", "2", "--column", "index=a"), "pick/1: is no classifier"),
         ("net", ("good.npy", "--out", "good.npy"), "good.npy: cannot be created"),
         ("net", ("empty", "--out", "empty/out"), "empty/out: lies in the data"),
-        ("nobody", ("good.npy",), "expected a model directory"),
+        ("nobody", ("good.npy",), "no such folder; expected REPOSITORY/NAME"),
     ],
 )
 def test_bad_input_gets_one_line(
