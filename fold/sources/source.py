@@ -189,7 +189,7 @@ def _load(source: Source, found: Found) -> Loaded:
     loaded = checkpoint.load_checkpoint(source.path, key=source.key, ema=source.ema, trust=source.trust)
     chosen = {name: value for name, value in (("key", source.key), ("ema", source.ema)) if value}
     if source.arch is None:
-        module = build.whole_module(loaded)
+        module = build.whole_module(loaded, found.config)
         return Loaded(loaded, module, {"kind": "module", **chosen, "changes": loaded.notes})
     built = build.build_module(loaded, source.arch, source.arch_args, found.config)
     described = {

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fold.errors import BnfoldError, first_line
-from fold.sources.architecture.configuration import LIBRARIES, from_configuration, with_configuration
+from fold.sources.architecture.configuration import LIBRARIES, described_by, from_configuration, with_configuration
 from fold.sources.architecture.factory import import_named, load_architecture
 from fold.sources.architecture.fit import fit
 from fold.sources.architecture.plain import make_plain
@@ -99,10 +99,17 @@ def _recorded(arguments: Mapping[str, Any], arch_args: Sequence[str]) -> dict[st
     return recorded
 
 
-def whole_module(checkpoint: Checkpoint) -> nn.Module:
-    """The module that the file holds, in eval mode and plain. Raises `BnfoldError` if it holds only weights."""
+def whole_module(checkpoint: Checkpoint, config: Path | None = None) -> nn.Module:
+    """The module that the file holds, in eval mode and plain.
+
+    Raises `BnfoldError` if it holds only weights, and says what `config`, the configuration beside them, names.
+    """
     if checkpoint.module is None:
-        raise BnfoldError(f"{checkpoint.path}: holds only weights; name their architecture with --arch module:callable")
+        library = described_by(config)
+        what = "module:callable, such as torchvision.models:resnet18 or path/to/net.py:Net"
+        if library is not None:
+            what = f"{library}, whose class is in the config.json beside them"
+        raise BnfoldError(f"{checkpoint.path}: holds only weights; name their architecture with --arch {what}")
     if isinstance(checkpoint.module, torch.jit.ScriptModule):
         raise BnfoldError(
             f"{checkpoint.path}: is a TorchScript archive, of which only the weights are used; name their "

@@ -19,7 +19,11 @@ from fold.errors import BnfoldError, short
 from fold.sources.architecture.factory import Factory, defining_file
 from fold.sources.checkpoint.index import read_json
 
-LIBRARIES = ("transformers", "timm")
+LIBRARIES = {
+    "transformers": "class, such as --arch transformers:ResNetForImageClassification",
+    "timm": "model, such as --arch timm:create_model --arch-arg model_name=resnet50",
+}
+"""Values of `--arch` that stand for the `config.json`, and what to name where there is none."""
 REMOTE = ("auto_map", "custom_pipelines", "trust_remote_code")
 """Keys that make transformers run code that lies beside the weights, or on a hub."""
 FETCHES = re.compile(r".*(attn|experts)_implementation.*|.*kernel_config|use_kernels")
@@ -29,6 +33,15 @@ OURS_IN_TIMM = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", 
 PRETRAINED = ("input_size", "fixed_input_size", "pool_size", "num_classes", "mean", "std", "interpolation", "crop_pct")
 
 
+def described_by(config: Path | None) -> str | None:
+    """The library of which a configuration names a model; None if it names none, or cannot be read."""
+    try:
+        content = {} if config is None else read_json(config)
+    except BnfoldError:
+        return None
+    return "transformers" if content.get("architectures") else "timm" if content.get("architecture") else None
+
+
 def from_configuration(library: str, config: Path | None, arguments: Mapping[str, Any]) -> Factory:
     """The factory that `config` describes, with `arguments` bound to it, for `--arch transformers` and `--arch timm`.
 
@@ -36,8 +49,8 @@ def from_configuration(library: str, config: Path | None, arguments: Mapping[str
     """
     if config is None:
         raise BnfoldError(
-            f"--arch {library}: needs the config.json beside the weights; give their directory, or name the class, "
-            "such as --arch transformers:ResNetForImageClassification"
+            f"--arch {library}: needs the config.json beside the weights; give their directory, or name the "
+            f"{LIBRARIES[library]}"
         )
     content = read_json(config)
     _refuse_code(content, str(config))

@@ -41,9 +41,12 @@ def load_architecture(spec: str) -> Factory:
     """
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
+        package, _, name = spec.rpartition(".")
+        dotted = package and name != "py" and all(part.isidentifier() for part in spec.split("."))
+        meant = f"; did you mean {package}:{name}?" if dotted else ""
         raise BnfoldError(
             f"--arch {spec}: expected module:callable or FILE.py:callable, such as models/net.py:make, or "
-            "transformers or timm for the class that config.json names"
+            f"transformers or timm for the class that config.json names{meant}"
         )
     module, found = import_named(place, attribute, f"--arch {spec}")
     if not callable(found):
@@ -68,6 +71,8 @@ def import_named(place: str, attribute: str, spec: str) -> tuple[ModuleType, obj
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise BnfoldError(f"{spec}: {place} needs the module {error.name!r}; install it") from error
         near = _nearest(place, _modules_beside(place))
+        if not near and "." not in error.name:
+            near = f"; install {error.name} beside bnfold, or run bnfold in the folder that holds it"
         raise BnfoldError(f"{spec}: there is no module {place!r}{near}") from error
     except (Exception, SystemExit) as error:  # the user's module may raise anything, as a script that parses arguments
         raise BnfoldError(f"{spec}: importing {place} failed: {type(error).__name__}: {error}") from error
@@ -78,7 +83,7 @@ def import_named(place: str, attribute: str, spec: str) -> tuple[ModuleType, obj
         except Exception as error:  # some packages import a part when it is asked for, which may fail
             if not isinstance(error, AttributeError):
                 raise BnfoldError(f"{spec}: {place} cannot load {attribute}: {first_line(error)}") from error
-            near = _nearest(part, _callables(found))
+            near = _in_a_part(place, attribute) or _nearest(part, _callables(found))
             raise BnfoldError(f"{spec}: {place} has no callable {attribute!r}{near}") from error
     return module, found
 
@@ -87,6 +92,13 @@ def _callables(owner: object) -> list[str]:
     """What may be meant by another name. A name that a package imports when it is asked for is not asked for."""
     own = getattr(owner, "__dict__", {})
     return [name for name in dir(owner) if not name.startswith("_") and (name not in own or callable(own[name]))]
+
+
+def _in_a_part(package: str, attribute: str) -> str:
+    """Which imported module of a package has the attribute: many keep their networks one level down."""
+    parts = (name for name in sys.modules if name.startswith(f"{package}."))
+    having = [name for name in parts if attribute in getattr(sys.modules[name], "__dict__", {})]
+    return f"; did you mean {min(having, key=len)}:{attribute}?" if having else ""
 
 
 def defining_file(factory: Callable[..., Any], module: ModuleType) -> Path | None:

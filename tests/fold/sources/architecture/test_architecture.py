@@ -150,7 +150,13 @@ def test_weights_alone_want_an_architecture(tmp_path) -> None:
         ("models.resnt:resnet", "models.resnet"),
         ("models.resnet:resnt", "did you mean resnet"),
         ("models.resnet", "expected module:callable"),
-        ("nowhere.at.all:x", "no module"),
+        ("net.py", r"or FILE\.py:callable.*names$"),
+        ("torchvision.models.resnet18", r"did you mean torchvision\.models:resnet18\?$"),
+        ("torch:BatchNorm2d", r"torch has no callable 'BatchNorm2d'; did you mean torch\.nn:BatchNorm2d\?$"),
+        (
+            "nowhere.at.all:x",
+            r"no module 'nowhere\.at\.all'; install nowhere beside bnfold, or run bnfold in the folder",
+        ),
     ],
 )
 def test_an_unknown_architecture_is_told_its_neighbours(spec, message) -> None:

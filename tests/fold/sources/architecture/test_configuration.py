@@ -111,7 +111,9 @@ def test_a_configuration_that_names_no_class_of_the_package_is_refused(folder, c
 
 
 def test_without_a_configuration_or_its_package_one_line_says_so(folder, monkeypatch) -> None:
-    assert "needs the config.json beside the weights" in refused("inspect", folder, "--arch", "transformers")
+    told = "needs the config.json beside the weights; give their directory, or name the"
+    assert f"{told} class, such as --arch transformers:" in refused("inspect", folder, "--arch", "transformers")
+    assert f"{told} model, such as --arch timm:create_model" in refused("inspect", folder, "--arch", "timm")
     assert "takes a configuration; give the directory" in refused("inspect", folder, "--arch", "transformers:Net")
     (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "other"}))
     told = refused("inspect", folder, "--arch", "transformers:Auto.from_config")
@@ -120,6 +122,20 @@ def test_without_a_configuration_or_its_package_one_line_says_so(folder, monkeyp
     assert "needs the package 'timm'; install it" in refused("inspect", folder, "--arch", "timm")
     told = refused("inspect", folder, "--arch", "transformers:Auto.from_config", "--arch-arg", "trust_remote_code=true")
     assert "trust_remote_code runs code from elsewhere" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (CONFIG, "--arch transformers, whose class is in the config.json beside them"),
+        ({"architecture": "plain_net"}, "--arch timm, whose class is in the config.json beside them"),
+        ({}, "--arch module:callable, such as torchvision.models:resnet18 or path/to/net.py:Net"),
+        ([], "--arch module:callable, such as"),
+    ],
+)
+def test_weights_without_arch_are_told_which_one_fits(folder, content, told) -> None:
+    (folder / "config.json").write_text(json.dumps(content))
+    assert f"holds only weights; name their architecture with {told}" in refused("inspect", folder)
 
 
 class Timm(types.ModuleType):
