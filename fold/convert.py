@@ -132,7 +132,7 @@ def convert(
     Raises `BnfoldError` for bad input. A proof that fails is no error: the result says so, and nothing is published.
     """
     # 1. Refuse what could not be published, before minutes are spent on it.
-    name = target.name or re.sub(r"[^A-Za-z0-9_.-]", "_", source.path.absolute().stem).lstrip(".-") or "model"
+    name = target.name or _name_of(source.path.absolute())
     version = target.version or next_version(target.repository, name)
     refuse_version(target.repository, name, version)
     refuse_tf32(precision, provider, "precision tf32")
@@ -192,6 +192,13 @@ def convert(
     return Conversion(
         path, name, version, report, certificate, changes, stored_in, arch_file, opening, told.get("retraced")
     )
+
+
+def _name_of(source: Path) -> str:
+    """The name of a model after its directory, or after its file without the suffix of its format."""
+    suffix = r"(\.[a-z]+)?\.index\.json$|\.pth\.tar$|(?<=.)\.[^.]*$"
+    name = source.name if source.is_dir() else re.sub(suffix, "", source.name)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-") or "model"
 
 
 def _choose(

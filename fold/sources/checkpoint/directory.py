@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fold.artifact import holds_version, published_models
 from fold.errors import BnfoldError, short
 from fold.sources.checkpoint.index import SUFFIX, read_index
 
@@ -23,6 +24,7 @@ ASIDE = re.compile(
 PART = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[a-z]+)")
 RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 PARTITIONED = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
+POINTER = b"version https://git-lfs"
 DEPTH, MOST_ENTRIES, LISTED = 3, 10_000, 8
 
 
@@ -38,10 +40,18 @@ class Found:
 
 
 def find(source: Path) -> Found:
-    """What to read of a file or a directory. No file is opened except an index.
+    """What to read of a file or a directory. Only an index is read, and the first bytes of other files.
 
-    Raises `BnfoldError` if there is nothing, if there are several checkpoints, and for a file that is only a part.
+    Raises `BnfoldError` if there is nothing, if there are several checkpoints, for a file that is only a part, and for
+    one that was not downloaded.
     """
+    found = _find(source)
+    for file in found.files:
+        _refuse_pointer(file)
+    return found
+
+
+def _find(source: Path) -> Found:
     if source.is_dir():
         return _in_directory(source)
     if not source.is_file():
@@ -69,8 +79,22 @@ def _in_directory(folder: Path) -> Found:
 
 
 def _refuse_published(folder: Path) -> None:
-    if (folder / "manifest.json").is_file() and (folder / "model.onnx").is_file():
+    is_version = (folder / "manifest.json").is_file() and (folder / "model.onnx").is_file()
+    if is_version or holds_version(folder):
         raise BnfoldError(f"{folder}: is a published model; give the checkpoint that it was folded from")
+    if published_models(folder):
+        raise BnfoldError(f"{folder}: is a repository of published models; give the checkpoint of one")
+
+
+def _refuse_pointer(file: Path) -> None:
+    """Raise `BnfoldError` for the text that Git LFS leaves in the place of a file that it did not download."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(POINTER))
+    except OSError:
+        return  # reading it raises the error with the reason
+    if head == POINTER:
+        raise BnfoldError(f"{file}: is a pointer of Git LFS, and the file itself was not downloaded; run git lfs pull")
 
 
 def _found(path: Path, root: Path, aside: Iterable[str] = ()) -> Found:

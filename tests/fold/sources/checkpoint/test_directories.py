@@ -114,8 +114,8 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(find(path).path).tensors
 
 
-def inspected(folder: Path) -> tuple[dict[str, object], str]:
-    done = bnfold("inspect", folder, "--arch", ARCH, "--input", "3,8,8", "--json")
+def inspected(folder: Path, *options: str) -> tuple[dict[str, object], str]:
+    done = bnfold("inspect", folder, "--arch", ARCH, "--input", "3,8,8", "--json", *options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -124,17 +124,18 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_shards_are_merged_folded_and_published(tmp_path, module) -> None:
-    shards(tmp_path / "net", module.state_dict())
-    answer, err = run("fold", tmp_path / "net", "--arch", ARCH, "--input", "3,8,8", "--out", tmp_path / "r")
+@pytest.mark.parametrize(("given", "name"), [("net-1.5", "net-1.5"), ("net-1.5/model.safetensors.index.json", "model")])
+def test_shards_are_merged_folded_and_published(tmp_path, module, given, name) -> None:
+    shards(tmp_path / "net-1.5", module.state_dict())
+    answer, err = run("fold", tmp_path / given, "--arch", ARCH, "--input", "3,8,8", "--out", tmp_path / "r")
     assert "found model.safetensors.index.json with 2 parts" in err
-    assert (answer["model"], len(answer["folded"])) == ("net", 2)
-    source = json.loads((tmp_path / "r/net/1/manifest.json").read_text())["source"]
-    assert source["file"] == "net"
+    assert (answer["model"], len(answer["folded"])) == (name, 2)
+    source = json.loads((tmp_path / "r" / name / "1/manifest.json").read_text())["source"]
+    assert source["file"] == Path(given).name
     assert list(source["files"]) == ["model.safetensors.index.json", *(
         f"model-0000{part}-of-00002.safetensors" for part in (1, 2))]  # fmt: skip
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
-    (found,) = onnxruntime.InferenceSession(tmp_path / "r/net/1/model.onnx").run(None, {"input": x})
+    (found,) = onnxruntime.InferenceSession(tmp_path / "r" / name / "1/model.onnx").run(None, {"input": x})
     np.testing.assert_allclose(found, module(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -173,9 +174,10 @@ LAYOUTS = {
 def test_a_directory_is_looked_through_and_what_is_found_is_told(tmp_path, module, layout) -> None:
     write, told = LAYOUTS[layout]
     write(tmp_path / "net", module.state_dict())
-    found = find(tmp_path / "net")
-    assert found.notes == (f"found {told}",)
-    assert equal(load_checkpoint(found.path).tensors, module.state_dict())
+    answer, err = inspected(tmp_path / "net")
+    assert err.splitlines()[-1] == f"{tmp_path / 'net'}: found {told}"
+    assert len(answer["batchnorms"]) == 2
+    assert equal(tensors(tmp_path / "net"), module.state_dict())
 
 
 def test_safetensors_are_taken_where_a_model_is_there_twice(tmp_path, module) -> None:
@@ -272,7 +274,7 @@ def test_metadata_runs_no_code_without_trust(tmp_path, module) -> None:
     assert "pathlib.Path" in told or "builtins.getattr" in told
     assert "pass --trust if you know who made it" in told
     assert not (tmp_path / "was-run").exists()
-    assert equal(load_checkpoint(folder, trust=True).tensors, module.state_dict())
+    assert len(inspected(folder, "--trust")[0]["batchnorms"]) == 2
     assert (tmp_path / "was-run").exists()
 
 
@@ -301,6 +303,17 @@ def test_metadata_that_is_wrong_is_refused(tmp_path, module) -> None:
     (folder / ".metadata").write_bytes(good[:50])
     with pytest.raises(BnfoldError, match="is no metadata of a distributed checkpoint"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["net/model.safetensors", "net.pt", "net.onnx"])
+def test_a_file_that_git_lfs_did_not_download_is_told(tmp_path, name) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 46830571\n")
+    given = path.parent if "/" in name else path
+    arch = () if name.endswith("onnx") else ("--arch", ARCH)
+    told = f"{path}: is a pointer of Git LFS, and the file itself was not downloaded; run git lfs pull"
+    assert told in refused("inspect", given, *arch)
 
 
 def test_a_published_model_is_no_source(tmp_path) -> None:
