@@ -119,5 +119,5 @@ def test_every_command_and_make_target_stands_in_the_readme() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"bnfold {command.callback.__name__}" in text
-    for target in ("make demo", "make test", "make integration", "make serve"):
+    for target in ("make demo", "make test", "make integration", "make frameworks", "make serve"):
         assert target in text

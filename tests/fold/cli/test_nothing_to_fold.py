@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from support.commands import bnfold, refused
 from support.service.reloading import tampered
+from support.service.serving import start
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,15 @@ def test_it_is_told_first_in_one_line(published) -> None:
     assert rest[-1] == f"published {folder / 'r/net/1'}"
     before, after = (onnx.load(path).graph for path in (folder / "net.onnx", folder / "r/net/1/model.onnx"))
     assert [(node.op_type, *node.input) for node in after.node] == [(node.op_type, *node.input) for node in before.node]
+
+
+def test_it_is_served(published) -> None:
+    folder, _ = published
+    x = np.random.default_rng(1).standard_normal((3, 2, 5, 5)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(folder / "net.onnx").run(None, {"x": x})
+    with start(folder / "r") as service:
+        answer = service.post("/v1/models/net:predict", json={"instances": x.tolist()}).json()
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_error_is_one_line_alone(published, tmp_path, monkeypatch) -> None:

@@ -70,13 +70,17 @@ def layer_norm(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.op("Add", g.op("Mul", g.op("Div", centred, deviation), g.normal(6)), g.normal(6))
 
 
-def test_a_layer_norm_written_out_is_left_as_it_is_and_told() -> None:
+def test_a_layer_norm_written_out_is_left_as_it_is_and_told(tmp_path) -> None:
     g = GraphBuilder("n", 5, 6)
     model = g.finish(g.op("MatMul", layer_norm(g, g.op("MatMul", g.x, g.normal(6, 6))), g.normal(6, 4)))
     folded, report = check_fold(model)
     assert operators(folded) == operators(model)
     assert counted(report) == {"layernorm": (0, 1), "scalar": (0, 1)}
     assert report.batchnorms == 0
+    ir.save(as_type(model, ir.DataType.FLOAT), tmp_path / "net.onnx")
+    told = bnfold("inspect", tmp_path / "net.onnx").stderr
+    assert "no BatchNorm: affine of LayerNorm: 0 folded, 1 kept; scalar product or sum: 0 folded, 1 kept" in told
+    assert "the model has no BatchNorm" in told
 
 
 @pytest.mark.parametrize("groups", [None, 2])
@@ -146,11 +150,17 @@ def test_a_number_in_float16_stays() -> None:
     assert operators(folded) == ["MatMul", "Mul", "Tanh"]
 
 
-def test_parallel_branches_are_merged_without_a_batchnorm() -> None:
+def test_parallel_branches_are_merged_without_a_batchnorm(tmp_path) -> None:
     g = GraphBuilder("n", 4, 5, 5)
     y = g.op("Add", g.op("Conv", g.x, g.normal(4, 4, 3, 3), pads=[1] * 4), g.op("Conv", g.x, g.normal(4, 4, 1, 1)))
-    folded, report = check_fold(g.finish(g.op("Relu", y)))
+    model = g.finish(g.op("Relu", y))
+    folded, report = check_fold(model)
     assert (operators(folded), report.branches_merged) == (["Conv", "Relu"], 2)
+    ir.save(as_type(model, ir.DataType.FLOAT), tmp_path / "net.onnx")
+    done = bnfold("fold", tmp_path / "net.onnx", "--out", tmp_path / "r", "--samples", 2)
+    assert done.returncode == 0, done.stderr
+    assert "0 BatchNorms: 0 folded, 0 kept; 2 parallel branches merged;" in done.stderr
+    assert operators(ir.load(tmp_path / "r/net/1/model.onnx")) == ["Conv", "Relu"]
 
 
 def test_what_was_folded_is_told_and_published(tmp_path) -> None:

@@ -1,6 +1,6 @@
 """What other tools got wrong, as PyTorch modules: exported, folded, compared in float64 and with the module as it runs.
 
-Those that show in a graph alone are beside their operators: tests/fold/test_laws*.py, test_engine.py.
+Those that show in a graph alone are beside their operators: tests/fold/engine/laws, tests/fold/engine/test_fold.py.
 """
 
 import copy
