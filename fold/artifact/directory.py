@@ -38,6 +38,8 @@ class ModelVersion:
 
     path: Path
     manifest: Manifest
+    url: str | None = None
+    """Where it was downloaded from."""
 
     @property
     def model_file(self) -> Path:
@@ -53,38 +55,57 @@ def read_version(path: Path) -> ModelVersion:
 
     The manifest must list the graph and the reference; all that it lists are regular files inside `path`.
     """
-    file, manifest = path / "manifest.json", read_manifest(path)
+    manifest = read_manifest(path)
+    check_listed(manifest, path / "manifest.json")
+    for name, expected in manifest.files.items():
+        check_digest(path, name, expected)
+    return ModelVersion(path, manifest)
+
+
+def check_listed(manifest: Manifest, file: object) -> None:
+    """Raise `BnfoldError`, which names the manifest's `file`, unless it lists the graph and the reference."""
     for name in ("model.onnx", manifest.reference):
         if name not in manifest.files:
             raise BnfoldError(f"{file}: lists no {name}, so that nothing says what it must be; fold the model again")
-    for name, expected in manifest.files.items():
-        try:
-            with open_file(path, name) as stream:
-                actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise BnfoldError(f"{path / name}: cannot be read ({error.strerror}); fold the model again") from error
-        if actual != expected:
-            raise BnfoldError(
-                f"{path / name}: was changed after it was written: its SHA-256 is {actual[:12]}…, "
-                f"the manifest says {expected[:12]}…; fold the model again"
-            )
-    return ModelVersion(path, manifest)
+
+
+def check_digest(path: Path, name: str, expected: str) -> None:
+    """Raise `BnfoldError` unless a file of a version has this SHA-256."""
+    try:
+        with open_file(path, name) as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BnfoldError(f"{path / name}: cannot be read ({error.strerror}); fold the model again") from error
+    if actual != expected:
+        raise BnfoldError(
+            f"{path / name}: was changed after it was written: its SHA-256 is {actual[:12]}…, "
+            f"the manifest says {expected[:12]}…; fold the model again"
+        )
 
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a version, whose own digest is checked and no other. Raises `BnfoldError`."""
-    file = path / "manifest.json"
+    return parse_manifest(manifest_content(path), path / "manifest.json")
+
+
+def manifest_content(path: Path) -> bytes:
+    """What the manifest of a version holds; one byte too many if it is too large. Raises `BnfoldError`."""
     try:
-        with open_file(path, file.name) as stream:
-            content = stream.read(MANIFEST_BYTES + 1)
-        if len(content) > MANIFEST_BYTES:
-            raise BnfoldError(f"{file}: has more than {MANIFEST_BYTES >> 20} MB; fold the model again")
-        text = content.decode()
+        with open_file(path, "manifest.json") as stream:
+            return stream.read(MANIFEST_BYTES + 1)
     except OSError as error:
         raise BnfoldError(
-            f"{file}: cannot be read ({error.strerror}); expected a model directory REPOSITORY/NAME/VERSION, "
-            "made by bnfold fold --out"
+            f"{path / 'manifest.json'}: cannot be read ({error.strerror}); "
+            "expected a model directory REPOSITORY/NAME/VERSION, made by bnfold fold --out"
         ) from error
+
+
+def parse_manifest(content: bytes, file: object) -> Manifest:
+    """The manifest with this content, whose own digest is checked. Raises `BnfoldError` that names its `file`."""
+    if len(content) > MANIFEST_BYTES:
+        raise BnfoldError(f"{file}: has more than {MANIFEST_BYTES >> 20} MB; fold the model again")
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise BnfoldError(f"{file}: is not UTF-8 text; fold the model again") from error
     try:
@@ -146,7 +167,7 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
             _remove_abandoned(model)
             incoming.mkdir()
             lock = os.open(incoming, os.O_RDONLY)
-            _try_lock(lock)
+            try_lock(lock)
     except OSError as error:
         raise BnfoldError(f"{model}: cannot be created ({error.strerror}); choose another --out") from error
     try:
@@ -189,7 +210,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 @contextmanager
 def alone_in(model: Path) -> Iterator[None]:
-    """A block in which no other process creates or removes `.incoming-…` in the folder of a model. It must be short."""
+    """A block that other processes and threads wait for, if they ask for the same folder."""
     descriptor = os.open(model, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -226,16 +247,17 @@ def _is_abandoned(path: Path) -> bool:
     except OSError:  # its writer has published it meanwhile, or it is somebody else's
         return False
     try:
-        held = _try_lock(descriptor)
+        held = try_lock(descriptor)
         return time.time() - path.stat().st_mtime > ABANDONED_SECONDS if held is None else held
     finally:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool | None:
-    """Lock a file or folder until it is closed; False if another process holds it, None if it cannot be locked."""
+def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool | None:
+    """Lock a file or folder until it is closed, alone or with others (`fcntl.LOCK_SH`); False if another process holds
+    it, None if it cannot be locked."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # such as a folder on NFS

@@ -166,6 +166,13 @@ def new_file(path: Path, prefix: str = ".") -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def update_file(path: Path, content: bytes) -> None:
+    """Write a file whole, unless it has this content already. Raises `BnfoldError` if it cannot be written."""
+    if not path.is_file() or path.read_bytes() != content:
+        with new_file(path) as partial:
+            partial.write_bytes(content)
+
+
 def sync(path: Path) -> None:
     """Return when a file, or the names in a folder, are on disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
