@@ -7,12 +7,14 @@ from pathlib import Path
 from threading import Thread
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from fold.cli import main
 from fold.cli.options import console
 from support.commands import bnfold, refused
 from support.onnxfiles import network, write
+from support.service import served
 
 MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 """What moves a terminal's cursor, or colours its text."""
@@ -61,6 +63,14 @@ def test_a_terminal_shows_each_step_and_keeps_none(net: Path, tmp_path: Path) ->
     verified = MOVES.sub("", on_a_terminal("verify", tmp_path / "net", "--samples", 2))
     assert "part B, rounding: each weight, and its effect" in verified
     assert "equivalent over 2 samples" in verified
+
+
+def test_a_run_over_a_data_set_shows_its_rate_and_the_time_left(tmp_path: Path) -> None:
+    served.net(tmp_path / "repository")
+    np.save(tmp_path / "d.npy", np.zeros((60, 1, 8, 8), np.float32))
+    words = (tmp_path / "d.npy", "--shard-rows", 10, "--out", tmp_path / "out")
+    shown = MOVES.sub("", on_a_terminal("predict", tmp_path / "repository" / "net", *words))
+    assert re.search(r"net/1 \S+ 60 of 60 rows, [\d,]+ rows/s 0:00:00", shown), shown
 
 
 def test_what_is_no_terminal_gets_no_bar(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from sklearn.datasets import load_digits
 
 from fold.artifact.directory import read_version
 from fold.prediction import compute
-from fold.prediction.data import arrays
+from fold.prediction.data import arrays, sources
+from fold.prediction.data import images as image_rows
 from fold.prediction.model import LoadedModel
 from support.commands import assert_one_line, bnfold
 from support.service import served
@@ -148,6 +150,24 @@ def test_every_kind_of_file_is_answered_alike(
         predict(repository / "net", data, "--out", out)
         assert_classes(table(out), np.asarray(expected))
     assert table(tmp_path / "out of images")["file"].to_pylist()[7] == str(shown / "007.png")
+
+
+def test_images_are_decoded_at_the_same_time(
+    repository: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits here for a second one."""
+    read, both = image_rows.read_image, threading.Barrier(2, timeout=60)
+
+    def waiting(*arguments: Any) -> np.ndarray:
+        both.wait()
+        return read(*arguments)
+
+    monkeypatch.setattr(image_rows, "read_image", waiting)
+    monkeypatch.setattr(sources, "cores", lambda: 2)
+    (tmp_path / "shown").mkdir()
+    for number in range(4):
+        Image.fromarray(pixels[number].astype(np.uint8)).save(tmp_path / "shown" / f"{number}.png")
+    assert predict(repository / "net", tmp_path / "shown", "--out", tmp_path / "out")["failed"] == 0
 
 
 def test_the_best_classes_and_whole_outputs(
