@@ -1,9 +1,11 @@
 """What deploy/ray tells Ray is what Ray and the service take, and what a replica makes of what Ray gives it."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import jsonschema
 import pytest
 import yaml
 from ray.serve.config import AutoscalingConfig
@@ -44,6 +46,21 @@ def test_kuberay_has_the_same_file_and_time_to_stop() -> None:
     assert pods[1]["terminationGracePeriodSeconds"] >= module.DRAIN_SECONDS + timeout
     [deployment] = application["deployments"]
     assert int(pods[1]["containers"][0]["resources"]["limits"]["cpu"]) == deployment["ray_actor_options"]["num_cpus"]
+
+
+def test_kubernetes_takes_the_pods_of_kuberay() -> None:
+    """Its own schema, which takes no unknown field. The fields around them are those of KubeRay's API, ray.io/v1."""
+    assert (RAY_SERVICE["apiVersion"], RAY_SERVICE["kind"]) == ("ray.io/v1", "RayService")
+    assert RAY_SERVICE["spec"].keys() == {"serveConfigV2", "rayClusterConfig"}
+    cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
+    assert cluster.keys() == {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+    head, [workers] = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head.keys() == {"rayStartParams", "template"}
+    assert workers.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+    schemas = json.loads((ROOT / "tests" / "data" / "kubernetes.json").read_text())
+    for group in (head, workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        jsonschema.validate(group["template"], {**schemas, "$ref": "#/$defs/io.k8s.api.core.v1.PodTemplateSpec"})
 
 
 @pytest.mark.parametrize(
