@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fold.artifact import NAME_PATTERN
 from fold.errors import BnfoldError
+from fold.remote import DEFAULT_BYTES, default_folder, is_url
 from fold.serving import SessionOptions
 
 LogFormat = Literal["text", "json"]
@@ -32,12 +33,7 @@ READ_ELSEWHERE = frozenset(
 
 
 def _folder_or_url(given: Path | str) -> Path | str:
-    return given if isinstance(given, str) and "://" in given else Path(given)
-
-
-def _cache() -> Path:
-    """A user without a home has none in `~`, which matters only where something is downloaded."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bnfold"
+    return given if is_url(given) else Path(given)
 
 
 class Settings(BaseSettings):
@@ -45,8 +41,10 @@ class Settings(BaseSettings):
 
     repository: Annotated[Path | str, BeforeValidator(_folder_or_url)]
     """Folder of NAME/VERSION model directories, or its URL: s3://, gs://, https://."""
-    cache: Path = Field(default_factory=_cache)
+    cache: Path = Field(default_factory=default_folder)
     """Folder for what is downloaded from a repository behind a URL."""
+    max_cache_bytes: Annotated[int, Field(ge=0)] = DEFAULT_BYTES
+    """Of the versions in it. Those that were used longest ago are removed, and none that is in use."""
     models: Annotated[str, Field(pattern=rf"^(\*|{NAME_PATTERN.pattern}(,{NAME_PATTERN.pattern})*)?$")] = ""
     """Models that are loaded at the start, separated by commas, or `*` for all. With nothing given, all are, unless
     `repository_control` is `explicit`: then none is, and calls load them."""

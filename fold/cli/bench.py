@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 from fold.cli.bar import StepBar
-from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, Seed, complain, console, print_json
+from fold.cli.options import DEVICES, PROOF_FAILED, AsJson, ModelDir, Seed, complain, console, print_json
 from fold.terminal import escape
 
 
 def bench(
-    model_dir: Annotated[
-        Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version.")
-    ],
+    model_dir: ModelDir,
     batch: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Batch sizes to measure.", show_default="1,8,32")
     ] = None,
@@ -27,9 +25,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the latency of a published model, unfolded and folded. The answers of both are checked first."""
-    from fold.artifact import read_version, version_folder  # noqa: PLC0415
+    from fold.remote import open_version  # noqa: PLC0415
 
-    folder = version_folder(model_dir)
+    version = open_version(model_dir)  # at first, because the other imports take a second
     from fold.bench import AnswersDifferError, bench_version, parse_batches  # noqa: PLC0415
     from fold.reports import bench_table, captions, check_picture, write_picture  # noqa: PLC0415
 
@@ -39,7 +37,7 @@ def bench(
     try:
         with StepBar(refreshes_per_second=1) as bar:  # more would take CPU time from the measurement
             benchmark = bench_version(
-                read_version(folder),
+                version,
                 batches=batches,
                 rounds=rounds,
                 provider=device,

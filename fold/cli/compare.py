@@ -25,12 +25,12 @@ from fold.cli.options import (
 )
 from fold.terminal import escape
 
-MODEL = "A checkpoint, .pt2, .onnx, or a model directory, whose served graph is taken."
+MODEL = "A checkpoint, .pt2, .onnx, or a model directory or its URL, whose served graph is taken."
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help=f"The model that is right. {MODEL}")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge; as A.")],
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The model that is right. {MODEL}")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The model to judge; as A.")],
     inputs: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by A's input names, or a folder of such files."),
@@ -56,35 +56,36 @@ def compare(
     from fold.artifact import published_version  # noqa: PLC0415
     from fold.comparison import compare as compare_models  # noqa: PLC0415
     from fold.inputs import read_inputs  # noqa: PLC0415
+    from fold.remote import local  # noqa: PLC0415
     from fold.reports import check_picture, comparison_table, write_comparison_picture  # noqa: PLC0415
     from fold.sources import Source  # noqa: PLC0415
 
     if picture is not None:
         check_picture(picture)
 
-    # 1. Options of checkpoints go to the models that are checkpoints; if neither is one, reading A refuses them.
-    given = [path for path in (a, b) if published_version(path) is None]
-    checkpoints = [path for path in given if path.suffix not in (".onnx", ".pt2")]
-    unsafe = [path for path in given if path.suffix not in (".onnx", ".safetensors")]
+    with StepBar() as bar, local(a) as path_a, local(b) as path_b:
+        # 1. Options of checkpoints go to the models that are checkpoints; if neither is one, reading A refuses them.
+        given = [path for path in (path_a, path_b) if published_version(path) is None]
+        checkpoints = [path for path in given if path.suffix not in (".onnx", ".pt2")]
+        unsafe = [path for path in given if path.suffix not in (".onnx", ".safetensors")]
 
-    def source(path: Path) -> Source:
-        loaded, opened = path in (checkpoints or [a]), path in (unsafe or [a])
-        return Source(
-            path,
-            arch=arch if loaded else None,
-            arch_args=tuple(arch_arg or ()) if loaded else (),
-            inputs=tuple(shapes or ()),
-            trust=trust and opened,
-            key=key if loaded else None,
-            ema=ema and loaded,
-            batch=batch,
-        )
+        def source(path: Path) -> Source:
+            loaded, opened = path in (checkpoints or [path_a]), path in (unsafe or [path_a])
+            return Source(
+                path,
+                arch=arch if loaded else None,
+                arch_args=tuple(arch_arg or ()) if loaded else (),
+                inputs=tuple(shapes or ()),
+                trust=trust and opened,
+                key=key if loaded else None,
+                ema=ema and loaded,
+                batch=batch,
+            )
 
-    # 2. Compare.
-    with StepBar() as bar:
+        # 2. Compare.
         found = compare_models(
-            source(a),
-            source(b),
+            source(path_a),
+            source(path_b),
             None if inputs is None else read_inputs(inputs),
             samples=samples,
             seed=seed,

@@ -30,6 +30,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 All = Annotated[bool, typer.Option("--all", help="Print a row for each BatchNorm and each output.")]
 Samples = Annotated[int, typer.Option(min=1, max=4096, help="How many random inputs the proof uses.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")]
+ModelDir = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version; also s3://, gs:// or https://.",
+    ),
+]
 SourceFile = Annotated[
     Path,
     typer.Argument(
@@ -87,7 +94,7 @@ def complain(message: str, code: int = BAD_INPUT) -> int:
     return code
 
 
-def print_changes(source: Path, changes: Sequence[str], arch: str | None, arch_file: Path | None) -> None:
+def print_changes(source: Path | str, changes: Sequence[str], arch: str | None, arch_file: Path | None) -> None:
     """What was decided while SOURCE was read, a line each, and which file `--arch` was found in."""
     if arch_file is not None:
         folder = Path.cwd()
@@ -101,8 +108,10 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def refuse_missing(source: Path) -> None:
-    """Raise `BnfoldError` if there is no SOURCE, before libraries that take seconds are imported."""
-    if not source.exists():
+def refuse_missing(source: Path | str) -> None:
+    """Raise `BnfoldError` if SOURCE is a path and not there, before libraries that take seconds are imported."""
+    from fold.remote import is_url  # noqa: PLC0415  # it loads numpy
+
+    if not is_url(source) and not Path(source).exists():
         what = "a checkpoint, a .pt2 or an .onnx on this machine"
         raise BnfoldError(f"{source}: no such file or directory; expected {what}")

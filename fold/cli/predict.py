@@ -8,16 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from fold.cli.bar import bar_of
-from fold.cli.options import PROOF_FAILED, AsJson, Device, complain, console, print_json
+from fold.cli.options import PROOF_FAILED, AsJson, Device, ModelDir, complain, console, print_json
 from fold.errors import BnfoldError
 from fold.terminal import escape
 
 
 def predict(
-    model_dir: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version."),
-    ],
+    model_dir: ModelDir,
     data: Annotated[
         list[str],
         typer.Argument(
@@ -65,7 +62,7 @@ def predict(
     choices = Choices(_columns(column or ()), id_column, top_k, outputs, shard_rows, strict, verify)
     bar = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with bar_of(*bar) as shown:
-        task = shown.add_task(f"loading {escape(str(model_dir))}", total=None, rate="")
+        task = shown.add_task(f"loading {escape(model_dir)}", total=None, rate="")
         model = load(model_dir, device=device, threads=threads)
         # 2. Predict what is not there yet.
         shown.update(task, description=escape(str(model)))

@@ -6,15 +6,13 @@ from typing import Annotated, Literal
 import typer
 
 from fold.cli.bar import StepBar
-from fold.cli.options import PROOF_FAILED, All, AsJson, Device, Samples, Seed, console, print_json
+from fold.cli.options import PROOF_FAILED, All, AsJson, Device, ModelDir, Samples, Seed, console, print_json
 from fold.errors import BnfoldError
 from fold.terminal import escape
 
 
 def verify(
-    model_dir: Annotated[
-        Path, typer.Argument(help="REPOSITORY/NAME/VERSION, or REPOSITORY/NAME for its latest version.")
-    ],
+    model_dir: ModelDir,
     inputs: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz|FOLDER", help="Arrays by input name, or a folder of such files or images."),
@@ -32,17 +30,16 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again on this machine, from its directory alone."""
-    from fold.artifact import read_version, version_folder  # noqa: PLC0415
+    from fold.remote import open_version  # noqa: PLC0415
 
     # 1. Read the model directory, and check its precision. The imports take a second.
-    folder = version_folder(model_dir)
     with StepBar() as bar:
+        bar.announce(f"reading {model_dir}")
+        version = open_version(model_dir)
         from fold.inputs import read_inputs  # noqa: PLC0415
         from fold.proof import certify  # noqa: PLC0415
         from fold.reports import certificate_table  # noqa: PLC0415
 
-        bar.announce(f"reading {folder}")
-        version = read_version(folder)
         if precision not in (None, version.manifest.precision):
             raise BnfoldError(
                 f"{version.model_file}: is in {version.manifest.precision}, not in {precision}; "

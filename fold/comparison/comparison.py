@@ -6,7 +6,8 @@ explains, which is measured: B is evaluated again with each weight moved at rand
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from fold.evaluate import AMPLITUDE_REDUCED, Evaluator, MovedWeights, rounding_l
 from fold.inputs import FREE_SIZES, Family, check_inputs, draw_inputs, working_sizes
 from fold.proof import FACTOR, LIMIT, Truth, Verdict, difference, disagreement, find_truth, finite_values
 from fold.proof import compare as compare_outputs
+from fold.remote import local
 from fold.sources import Source
 
 ROWS = 4
@@ -138,17 +140,16 @@ def compare(
     layers: bool = False,
     announce: Announce = lambda step: None,
 ) -> Comparison:
-    """Compare two models: `.onnx`, `.pt2`, model directories, or checkpoints as `fold.sources.Source`.
+    """Compare two models: `.onnx`, `.pt2`, model directories or their URLs, or checkpoints as `fold.sources.Source`.
 
     `inputs` are arrays by A's input names, batch first; without them, `samples` rows are drawn from `seed`. Layers are
     compared if the models differ in float64, or with `layers`. Everything runs on the CPU. Raises `BnfoldError` for
     models that cannot be read or whose inputs or outputs do not correspond.
     """
-    sources = [each if isinstance(each, Source) else Source(Path(each)) for each in (a, b)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _source(a) as source_a, _source(b) as source_b:
         # 1. Both models, and what corresponds
         sides = []
-        for name, source in zip("ab", sources, strict=True):
+        for name, source in (("a", source_a), ("b", source_b)):
             (Path(folder) / name).mkdir()
             sides.append(read_side(source, Path(folder) / name, announce))
         ours, theirs = sides
@@ -177,9 +178,7 @@ def compare(
             verdict = replace(verdict, disagreement=disagreement(ours, *truth.families["normal"]))
 
         # 4. Where they part
-        comparison = Comparison(
-            str(sources[0].path), str(sources[1].path), algebra, verdict, None, False, matched.notes
-        )
+        comparison = Comparison(str(source_a.path), str(source_b.path), algebra, verdict, None, False, matched.notes)
         if not comparison and verdict.doubt is None and comparison.algebra_holds and not theirs.from_pytorch:
             announce("B without graph optimisations")
             plain = _verdict(ours, matched.run(theirs.plain), rows, seed, at_a_time, allowed, drawn=False)
@@ -198,6 +197,15 @@ def compare(
             )
             return replace(comparison, parting=parting)
         return comparison
+
+
+@contextmanager
+def _source(given: Source | Path | str) -> Iterator[Source]:
+    if isinstance(given, Source):
+        yield given
+    else:
+        with local(given) as path:
+            yield Source(path)
 
 
 def _algebra(

@@ -1,7 +1,8 @@
 """Computes shards on a Ray cluster: workers that hold the model, each with one shard at a time.
 
 A worker commits its shards itself, so a node that is lost takes no shard with it that was committed. The others are
-given to a new worker. All nodes see the model, the data and the folder that is written under the same paths.
+given to a new worker. All nodes see the data, the folder that is written and a model that is no URL under the same
+paths.
 """
 
 import logging
@@ -23,6 +24,7 @@ from fold.prediction.job import Choices, Job
 from fold.prediction.model import LoadedModel, load
 from fold.prediction.plan import Shard
 from fold.prediction.shards import Noted
+from fold.remote import Place
 
 DEATHS = 3
 """How many workers may die over one shard: one that is too large for a node kills every one."""
@@ -36,7 +38,7 @@ class Task:
     that of the model that the run began with."""
 
     folder: Path
-    model: Path
+    model: Place
     digest: str
     device: str
     threads: int
@@ -70,7 +72,7 @@ class Worker:
             ) from error
         model = load(task.model, device=task.device, threads=task.threads)
         if model.manifest.digest != task.digest:
-            raise BnfoldError(f"{task.model}: is another version on node {os.uname().nodename}")
+            raise BnfoldError(f"{model}: is another version on node {os.uname().nodename}")
         job = Job.of(model, task.data, task.out, task.choices)
         return job, ShardRun(model, job)
 
@@ -109,8 +111,9 @@ def _compute(model: LoadedModel, job: Job, shards: Sequence[Shard], told: Told) 
     if count < 1:
         wanted = "GPU" if gpus else f"{threads} processors"
         raise BnfoldError(f"the Ray cluster has no {wanted} for a worker; it has {dict(has)}")
-    device, path = "cuda" if gpus else "cpu", model.session.version.path.absolute()
-    task = Task(Path.cwd(), path, model.manifest.digest, device, threads, job.data, job.out, job.choices)
+    device, version = "cuda" if gpus else "cpu", model.session.version
+    place = version.url or version.path.absolute()
+    task = Task(Path.cwd(), place, model.manifest.digest, device, threads, job.data, job.out, job.choices)
     worker = ray.remote(num_cpus=0 if gpus else threads, num_gpus=gpus)(Worker)
     # 1. A shard for each worker
     blocks = _blocks(shards, count * BLOCKS)

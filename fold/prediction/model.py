@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fold.arrays import Arrays, Run, cut_rows, join_rows, row_count
-from fold.artifact import Manifest, Preprocessing, TensorSpec, read_version, version_folder
+from fold.artifact import Manifest, Preprocessing, TensorSpec
 from fold.errors import BnfoldError, first_line
 from fold.inputs import as_datatype, by_name, check_inputs, drawn_inputs, read_image
 from fold.prediction.classes import Classes, best_classes
+from fold.remote import Place, open_version
 from fold.runtime import runtime_reason
 from fold.serving import ModelSession, SessionOptions
 
@@ -161,8 +162,9 @@ class LoadedModel:
         return {how.input: np.concatenate(rows)}
 
 
-def load(path: str | os.PathLike[str], *, device: "Provider" = "auto", threads: int = 0) -> LoadedModel:
-    """Load `REPOSITORY/NAME`, its newest version, or `REPOSITORY/NAME/VERSION`.
+def load(path: Place, *, device: "Provider" = "auto", threads: int = 0) -> LoadedModel:
+    """Load `REPOSITORY/NAME`, its newest version, or `REPOSITORY/NAME/VERSION`: a path, or an s3://, gs:// or https://
+    URL, which needs an extra and is downloaded once.
 
     Digests, certificate and canary are checked and the session is opened as `bnfold serve` does it. `device` is `cpu`,
     `cuda`, `cuda:1` for the second GPU, or `auto`, which takes a GPU if there is one; `threads` counts the threads
@@ -170,7 +172,7 @@ def load(path: str | os.PathLike[str], *, device: "Provider" = "auto", threads: 
     for a model that does not compute here what was proven.
     """
     options = SessionOptions(device=device, threads=threads)
-    return LoadedModel(ModelSession.open(read_version(version_folder(Path(path))), options), options)
+    return LoadedModel(ModelSession.open(open_version(path), options), options)
 
 
 def class_output(manifest: Manifest) -> str:

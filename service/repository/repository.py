@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fold.artifact import NAME_PATTERN, NAMES, model_folders, repository_of, version_folders
+from fold.artifact import (
+    NAME_PATTERN,
+    NAMES,
+    ModelVersion,
+    model_folders,
+    read_version,
+    repository_of,
+    version_folders,
+)
 from fold.errors import BnfoldError, printable
+from fold.remote import Cache, is_url
 from fold.runtime import return_freed
 from service.batching import on_thread
 from service.errors import BadRequestError, NotFoundError, NotReadyError, shown
@@ -42,7 +51,8 @@ Versions = dict[str, Entry]
 class Repository:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._mirror = Mirror(settings.repository, settings.cache) if isinstance(settings.repository, str) else None
+        url, cache = settings.repository, Cache(settings.cache, settings.max_cache_bytes)
+        self._mirror = Mirror(url, cache) if is_url(url) else None
         self.folder = self._mirror.folder if self._mirror is not None else Path(settings.repository)
         """Has NAME/VERSION with the manifest of each version, and with its other files, unless there is a mirror."""
         self.where = str(self._mirror or self.folder)
@@ -135,9 +145,9 @@ class Repository:
         if self._mirror is not None:
             self._mirror.refresh(model)
 
-    def _fetch(self, version: Path) -> Path:
-        """The folder with all files of a version of `folder`. Raises `BnfoldError`."""
-        return version if self._mirror is None else self._mirror.fetch(version)
+    def _read(self, version: Path) -> ModelVersion:
+        """A version of `folder`, whose files are checked. Raises `BnfoldError`."""
+        return read_version(version) if self._mirror is None else self._mirror.read(version)
 
     # At the start
 
@@ -179,7 +189,7 @@ class Repository:
     def _load_first(self, name: str) -> None:
         folder = self.folder / name
         self.tell_ignored(name, ignored_versions(folder))
-        outcomes = open_versions(self.settings, folder, {}, fetch=self._fetch)
+        outcomes = open_versions(self.settings, folder, {}, read=self._read)
         unable = next((o for o in outcomes.values() if isinstance(o, Failure) and o.of_machine), None)
         if unable is not None:
             raise BnfoldError(unable.details)
@@ -266,7 +276,7 @@ class Repository:
                 raise NotReadyError(str(error)) from error
             self.tell_ignored(name, ignored_versions(self.folder / name))
             return open_versions(
-                self.settings, self.folder / name, serving, fetch=self._fetch, halt=self._halt, announce=announce
+                self.settings, self.folder / name, serving, read=self._read, halt=self._halt, announce=announce
             )
 
         return await on_thread(f"loading {name}", job)

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from fold.artifact import Listing, read_version, version_folders
+from fold.artifact import Listing, ModelVersion, version_folders
 from fold.errors import BnfoldError, first_line, is_out_of_files, printable
 from fold.runtime import ProviderUnavailableError, without_runtime_words
 from fold.serving import CertificateError, ModelSession
@@ -87,15 +87,15 @@ def open_versions(
     model: Path,
     serving: Mapping[str, str],
     *,
-    fetch: Callable[[Path], Path] = lambda version: version,
+    read: Callable[[Path], ModelVersion],
     halt: Halt = lambda: None,
     announce: Callable[[str], None] = lambda version: None,
 ) -> dict[str, LoadOutcome]:
     """The versions in the folder of a model that the policy chooses, ascending, and newer ones that failed.
 
     `serving` has the digests of the versions that serve now: they are not opened again, and if only the files on disk
-    are broken, such a version still counts as one that works. `fetch` gives the folder that has all files of a version;
-    `announce` gets each version before it is opened.
+    are broken, such a version still counts as one that works. `read` reads a version and checks its files; `announce`
+    gets each version before it is opened.
     Empty if the model has no version; only `WHOLE_MODEL` if its folder cannot be read. Raises `OutOfFilesError` if the
     process is out of file descriptors.
     """
@@ -113,7 +113,7 @@ def open_versions(
             break
         halt()
         announce(version)
-        outcome = _try(settings, model / version, serving.get(version), fetch, halt)
+        outcome = _try(settings, model / version, serving.get(version), read, halt)
         found[version] = outcome
         working += not isinstance(outcome, Failure) or version in serving
     if numbers and not found:
@@ -124,15 +124,15 @@ def open_versions(
 
 
 def _try(
-    settings: Settings, version: Path, digest: str | None, fetch: Callable[[Path], Path], halt: Halt
+    settings: Settings, path: Path, digest: str | None, read: Callable[[Path], ModelVersion], halt: Halt
 ) -> LoadOutcome:
     started = time.perf_counter()
     try:
-        read = read_version(fetch(version))
-        if read.manifest.digest == digest:
+        version = read(path)
+        if version.manifest.digest == digest:
             return Unchanged()
         halt()
-        return Opened(ModelSession.open(read, settings.session_options, halt), time.perf_counter() - started)
+        return Opened(ModelSession.open(version, settings.session_options, halt), time.perf_counter() - started)
     except ServiceError:
         raise
     except ProviderUnavailableError as error:
@@ -143,7 +143,7 @@ def _try(
         return _failure(error)
     except Exception as error:  # a fault of one model must not keep the others from serving
         failure = _failure(error, kind=f"{type(error).__name__}: ")
-        log.exception("model %s/%s cannot be loaded", version.parent.name, version.name)
+        log.exception("model %s/%s cannot be loaded", path.parent.name, path.name)
         return failure
 
 

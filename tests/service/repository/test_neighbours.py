@@ -182,9 +182,9 @@ def test_a_repository_whose_name_is_no_text(folder: Path) -> None:
 
 
 def test_a_version_that_vanishes_while_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service.repository import versions  # noqa: PLC0415
+    from service.repository import repository  # noqa: PLC0415
 
-    read = versions.read_version
+    read = repository.read_version
 
     def vanish(path: Path) -> Any:
         found = read(path)
@@ -193,7 +193,7 @@ def test_a_version_that_vanishes_while_it_is_loaded(folder: Path, monkeypatch: p
         return found
 
     with start(folder, **WATCH) as service:
-        monkeypatch.setattr(versions, "read_version", vanish)
+        monkeypatch.setattr(repository, "read_version", vanish)
         table(folder, 1, name="gone")
         wait(lambda: any(line.startswith("bnfold: not serving gone/1: ") for line in service.lines))
         wait(lambda: "gone/1" not in index(service))

@@ -1,60 +1,23 @@
 """A repository behind a URL: a file server that lists its folders, as nginx and Python's own do."""
 
+import gc
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fold.errors import BnfoldError
-from service.repository import remote
 from support.commands import assert_one_line, bnfold
+from support.fileserver import Files, serve_files
 from support.service.reloading import EXPLICIT, REQUEST, WATCH, call, corrupt, index, right, states, table, wait
 from support.service.serving import start
 
 
-@dataclass
-class Files:
-    """The folder that is served, the paths that were asked for, and those of graphs that were downloaded."""
-
-    folder: Path
-    port: int = 0
-    asked: list[str] = field(default_factory=list)
-    downloaded: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/models"
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Files]:
-    found = Files(tmp_path / "server" / "models")
-    found.folder.mkdir(parents=True)
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_request(self, code: object = "-", size: object = "-") -> None:
-            found.asked.append(self.path)
-            if self.command == "GET" and self.path.endswith(".onnx"):
-                found.downloaded.append(self.path)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=found.folder.parent)) as server:
-        found.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield found
-        finally:
-            server.shutdown()
-            thread.join()
+    with serve_files(tmp_path / "server") as found:
+        yield found
 
 
 def answered(service: Any) -> str:
@@ -148,29 +111,22 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again(files: Files, tmp_path:
         corrupt(version)
 
 
-def test_a_manifest_that_names_files_elsewhere_writes_none(tmp_path: Path, files: Files) -> None:
-    table(files.folder, 1)
-    mirror = remote.Mirror(files.url, tmp_path / "cache")
-    mirror.refresh()
-    with pytest.MonkeyPatch.context() as patched:
-        manifest = remote.read_manifest(mirror.folder / "table" / "1")
-        named = manifest.model_copy(update={"files": {**manifest.files, "../../../outside": "0" * 64}})
-        patched.setattr(remote, "read_manifest", lambda _: named)
-        with pytest.raises(BnfoldError, match=r"'\.\./\.\./\.\./outside' is no name of a file in it"):
-            mirror.fetch(mirror.folder / "table" / "1")
+def test_versions_that_serve_no_more_leave_the_cache(files: Files, tmp_path: Path) -> None:
+    """Of a cache that may have nothing: what serves stays, also while its successor is loaded."""
+    with start(files.url, cache=tmp_path / "cache", max_cache_bytes=0, **EXPLICIT) as service:
+        for version, left in ((1, {"1"}), (2, {"1", "2"}), (3, {"2", "3"})):
+            table(files.folder, version)
+            assert call(service, "load") == (200, "")
+            wait(lambda now=version: states(service) == {f"table/{now}": "READY"})
+            assert answered(service) == str(version)
+            gc.collect()
+            assert {path.name for path in (tmp_path / "cache").glob("versions/*/table/*")} == left
 
 
-@pytest.mark.parametrize(
-    ("url", "line"),
-    [
-        ("s3://bucket/models", "s3://bucket/models: s3fs is not installed; install bnfold[s3]"),
-        ("gs://bucket/models", "gs://bucket/models: gcsfs is not installed; install bnfold[gcs]"),
-        ("https://me:secret@host/models/", "https://host/models: aiohttp is not installed; install bnfold[http]"),
-    ],
-)
-def test_a_missing_package_is_one_line(url: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "find_spec", lambda name: name if name == "fsspec" else None)
-    assert_one_line(bnfold("serve", url, "--port", 0), line)
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fold.remote.store.find_spec", lambda name: name if name == "fsspec" else None)
+    line = "https://host/models: aiohttp is not installed; install bnfold[http]"
+    assert_one_line(bnfold("serve", "https://me:secret@host/models/", "--port", 0), line)
 
 
 def test_a_url_that_leads_nowhere_is_one_line(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

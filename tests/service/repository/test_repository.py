@@ -170,7 +170,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert gate.wait(PATIENCE)
         return read_version(path)
 
-    monkeypatch.setattr("service.repository.versions.read_version", read)
+    monkeypatch.setattr("service.repository.repository.read_version", read)
     return gate
 
 
