@@ -12,7 +12,6 @@ show how the time grows. A result is written when it is there; a run that was st
 import argparse
 import contextlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import resource
@@ -32,6 +31,7 @@ from torch import nn
 import fold
 from benchmarks import networks
 from benchmarks.folding import machine, markdown, randomise
+from benchmarks.rows import append, read
 from benchmarks.scaling import resident
 from fold.convert import Target, convert
 from fold.runtime import stop_spinning
@@ -177,26 +177,18 @@ def main() -> None:
     )
     ways = [way for way in WAYS if way != "onnxsim" or importlib.util.find_spec("onnxsim")]
     wanted = [(network, size, way, arguments.threads) for network, size in pairs for way in ways]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {key(cost): cost for cost in read(arguments.out)}
-    with arguments.out.open("a", encoding="utf-8") as stream:
-        for one in wanted:
-            if one not in found:
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                    found[one] = pool.submit(measure, *one).result()
-                stream.write(json.dumps(asdict(found[one])) + "\n")
-                stream.flush()
+    found = {key(cost): cost for cost in (Cost(**row) for row in read(arguments.out))}
+    for one in wanted:
+        if one not in found:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                found[one] = pool.submit(measure, *one).result()
+            append(arguments.out, asdict(found[one]))
     costs = [found[one] for one in wanted]
     print(machine(("torch", "onnx", "onnx-ir", "onnxruntime", "numpy")))
     print()
     print(tables(costs))
     if any(cost.failed for cost in costs):
         raise SystemExit("\n".join(f"{cost.network} {cost.way}: {cost.failed}" for cost in costs if cost.failed))
-
-
-def read(path: Path) -> list[Cost]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Cost(**json.loads(line)) for line in lines]
 
 
 def key(cost: Cost) -> tuple[str, int, str, int]:

@@ -8,7 +8,6 @@ are a photograph, a screenshot with text, or music: cut, scaled and normalised a
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import numpy as np
 from matplotlib import cbook
 from PIL import Image
 
-from benchmarks.zoo import read
+from benchmarks.rows import append, read
 from fold.arrays import Arrays
 from fold.artifact import read_version
 from fold.convert import Target, convert
@@ -195,24 +194,21 @@ def main() -> None:
     parser.add_argument("--only", help="names that hold this text, also if they were examined before")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = set() if arguments.only else {(row["name"], row["version"]) for row in read(arguments.out)}
-    with arguments.out.open("a", encoding="utf-8") as stream:
-        for network in NETWORKS:
-            installed = distribution(network.package).version
-            name = f"{network.package}/{Path(network.file).name}"
-            if (name, installed) in done or (arguments.only and arguments.only not in name):
-                continue
-            row = Row(name, network.package, installed, network.licence, network.file, network.what)
-            began = time.process_time()
-            try:
-                examine(network, row)
-            except Exception as error:  # the others are examined, also after one fails
-                row.failed = f"{type(error).__name__}: {first_line(error)}"
-            row.seconds = round(time.process_time() - began, 1)
-            stream.write(json.dumps(asdict(row)) + "\n")
-            stream.flush()
-            print(name, row.batchnorms, row.failed or row.certified, row.real, row.seconds, file=sys.stderr)
+    for network in NETWORKS:
+        installed = distribution(network.package).version
+        name = f"{network.package}/{Path(network.file).name}"
+        if (name, installed) in done or (arguments.only and arguments.only not in name):
+            continue
+        row = Row(name, network.package, installed, network.licence, network.file, network.what)
+        began = time.process_time()
+        try:
+            examine(network, row)
+        except Exception as error:  # the others are examined, also after one fails
+            row.failed = f"{type(error).__name__}: {first_line(error)}"
+        row.seconds = round(time.process_time() - began, 1)
+        append(arguments.out, asdict(row))
+        print(name, row.batchnorms, row.failed or row.certified, row.real, row.seconds, file=sys.stderr)
 
 
 if __name__ == "__main__":

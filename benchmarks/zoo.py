@@ -14,11 +14,8 @@ limits of time and memory, that is forked from one that has imported everything.
 import argparse
 import contextlib
 import importlib.util
-import json
-import multiprocessing
 import random
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -26,7 +23,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +31,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks import rows
+from benchmarks.limited import limited
 from fold.bench import speed_ratio
 from fold.bench.measure import interleaved
 from fold.convert import Target, convert
@@ -52,8 +50,6 @@ ROWS = 4
 SAMPLES = 4
 ROUNDS = 15
 MOST_PARAMETERS = 100_000_000
-WAIT = 20
-"""Times its CPU-seconds that a process may take, beside other work."""
 OUT = Path("build/benchmarks/zoo.jsonl")
 
 
@@ -257,44 +253,18 @@ def examine(name: str, seed: int, row: Row, steps: Steps) -> None:
     row.speed, row.speed_low, row.speed_high, row.noise = found.ratio, found.low, found.high, found.noise
 
 
-def attempt(row: Row, arguments: argparse.Namespace, connection: Connection) -> None:
-    """The process of one network: sends its row."""
-    resource.setrlimit(resource.RLIMIT_DATA, (arguments.megabytes << 20, arguments.megabytes << 20))
-    resource.setrlimit(resource.RLIMIT_CPU, (arguments.seconds, arguments.seconds))
+def attempt(row: Row, seed: int) -> Row:
+    """Fill the row of one network, in a process of its own."""
     steps = Steps()
     try:
-        examine(row.name, arguments.seed, row, steps)
+        examine(row.name, seed, row, steps)
     except Exception as error:  # all others are examined, also after one fails
         row.failed = f"{steps.now}: {type(error).__name__}: {first_line(error)}"
     row.seconds = steps.close()
     used = resource.getrusage(resource.RUSAGE_SELF)
     row.cpu_seconds = round(used.ru_utime + used.ru_stime, 1)
     row.peak_megabytes = used.ru_maxrss >> 10
-    connection.send(asdict(row))
-
-
-def limited(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The row of one network, from a process of its own."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    row = Row(name, arguments.parameters)
-    process = context.Process(target=attempt, args=(row, arguments, theirs))
-    process.start()
-    theirs.close()
-    try:
-        if ours.poll(WAIT * arguments.seconds):
-            answer: dict[str, Any] = ours.recv()
-            return answer
-        row.failed = "waits for ever"
-        return asdict(row)
-    except EOFError:
-        process.join()
-        late = process.exitcode == -signal.SIGXCPU
-        row.failed = f"takes more than {arguments.seconds} CPU-seconds" if late else f"ended with {process.exitcode}"
-        return asdict(row)
-    finally:
-        process.kill()
-        process.join()
+    return row
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -304,27 +274,27 @@ def run(arguments: argparse.Namespace) -> None:
     """
     order = names()
     random.Random(arguments.seed).shuffle(order)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = () if arguments.only else read(arguments.out)
-    done = {row["name"] for row in rows if not row["left_out"] or row["parameters"] > arguments.parameters}
+    known = () if arguments.only else read(arguments.out)
+    done = {row["name"] for row in known if not row["left_out"] or row["parameters"] > arguments.parameters}
     end = time.monotonic() + 60 * arguments.minutes
-    with arguments.out.open("a", encoding="utf-8") as stream:
-        for name in order:
-            if name in done or (arguments.only and arguments.only not in name):
-                continue
-            if time.monotonic() > end:
-                break
-            row = limited(name, arguments)
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            result = "left out" if row["left_out"] else row["failed"] or row["certified"]
-            print(name, row["batchnorms"], result, row["cpu_seconds"], file=sys.stderr)
+    for name in order:
+        if name in done or (arguments.only and arguments.only not in name):
+            continue
+        if time.monotonic() > end:
+            break
+        row = Row(name, arguments.parameters)
+        try:
+            row = limited(partial(attempt, row, arguments.seed), arguments.seconds, arguments.megabytes)
+        except (TimeoutError, ChildProcessError) as error:
+            row.failed = str(error)
+        rows.append(arguments.out, asdict(row))
+        result = "left out" if row.left_out else row.failed or row.certified
+        print(name, row.batchnorms, result, row.cpu_seconds, file=sys.stderr)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The last row of each name."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return list({row["name"]: row for row in map(json.loads, lines)}.values())
+    return list({row["name"]: row for row in rows.read(path)}.values())
 
 
 def main() -> None:
