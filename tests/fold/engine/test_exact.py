@@ -11,7 +11,8 @@ for each of two sets of weights: a wrong law passes with a probability below 1e-
 Inputs have both signs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,17 @@ def check_exactly(model: ir.Model, *, kept: int = 0, open_activations: bool = Fa
     assert_equal(model, folded, seed)
 
 
-def assert_equal(model: ir.Model, folded: ir.Model, seed: int) -> None:
+def points(model: ir.Model, seed: int) -> Iterator[dict[str, np.ndarray]]:
     random = np.random.default_rng(seed)
     for _ in range(POINTS):
-        inputs = {
+        yield {
             value.name: random.integers(-80, 81, [d if isinstance(d, int) else 1 for d in value.shape]) / 8
             for value in model.graph.inputs
         }
+
+
+def assert_equal(model: ir.Model, folded: ir.Model, seed: int) -> None:
+    for inputs in points(model, seed):
         expected, actual = evaluate_exactly(model, inputs), evaluate_exactly(folded, inputs)
         for name, truth in expected.items():
             assert actual[name].shape == truth.shape
@@ -270,6 +275,21 @@ def test_the_folded_graph_computes_the_same_rationals(name: str) -> None:
 def built(build: Case, size: tuple[int | str, ...], seed: int) -> ir.Model:
     g = Dyadic(1, 3, *size, seed=seed)
     return g.finish(build(g))
+
+
+@pytest.mark.parametrize("name", ["Relu", "Relu opened", "Clip", "Clip opened", "LeakyRelu", "PRelu", "Abs"])
+def test_the_points_lie_on_both_sides_of_each_kink(name: str) -> None:
+    build, options = CASES[name]
+    found: list[Fraction] = []
+    for seed in range(2):
+        model = built(build, options.get("size", (4, 5)), seed)
+        bent = next(node for node in model.graph if node.op_type == name.split(maxsplit=1)[0]).inputs[0].name
+        watched = model.clone()
+        watched.graph.outputs[:] = [value for node in watched.graph for value in node.outputs if value.name == bent]
+        for inputs in points(model, seed):
+            found += evaluate_exactly(watched, inputs)[bent].ravel().tolist()
+    for kink in (0, 6) if name == "Clip opened" else (0,):
+        assert min(found) < kink < max(found)
 
 
 def test_every_law_is_checked() -> None:

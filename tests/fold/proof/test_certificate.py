@@ -81,6 +81,9 @@ def test_a_right_fold_is_certified_and_published(name, opened, tmp_path) -> None
     stored = read_version(conversion.path).manifest.verdict
     assert stored == json.loads(json.dumps(made.to_dict()))
     jsonschema.validate({"model": name, "version": "1", **stored}, SCHEMA)
+    with np.load(conversion.path / "canary.npz") as canary:
+        limits = {key.removeprefix("limit/"): float(canary[key]) for key in canary if key.startswith("limit/")}
+    assert limits == {output.name: output.limit for output in made.verdict.outputs}
     again = check(read_version(conversion.path))
     assert again.subject == made.subject
     assert again.algebra == made.algebra

@@ -1,5 +1,6 @@
 """Verified before ready: a version serves only if its certificate holds on this device, in this very session."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from onnx import numpy_helper
 
 from fold.artifact.directory import read_version, write_manifest
 from fold.artifact.manifest import Manifest
+from support.commands import bnfold
+from support.service.reloading import rewrite
 from support.service.serving import PATIENCE
 
 IMAGE = {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
@@ -123,3 +126,38 @@ def test_a_graph_that_fails_on_its_canary_is_refused_in_one_line(copied: Path, s
         assert "a run before serving fails: " in reason
         assert "\n" not in reason
     assert not any("Traceback" in line for line in service.lines)
+
+
+def as_of_2026_11_21(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A certificate as it was written then: one limit for all families of part A, in part B a bound for the worst
+    rounding, and nothing of draws, of drawn shapes and of how many values were compared."""
+    added = ("compared", "drawn", "draws", "family", "unfolded_limit")
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without(each) for key, each in value.items() if key not in added}
+        return [without(each) for each in value] if isinstance(value, list) else value
+
+    old: dict[str, Any] = without(verdict)
+    for family in old["algebra"]["families"]:
+        del family["limit"]
+    for output in old["rounding"]["outputs"]:
+        output["bound"] = 3.96e61
+    return old
+
+
+def test_a_certificate_of_an_older_release_is_shown_and_made_anew(copied: Path, start: Callable[..., Any]) -> None:
+    folder = copied / "net" / "2"
+    verdict = as_of_2026_11_21(read_manifest(folder).verdict)
+    rewrite(folder, verdict=verdict)
+    with start(copied) as service:
+        assert index(service)["net", "2"] == ("READY", "")
+        assert service.get("/v2/models/net/equivalence").json()["published"]["verdict"] == verdict
+        page = service.get("/").text
+        assert ("algebra holds" in page, "rounding holds" in page) == (True, True)
+        parts = service.post("/v2/models/net/equivalence", json={"parts": ["algebra", "rounding"]}).json()
+        assert (parts["equivalent"], parts["rounding"]["draws"]) == (True, 3)
+    done = bnfold("verify", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    (output,) = json.loads(done.stdout)["rounding"]["outputs"]
+    assert output["difference"] <= output["bound"] < 1e-3
