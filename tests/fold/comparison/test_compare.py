@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,8 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import fold
-from fold.sources import Source
+from fold.graph import described, save_graph
+from fold.sources import Source, silenced
 from support.commands import assert_one_line, bnfold
+from support.folding import unfolded
 
 Weights = dict[str, np.ndarray]
 CHANNELS, INNER, CLASSES = 6, 5, 4
@@ -45,7 +48,7 @@ def weights(seed: int) -> Weights:
 
 
 def network(
-    tensors: Weights, *, folded: bool = False, prefix: str = "", kind: int = TensorProto.FLOAT
+    tensors: Weights, *, folded: bool = False, prefix: str = "", kind: int = TensorProto.FLOAT, opset: int = 17
 ) -> onnx.ModelProto:
     """Conv, BatchNorm, Relu, Conv, Relu, mean, MatMul. With `folded`, without its BatchNorm."""
     p = prefix
@@ -78,7 +81,7 @@ def network(
         [helper.make_tensor_value_info("y" + p, kind, ["n", CLASSES])],
         [numpy_helper.from_array(array.astype(dtype), name) for name, array in tensors.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def folded_in_float32(tensors: Weights) -> Weights:
@@ -117,6 +120,12 @@ def test_a_fold_in_float32_by_another_tool_is_the_same_model(a: Path, tmp_path: 
     assert len(found["notes"]) == (2 if prefix else 0)
 
 
+def test_a_file_of_an_old_opset_is_the_same_and_a_fault_in_it_is_not(a: Path, tmp_path: Path) -> None:
+    compared(a, written(network(weights(0), opset=7), tmp_path / "old.onnx"))
+    wrong = changed("fc.w", lambda w: w * np.float32(1.01))
+    compared(a, written(network(wrong, opset=7), tmp_path / "wrong.onnx"), code=1)
+
+
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_right_fold_fails_and_no_planted_fault_holds(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -130,6 +139,25 @@ def test_no_right_fold_fails_and_no_planted_fault_holds(seed: int, tmp_path_fact
     size = 10.0 ** -(seed % 4 + 1)
     wrong = {**right, "fc.w": right["fc.w"] * np.float32(1 + size)}
     assert not fold.compare(a, source("wrong.onnx", network(wrong, folded=True)), samples=4)
+
+
+def test_what_the_exporter_s_optimiser_writes_is_the_same_and_a_fault_in_it_is_named(tmp_path: Path) -> None:
+    model = unfolded("cnn")
+    save_graph(model, tmp_path / "a.onnx")
+    program = torch.onnx.ONNXProgram(model.clone(), None)
+    with silenced():
+        program.optimize()
+    save_graph(program.model, tmp_path / "b.onnx")
+    assert len(program.model.graph) < len(model.graph)
+    compared(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    node = [node for node in program.model.graph if node.op_type == "Conv"][1]
+    weight = node.inputs[1]
+    array = weight.const_value.numpy().copy()
+    array.flat[1] += np.float32(0.1) * abs(array).max()
+    weight.const_value = ir.tensor(array, name=weight.name)
+    save_graph(program.model, tmp_path / "b.onnx")
+    found = compared(tmp_path / "a.onnx", tmp_path / "b.onnx", code=1)["parting"]
+    assert found["counterpart"] == described(node)
 
 
 def test_a_model_directory_is_the_same_as_its_source(a: Path, tmp_path: Path) -> None:
