@@ -1,97 +1,83 @@
 """What each part of a certificate catches: plants faults of growing size in folds of random models.
 
-    python -m benchmarks.proof [--models 300] [--seed 0] [--only densenet dpn] [--sizes 1e-5 1e-3] [--onnxsim 10]
-    python -m benchmarks.proof --networks [--side 64]
-    python -m benchmarks.proof --spread [--models 300]
+    python -m benchmarks.proof [--models 300] [--seed 0] [--only densenet dpn] [--sizes 1e-5 1e-3] [--judges A B]
 
-The models are those of benchmarks.random_models. A fault multiplies one channel of one folded weight by 1 + size. As a
-fault of folding it is in the exact graph, too, and A must see it; as a fault of the file it is in the stored graph
-alone, and B must see it. The served graph is the same, so parts C and D and fixed tolerances, which compare outputs,
-see the same of both. Size 0 is the right fold: a part that catches it raises a false alarm. With `--onnxsim SECONDS`
-onnxsim's `certify` gets the same pairs, and at most so long for each.
-
-`--networks` compares the effect of rounding with its bound, over depth. `--spread` runs the unfolded model in several
-ways in float32, and compares the spread of their errors with the error of the folded graph.
+The models are those of benchmarks.random_models. A fault multiplies one channel of one folded weight by 1 + size; all
+sizes change the same channel of a model. As a fault of folding it is in the exact graph, too, and A must see it; as a
+fault of the file it is in the stored graph alone, and B must see it. The served graph is the same, so parts C and D,
+fixed tolerances and onnxsim's `certify`, which do not know the exact graph, see the same of both. Size 0 is the right
+fold: a judge that catches it raises a false alarm. Each judge runs in a process of its own, with limits of time and
+memory. A row is written when it is there; a run that was stopped goes on.
 """
 
 import argparse
+import importlib
 import random
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from rich.console import Console
 from rich.progress import track
 
-import fold as bnfold
 from benchmarks import folding
-from benchmarks.networks import resnet18, resnet50
-from benchmarks.published import densenet121, mobilenetv2
+from benchmarks.limited import limited
 from benchmarks.random_models import QUANTILES, Drawn, Fold, draw, fold_drawn
-from fold.arrays import Arrays, in_chunks
+from benchmarks.rounding import BOX, with_one_row
+from benchmarks.rows import append, read
+from benchmarks.scaling import resident
 from fold.artifact import tensor_specs
-from fold.engine import fold_graph, nearest
+from fold.engine import nearest
 from fold.evaluate import Evaluator, rounded_weights
 from fold.proof import check_algebra, check_rounding, compare, find_answers, find_truth
 from fold.runtime import open_graph, run
-from fold.runtime.session import FAULTY_OPTIMIZERS
 from tests.support.folding import ARCHITECTURES
 
 SIZES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 POLYGRAPHY_TOLERANCE, TORCH_ONNX_TOLERANCE = 1e-5, 5e-3
 """Defaults: a number fails Polygraphy's comparison beyond both the absolute and the relative tolerance; the PyTorch
 exporter warns of an absolute difference of as much."""
-POLYGRAPHY, TORCH_ONNX = "Polygraphy 1e-5", "torch.onnx 5e-3"
-JUDGES = ("A", "B, weights", "B, effect", "C", "D", POLYGRAPHY, TORCH_ONNX)
-NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "ResNet-18": resnet18,
-    "MobileNet-V2": mobilenetv2,
-    "ResNet-50": resnet50,
-    "DenseNet-121": densenet121,
-}
-BOX = (-3.0, 3.0)
-"""The range of inputs for which onnxsim proves."""
-LEVELS = onnxruntime.GraphOptimizationLevel
+ONNXSIM_SECONDS = 20
+"""What its `certify` is given, so that it can say what it did not prove."""
+
+
+class Case(NamedTuple):
+    """A fold of a random model, and copies of its exact and its stored graph with a fault of one size."""
+
+    drawn: Drawn
+    fold: Fold
+    exact: ir.Model
+    stored: ir.Model
 
 
 @dataclass
-class Judged:
-    """How often each judge caught a fault of one size, and its effect in float64 on each model, relative to the largest
-    output."""
+class Row:
+    """What one judge says of one model with a fault of one size, and its cost: CPU seconds, and the growth of resident
+    memory. `measured` is, for A, the effect of the fault in float64, relative to the largest output; for B the effect
+    of rounding over its bound; for C the error over its limit."""
 
-    models: int = 0
-    caught: Counter[str] = field(default_factory=Counter)
-    effects: list[float] = field(default_factory=list)
-
-
-class Known:
-    """A reference whose answers are computed once for all faults of a model."""
-
-    def __init__(self, fold: Fold) -> None:
-        reference = fold.reference
-        self._exact, self._unfolded = reference.exact(fold.inputs), reference.unfolded(fold.inputs)
-        self.noisy, self.mixed = reference.noisy, reference.mixed
-
-    def exact(self, inputs: Arrays) -> Arrays:
-        return self._exact
-
-    def unfolded(self, inputs: Arrays) -> Arrays:
-        return self._unfolded
+    name: str
+    size: float
+    judge: str
+    said: list[str] = field(default_factory=list)
+    measured: float | None = None
+    seconds: float = 0.0
+    megabytes: float = 0.0
+    failed: str | None = None
 
 
-def plant(fold: Fold, size: float, chance: random.Random) -> tuple[ir.Model, ir.Model] | None:
-    """Copies of the exact and the stored graph with a fault of one size; None if no weight was folded."""
-    names = sorted(rounded_weights(fold.exact))
-    arrays = {name: fold.exact.graph.initializers[name].const_value.numpy() for name in names}  # type: ignore[union-attr]
-    names = [name for name in names if arrays[name].ndim and arrays[name].any()]
+def plant(drawn: Drawn, fold: Fold, size: float) -> Case | None:
+    """None if no weight was folded."""
+    chance = random.Random(drawn.name)
+    arrays = {name: fold.exact.graph.initializers[name].const_value.numpy() for name in rounded_weights(fold.exact)}  # type: ignore[union-attr]
+    names = sorted(name for name, array in arrays.items() if array.ndim and array.any())
     if not names:
         return None
     name = chance.choice(names)
@@ -103,37 +89,42 @@ def plant(fold: Fold, size: float, chance: random.Random) -> tuple[ir.Model, ir.
     assert kept.dtype is not None
     if size:
         kept.const_value = ir.tensor(nearest(wrong, kept.dtype), name=name)
-    return exact, stored
+    return Case(drawn, fold, exact, stored)
 
 
-@contextmanager
-def timed(seconds: Counter[str], name: str) -> Iterator[None]:
-    """Count the CPU seconds of what is done here."""
-    started = time.process_time()
-    yield
-    seconds[name] += time.process_time() - started
+def ask_algebra(case: Case, row: Row) -> None:
+    unfolded = case.fold.unfolded
+    truth = find_truth(unfolded, tensor_specs(unfolded.graph.inputs), case.drawn.seed)
+    algebra = check_algebra(truth, find_answers(Evaluator(case.exact), truth.inputs), lambda: unfolded)
+    row.measured = algebra.worst.difference
+    row.said = [] if algebra else ["A"]
 
 
-def judge(fold: Fold, known: Known, exact: ir.Model, stored: ir.Model, seconds: Counter[str]) -> tuple[set[str], float]:
-    """The judges that catch a fault, and its effect."""
-    with timed(seconds, "A"):
-        algebra = check_algebra(fold.truth, find_answers(Evaluator(exact), fold.truth.inputs), lambda: fold.unfolded)
-    with timed(seconds, "B"):
-        rounding = check_rounding(fold.exact, lambda: stored, fold.answers)
-    with timed(seconds, "C, D"):
-        served = run(open_graph(stored), fold.inputs)
-        verdict = compare(known, served, fold.inputs)
-    pairs = [(served[name], each) for name, each in known.unfolded(fold.inputs).items()]
-    passed = {
-        "A": bool(algebra),
-        "B, weights": not rounding.faults,
-        "B, effect": all(rounding.outputs),
-        "C": all(output.equivalent for output in verdict.outputs),
-        "D": all(verdict.decisions),
-        POLYGRAPHY: all(map(passes_polygraphy, pairs)),
-        TORCH_ONNX: all(np.abs(f - u).max(initial=0) < TORCH_ONNX_TOLERANCE for f, u in pairs),
+def ask_rounding(case: Case, row: Row) -> None:
+    """In a certificate as here, what the exact graph computes comes from part A."""
+    rounding = check_rounding(case.fold.exact, lambda: case.stored, case.fold.answers)
+    row.measured = max((output.ratio for output in rounding.outputs if output.ratio is not None), default=None)
+    holds = {"B, weights": not rounding.faults, "B, effect": all(rounding.outputs)}
+    row.said = [name for name, right in holds.items() if not right]
+
+
+def ask_run_time(case: Case, row: Row) -> None:
+    fold = case.fold
+    verdict = compare(fold.reference, partial(run, open_graph(case.stored)), fold.inputs, seed=case.drawn.seed)
+    row.measured = verdict.worst.share
+    holds = {"C": all(output.equivalent for output in verdict.outputs), "D": all(verdict.decisions)}
+    row.said = [name for name, right in holds.items() if not right]
+
+
+def ask_tolerances(case: Case, row: Row) -> None:
+    """The folded graph in ONNX Runtime and the unfolded model in PyTorch, as the exporter and Polygraphy compare."""
+    served = run(open_graph(case.stored), case.fold.inputs)
+    pairs = [(served[name], each) for name, each in case.fold.reference.unfolded(case.fold.inputs).items()]
+    holds = {
+        "Polygraphy 1e-5": all(map(passes_polygraphy, pairs)),
+        "torch.onnx 5e-3": all(np.abs(f - u).max(initial=0) < TORCH_ONNX_TOLERANCE for f, u in pairs),
     }
-    return {name for name, right in passed.items() if not right}, algebra.worst.difference
+    row.said = [name for name, right in holds.items() if not right]
 
 
 def passes_polygraphy(pair: tuple[np.ndarray, np.ndarray]) -> bool:
@@ -143,121 +134,106 @@ def passes_polygraphy(pair: tuple[np.ndarray, np.ndarray]) -> bool:
     return not ((difference > POLYGRAPHY_TOLERANCE) & (relative > POLYGRAPHY_TOLERANCE)).any()
 
 
-def ask_onnxsim(unfolded: ir.Model, stored: ir.Model, seconds: float) -> str:
-    """What onnxsim's `certify` says of a pair with one row: proved, refuted or skipped."""
+def ask_onnxsim(case: Case, row: Row) -> None:
+    """`certify` with its own tolerances, for one row in a box."""
     from onnxsim.certify import certify  # noqa: PLC0415  # of the extra `benchmarks`
 
-    pair = [with_one_row(model) for model in (unfolded, stored)]
-    box = {each.name: BOX for each in pair[0].graph.input}
-    report = certify(*pair, input_ranges=box, timeout_ms=int(1000 * seconds), total_timeout_ms=int(1000 * seconds))
-    said = {status.partition("-")[0] for status in report.outputs.values()}
-    return "refuted" if "refuted" in said else "skipped" if "skipped" in said else "proved"
+    unfolded, stored = with_one_row(case.fold.unfolded), with_one_row(case.stored)
+    box = {value.name: BOX for value in unfolded.graph.input}
+    report = certify(unfolded, stored, input_ranges=box, total_timeout_ms=1000 * ONNXSIM_SECONDS)
+    statuses = {status.partition("-")[0] for status in report.outputs.values()}
+    row.said = [next(f"onnxsim {status}" for status in ("refuted", "skipped", "proved") if status in statuses)]
 
 
-def with_one_row(model: ir.Model) -> onnx.ModelProto:
-    proto = ir.to_proto(model)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    return proto
+class Judge(NamedTuple):
+    """`words` are what it may say. `modules` are imported before it is asked: this is no part of its cost."""
+
+    ask: Callable[[Case, Row], None]
+    words: tuple[str, ...]
+    modules: tuple[str, ...] = ()
 
 
-def examine(drawn: Drawn, sizes: Sequence[float], onnxsim: float, seconds: Counter[str]) -> dict[float, Judged]:
-    """Plant a fault of each size in one random model."""
-    fold, chance, found = fold_drawn(drawn), random.Random(drawn.seed), {}
-    known = Known(fold)
-    for size in sizes:
-        planted = plant(fold, size, chance)
-        if planted is None:
-            return {}
-        caught, effect = judge(fold, known, *planted, seconds)
-        if onnxsim:
-            with timed(seconds, "onnxsim"):
-                caught.add(f"onnxsim {ask_onnxsim(fold.unfolded, planted[1], onnxsim)}")
-        found[size] = Judged(1, Counter(caught), [effect])
-    return found
+JUDGES = {
+    "A": Judge(ask_algebra, ("A",)),
+    "B": Judge(ask_rounding, ("B, weights", "B, effect")),
+    "C, D": Judge(ask_run_time, ("C", "D"), ("torch._dynamo",)),
+    "tolerances": Judge(ask_tolerances, ("Polygraphy 1e-5", "torch.onnx 5e-3")),
+    "onnxsim": Judge(ask_onnxsim, ("onnxsim proved", "onnxsim refuted", "onnxsim skipped"), ("onnxsim.certify", "z3")),
+}
 
 
-def faults(models: Sequence[Drawn], sizes: Sequence[float], onnxsim: float) -> str:
-    """The table of what was caught, and the seconds of each judge for one model."""
-    total: defaultdict[float, Judged] = defaultdict(Judged)
-    seconds: Counter[str] = Counter()
+def ask(case: Case, row: Row) -> Row:
+    """In a process of its own, whose peak of memory begins where it was forked."""
+    before, started = resident("VmRSS"), time.process_time()
+    JUDGES[row.judge].ask(case, row)
+    row.seconds, row.megabytes = time.process_time() - started, (resident("VmHWM") - before) / 1e6
+    return row
+
+
+def examine(drawn: Drawn, wanted: Sequence[tuple[float, str]], asked: argparse.Namespace) -> None:
+    """Ask judges about faults in one random model, and write down what they say."""
+    fold = fold_drawn(drawn)
+    for size, judge in wanted:
+        case, row = plant(drawn, fold, size), Row(drawn.name, size, judge)
+        if case is None:
+            return
+        try:
+            row = limited(partial(ask, case, row), asked.seconds, asked.megabytes)
+        except (TimeoutError, ChildProcessError) as error:
+            row.failed = str(error)
+        append(asked.out, asdict(row))
+
+
+def ask_all(models: Sequence[Drawn], asked: argparse.Namespace) -> None:
+    """Ask what was not asked before, while there is time."""
+    known = {(row["name"], row["size"], row["judge"]) for row in read(asked.out)}
+    end = time.monotonic() + 60 * asked.minutes
     for drawn in track(models, "planting faults", console=Console(stderr=True)):
-        for size, one in examine(drawn, sizes, onnxsim, seconds).items():
-            total[size].models += one.models
-            total[size].caught += one.caught
-            total[size].effects += one.effects
-    said = [f"onnxsim {word}" for word in ("proved", "refuted", "skipped")] if onnxsim else []
-    judges = [*JUDGES, *said]
-    rows = [
-        [f"{size:g}", f"{np.median(one.effects):.1e}", str(one.models), *(str(one.caught[name]) for name in judges)]
-        for size, one in total.items()
+        pairs = [(size, judge) for size in asked.sizes for judge in asked.judges]
+        wanted = [pair for pair in pairs if (drawn.name, *pair) not in known]
+        if wanted and time.monotonic() < end:
+            examine(drawn, wanted, asked)
+
+
+def tables(rows: Sequence[Row], sizes: Sequence[float], judges: Sequence[str]) -> str:
+    """What was caught, what each judge took, and how far right folds are from what A to C allow."""
+    found: defaultdict[tuple[float, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.size, row.judge].append(row)
+    words = [(judge, word) for judge in judges for word in JUDGES[judge].words]
+    caught = []
+    for size in sizes:
+        effect = np.median(measured(found[size, "A"]) or [np.nan])
+        caught.append([f"{size:g}", f"{effect:.1e}", *(said(found[size, judge], word) for judge, word in words)])
+    costs = [[judge, *cost([row for size in sizes for row in found[size, judge]])] for judge in judges]
+    right = [
+        [judge, str(len(numbers)), *(f"{number:.2g}" for number in np.quantile(numbers, QUANTILES))]
+        for judge in judges
+        if (numbers := measured(found[0.0, judge]))
     ]
-    cost = ", ".join(
-        f"{name} {spent / sum(each.models for each in total.values()):.2f}" for name, spent in seconds.items()
-    )
-    return folding.markdown(["size", "effect", "models", *judges], rows) + f"\n\nCPU seconds for each: {cost}"
+    return "\n\n".join([
+        folding.markdown(["fault", "effect", *(word for _, word in words)], caught),
+        folding.markdown(["judge", "pairs", "no answer", "CPU seconds", "largest", "MB", "largest"], costs),
+        folding.markdown(["right folds", "models", *map(str, QUANTILES)], right),
+    ])  # fmt: skip
 
 
-def networks(names: Sequence[str], side: int) -> str:
-    """The effect of rounding and its bound, for networks of growing depth."""
-    rows = []
-    for name in names:
-        torch.manual_seed(0)
-        module = folding.randomise(NETWORKS[name]())
-        unfolded = bnfold.export_module(module, torch.zeros(2, 3, side, side))
-        exact, stored = fold_graph(unfolded, exact=True).model, fold_graph(unfolded).model
-        seconds: Counter[str] = Counter()
-        with timed(seconds, "A"):
-            truth = find_truth(unfolded, tensor_specs(unfolded.graph.inputs), 0)
-            answers = find_answers(Evaluator(exact), truth.inputs)
-        with timed(seconds, "B"):
-            rounding = check_rounding(exact, lambda stored=stored: stored, answers)  # type: ignore[misc]
-        worst = max(rounding.outputs, key=lambda output: output.ratio or 0)
-        numbers = [worst.difference, worst.bound or 0, worst.ratio or 0]
-        rows.append([
-            name, str(truth.depth), *(f"{number:.2g}" for number in numbers), worst.family, str(rounding.draws),
-            *(f"{spent:.1f}" for spent in seconds.values()),
-        ])  # fmt: skip
-    header = ["network", "layers", "measured", "bound", "ratio", "inputs", "draws", "A: CPU s", "B: CPU s"]
-    return folding.markdown(header, rows)
+def said(rows: Sequence[Row], word: str) -> str:
+    return f"{sum(word in row.said for row in rows)} of {len(rows)}"
 
 
-def spread(models: Sequence[Drawn]) -> str:
-    """Quantiles over models: the largest float32 error of the unfolded model, run in several ways, over the smallest,
-    and the error of the folded graph over that of the unfolded model."""
-    shares: defaultdict[str, list[float]] = defaultdict(list)
-    for drawn in track(models, "running", console=Console(stderr=True)):
-        fold = fold_drawn(drawn)
-        exact = fold.reference.exact(fold.inputs)
-
-        def error(answers: Arrays, exact: Arrays = exact) -> float:
-            return max(float(np.abs(answers[name] - truth).max(initial=0)) for name, truth in exact.items())
-
-        errors = [error(answers) for answers in ways(fold)]
-        folded = error(run(open_graph(fold.stored), fold.inputs))
-        pytorch = error(fold.reference.unfolded(fold.inputs))
-        if min(errors) > 0 and pytorch > 0:
-            shares["ONNX Runtime, largest / smallest"].append(max(errors) / min(errors))
-            shares["folded / PyTorch"].append(folded / pytorch)
-            shares["folded / largest of all"].append(folded / max(*errors, pytorch))
-    rows = [[name, *(f"{x:.2f}" for x in np.quantile(found, QUANTILES))] for name, found in shares.items()]
-    return folding.markdown(["", *map(str, QUANTILES)], rows)
+def measured(rows: Sequence[Row]) -> list[float]:
+    return [row.measured for row in rows if row.measured is not None]
 
 
-def ways(fold: Fold) -> Iterator[Arrays]:
-    """What the unfolded graph answers in float32, with each level of optimisation, on one and two threads, on all rows
-    and on one at a time."""
-    proto = ir.to_proto(fold.unfolded).SerializeToString()
-    for level in (LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_EXTENDED, LEVELS.ORT_ENABLE_ALL):
-        for threads in (1, 2):
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level, options.graph_optimization_level = 3, level
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(
-                proto, options, providers=["CPUExecutionProvider"], disabled_optimizers=FAULTY_OPTIMIZERS
-            )
-            for rows in (0, 1):
-                yield in_chunks(partial(run, session), fold.inputs, rows)
+def cost(rows: Sequence[Row]) -> list[str]:
+    """How many were asked and gave no answer; medians and the largest of seconds and memory of those that did."""
+    done = [row for row in rows if row.failed is None]
+    numbers = [
+        (np.median(each), max(each)) for each in zip(*((row.seconds, row.megabytes) for row in done), strict=True)
+    ]
+    shown = [f"{number:.2g}" if kind == 0 else f"{number:.0f}" for kind, pair in enumerate(numbers) for number in pair]
+    return [str(len(rows)), str(len(rows) - len(done)), *(shown or ["-"] * 4)]
 
 
 def main() -> None:
@@ -266,18 +242,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), metavar="NAME")
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES, metavar="SIZE")
-    parser.add_argument("--onnxsim", type=float, default=0, metavar="SECONDS", help="ask its certify, too")
-    parser.add_argument("--networks", nargs="*", choices=NETWORKS, metavar="NAME", help="the bound of B over depth")
-    parser.add_argument("--side", type=int, default=64, help="of the pictures for --networks")
-    parser.add_argument("--spread", action="store_true", help="float32 errors of the unfolded model")
+    parser.add_argument("--judges", nargs="+", choices=JUDGES, default=list(JUDGES), metavar="JUDGE")
+    parser.add_argument("--seconds", type=int, default=60, help="the most CPU-seconds of a judge for one pair")
+    parser.add_argument("--megabytes", type=int, default=6000, help="the most memory of a judge")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no model is begun later")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/proof.jsonl"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(folding.machine(("torch", "onnxruntime", "numpy")), end="\n\n")
-    if asked.networks is not None:
-        print(networks(asked.networks or list(NETWORKS), asked.side))
-        return
+    for module in (module for judge in asked.judges for module in JUDGES[judge].modules):
+        importlib.import_module(module)
     models = draw(asked.models, asked.seed, asked.only)
-    print(spread(models) if asked.spread else faults(models, asked.sizes, asked.onnxsim))
+    ask_all(models, asked)
+    names = {drawn.name for drawn in models}
+    print(folding.machine(("torch", "onnxruntime", "numpy")), end="\n\n")
+    print(tables([Row(**row) for row in read(asked.out) if row["name"] in names], asked.sizes, asked.judges))
 
 
 if __name__ == "__main__":
