@@ -89,7 +89,8 @@ class Traffic:
         for model in self._repository.ready():
             samples = self._until_now(model, totals)
             requests = [after.requests - before.requests for before, after in pairwise(samples)]
-            models.append({"name": model.name, "version": model.version, **_times(samples), "requests": requests})
+            described = {"name": model.name, "version": model.version, "device": model.session.provider}
+            models.append({**described, **_times(samples), "requests": requests})
         return {"models": models, "process": self.usage()}
 
     def usage(self) -> dict[str, Any]:

@@ -48,13 +48,15 @@ def test_requests_and_errors_are_in_the_last_interval(service: Any) -> None:
     assert all(memory > 1e6 for memory in process["memory_bytes"])
     assert len(process["memory_bytes"]) == len(process["in_flight_bytes"]) == len(process["ended"])
     assert process["gpus"] == []
+    assert {version["device"] for version in every} == {"cpu"}
     assert sum(of(every)["requests"]) == sum(after["requests"])
     assert service.get("/v2/models/unheard-of/traffic").status_code == 404
 
 
 @pytest.fixture
 def model() -> Any:
-    return SimpleNamespace(name="net", version="1", retired=False, observer=None)
+    session = SimpleNamespace(provider="cpu")
+    return SimpleNamespace(name="net", version="1", retired=False, observer=None, session=session)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import { ApiError, get } from "./api.js";
 import { range } from "./charts.js";
 import { drawnDetail } from "./detail.js";
-import { h, number, size, table } from "./dom.js";
+import { h, number, redraw, size, table } from "./dom.js";
 import { runJob } from "./job.js";
 
 const FILTERS = { all: "All", folded: "Folded", kept: "Kept", suspicious: "Suspicious" };
@@ -23,7 +23,7 @@ export async function show(panel, model) {
   const draw = () => {
     const wanted = rows.filter((row) => filter === "all" || row[filter]);
     wanted.sort((a, b) => (order.down ? -1 : 1) * compared(a[order.key], b[order.key]));
-    place.replaceChildren(wanted.length ? tableOf(wanted, inspected, order, draw, open) : h("p", { class: "quiet" }, "No BatchNorm is of this kind."));
+    redraw(place, wanted.length ? tableOf(wanted, inspected, order, draw, open) : h("p", { class: "quiet" }, "No BatchNorm is of this kind."));
   };
   const choose = (name) => h("label", {}, h("input", { type: "radio", name: "kind", checked: name === filter, onchange: () => { filter = name; draw(); } }), ` ${FILTERS[name]}`);
   const button = h("button", { type: "button" }, "Show statistics");

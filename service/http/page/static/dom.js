@@ -1,7 +1,7 @@
 // Elements. Every text becomes a text node, so a name from a model or an answer is never read as HTML.
 
 // Control characters, and those that turn the direction of the text around them.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
+export const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 
 export function h(tag, props = {}, ...children) {
   return filled(document.createElement(tag), props, children);
@@ -49,6 +49,17 @@ export function bytes(value) {
 export function field(label, input) {
   input.id ||= `field-${field.count = (field.count ?? 0) + 1}`;
   return h("div", { class: "field" }, h("label", { for: input.id }, label), input);
+}
+
+const NAMED = "a, button, input, select, textarea, summary, [tabindex]";
+const nameOf = (element) => element.getAttribute("aria-label") ?? element.getAttribute("href") ?? element.textContent;
+
+// Puts `children` in the place of what stands there. What had the focus has it again, if something has its name still.
+export function redraw(place, ...children) {
+  const focused = document.activeElement;
+  const name = focused !== place && place.contains(focused) ? nameOf(focused) : "";
+  place.replaceChildren(...children);
+  if (name) [...place.querySelectorAll(NAMED)].find((each) => nameOf(each) === name)?.focus({ preventScroll: true });
 }
 
 export const tag = (text, kind = "") => h("span", { class: `tag ${kind}` }, text);

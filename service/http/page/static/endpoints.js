@@ -15,6 +15,7 @@ export async function show(panel, model) {
   const path = h("input", { size: "60", spellcheck: "false" });
   const body = h("textarea", { spellcheck: "false", rows: "8" });
   const bodyField = field("Body", body);
+  const schemas = h("details", {});
   const status = h("p", { role: "status" });
   const answer = h("pre", { tabindex: "0", role: "region", "aria-label": "Answer", hidden: true });
   const chosen = () => endpoints[Number(choose.value)];
@@ -22,6 +23,7 @@ export async function show(panel, model) {
     const { path: pattern, method, operation } = chosen();
     what.textContent = operation.description ?? operation.summary ?? "";
     path.value = pattern.replace("{name}", encodeURIComponent(model.name)).replace("{version}", encodeURIComponent(model.version)).slice(1);
+    schemas.replaceChildren(h("summary", {}, "Schemas"), ...schemasOf(operation));
     bodyField.hidden = method !== "POST";
     body.value = method === "POST" ? JSON.stringify(bodyOf(pattern, example), null, 1) : "";
     status.textContent = "";
@@ -49,7 +51,17 @@ export async function show(panel, model) {
     }
   };
   fill();
-  panel.append(h("form", { onsubmit: submit }, field("Endpoint", choose), what, field("Path", path), bodyField, h("div", { class: "row" }, button)), status, answer);
+  panel.append(h("form", { onsubmit: submit }, field("Endpoint", choose), what, schemas, field("Path", path), bodyField, h("div", { class: "row" }, button)), status, answer);
+}
+
+// Of the parameters, of each type of body, and of each type of the answer.
+function schemasOf({ parameters = [], requestBody, responses }) {
+  const ofContent = (title, content = {}) => Object.entries(content).map(([type, { schema }]) => [`${title}, ${type}`, schema]);
+  const known = [
+    ...parameters.map((each) => [`${each.name}, in the ${each.in}`, each.schema]),
+    ...ofContent("Body", requestBody?.content), ...ofContent("Answer", responses["200"]?.content),
+  ];
+  return known.flatMap(([title, schema]) => [h("p", { class: "quiet" }, title), h("pre", { tabindex: "0" }, JSON.stringify(schema, null, 1))]);
 }
 
 async function exampleOf(model) {

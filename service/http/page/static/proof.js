@@ -1,7 +1,7 @@
 // Proof: the certificate part by part, a check of the session that serves, and the checks before it.
 
 import { get, stream } from "./api.js";
-import { download, field, h, number, size, table, tag, when } from "./dom.js";
+import { download, field, h, number, redraw, size, table, tag, when } from "./dom.js";
 import { layersOf } from "./layers.js";
 import { binaryBody, readNpy } from "./npy.js";
 
@@ -22,11 +22,11 @@ export async function show(panel, model) {
   let checks = [];
   const draw = async () => {
     ({ published, checks } = await get(`${model.path}/equivalence`));
-    certificate.replaceChildren(...certificateOf(model, published, checks));
+    redraw(certificate, ...certificateOf(model, published, checks));
     history.replaceChildren(...historyOf(checks));
   };
   await draw();
-  const drawComing = (coming) => certificate.replaceChildren(...certificateOf(model, published, checks, coming));
+  const drawComing = (coming) => redraw(certificate, ...certificateOf(model, published, checks, coming));
   const [form, leave] = proveForm(model, draw, drawComing);
   panel.append(certificate, h("h3", {}, "Prove now"), form, history, layersOf(model));
   return leave;

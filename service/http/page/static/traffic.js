@@ -2,7 +2,7 @@
 
 import { ApiError, get } from "./api.js";
 import { bar, chart } from "./charts.js";
-import { bytes, h, number, size, table } from "./dom.js";
+import { bytes, h, number, redraw, size, table } from "./dom.js";
 
 const POLL = 10_000;
 const MILLISECONDS = 1000;
@@ -17,7 +17,7 @@ export async function show(panel, model) {
     if (document.visibilityState === "visible") {
       try {
         const found = await get(`${model.path}/traffic`);
-        panel.replaceChildren(...drawn(found), ...usage(model.usage()));
+        redraw(panel, ...drawn(found), ...usage(model.usage()));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
         panel.replaceChildren(h("p", { class: "error" }, error.message));
