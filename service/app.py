@@ -131,6 +131,9 @@ class Application(FastAPI):
             self.poller = Poller(self.repository)
         self.repository.load()
 
+    def grpc_port(self) -> int | None:
+        return None if self.grpc is None else self.grpc.port
+
     def add_grpc(self, listener: socket, certificate: Certificate | None) -> None:
         """Prepare the protocol over gRPC, on the port that `listener` holds."""
         from service.grpc import GrpcServer  # noqa: PLC0415  # a service without gRPC does not pay for it
@@ -183,7 +186,7 @@ def create_app(settings: Settings) -> Application:
     """The application, with CORS, traces and the access log as the settings say. Its models are loaded when it starts,
     unless `load` was called before. Raises `BnfoldError` if a package is missing."""
     app = Application(settings)
-    app.include_router(metadata_routes(app.shared, app.traffic, app.proofs, app.is_ready))
+    app.include_router(metadata_routes(app.shared, app.traffic, app.proofs, app.is_ready, app.grpc_port))
     app.include_router(control_routes(app.shared))
     app.include_router(v1_routes(app.repository))
     app.include_router(equivalence_routes(app.shared, app.proofs))

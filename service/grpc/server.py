@@ -49,6 +49,7 @@ class GrpcServer:
         self._shared = shared
         self._certificate = certificate
         self._listener = listener
+        self.port: int = listener.getsockname()[1]
         self._calls = Calls(shared, is_ready)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -69,9 +70,9 @@ class GrpcServer:
         try:
             self._add_port()
         except RuntimeError as error:
-            port = self._listener.getsockname()[1]
             raise BnfoldError(
-                f"port {port} on {settings.host} is taken; stop what listens there, or choose another with --grpc-port"
+                f"port {self.port} on {settings.host} is taken; stop what listens there, or choose another with "
+                "--grpc-port"
             ) from error
         finally:
             self._listener.close()

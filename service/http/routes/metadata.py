@@ -26,7 +26,13 @@ from service.repository import Model
 from service.telemetry import Metrics, Traffic
 
 
-def metadata_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue, ready: Callable[[], bool]) -> APIRouter:
+def metadata_routes(
+    shared: Shared,
+    traffic: Traffic,
+    proofs: ProofQueue,
+    ready: Callable[[], bool],
+    grpc_port: Callable[[], int | None],
+) -> APIRouter:
     settings, repository, metrics = shared.settings, shared.repository, shared.metrics
     router = APIRouter(tags=["v2"])
 
@@ -50,8 +56,9 @@ def metadata_routes(shared: Shared, traffic: Traffic, proofs: ProofQueue, ready:
 
     @router.get("/v2")
     async def server() -> dict[str, Any]:
-        """Name, version and extensions of the server."""
-        return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS}
+        """Name, version and extensions of the server, and its port for gRPC if it has one."""
+        port = grpc_port()
+        return {"name": "bnfold", "version": package_version(), "extensions": EXTENSIONS, "grpc_port": port}
 
     @router.get("/v2/models/stats")  # before the models, so that no model can be asked for under this name
     async def stats() -> dict[str, Any]:

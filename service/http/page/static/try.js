@@ -15,7 +15,8 @@ export const needsServing = true;
 
 export async function show(panel, model) {
   const answer = h("div", { "aria-live": "polite" });
-  const [copies, update] = commands(model);
+  const { grpc_port: grpcPort } = await get("v2");
+  const [copies, update] = commands(model, grpcPort);
   let last = new AbortController();
   const refuse = (text) => {
     last.abort(); // what was sent before may still be on its way
