@@ -47,7 +47,7 @@ class ReportPage(Page):
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; img-src 'self' data:; {LIMITS}"
     added = (
         '\n<nav><a href="../../../../">All models</a></nav>\n'
-        '<script type="module" src="../../../../static/sort.js"></script>'
+        '<script type="module" src="../../../../static/sorted.js"></script>'
     )
 
     def render(self, content: Any) -> bytes | memoryview:

@@ -44,7 +44,7 @@ def test_the_files_of_the_page(service: Any) -> None:
     folder = ROOT / "service" / "http" / "page" / "static"
     for file in (*folder.iterdir(), ROOT / "fold" / "reports" / "templates" / "look.css"):
         answer = service.get(f"/static/{file.name}")
-        kind = {".js": "text/javascript", ".css": "text/css"}[file.suffix]
+        kind = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}[file.suffix]
         assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
         assert answer.content == file.read_bytes()
         tag = answer.headers["etag"]
@@ -52,6 +52,9 @@ def test_the_files_of_the_page(service: Any) -> None:
         assert service.get(f"/static/{file.name}", headers={"If-None-Match": '"other"'}).status_code == 200
         imported = re.findall(r'from "\./([\w.]+)"', file.read_text())
         assert all((folder / name).is_file() for name in imported)
+    policy = service.get("/static/frame.html").headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.endswith("; sandbox allow-same-origin"), "no script runs there"
     assert "prefers-color-scheme: dark" in service.get("/static/look.css").text
     for name in ("nothing.js", "..%2Findex.py", "%2e%2e%2f__init__.py", ""):
         assert service.get(f"/static/{name}").status_code == 404, name

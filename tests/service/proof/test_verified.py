@@ -55,7 +55,7 @@ def test_the_latest_version_serves_where_its_certificate_holds(copied: Path, sta
         report = service.get("/models/net/versions/2/report")
         assert 'href="models/net/versions/2/report"' in page
         assert report.headers["content-type"] == "text/html; charset=utf-8"
-        script = '<script type="module" src="../../../../static/sort.js"></script>'
+        script = '<script type="module" src="../../../../static/sorted.js"></script>'
         added = re.search(f"\n<nav>.*</nav>\n{script}", report.text)
         assert added is not None
         assert report.text.replace(added[0], "") == (copied / "net" / "2" / "report.html").read_text()

@@ -53,9 +53,11 @@ async function checked(response) {
   throw new ApiError(response.status, told);
 }
 
-export async function get(path, options) {
-  return parse(await (await checked(await send("GET", path, options))).text());
+export async function getText(path, options) {
+  return (await checked(await send("GET", path, options))).text();
 }
+
+export const get = async (path, options) => parse(await getText(path, options));
 
 export async function post(path, body, headers = { "Content-Type": "application/json" }, options = {}) {
   const text = await (await checked(await send("POST", path, { body, headers, ...options }))).text();

@@ -2,9 +2,10 @@
 
 import { ApiError, get, hasToken, modelPath, post, setToken, whenLocked } from "./api.js";
 import { sparkline } from "./charts.js";
-import { field, h, tag } from "./dom.js";
+import { field, h, redraw, tag } from "./dom.js";
 
 const TABS = { try: "Try", proof: "Proof", batchnorms: "BatchNorms", traffic: "Traffic", versions: "Versions", endpoints: "API" };
+const PAGES = { report: "Report", inspection: "Inspection" }; // of a version, beside its tabs
 const POLL = 10_000;
 
 const list = h("ul", { "aria-label": "Models" });
@@ -76,11 +77,12 @@ function drawList() {
     const target = { name: each.name, version: each.version, tab: shown?.tab ?? "try" };
     return h("li", {}, h("a", { href: fragment(target), "aria-current": shown?.name === each.name ? "page" : null },
       h("span", { class: "name" }, each.name),
-      tag(each.state === "READY" ? `v${each.version}` : each.state.toLowerCase(), each.state === "READY" ? "good" : "bad"),
+      h("span", {}, tag(each.state === "READY" ? `v${each.version}` : each.state.toLowerCase(), each.state === "READY" ? "good" : "bad"),
+        traffic && h("span", { class: "quiet" }, ` ${traffic.device}`)),
       traffic && sparkline(traffic.requests.map((count, index) => count / Math.max(traffic.seconds[index], 0.1)), label)));
   });
   const nothing = entries.length ? "No model has this name." : "No model is here.";
-  list.replaceChildren(...(items.length ? items : [h("li", { class: "quiet" }, nothing)]));
+  redraw(list, ...(items.length ? items : [h("li", { class: "quiet" }, nothing)]));
 }
 
 const fragment = ({ name, version, tab }) => `#/${[name, version, tab].map(encodeURIComponent).join("/")}`;
@@ -95,7 +97,7 @@ function asked() {
   });
   const entry = entries.find((each) => each.name === name && each.version === version)
     ?? models().find((each) => each.name === name) ?? models().find((each) => each.state === "READY") ?? models()[0];
-  return entry && { entry, name: entry.name, version: entry.version, tab: tab in TABS ? tab : "try" };
+  return entry && { entry, name: entry.name, version: entry.version, tab: tab in TABS || tab in PAGES ? tab : "try" };
 }
 
 async function open() {
@@ -109,14 +111,14 @@ async function open() {
   const mine = (shown = { ...target, leave: null });
   drawList();
   document.title = `${target.name}: bnfold`;
-  const panel = h("section", { role: "tabpanel", id: "panel", tabindex: "0", "aria-labelledby": `tab-${target.tab}` });
-  content.replaceChildren(...header(target), tabs(target), panel);
+  const panel = h("section", { role: "tabpanel", id: "panel", tabindex: "0", "aria-labelledby": target.tab in TABS ? `tab-${target.tab}` : target.tab });
+  redraw(content, ...header(target), tabs(target), panel);
   try {
-    const [module, model] = await Promise.all([import(`./${target.tab}.js`), describe(target)]);
+    const [module, model] = await Promise.all([import(`./${target.tab in PAGES ? "report" : target.tab}.js`), describe(target)]);
     if (shown !== mine) return;
     document.getElementById("device").textContent = model.info.device ?? "";
-    document.getElementById("report").hidden = hasToken("user") || !model.signature || !model.info.files?.["report.html"]; // a link brings no token
-    document.getElementById("inspection").hidden = hasToken("user") || !model.signature;
+    document.getElementById("report").hidden = !model.signature || !model.info.files?.["report.html"];
+    document.getElementById("inspection").hidden = !model.signature;
     if (module.needsServing && !model.signature) {
       panel.append(h("p", { class: "error" }, `This version does not serve: ${target.entry.reason}`));
       return;
@@ -130,31 +132,36 @@ async function open() {
   }
 }
 
-async function describe({ entry, name, version }) {
+async function describe({ entry, name, version, tab }) {
   const { versions } = await get(`v2/repository/models/${encodeURIComponent(name)}/versions`);
   const path = modelPath(name, version);
   const signature = entry.state === "READY" ? await get(path) : null;
   const info = versions.find((each) => each.version === version) ?? {};
-  return { name, version, entry, versions, path, signature, info, refresh: poll, usage: () => usage };
+  const page = (each) => pagePath({ name, version }, each);
+  return { name, version, tab, entry, versions, path, page, signature, info, refresh: poll, usage: () => usage };
 }
+
+const pagePath = ({ name, version }, page) => `models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/${page}`;
 
 function header({ entry, name, version, tab }) {
   const own = entries.filter((each) => each.name === name);
   const choose = h("select", { "aria-label": "Version", onchange: () => { location.hash = fragment({ name, version: choose.value, tab }); } },
     own.map((each) => h("option", { value: each.version, selected: each.version === version }, `version ${each.version || "?"}`)));
-  const link = (page, text) => h("a", { id: page, hidden: true, href: `models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/${page}` }, text);
+  const link = (page) => h("a", { id: page, hidden: true, "aria-current": page === tab ? "page" : null,
+    href: hasToken("user") ? fragment({ name, version, tab: page }) : pagePath({ name, version }, page) }, PAGES[page]);
   return [
-    h("div", { class: "head" }, h("h2", {}, name), choose, tag(entry.state, entry.state === "READY" ? "good" : "bad"), h("span", { id: "device", class: "quiet" }), link("report", "Report"), link("inspection", "Inspection")),
+    h("div", { class: "head" }, h("h2", {}, name), choose, tag(entry.state, entry.state === "READY" ? "good" : "bad"), h("span", { id: "device", class: "quiet" }), Object.keys(PAGES).map(link)),
     entry.reason && h("p", { class: entry.state === "READY" ? "quiet" : "error" }, entry.reason),
   ].filter(Boolean);
 }
 
 function tabs(target) {
   const names = Object.keys(TABS);
+  const at = Math.max(0, names.indexOf(target.tab));
   const go = (tab) => { location.hash = fragment({ ...target, tab }); };
   const move = (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const next = by ? names[(names.indexOf(target.tab) + by + names.length) % names.length] : { Home: names[0], End: names.at(-1) }[event.key];
+    const next = by ? names[(at + by + names.length) % names.length] : { Home: names[0], End: names.at(-1) }[event.key];
     if (!next) return;
     event.preventDefault();
     addEventListener("hashchange", () => document.getElementById(`tab-${next}`)?.focus(), { once: true });
@@ -163,7 +170,7 @@ function tabs(target) {
   return h("div", { class: "tabs", role: "tablist", "aria-label": "What to see of this model", onkeydown: move },
     names.map((tab) => h("button", {
       type: "button", role: "tab", id: `tab-${tab}`, "aria-selected": String(tab === target.tab), "aria-controls": "panel",
-      tabindex: tab === target.tab ? "0" : "-1", onclick: () => go(tab),
+      tabindex: tab === names[at] ? "0" : "-1", onclick: () => go(tab),
     }, TABS[tab])));
 }
 

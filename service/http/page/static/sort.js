@@ -1,4 +1,4 @@
-// Sorts the tables of a report: each heading of a column becomes a button. Loaded by the service, not by the file.
+// Sorts the tables of a report: each heading of a column becomes a button.
 
 const number = (text) => {
   const found = Number.parseFloat(text);
@@ -10,7 +10,7 @@ function sortable(table) {
   const body = table.tBodies[0];
   const sort = (column, down) => {
     const numeric = heads[column].classList.contains("number");
-    const key = (row) => row.cells[column].textContent.trim();
+    const key = (row) => row.cells[column]?.textContent.trim() ?? "";
     const order = (a, b) => (numeric ? number(key(a)) - number(key(b)) || 0 : key(a).localeCompare(key(b)));
     body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
     heads.forEach((head, index) => head.setAttribute("aria-sort", index === column ? (down ? "descending" : "ascending") : "none"));
@@ -26,4 +26,6 @@ function sortable(table) {
   table.classList.add("sortable");
 }
 
-document.querySelectorAll("thead").forEach((head) => head.parentElement.tBodies[0].rows.length > 1 && sortable(head.parentElement));
+export function sortTables(root) {
+  root.querySelectorAll("table").forEach((table) => table.tHead?.rows.length && table.tBodies[0]?.rows.length > 1 && sortable(table));
+}
