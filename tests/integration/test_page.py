@@ -5,8 +5,10 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(not CHROMIUM, reason="
 TABS = ("Try", "Proof", "BatchNorms", "Traffic", "Versions", "API")
 HOSTILE = "<img src=x onerror=document.title='broken'>"
 FIRST_PAINT = 100_000
+COMMANDS = ("curl", "Python", "tritonclient", "gRPC")
+LEAVE = '<meta http-equiv="refresh" content="0; url=/docs?attack">'
+ATTACK = """<html lang="en"><head><title>A report</title></head><body><h1>Hostile</h1>
+<script>parent.document.title = "broken"</script><script src="/static/api.js?attack"></script>
+<img src="/docs?attack" onerror="parent.document.title = 'broken'"><svg onload="parent.document.title = 'broken'"></svg>
+<iframe srcdoc="<script>parent.parent.document.title = 'broken'</script>"></iframe>
+<a href="javascript:parent.document.title = 'broken'">Here</a><a href="/docs?attack" target="_top">There</a>
+<form action="/docs?attack"><button>Send</button></form></body></html>"""
+"""A report that tries to run scripts, to load, to send, and, with `LEAVE`, to lead away."""
 RULES = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
@@ -50,7 +61,8 @@ def hostile(repository: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`digits` in two versions, `proven` as `bnfold fold` writes it, two inputs in `pair`, and `broken`."""
+    """`digits` in two versions, `proven` as `bnfold fold` writes it, two inputs in `pair`, booleans in `flags`, and
+    `broken`."""
     folder = tmp_path_factory.mktemp("page")
     for version in (1, 2):
         served.net(folder / "models", "digits", version=version)
@@ -58,12 +70,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert convert(source, Target(folder / "models", "proven"), provider="cpu").path is not None
     for publish in (served.broken, served.others, hostile):
         publish(folder / "models")
+    (folder / "models" / "hostile" / "1" / "report.html").write_text(LEAVE + ATTACK)
+    (folder / "models" / "hostile" / "2" / "report.html").write_text(ATTACK)
+    given, computed = [("on", "BOOL", -1, 2)], [("off", "BOOL", -1, 2)]
+    flipped = served.graph_of([helper.make_node("Not", ["on"], ["off"])], given, computed)
+    served.publish(folder / "models", "flags", flipped, given, computed)
     return folder / "models"
 
 
 @pytest.fixture(scope="module")
 def service(repository: Path) -> Iterator[serving.Service]:
-    with serving.start(repository, version_policy="all") as running:
+    with serving.start(repository, version_policy="all", grpc_port=0) as running:
         yield running
 
 
@@ -146,7 +163,7 @@ def test_a_digit_is_drawn_and_both_models_say_the_same(opened: Opened, service: 
 
 
 def test_a_picture_is_dropped_chosen_and_refused(opened: Opened) -> None:
-    page = opened("digits")
+    page = opened("digits", permissions=["clipboard-read", "clipboard-write"])
     held: list[Any] = []
     page.route("**/*reference=true", lambda route: held.append(route))  # noqa: PLW0108  # Playwright binds no method of C
     drop = """([bytes, type]) => {
@@ -159,15 +176,11 @@ def test_a_picture_is_dropped_chosen_and_refused(opened: Opened) -> None:
     page.locator(".answer").wait_for()
     assert page.get_by_alt_text("The picture that was sent").is_visible()
     page.get_by_text("Copy as a command").click()
-    command = page.get_by_role("region", name="Command")
-    assert "--data-binary @image.png" in command.text_content()
-    for kind, text in (
-        ("Python", "urllib.request"),
-        ("tritonclient", "tritonclient.http"),
-        ("gRPC", "tritonclient.grpc"),
-    ):
-        page.get_by_label("Kind of command").select_option(kind)
-        assert text in command.text_content()
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("Copied.").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.get_by_role("region", name="Command").text_content()
+    assert "--data-binary @image.png" in copied
     page.evaluate(drop, [[1, 2, 3], "image/gif"])
     refused = page.get_by_text("picture is no PNG, JPEG or WebP")
     refused.wait_for()
@@ -177,9 +190,62 @@ def test_a_picture_is_dropped_chosen_and_refused(opened: Opened) -> None:
     page.unroute("**/*reference=true")
     page.get_by_label("Choose a picture").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no"})
     page.get_by_text("cannot be read as PNG").wait_for()
+    paste = drop.replace('DragEvent("drop", { dataTransfer', 'ClipboardEvent("paste", { clipboardData')
+    page.evaluate(paste, [list(png()), "image/png"])
+    page.locator(".answer").wait_for()
 
 
-def test_numbers_from_the_example_a_file_and_what_is_no_json(opened: Opened, tmp_path: Path) -> None:
+def told_by(page: Any, kind: str) -> str:
+    """What the command of the page writes that was copied to a shell, or to Python."""
+    page.get_by_label("Kind of command").select_option(kind)
+    text = page.get_by_role("region", name="Command").text_content()
+    if kind == "curl":
+        return subprocess.run(["sh", "-c", text], check=True, capture_output=True, text=True).stdout
+    with (
+        redirect_stdout(io.StringIO()) as written,
+        ThreadPoolExecutor(1) as thread,
+    ):  # Playwright has an event loop here
+        thread.submit(exec, text, {}).result()
+    return written.getvalue()
+
+
+def test_each_command_sends_what_the_page_sent(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.png").write_bytes(png())
+    np.save(tmp_path / "rows.npy", np.ones((2, 1, 8, 8), np.float32))
+    page = opened("flags")
+    page.get_by_label("on: BOOL, shape n × 2").fill("[true, false]")
+    page.get_by_role("button", name="Predict").click()
+    page.get_by_role("heading", name="Reference, float64").wait_for()
+    page.get_by_text("Copy as a command").click()
+    assert json.loads(told_by(page, "curl")) == {"predictions": [[False, True]]}
+    assert told_by(page, "Python") == "{'predictions': [[False, True]]}\n"
+    assert told_by(page, "tritonclient") == told_by(page, "gRPC") == "off [[False, True]]\n"
+
+    page = opened("digits")
+    page.get_by_label("Choose a picture").set_input_files(tmp_path / "image.png")
+    page.locator(".answer").wait_for()
+    page.get_by_text("Copy as a command").click()
+    [prediction] = json.loads(told_by(page, "curl"))["predictions"]
+    assert page.locator(".answer").text_content().endswith(f"say {prediction['label']}.")
+    assert told_by(page, "Python") == f"{ {'predictions': [prediction]} }\n"
+    assert told_by(page, "tritonclient") == told_by(page, "gRPC")
+
+    page = opened("proven")
+    page.get_by_label("or rows of a .npy").set_input_files(tmp_path / "rows.npy")
+    page.locator(".answer").wait_for()
+    page.get_by_text("Copy as a command").click()
+    rows = json.loads(told_by(page, "curl"))["predictions"]
+    assert told_by(page, "Python") == f"{ {'predictions': rows} }\n"
+    for kind in ("tritonclient", "gRPC"):
+        name, _, found = told_by(page, kind).partition(" ")
+        np.testing.assert_allclose(json.loads(found), rows, rtol=1e-6)
+        assert name == "scores"
+
+
+def test_numbers_from_the_example_a_file_and_what_is_no_json(
+    opened: Opened, service: serving.Service, tmp_path: Path
+) -> None:
     page = opened("pair")
     page.get_by_label("a: FP32, shape n × 2").fill("[1, 2]")
     page.get_by_label("b: FP32, shape n × 2").fill("[3, 5]")
@@ -193,6 +259,8 @@ def test_numbers_from_the_example_a_file_and_what_is_no_json(opened: Opened, tmp
 
     np.save(tmp_path / "rows.npy", np.zeros((2, 1, 8, 8), np.float32))
     page = opened("proven")
+    shown = json.loads(page.get_by_label("image: FP32, shape n × 1 × 8 × 8").input_value())
+    assert np.ravel(shown).tolist() == service.get("/v2/models/proven/example").json()["inputs"][0]["data"]
     page.get_by_label("or rows of a .npy").set_input_files(tmp_path / "rows.npy")
     page.locator(".answer").wait_for()
     np.save(tmp_path / "other.npy", np.zeros((2, 3), np.float32))
@@ -234,9 +302,14 @@ def test_a_proof_is_watched_kept_and_downloaded(opened: Opened, service: serving
     assert page.get_by_role("img", name=f"{len(found)} layers, 8 rows").is_visible()
 
     np.save(tmp_path / "rows.npy", np.ones((3, 1, 8, 8), np.float32))
+    assert certificate.get_by_text("not computed").count() == 1, "the search"
     page.get_by_label("or your own rows, a .npy").set_input_files(tmp_path / "rows.npy")
+    page.get_by_label("E. Search").check()
+    page.get_by_label("Seconds of the search").fill("0.2")
     page.get_by_role("button", name="Prove now").click()
     page.get_by_text("equivalent over 3 samples").first.wait_for()
+    assert certificate.get_by_text("not computed").count() == 0
+    assert history.locator("tbody tr").count() == 2
     page.get_by_label("or your own rows, a .npy").set_input_files([])
     page.get_by_label("Rows to draw").fill("1000")
     page.get_by_role("button", name="Prove now").click()
@@ -247,11 +320,13 @@ def test_a_broken_model_says_why_and_the_list_is_searched(opened: Opened) -> Non
     page = opened("broken")
     page.get_by_text("model.onnx: was changed after it was written").first.wait_for()
     models = page.get_by_label("Models", exact=True).get_by_role("link")
-    assert models.count() == 8
+    assert models.count() == 9
     page.get_by_label("Search models").fill("DIG")
-    assert [text.removesuffix("v2") for text in models.all_text_contents()] == ["digits"]
+    assert models.all_text_contents() == ["digitsv2 cpu"]
     page.get_by_label("Search models").fill("nothing")
     page.get_by_text("No model has this name.").wait_for()
+    page.get_by_role("tab", name="Versions").click()
+    page.get_by_role("region", name="Versions", exact=True).get_by_text("was changed after it was written").wait_for()
 
 
 def test_versions_are_switched_compared_and_stay_in_the_url(opened: Opened) -> None:
@@ -330,6 +405,12 @@ def test_batchnorms_are_sorted_filtered_and_inspected(opened: Opened) -> None:
     assert page.get_by_role("columnheader", name="Channels").get_attribute("aria-sort") == "ascending"
     page.get_by_role("button", name="Channels").click()
     assert page.get_by_role("columnheader", name="Channels").get_attribute("aria-sort") == "descending"
+    page = opened("hostile", "BatchNorms")
+    names = page.get_by_role("region", name="BatchNorms").locator("tbody button")
+    page.get_by_role("button", name="BatchNorm", exact=True).focus()
+    for expected in ([HOSTILE, f"{HOSTILE} 2"], [f"{HOSTILE} 2", HOSTILE]):
+        page.keyboard.press("Enter")
+        assert names.all_text_contents() == expected
 
 
 def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, service: serving.Service) -> None:
@@ -342,15 +423,122 @@ def test_traffic_and_the_api_tab_show_what_the_service_answers(opened: Opened, s
     assert page.get_by_role("img", name=re.compile(r"^Memory of the process: \d+ MB now")).is_visible()
     assert page.get_by_role("img", name=re.compile("^Memory of requests in flight: .* are allowed")).is_visible()
     assert page.get_by_text("GPU").count() == 0
+    assert page.get_by_text("0 rows compared with the reference, 0 disagreements").is_visible()
     page = opened("single", "API")
     page.get_by_label("Endpoint").select_option("POST /v2/models/{name}/infer")
     assert page.get_by_label("Path").input_value() == "v2/models/single/infer"
     page.get_by_role("button", name="Send").click()
     page.get_by_text(re.compile("^200 OK in .* ms$")).wait_for()
     assert json.loads(page.get_by_role("region", name="Answer").text_content())["outputs"][0]["name"] == "y"
+    page.get_by_text("Schemas", exact=True).click()
+    schemas = page.locator("details pre").all_text_contents()
+    assert "binary_data_output" in schemas[2], "of the body, after those of the name and of a header"
+    page.get_by_text("Answer, application/json").wait_for()
     page.get_by_label("Body").fill("{}")
     page.get_by_role("button", name="Send").click()
     page.get_by_text(re.compile("^400 Bad Request in .* ms$")).wait_for()
+
+
+def with_a_gpu(route: Any) -> None:
+    """The service's answer about its traffic, as on a machine with a GPU."""
+    answer = route.fetch()
+    told = answer.json()
+    told["process"]["gpus"] = [
+        {"gpu": 0, "memory_total_bytes": 80e9, "memory_used_bytes": [None, 2e9], "utilization": [None, 0.25]}
+    ]
+    route.fulfill(response=answer, json=told)
+
+
+def test_traffic_is_drawn_again_and_the_focus_stays(browser: Any, service: serving.Service) -> None:
+    body = {"inputs": [{"name": "index", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}]}
+    with pages(browser) as visit:
+        page = visit("about:blank")
+        page.clock.install()
+        page.route("**/v2/traffic", with_a_gpu)
+        page.goto(f"{service.url}/#/pick/1/traffic")
+        page.get_by_text("0 in all, 0 rows").wait_for()
+        assert page.get_by_role("img", name="Memory of GPU 0: 2 GB of 80 GB now").is_visible()
+        assert page.get_by_role("img", name="GPU 0 in use: 25 % now").is_visible()
+        for requests in (1, 2):
+            assert service.post("/v2/models/pick/infer", json=body).status_code == 200
+            page.clock.run_for(10_000)
+            page.get_by_text(f"{requests} in all, {3 * requests} rows").wait_for()
+            batches = page.get_by_role("region", name="Rows of a batch")
+            assert batches.get_by_role("row").nth(1).locator("td").all_text_contents() == ["up to 4", "", str(requests)]
+            if requests == 1:
+                batches.focus()
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Rows of a batch"
+        for title in ("Waiting in the queue", "Computing a batch"):
+            assert page.get_by_role("img", name=re.compile(f"^{title}: p50 .* ms, p95 .* ms, p99 .* ms$")).is_visible()
+        link = page.get_by_role("link", name="pick")
+        link.focus()
+        with page.expect_response("**/v2/traffic"):
+            page.clock.run_for(10_000)
+        page.wait_for_load_state("networkidle")
+        link.get_by_role("img", name="2 requests in the last quarter of an hour").wait_for()
+        assert link.evaluate("(link) => link === document.activeElement")
+
+
+def test_with_a_token_commands_run_and_reports_are_shown(
+    browser: Any, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "secret-user")
+    chosen = {"version_policy": "all", "grpc_port": 0, "root_path": "/team/bnfold"}
+    with serving.start(repository, tokens="secret-user", **chosen) as guarded, pages(browser) as visit:
+        page = visit(f"{guarded.url}/team/bnfold/#/pair/1/try", viewport={"width": 390, "height": 800})
+        page.get_by_label("Token", exact=True).wait_for()
+        assert violations(page) == []
+        page.get_by_label("Token", exact=True).fill("secret-user")
+        page.keyboard.press("Enter")
+        page.get_by_label("a: FP32, shape n × 2").fill("[1, 2]")
+        page.get_by_label("b: FP32, shape n × 2").fill("[3, 5]")
+        page.get_by_role("button", name="Predict").click()
+        page.get_by_text("Copy as a command").click()
+        told = [told_by(page, kind) for kind in COMMANDS]
+        assert json.loads(told[0]) == {"predictions": [{"sum": [4, 7], "difference": [-2, -3]}]}
+        assert told[1] == f"{json.loads(told[0])}\n"
+        assert told[2] == told[3] == "sum [[4.0, 7.0]]\ndifference [[-2.0, -3.0]]\n"
+
+        page.get_by_role("link", name="proven").click()
+        page.get_by_role("link", name="Report").click()
+        page.wait_for_url("**/#/proven/1/report")
+        report = page.frame_locator("iframe")
+        for _ in range(2):
+            report.get_by_role("button", name="Part").click()
+        assert report.locator("td b").all_text_contents() == ["E", "D", "C", "B", "A"]
+        assert report.get_by_role("link").count() == 0
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+        page.get_by_role("link", name="Inspection").click()
+        report.get_by_role("heading", name="Suspicions").wait_for()
+        page.get_by_role("tab", name="Try").focus()
+        page.keyboard.press("ArrowRight")
+        page.get_by_role("tab", name="Proof", selected=True).wait_for()
+        page.go_back()
+        report.get_by_role("heading", name="Suspicions").wait_for()
+
+
+def test_a_hostile_report_does_nothing(browser: Any, service: serving.Service, repository: Path) -> None:
+    """As a page of its own, and in the page of a service that wants tokens."""
+    with serving.start(repository, tokens="secret-user", version_policy="all") as guarded:
+        context = browser.new_context()  # without a look at its console, where the browser tells what it blocked
+        page, answered = context.new_page(), list[str]()
+        page.on("response", lambda response: answered.append(response.url))
+        page.goto(f"{guarded.url}/#/hostile/1/report")
+        page.get_by_label("Token", exact=True).fill("secret-user")
+        page.get_by_role("button", name="Use").click()
+        report = page.frame_locator("iframe").first
+        report.get_by_role("heading", name="Hostile").wait_for()
+        for role, name in (("link", "Here"), ("link", "There"), ("button", "Send")):
+            report.get_by_role(role, name=name, exact=True).click()
+        page.wait_for_load_state("networkidle")
+        assert page.title() == "hostile: bnfold"
+        assert report.get_by_role("heading", name="Hostile").is_visible()
+        assert [url for url in answered if "attack" in url] == [], "what is blocked is asked of nobody"
+        page.goto(f"{service.url}/models/hostile/versions/2/report")
+        page.get_by_role("link", name="Here", exact=True).click()
+        assert page.title() == "A report"
+        context.close()
 
 
 def test_a_token_is_asked_for_kept_in_the_page_and_an_admins_unloads(browser: Any, repository: Path) -> None:
@@ -458,7 +646,7 @@ def settled(page: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
+def test_axe_finds_nothing(opened: Opened, service: serving.Service, scheme: str) -> None:
     page = opened("digits", color_scheme=scheme, reduced_motion="reduce")
     found = {}
     for name in TABS:
@@ -470,6 +658,9 @@ def test_axe_finds_nothing(opened: Opened, scheme: str) -> None:
             )
             page.locator(".answer").wait_for()
         found[name] = violations(page)
+    assert page.evaluate("getComputedStyle(document.querySelector('[role=tab]')).transitionDuration") == "0s"
+    page.goto(f"{service.url}/docs")
+    found["docs"] = violations(page)
     page = opened("proven", "Proof", color_scheme=scheme, reduced_motion="reduce")
     page.get_by_role("button", name="Show the error by layer").click()
     page.get_by_text("The numbers").click()
