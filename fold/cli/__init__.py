@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = complain(NO_MEMORY if is_out_of_memory(error) else str(error))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bnfold"
-        code = complain(f"{error.format_message().rstrip('.')}. See {command} --help.")
+        message = error.format_message()
+        code = complain(f"{message if message.endswith(('.', '?')) else f'{message}.'} See {command} --help.")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

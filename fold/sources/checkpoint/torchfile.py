@@ -66,7 +66,7 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
     except OSError as error:
         raise BnfoldError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except pickle.UnpicklingError as error:
-        wanted = _wanted(error)
+        wanted = _wanted(error) if _begins_as_saved(path) else None
         if wanted is None:
             raise _foreign(path) from error
         if trust:
@@ -74,6 +74,12 @@ def read_torch(path: Path, *, trust: bool = False) -> Any:
         raise BnfoldError(f"{path}: {_refusal(wanted)}; {SAVE_WEIGHTS}; {TRUST}") from error
     except Exception as error:  # a foreign or truncated file makes torch.load raise many types
         raise _foreign(path) from error
+
+
+def _begins_as_saved(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes it, a zip archive or a pickle. Any text has opcodes of pickles."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _wanted(error: Exception) -> str | None:
@@ -131,4 +137,7 @@ def _read_script(path: Path, *, trust: bool) -> Any:
 
 
 def _foreign(path: Path) -> BnfoldError:
-    return BnfoldError(f"{path}: is not a PyTorch checkpoint; expected a file of torch.save(model.state_dict(), FILE)")
+    return BnfoldError(
+        f"{path}: is not a PyTorch checkpoint; expected a file of torch.save(model.state_dict(), FILE), or of another "
+        "framework an .onnx"
+    )

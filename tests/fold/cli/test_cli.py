@@ -306,10 +306,21 @@ def test_what_is_published_is_no_source(published, tmp_path) -> None:
         (lambda c: ["bench", "nowhere"], ["nowhere", "REPOSITORY/NAME/VERSION"]),
         (lambda c: ["serve", "nowhere"], ["nowhere"]),
         (lambda c: ["mend"], ["mend"]),
+        (lambda c: ["Verify"], ["Did you mean 'verify'? See bnfold --help."]),
     ],
 )
 def test_bad_input_gets_one_line(checkpoint, tmp_path, arguments: Callable[[Path], list[object]], words) -> None:
     assert_one_line(bnfold(*arguments(checkpoint), cwd=tmp_path), *words)
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x89HDF\r\n\x1a\n", b"class Net:\n    pass\n", b""])
+def test_what_is_no_checkpoint_gets_no_advice_to_trust_it(tmp_path, content) -> None:
+    """A page in place of a download, a file of Keras, a program: their bytes may look like a pickle's."""
+    (tmp_path / "net.pt").write_bytes(content)
+    told = "net.pt: is not a PyTorch checkpoint; expected a file of torch.save(model.state_dict(), FILE)"
+    done = bnfold("fold", tmp_path / "net.pt", "--arch", "models.cnn:cnn", "--out", tmp_path / "r")
+    assert_one_line(done, told)
+    assert "--trust" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2", "net.onnx", "net.safetensors"])
