@@ -71,7 +71,7 @@ def parse_bare_tokens(text: Body) -> Any:
 def deeper_than(text: Body, limit: int) -> bool:
     """Whether valid JSON nests deeper than `limit`."""
     codes = np.frombuffer(text, np.uint8)
-    places = bracket_places(codes)
+    places = bracket_places(text)
     if len(places) <= 2 * limit:
         return False
     unescaped = np.frombuffer(ESCAPE.sub(b"__", text), np.uint8) if b"\\" in text else codes
@@ -81,9 +81,11 @@ def deeper_than(text: Body, limit: int) -> bool:
     return nesting.deepest > limit
 
 
-def bracket_places(codes: np.ndarray) -> np.ndarray:
-    """Where brackets and braces are in bytes."""
-    square = codes & SQUARE
+def bracket_places(text: Body) -> np.ndarray:
+    """Where brackets and braces are."""
+    if b"[" not in text and b"]" not in text and b"{" not in text and b"}" not in text:  # a tenth of the time
+        return np.empty(0, np.int64)
+    square = np.frombuffer(text, np.uint8) & SQUARE
     return np.flatnonzero((square == ord("[")) | (square == ord("]")))
 
 

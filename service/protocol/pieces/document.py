@@ -152,15 +152,13 @@ def _scan(text: Text, capacity: Capacity) -> Steps[tuple[list[Bulk], int]]:
             raise UnreadableError(
                 "the body is not JSON: str is not valid UTF-8: surrogates not allowed: line 1 column 1 (char 0)"
             ) from None
-        first_ends = strings.inside
+        first_ends, places = strings.inside, bracket_places(piece)
         if first_ends or b'"' in piece:
             codes, outside, found = strings.find(piece)
-            places = bracket_places(codes)
             places = places[outside[places]]
             commas += occurrences(codes[outside], ",") if count_commas else 0
         else:
             codes, found = np.frombuffer(piece, np.uint8), _NONE
-            places = bracket_places(codes)
             commas += occurrences(codes, ",") if count_commas else 0
         brackets = codes[places]
         braces = places[(brackets == ord("{")) | (brackets == ord("}"))]

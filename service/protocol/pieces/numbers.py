@@ -129,8 +129,7 @@ def _fill(text: Text, datatype: str, shape: tuple[int, ...], buffer: Buffer) -> 
             raise _IrregularError(done)
         piece = piece[:end]
         edges = piece[:64].lstrip()[:1] + piece[-64:].rstrip()[-1:]
-        codes = np.frombuffer(piece, np.uint8)
-        deeper = depth + occurrences(codes, "[") - occurrences(codes, "]")
+        deeper = depth + _opened(piece)
         # 2. It begins where a comma of a regular array can be, with a value.
         if depth != _levels(done, whole) or edges[:1] in (b"]", b"") or edges[-1:] == b"[" or deeper < 0:
             raise _IrregularError(done)
@@ -149,6 +148,14 @@ def _fill(text: Text, datatype: str, shape: tuple[int, ...], buffer: Buffer) -> 
     if deeper or (done % prod(shape[1:]) if shape[0] == ANY else done != whole[0]):
         raise _IrregularError(done)
     return buffer
+
+
+def _opened(piece: bytes) -> int:
+    """Lists that begin in it and do not end in it, less those that only end in it."""
+    if b"[" not in piece and b"]" not in piece:
+        return 0
+    codes = np.frombuffer(piece, np.uint8)
+    return occurrences(codes, "[") - occurrences(codes, "]")
 
 
 def _levels(done: int, whole: list[int]) -> int:
