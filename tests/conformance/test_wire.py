@@ -101,6 +101,8 @@ def test_a_tensor_alone_as_the_body(model: Model) -> None:
 @pytest.mark.parametrize("kind", [None, "application/json", "application/octet-stream", "text/plain", "x"])
 def test_the_content_type_does_not_matter(any_model: Model, kind: str | None) -> None:
     """Point 1: sync sends none, aio says octets even of JSON; the body is read as what it is."""
+    if kind in ("text/plain", "x") and not any_model.target.ours:
+        pytest.skip("what a server does with another media type is its own")
     document, tensors = any_model.request(any_model.draw())
     assert any_model.infer(document, *tensors, Content_Type=kind).status_code == 200
 

@@ -113,7 +113,8 @@ def read_answer(connection: socket.socket) -> httpx.Response:
     else:  # it ends with the connection
         while part := connection.recv(65536):
             body += part
-    return httpx.Response(int(status.split(" ")[1]), headers=headers, content=body)
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # httpx takes ASCII alone
+    return httpx.Response(int(status.split(" ")[1]), headers=encoded, content=body)
 
 
 def _of_chunks(received: bytes, connection: socket.socket) -> bytes:
