@@ -11,11 +11,13 @@ WORKDIR /src
 # of its other tables does not install everything again.
 FROM base AS requirements
 ARG EXTRA=gpu
+ARG EXTRAS=""
 COPY pyproject.toml ./
 RUN python -c "import pathlib, re, tomllib; \
     content = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
     project = content['project']; extras = project['optional-dependencies']; \
-    everything = project['dependencies'] + extras['${EXTRA}']; \
+    chosen = [name for name in '${EXTRA},${EXTRAS}'.split(',') if name]; \
+    everything = project['dependencies'] + [line for name in chosen for line in extras[name]]; \
     lists = { \
         'tools': content['build-system']['requires'], \
         'slim': [line for line in everything if re.match(r'[\w.-]+', line)[0] != 'torch'], \

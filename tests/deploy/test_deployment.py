@@ -167,16 +167,19 @@ def test_a_change_of_code_installs_nothing() -> None:
     assert "--no-index --no-deps" in last("code", "RUN")
 
 
-@pytest.mark.parametrize("extra", PROFILES)
-def test_what_is_installed_is_what_the_project_asks_for(extra: str, tmp_path: Path) -> None:
-    assert STAGES["requirements"].all("ARG") == ["EXTRA=gpu"]
+@pytest.mark.parametrize(("extra", "extras"), [("cpu", ""), ("gpu", ""), ("cpu", "s3,gcs")])
+def test_what_is_installed_is_what_the_project_asks_for(extra: str, extras: str, tmp_path: Path) -> None:
+    assert STAGES["requirements"].all("ARG") == ["EXTRA=gpu", 'EXTRAS=""']
     folder = tmp_path / "requirements"
-    command = last("requirements", "RUN").replace("${EXTRA}", extra).replace("/requirements", str(folder))
+    command = last("requirements", "RUN").replace("/requirements", str(folder))
+    command = command.replace("${EXTRA}", extra).replace("${EXTRAS}", extras)
     program, *arguments = shlex.split(command)
     assert program == "python"
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
     written = {file.stem: file.read_text().splitlines() for file in folder.iterdir()}
     everything = PROJECT["project"]["dependencies"] + EXTRAS[extra]
+    if extras:
+        everything += EXTRAS["s3"] + EXTRAS["gcs"]
     assert written == {
         "tools": PROJECT["build-system"]["requires"],
         "slim": [line for line in everything if not line.startswith("torch>")],
