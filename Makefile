@@ -7,6 +7,7 @@ DEMO   := build/demo
 SECONDS ?= 1800
 # Beside the environment of the tests, whose PyTorch they use: --no-deps, so that pip brings no second one.
 FRAMEWORKS := build/frameworks
+STORES     := build/stores
 ZOO    := build/zoo
 TRAINED := build/trained
 MINUTES ?= 60
@@ -18,7 +19,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve lint types test integration frameworks cuda-stubs coverage soak bench zoo trained clean
+.PHONY: help demo serve lint types test integration frameworks stores cuda-stubs coverage soak bench zoo trained clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +56,12 @@ frameworks: $(STAMP)  ## test the save functions of transformers, timm and other
 	$(BIN)/python -c '$(PURELIB)' > "$$($(FRAMEWORKS)/bin/python -c '$(PURELIB)')/beside.pth"
 	$(FRAMEWORKS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt
 	$(FRAMEWORKS)/bin/python -m pytest -n 0 tests/frameworks
+
+stores: $(STAMP)  ## test models in S3 and Google Cloud Storage, on servers that stand for them, in an environment of its own
+	$(PYTHON) -m venv $(STORES)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(STORES)/bin/python -c '$(PURELIB)')/beside.pth"
+	$(STORES)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/stores/requirements.txt
+	$(STORES)/bin/python -m pytest -n 0 tests/stores
 
 cuda-stubs: $(STAMP)  ## test what the host does for a GPU, on stub libraries of CUDA, in an environment of its own
 	$(PYTHON) -m venv $(CUDA_STUBS)
