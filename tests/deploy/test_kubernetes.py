@@ -24,6 +24,7 @@ DEPLOYMENT, BALANCER, BUDGET = yaml.safe_load_all((DEPLOY / "kubernetes" / "bnfo
 SCALED = yaml.safe_load((DEPLOY / "kubernetes" / "scaledobject.yaml").read_text())
 BEHAVIOR = SCALED["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
 SCHEMAS = json.loads((ROOT / "tests" / "data" / "kubernetes.json").read_text())
+KEDA = json.loads((ROOT / "tests" / "data" / "keda.json").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["serve-gpu"]
 
 POD = DEPLOYMENT["spec"]["template"]
@@ -124,12 +125,14 @@ def test_the_service_asks_for_the_runtime() -> None:
         (BALANCER, "core.v1.Service"),
         (BUDGET, "policy.v1.PodDisruptionBudget"),
         (BEHAVIOR, "autoscaling.v2.HorizontalPodAutoscalerBehavior"),
+        (SCALED["spec"], "ScaledObjectSpec"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_kubernetes_takes_it(content: dict[str, Any], definition: str) -> None:
-    """Its own schema, which takes no unknown field."""
-    schema = {**SCHEMAS, "$ref": f"#/$defs/io.k8s.api.{definition}"}
+def test_kubernetes_and_keda_take_it(content: dict[str, Any], definition: str) -> None:
+    """Their own schemas, which take no unknown field."""
+    schemas, prefix = (KEDA, "") if definition == "ScaledObjectSpec" else (SCHEMAS, "io.k8s.api.")
+    schema = {**schemas, "$ref": f"#/$defs/{prefix}{definition}"}
     jsonschema.validate(content, schema)
     with pytest.raises(jsonschema.ValidationError, match="'misspelt' was unexpected"):
         jsonschema.validate({**content, "misspelt": 1}, schema)
