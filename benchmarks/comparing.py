@@ -4,8 +4,8 @@
 
 Each architecture of models/ is small, as in the tests, and has random statistics (γ > 0, so that every tool folds all
 it can). Its unfolded graph is compared with what onnxsim, onnxslim and the exporter's optimiser make of it, and with
-the same graphs with a fault: one number of one weight is off by this share of the largest. A row is written when it is
-there; a run that was stopped goes on.
+the same graphs with a fault: the numbers of one channel of one weight are off by this share of the largest. A row is
+written when it is there; a run that was stopped goes on.
 """
 
 import argparse
@@ -63,13 +63,13 @@ TOOLS: dict[str, Callable[[ir.Model], bytes]] = {
 
 
 def plant(model: ir.Model, size: float, chance: random.Random) -> list[str]:
-    """Change one number of a weight in place. Returns the nodes that read it."""
+    """Change one channel of a weight in place. Returns the nodes that read it."""
     weights = model.graph.initializers
     arrays = {name: value.const_value.numpy() for name, value in weights.items() if value.const_value is not None}
     many = (name for name, array in arrays.items() if array.ndim > 1 and array.dtype == np.float32 and array.any())
     name = chance.choice(sorted(many))
     wrong = arrays[name].copy()
-    wrong.flat[chance.randrange(wrong.size)] += np.float32(size) * np.abs(wrong).max()
+    wrong[chance.randrange(len(wrong))] += np.float32(size) * np.abs(wrong).max()
     weights[name].const_value = ir.tensor(wrong, name=name)
     return [described(node) for node, _ in weights[name].uses()]
 

@@ -46,7 +46,7 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
 }
 BOX = (-3.0, 3.0)
 """The range of inputs for which onnxsim proves."""
-SECONDS, MEGABYTES = 300, 6000
+SECONDS, MEGABYTES = 120, 6000
 """The most CPU-seconds and memory of onnxsim for one network."""
 LEVELS = onnxruntime.GraphOptimizationLevel
 
@@ -93,6 +93,10 @@ def onnxsim_bound(stored: ir.Model) -> list[str]:
         from onnxsim.fp_error import roundoff_bound  # noqa: PLC0415  # of the extra `benchmarks`
 
         model, started = with_one_row(stored), time.process_time()
+        for node in model.graph.node:  # here all are over space; version 0.8.1 fails where axes are an input
+            if node.op_type == "ReduceMean":
+                node.op_type = "GlobalAveragePool"
+                del node.input[1:], node.attribute[:]
         found = roundoff_bound(model, {value.name: BOX for value in model.graph.input})
         worst = max(float(np.max(output)) for output in found.outputs.values())
         return [f"{worst:.2g}", f"{time.process_time() - started:.1f}"]
