@@ -1,7 +1,7 @@
 """Folds and proves trained networks that packages of PyPI ship, and compares them on real inputs.
 
-    make trained                                  an environment with the packages, and a run
-    python -m benchmarks.trained [--only TEXT]    those that were not examined yet
+    make trained                                  an environment with the packages, and a run; writes docs/trained.md
+    python -m benchmarks.trained [--only TEXT]    those that were not examined yet; prints docs/trained.md
 
 Each is folded and published as by `bnfold fold`, then proven again on the inputs as by `bnfold verify --inputs`. Inputs
 are a photograph, a screenshot with text, or music: cut, scaled and normalised as the package does it.
@@ -20,11 +20,13 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import distribution
 from importlib.util import module_from_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import cbook
 from PIL import Image
 
+from benchmarks.folding import machine, markdown
 from benchmarks.rows import append, read
 from fold.arrays import Arrays
 from fold.artifact import read_version
@@ -189,6 +191,39 @@ def examine(network: Network, row: Row) -> None:
             row.message = certificate.message
 
 
+PAGE = """# Trained networks that packages ship
+
+`make trained` folds networks in wheels of PyPI, at the versions of `benchmarks/trained.txt`, as `bnfold fold` does, and
+proves them once more on real inputs, as `bnfold verify --inputs` does. {certified} of {all} were certified both times.
+*Error* is the worst of an output on the real inputs, as a share of what the certificate allows.
+
+{machine}
+
+{table}"""
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/trained.md."""
+    heads = ["package", "licence", "network", "BatchNorms", "left", "left, opened", "real inputs", "error"]
+    table = [
+        [
+            f"{row['package']} {row['version']}",
+            row["licence"],
+            Path(row["file"]).name,
+            *(str(row[key]) for key in ("batchnorms", "kept_closed", "kept_opened")),
+            f"{row['rows']} × {row['what']}",
+            row["failed"] or (f"{row['share']:.0%}" if row["real"] else row["message"]),
+        ]
+        for row in rows
+    ]
+    return PAGE.format(
+        certified=sum(row["real"] is not None for row in rows),
+        all=len(rows),
+        machine=machine(("torch", "onnxruntime")),
+        table=markdown(heads, table),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names that hold this text, also if they were examined before")
@@ -209,6 +244,7 @@ def main() -> None:
         row.seconds = round(time.process_time() - began, 1)
         append(arguments.out, asdict(row))
         print(name, row.batchnorms, row.failed or row.certified, row.real, row.seconds, file=sys.stderr)
+    print(page(read(arguments.out)))
 
 
 if __name__ == "__main__":
