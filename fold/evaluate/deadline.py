@@ -8,6 +8,7 @@ from typing import Self
 
 from fold.errors import BnfoldError
 from fold.limits import limit
+from fold.runtime import run_options
 
 SETTING = "BNFOLD_MAX_EVALUATION_SECONDS"
 """Environment variable with the most seconds that one evaluation of a graph in float64 may take."""
@@ -51,10 +52,14 @@ class Deadline:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def check(self, node: str) -> None:
-        """Raise `TooLongError` that names the node which is next if the time is over."""
+        """Raise `TooLongError` that names the node which is next if the time is over, or if another thread ends this
+        evaluation (`fold.runtime.ended_by`)."""
         self._node = node
         if monotonic() >= self._end:
             raise self._error()
+        options = run_options()
+        if options is not None and options.terminate:
+            raise TooLongError(f"an evaluation in float64 was ended from outside; it had come to {node}")
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
         raise self._error()

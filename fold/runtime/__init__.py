@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from fold.runtime.machine import Machine, this_machine, tool_versions
     from fold.runtime.memory import collect_once, release_memory, resident_bytes, return_freed
-    from fold.runtime.running import in_flight
+    from fold.runtime.running import ended_by, in_flight, run_options
     from fold.runtime.session import (
         SPIN_MICROSECONDS,
         CudaOptions,
@@ -58,6 +58,7 @@ __all__ = [
     "control_groups",
     "cores",
     "device_number",
+    "ended_by",
     "gpu_memory",
     "in_flight",
     "loaded_cudnn",
@@ -74,6 +75,7 @@ __all__ = [
     "resolve_provider",
     "return_freed",
     "run",
+    "run_options",
     "runtime_code",
     "runtime_reason",
     "start_tuned",
@@ -102,6 +104,7 @@ __getattr__ = lazy_names(
         "control_groups": "cgroups",
         "cores": "cpus",
         "device_number": "devices",
+        "ended_by": "running",
         "gpu_memory": "devices",
         "in_flight": "running",
         "loaded_cudnn": "devices",
@@ -118,6 +121,7 @@ __getattr__ = lazy_names(
         "resolve_provider": "devices",
         "return_freed": "memory",
         "run": "session",
+        "run_options": "running",
         "runtime_code": "session",
         "runtime_reason": "session",
         "start_tuned": "start",

@@ -1,4 +1,4 @@
-"""Calls into ONNX Runtime, and the end of the process.
+"""Calls into ONNX Runtime: how another thread ends them, and the end of the process.
 
 Python ends the daemon threads of a process that exits. One that comes back from ONNX Runtime is ended inside of C++,
 which aborts the process: "terminate called without an active exception", exit code 134, after all work is done. So the
@@ -7,6 +7,13 @@ end of the process waits for the calls in flight, and no daemon thread begins an
 
 import atexit
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 SECONDS = 5.0
 """The end of the process waits no longer: a run that hangs does not keep the process alive."""
@@ -40,3 +47,21 @@ class CallsInFlight:
 
 
 in_flight = CallsInFlight()
+
+_options: ContextVar["ort.RunOptions | None"] = ContextVar("run options", default=None)
+
+
+@contextmanager
+def ended_by(options: "ort.RunOptions") -> Iterator[None]:
+    """A block whose runs in ONNX Runtime, and evaluations in float64, end when another thread sets `terminate` in
+    `options`: at the next node, or the next iteration of a Loop. They raise then."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def run_options() -> "ort.RunOptions | None":
+    """The options of the block of `ended_by` around this call, if there is one."""
+    return _options.get()

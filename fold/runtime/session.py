@@ -26,7 +26,7 @@ from fold.runtime.devices import (
     device_number,
     resolve_provider,
 )
-from fold.runtime.running import in_flight
+from fold.runtime.running import in_flight, run_options
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -280,7 +280,7 @@ def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[st
     names = [output.name for output in session.get_outputs()]
     try:
         with in_flight:
-            found = session.run(names, inputs)
+            found = session.run(names, inputs, run_options())
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise BnfoldError(

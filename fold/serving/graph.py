@@ -5,7 +5,7 @@ import onnxruntime as ort
 
 from fold.arrays import Arrays
 from fold.artifact import Manifest
-from fold.runtime import in_flight
+from fold.runtime import in_flight, run_options
 from fold.serving.bfloat16 import run_with_bfloat16
 
 
@@ -24,10 +24,11 @@ class Graph:
         """Outputs by name. Raises ONNX Runtime's exceptions."""
         # A binary tensor begins where the JSON before it happened to end, and kernels may load aligned.
         feeds = {name: a if a.flags.aligned else a.copy() for name, a in inputs.items()}
+        options = run_options() or self._options
         found: list[np.ndarray]
         with in_flight:
             if self._has_bfloat16:
-                found = run_with_bfloat16(self.session, self._outputs, feeds, self._options)
+                found = run_with_bfloat16(self.session, self._outputs, feeds, options)
             else:
-                found = self.session.run(self._outputs, feeds, self._options)
+                found = self.session.run(self._outputs, feeds, options)
         return dict(zip(self._outputs, found, strict=True))

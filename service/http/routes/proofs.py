@@ -1,7 +1,8 @@
 """The thread that runs what needs a model's reference, and the requests that wait for it.
 
 One job runs at a time, beside the batches; a few may wait, and more are refused with 429. A job whose client has left,
-or whose time is up, ends before its next batch of rows.
+or whose time is up, ends before its next batch of rows; ONNX Runtime and the float64 evaluator end before their next
+node, or the next iteration of a Loop, which may never end by itself.
 """
 
 import asyncio
@@ -9,11 +10,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import onnxruntime as ort
 from starlette.types import Scope
 
 from fold.errors import BnfoldError, is_out_of_files
 from fold.inputs import UndrawableError
-from fold.runtime import runtime_code, without_runtime_words
+from fold.runtime import ended_by, runtime_code, without_runtime_words
 from fold.serving import DeviceLostError, DeviceMemoryError
 from service.batching import Worker
 from service.errors import (
@@ -76,7 +78,8 @@ class ProofQueue:
         result: asyncio.Future[T] = loop.create_future()
         self._results.add(result)
         self._under_way += 1
-        self._worker.submit(partial(self._run, model, job, result), partial(self._finish, result))
+        options = ort.RunOptions()
+        self._worker.submit(partial(self._run, model, job, result, options), partial(self._finish, result))
         state = scope.get("state", {})
         state[WITHDRAW] = partial(_abandon, result, ClientGoneError(GONE))
         seconds = self._settings.equivalence_seconds
@@ -85,6 +88,7 @@ class ProofQueue:
 
         def settle(result: asyncio.Future[T]) -> None:
             timer.cancel()
+            options.terminate = True
             state.pop(WITHDRAW, None)  # it holds the result, and the connection keeps its last scope
             self._results.discard(result)
 
@@ -126,7 +130,7 @@ class ProofQueue:
         else:
             result.set_result(outcome)
 
-    def _run(self, model: Model, job: Job[T], result: asyncio.Future[T]) -> T:
+    def _run(self, model: Model, job: Job[T], result: asyncio.Future[T], options: ort.RunOptions) -> T:
         """Runs on the worker's thread. `_finish` turns what it raises into the answer."""
 
         def halt() -> None:
@@ -134,7 +138,7 @@ class ProofQueue:
                 raise ClientGoneError("nobody waits for this check any more")
 
         halt()
-        with self._references.lock:
+        with self._references.lock, ended_by(options):
             reference = self._references.of(model)
             try:
                 return job(reference, halt)
@@ -145,6 +149,7 @@ class ProofQueue:
             except UndrawableError as error:
                 raise BadRequestError(f"model {model}: {error}") from error
             except BnfoldError as error:
+                halt()  # it was ended
                 if is_out_of_files(error):
                     raise OutOfFilesError from error
                 log.warning("bnfold: model %s: an equivalence check failed: %s", str(model), error)

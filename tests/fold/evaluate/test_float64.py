@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from torch import fx
@@ -14,7 +15,8 @@ from fold.errors import BnfoldError
 from fold.evaluate.deadline import Deadline, TooLongError
 from fold.evaluate.float64 import Evaluator, as_float64, evaluate
 from fold.evaluate.program import InFloat64
-from fold.runtime.session import open_session, run
+from fold.runtime.running import ended_by
+from fold.runtime.session import open_graph, open_session, run
 from support.folding import GraphBuilder
 
 
@@ -213,3 +215,22 @@ def test_a_program_has_the_same_limit_of_time(monkeypatch) -> None:
     monkeypatch.setenv("BNFOLD_MAX_EVALUATION_SECONDS", "0")
     with pytest.raises(TooLongError, match=r"more than 0 s and has come to input_1; .* BNFOLD_MAX_EVALUATION_SECONDS"):
         InFloat64(module).run(x)
+
+
+def test_another_thread_ends_a_run_and_an_evaluation() -> None:
+    """What `terminate` ends in a block of `ended_by`, and nothing outside of it."""
+    model, x = small_network(), {"x": np.ones((2, 4), np.float32)}
+    session, options, evaluator = open_graph(model), ort.RunOptions(), Evaluator(model)
+    program = fx.symbolic_trace(torch.nn.Linear(2, 3))
+    with ended_by(options):
+        run(session, x)
+        evaluator(x)
+        options.terminate = True
+        with pytest.raises(BnfoldError, match="terminate flag"):
+            run(session, x)
+        with pytest.raises(TooLongError, match="ended from outside"):
+            evaluator(x)
+        with pytest.raises(TooLongError, match="ended from outside"):
+            InFloat64(program).run(torch.ones(1, 2))
+    run(session, x)
+    evaluator(x)

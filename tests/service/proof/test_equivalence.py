@@ -250,6 +250,53 @@ def test_a_check_that_takes_too_long_is_504_and_ends(
         assert hold.runs <= 1, "it ended at the next batch"
 
 
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A repository with `net`, whose Loop doubles the largest value of `x` and adds 1 until it is large: never if that
+    is -1."""
+    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415  # what they import few tests here need
+
+    from fold.convert import Target, convert  # noqa: PLC0415  # as above
+    from fold.sources.source import Source  # noqa: PLC0415  # as above
+    from support.onnxfiles import info, network, write  # noqa: PLC0415  # as above
+
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["a", "a"], ["twice"]),
+            helper.make_node("Add", ["twice", "one"], ["b"]),
+            helper.make_node("Abs", ["b"], ["size"]),
+            helper.make_node("Less", ["size", "hundred"], ["on"]),
+        ],
+        "body",
+        [info("i", (), TensorProto.INT64), info("before", (), TensorProto.BOOL), info("a", ())],
+        [info("on", (), TensorProto.BOOL), info("b", ())],
+    )
+    model = network(
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Loop", ["", "", "largest"], ["end"], name="loop", body=body),
+        helper.make_node("Mul", ["end", "zero"], ["nothing"]),
+        helper.make_node("Add", ["y", "nothing"], ["z"]),
+        outputs=[info("z", ("n", 4, 4, 3))],
+    )
+    numbers = {"zero": 0, "one": 1, "hundred": 100}
+    model.graph.initializer.extend(numpy_helper.from_array(np.float32(n), name) for name, n in numbers.items())
+    target = Target(tmp_path / "repository", "net")
+    assert convert(Source(write(model, tmp_path)), target, provider="cpu").path is not None
+    return tmp_path / "repository"
+
+
+def test_a_check_of_a_loop_that_never_ends_is_504_and_leaves_others(endless: Path, start: Callable[..., Any]) -> None:
+    tensor = {"name": "x", "shape": [1, 3, 6, 5], "datatype": "FP32", "data": [-1.0] * 90}
+    with start(endless, equivalence_seconds=2) as service:
+        answer = service.post(PROVE, json={"inputs": [tensor]})
+        assert answer.status_code == 504
+        assert answer.json()["error"] == "model net/1: not proven within 2 seconds; ask for fewer samples or parts"
+        end = time.monotonic() + PATIENCE
+        while service.post(PROVE, json={"samples": 1}).status_code != 200:  # may be overdue on a slow machine
+            assert time.monotonic() < end, "the thread is not free again"
+        assert not [line for line in service.lines if "failed" in line]
+
+
 def test_a_check_ends_when_its_client_goes(
     tmp_path: Path, start: Callable[..., Any], make_slow: Callable[..., None]
 ) -> None:
