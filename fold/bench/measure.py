@@ -62,7 +62,7 @@ class _Answers:
 
     R: Arrays
     U: Arrays
-    noisy: Callable[[Arrays, int], Arrays]
+    noisy: Callable[[Arrays, int, float | None], Arrays]
     mixed: bool
 
     def exact(self, inputs: Arrays) -> Arrays:

@@ -251,7 +251,7 @@ def _stored(b: Side, matched: Match, rows: Arrays, seed: int) -> dict[str, float
         return {}
     few = first_rows(rows, ROWS) if all_batched(matched.specs) else rows
     exact = matched.run(b.exact)(few)
-    noisy = matched.run(lambda inputs: b.noisy(inputs, seed))(few)
+    noisy = matched.run(lambda inputs: b.noisy(inputs, seed, None))(few)
     return {name: difference(truth, noisy[name])[0] / AMPLITUDE_REDUCED for name, truth in exact.items()}
 
 

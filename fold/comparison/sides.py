@@ -35,7 +35,7 @@ class Side:
     exact: Run
     plain: Run
     served: Run
-    noisy: Callable[[Arrays, int], Arrays]
+    noisy: Callable[[Arrays, int, float | None], Arrays]
     mixed: bool
     from_pytorch: bool
 

@@ -38,12 +38,15 @@ class NoisyEvaluator:
         self._types = {value.name or "": value.dtype for value in values if value.dtype in FLOATS}
         self._tf32 = tf32
 
-    def __call__(self, inputs: Arrays, seed: int, record: Arrays | None = None) -> Arrays:
-        """Outputs by name, in float64. The same seed gives the same noise. `record` gets each tensor with its noise."""
+    def __call__(
+        self, inputs: Arrays, seed: int, roundings: float | None = None, record: Arrays | None = None
+    ) -> Arrays:
+        """Outputs by name, in float64, with noise of so many `roundings`; None: of the amplitude of each type. The same
+        seed gives the same noise. `record` gets each tensor with its noise."""
         random = np.random.default_rng(seed)
 
         def moved(name: str, array: np.ndarray, exact: np.ndarray) -> np.ndarray:
-            noise = self._size(name) * random.uniform(-1, 1, array.shape)
+            noise = self._size(name, roundings) * random.uniform(-1, 1, array.shape)
             return np.where(exact, array, array * (1 + noise))
 
         def written(name: str, array: np.ndarray) -> np.ndarray:
@@ -60,8 +63,10 @@ class NoisyEvaluator:
         floats = {name: array for name, array in wide.items() if array.dtype == np.float64}
         return self._run({**wide, **{name: moved(name, a, a == np.round(a)) for name, a in floats.items()}}, written)
 
-    def _size(self, name: str) -> float:
+    def _size(self, name: str, roundings: float | None) -> float:
         """The largest relative noise of a tensor."""
         kind = self._types.get(name) or ir.DataType.FLOAT
         unit = max(HALF_ULP.get(kind, HALF_ULP[ir.DataType.FLOAT]), HALF_ULP_TF32 if self._tf32 else 0)
-        return unit * (AMPLITUDE_REDUCED if unit > HALF_ULP[ir.DataType.FLOAT] else AMPLITUDE)
+        if roundings is None:
+            roundings = AMPLITUDE_REDUCED if unit > HALF_ULP[ir.DataType.FLOAT] else AMPLITUDE
+        return unit * roundings

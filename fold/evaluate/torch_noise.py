@@ -18,11 +18,14 @@ class TorchNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     left as they are, too: a copy would lose what is written through them later.
     """
 
-    def __init__(self, stored: torch.dtype, seed: int) -> None:
+    def __init__(self, stored: torch.dtype, seed: int, roundings: float | None) -> None:
+        """Noise of so many `roundings`; None: of the amplitude of the `stored` type."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._stored = stored
-        reduced = torch.finfo(stored).eps > torch.finfo(torch.float32).eps
-        self._size = (AMPLITUDE_REDUCED if reduced else AMPLITUDE) * torch.finfo(stored).eps / 2
+        if roundings is None:
+            reduced = torch.finfo(stored).eps > torch.finfo(torch.float32).eps
+            roundings = AMPLITUDE_REDUCED if reduced else AMPLITUDE
+        self._size = roundings * torch.finfo(stored).eps / 2
         self._random = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(

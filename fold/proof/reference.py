@@ -49,8 +49,8 @@ class Reference(Protocol):
     def unfolded(self, inputs: Arrays) -> Arrays:
         """U: computed in float32, or in the reduced precision of the folded graph."""
 
-    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
-        """R with noise, a multiple of U's rounding (fold.evaluate.noise)."""
+    def noisy(self, inputs: Arrays, seed: int, roundings: float | None) -> Arrays:
+        """R with noise of so many roundings of each tensor; None: of its type's amplitude (fold.evaluate.noise)."""
 
 
 class ModuleReference:
@@ -73,10 +73,10 @@ class ModuleReference:
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._single, inputs, self._input_names, self._output_names)
 
-    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+    def noisy(self, inputs: Arrays, seed: int, roundings: float | None) -> Arrays:
         from fold.evaluate import TorchNoise  # noqa: PLC0415
 
-        with TorchNoise(self._stored, seed):
+        with TorchNoise(self._stored, seed, roundings):
             return self.exact(inputs)
 
 
@@ -112,10 +112,10 @@ class ProgramReference:
     def unfolded(self, inputs: Arrays) -> Arrays:
         return _run(self._module, inputs, self._input_names, self._output_names, self._device)
 
-    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+    def noisy(self, inputs: Arrays, seed: int, roundings: float | None) -> Arrays:
         from fold.evaluate import TorchNoise  # noqa: PLC0415
 
-        with TorchNoise(self._stored, seed):
+        with TorchNoise(self._stored, seed, roundings):
             return self.exact(inputs)
 
 
@@ -165,10 +165,10 @@ class GraphReference:
     def unfolded(self, inputs: Arrays) -> Arrays:
         return self._unfolded(inputs)
 
-    def noisy(self, inputs: Arrays, seed: int) -> Arrays:
+    def noisy(self, inputs: Arrays, seed: int, roundings: float | None) -> Arrays:
         from fold.evaluate import NoisyEvaluator  # noqa: PLC0415
 
-        return NoisyEvaluator(self._model)(inputs, seed)
+        return NoisyEvaluator(self._model)(inputs, seed, roundings)
 
     def _check_lifting(self, exact: Arrays, lifted: Arrays, given: Arrays) -> None:
         for name, truth in exact.items():
@@ -214,7 +214,7 @@ class ReducedReference:
 
     exact: Run
     unfolded: Run
-    noisy: Callable[[Arrays, int], Arrays]
+    noisy: Callable[[Arrays, int, float | None], Arrays]
     mixed: bool = False
 
 

@@ -20,7 +20,7 @@ class Reduced:
     """The unfolded graph in a reduced precision: U, and R with the noise of that precision."""
 
     unfolded: Run
-    noisy: Callable[[Arrays, int], Arrays]
+    noisy: Callable[[Arrays, int, float | None], Arrays]
 
 
 def load_unfolded(version: ModelVersion) -> ir.Model:
@@ -59,6 +59,6 @@ def run_unfolded(
     return Reduced(partial(run, session), partial(_noisy, graph, provider_of(session) == "cuda"))
 
 
-def _noisy(graph: ir.Model, tf32: bool, inputs: Arrays, seed: int) -> Arrays:
+def _noisy(graph: ir.Model, tf32: bool, inputs: Arrays, seed: int, roundings: float | None) -> Arrays:
     """Prepared only when it is needed, which is seldom, and not kept."""
-    return NoisyEvaluator(graph, tf32=tf32)(inputs, seed)
+    return NoisyEvaluator(graph, tf32=tf32)(inputs, seed, roundings)

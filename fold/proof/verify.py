@@ -5,16 +5,16 @@ PyTorch is imported only when a PyTorch reference is loaded (fold.proof.referenc
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fold.arrays import Arrays, Run, first_rows, in_chunks
 from fold.errors import BnfoldError
-from fold.evaluate import AMPLITUDE, AMPLITUDE_REDUCED
+from fold.evaluate import AMPLITUDE_REDUCED, rounding_limits
 from fold.inputs import by_name, check_inputs, draw_inputs
-from fold.proof.decisions import FLOORS, Decision, decide
+from fold.proof.decisions import FACTOR, FLOORS, Decision, decide
 from fold.proof.reference import ModuleReference, Reference
 from fold.proof.run_time import Evidence, OutputVerdict, Verdict, judge
 from fold.runtime import open_graph
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 EVIDENCE = 8
 """Rows that a verdict keeps for the canary."""
-NOISE_DRAWS = 2
-"""How often R is computed with noise, on as many rows as are in question: seldom more than one for each output."""
+NOISE_DRAWS, MOST_NOISE_DRAWS = 2, 8
+"""How often R is computed with noise, on as many rows as are in question: seldom more than one for each output. The
+most is for a U that is further from R than the first draws: in an output of one number these may be small by chance."""
+CHANGE_DRAWS = 24
+"""How often R is computed with `AMPLITUDE_REDUCED` roundings, at most, where integers or texts hang on them. Where two
+classes are as near as F takes them for each other, a draw confuses them with a probability of 0.4 or more."""
 
 
 def verify_model(
@@ -81,12 +85,13 @@ def compare(
     if samples == 0:
         raise BnfoldError("equivalence: no samples were given; expected at least one row")
     answers = folded if isinstance(folded, dict) else in_chunks(folded, inputs, rows)
-    exact, unfolded = (in_chunks(each, inputs, rows) for each in (reference.exact, reference.unfolded))
+    exact, unfolded = (dict(in_chunks(each, inputs, rows)) for each in (reference.exact, reference.unfolded))
     for name, truth in exact.items():
         if name not in answers or answers[name].shape != truth.shape:
             shape = answers[name].shape if name in answers else "nothing"
             raise BnfoldError(f"output {name!r}: the folded graph gives {shape}, the reference {truth.shape}")
-        if precision != "fp32":  # an overflow of the unfolded model does not excuse one of the folded graph
+        if precision != "fp32" and np.issubdtype(truth.dtype, np.floating):
+            # an overflow of the unfolded model does not excuse one of the folded graph
             overflow = np.isfinite(truth) & ~np.isfinite(unfolded[name])
             unfolded[name] = np.where(overflow, truth, unfolded[name])
     # 2. C and D, by the rounding error of U
@@ -97,18 +102,22 @@ def compare(
     judged = exact, unfolded, answers, precision, noise
     outputs, decisions = _judged(*judged, moved)
 
-    # 3. U may be near R by chance, above all in an output of one number: then by one rounding of each tensor
-    refused = {one.name for one in outputs if one.folded_error > one.limit and not one.doubted}
-    refused |= {one.name for one in decisions if not one}
+    # 3. U may be right by chance, above all in an output of one number: then by random roundings of each tensor
+    refused = {one.name for one in outputs if one.folded_error > one.limit} | {one.name for one in decisions if not one}
+    refused -= {one.name for one in outputs if one.doubted}
+    floats = {name for name in refused if np.issubdtype(exact[name].dtype, np.floating)}
+    if floats:
+        found = _by_roundings(reference, inputs, exact, answers, floats, precision, batched=rows > 0)
+        moved |= {name: max(moved.get(name, 0.0), found[name]) for name in floats}
+    if refused - floats:
+        changed = _with_changes(reference, inputs, exact, unfolded, answers, refused - floats, batched=rows > 0)
+        unfolded |= changed
+        noise |= dict.fromkeys(changed, 1.0)
     if refused:
-        amplitude = AMPLITUDE if precision == "fp32" and not reference.mixed else AMPLITUDE_REDUCED
-        truths = {name: exact[name] for name in exact if name in refused}
-        own = _noise(reference, inputs, truths, answers, precision, batched=rows > 0)
-        moved |= {name: max(moved.get(name, 0.0), gap / amplitude) for name, gap in own.items()}
         outputs, decisions = _judged(*judged, moved)
     seconds = time.perf_counter() - started
     kept = EVIDENCE if rows else samples  # with rows=0 the batch may be fixed
-    evidence = Evidence(first_rows(inputs, kept), first_rows(_served_truth(exact, unfolded), kept))
+    evidence = Evidence(first_rows(inputs, kept), first_rows(_served_truth(exact, unfolded, answers), kept))
     return Verdict(outputs, decisions, samples, seed, provider, precision, seconds, evidence=evidence)
 
 
@@ -151,11 +160,12 @@ def disagreement(reference: Reference, inputs: Arrays, graph: Arrays) -> str | N
     return None
 
 
-def _served_truth(exact: Arrays, unfolded: Arrays) -> Arrays:
-    """R, with U's infinities and NaN where U has some: what a right session answers."""
+def _served_truth(exact: Arrays, unfolded: Arrays, folded: Arrays) -> Arrays:
+    """What a right session answers: R, with U's infinities and NaN where U has some; integers and texts as F has them,
+    some of which may hang on rounding."""
     floats = {name for name, truth in exact.items() if np.issubdtype(truth.dtype, np.floating)}
     return {
-        name: np.where(np.isfinite(unfolded[name]), truth, unfolded[name]) if name in floats else truth
+        name: np.where(np.isfinite(unfolded[name]), truth, unfolded[name]) if name in floats else folded[name]
         for name, truth in exact.items()
     }
 
@@ -163,28 +173,88 @@ def _served_truth(exact: Arrays, unfolded: Arrays) -> Arrays:
 def _noise(
     reference: Reference, inputs: Arrays, exact: Arrays, unfolded: Arrays, precision: str, *, batched: bool
 ) -> dict[str, float]:
-    """How far a multiple of rounding moves each output, measured on the row where U, or F in its place, is furthest
-    from R.
+    """How far a multiple of rounding moves each output, measured on the row where U is furthest from R.
 
     Only for outputs where it decides: U within C's floor of R needs no other explanation. For an output of integers or
     texts: 1 if it changes any.
     """
-    gaps = {name: row_differences(exact[name], unfolded[name]) for name in exact}
+    gaps = {name: float(row_differences(exact[name], unfolded[name]).max(initial=0)) for name in exact}
     floors = {name: FLOORS[precision] * _largest(exact[name], unfolded[name]) for name in exact}
-    wanted = [name for name, gap in gaps.items() if reference.mixed or gap.max(initial=0) > floors[name]]
+    wanted = [name for name, gap in gaps.items() if reference.mixed or gap > floors[name]]
     if not wanted:
         return {}
-    cut, truths = inputs, exact
-    if batched:
-        rows = sorted({int(gaps[name].argmax()) for name in wanted if gaps[name].size})
-        cut = {name: array[rows] for name, array in inputs.items()}
-        truths = reference.exact(cut)  # a wrong R may depend on the other rows
+    cut, truths = _furthest(reference, inputs, exact, unfolded, wanted, batched=batched)
     noise = dict.fromkeys(wanted, 0.0)
-    for seed in range(NOISE_DRAWS):
-        moved = reference.noisy(cut, seed)
+    for seed in range(MOST_NOISE_DRAWS):
+        if seed >= NOISE_DRAWS and all(gaps[name] <= max(noise[name], floors[name]) for name in wanted):
+            break
+        moved = reference.noisy(cut, seed, None)
         for name in wanted:
             noise[name] = max(noise[name], float(row_differences(truths[name], moved[name]).max(initial=0)))
     return noise
+
+
+def _by_roundings(
+    reference: Reference,
+    inputs: Arrays,
+    exact: Arrays,
+    folded: Arrays,
+    names: Collection[str],
+    precision: str,
+    *,
+    batched: bool,
+) -> dict[str, float]:
+    """How far one rounding of each tensor may move each output of `names`, by the σ of random roundings, as in part B.
+    Measured on the row where F is furthest from R."""
+    cut, truths = _furthest(reference, inputs, exact, folded, names, batched=batched)
+    gaps = {}
+    for name in names:
+        gap = float(row_differences(exact[name], folded[name]).max(initial=0))
+        gaps[name] = (gap - FLOORS[precision] * _largest(exact[name], folded[name])) / FACTOR
+    limits, _ = rounding_limits(lambda draw: reference.noisy(cut, draw, 1.0), truths, gaps, dict.fromkeys(names, 0.0))
+    return limits
+
+
+def _with_changes(
+    reference: Reference,
+    inputs: Arrays,
+    exact: Arrays,
+    unfolded: Arrays,
+    folded: Arrays,
+    names: Collection[str],
+    *,
+    batched: bool,
+) -> Arrays:
+    """U of integers and texts, changed where F alone differs from R and random roundings change R as well."""
+    changed = {name: unfolded[name].copy() for name in names}
+    alone = {name: np.asarray((folded[name] != exact[name]) & (unfolded[name] == exact[name])) for name in names}
+    rows: Any = ...
+    if batched:
+        rows = np.flatnonzero(np.any([one.reshape(len(one), -1).any(axis=1) for one in alone.values()], axis=0))
+    cut = {name: array[rows] for name, array in inputs.items()}
+    for draw in range(CHANGE_DRAWS):
+        if not any(one.any() for one in alone.values()):
+            break
+        moved = reference.noisy(cut, draw, AMPLITUDE_REDUCED)
+        for name, one in alone.items():
+            if moved[name].shape != one[rows].shape:  # roundings decide how many there are
+                continue
+            other = one[rows] & (moved[name] != exact[name][rows])
+            changed[name][rows] = np.where(other, moved[name], changed[name][rows])
+            one[rows] &= ~other
+    return changed
+
+
+def _furthest(
+    reference: Reference, inputs: Arrays, exact: Arrays, other: Arrays, names: Iterable[str], *, batched: bool
+) -> tuple[Arrays, Arrays]:
+    """The rows where one of the outputs is furthest from R, and R for them; all rows where the batch is fixed."""
+    if not batched:
+        return inputs, exact
+    gaps = [row_differences(exact[name], other[name]) for name in names]
+    rows = sorted({int(gap.argmax()) for gap in gaps if gap.size})
+    cut = {name: array[rows] for name, array in inputs.items()}
+    return cut, reference.exact(cut)  # a wrong R may depend on the other rows
 
 
 def row_differences(exact: np.ndarray, other: np.ndarray) -> np.ndarray:

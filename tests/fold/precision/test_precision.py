@@ -220,8 +220,8 @@ def test_a_fault_of_the_run_time_is_caught_and_located(published, monkeypatch) -
 
 class Given:
     def __init__(self, R: np.ndarray, U: np.ndarray) -> None:
-        self.exact, self.unfolded, self.noisy = (lambda _: {"y": R}), (lambda _: {"y": U}), (lambda _, seed: {"y": R})
-        self.mixed = False
+        self.exact, self.unfolded = (lambda _: {"y": R}), (lambda _: {"y": U})
+        self.noisy, self.mixed = (lambda *_: {"y": R}), False
 
 
 def test_an_overflow_of_the_unfolded_model_excuses_none_of_the_folded() -> None:

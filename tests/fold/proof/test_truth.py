@@ -1,7 +1,6 @@
 """No certificate on a false or an empty truth: a wrong reference is doubted, a part that compared nothing fails."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fold.graph import read_graph, refuse_not_finite
 from fold.proof import certifier
 from fold.proof.decisions import decide
 from fold.proof.run_time import Verdict, judge
+from fold.runtime import open_session, run
 from support.folding import architecture, randomise
 
 RANDOM = np.random.default_rng(0)
@@ -204,19 +204,12 @@ def spoil(file: Path, case: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("case", ["an epsilon of NaN", "an infinite gamma"])
+@pytest.mark.parametrize("case", SPOILT)
 def test_a_model_with_a_parameter_that_is_not_finite_is_not_published(case, tmp_path, capsys) -> None:
     source = spoil(tmp_path / "net.onnx", case)
     code, _, said = fold(capsys, source)
     assert (code, published(source)) == (2, [])
     assert said.startswith(f"bnfold: {source}: {SPOILT[case][-1]}")
-
-
-@pytest.mark.parametrize("case", SPOILT)
-def test_what_is_not_finite_is_named(case, tmp_path) -> None:
-    model = read_graph(spoil(tmp_path / "net.onnx", case)).model
-    with pytest.raises(BnfoldError, match=re.escape(SPOILT[case][-1])):
-        refuse_not_finite(model)
 
 
 @pytest.mark.parametrize("sizes", ["8,8", "height,width"])
@@ -382,3 +375,17 @@ def test_a_graph_stored_in_float16_with_parameters_in_float32_is_held_to_float16
     (output,) = conversion["verdict"]["outputs"]
     assert conversion["verdict"]["max_relative_error"] > 1e-5
     assert output["limit"] > 4 * output["unfolded_error"]
+
+
+def test_labels_of_pixels_that_hang_on_the_rounding_of_float16_are_no_fault(tmp_path, capsys) -> None:
+    """The folded graph takes other pixels for another class than the unfolded one does in float16."""
+    body = f"{NORMALISED} r = Relu(n) k = Conv<pads=[1,1,1,1]>(r, u) y = ArgMax<axis=1, keepdims=0>(k)"
+    weights = np.random.default_rng(7).standard_normal((6, 6, 3, 3))
+    source = write(tmp_path / "net.onnx", body, "float[n,3,96,96] x) => (int64[n,96,96] y", u=weights)
+    code, conversion, said = fold(capsys, source, "--precision", "fp16")
+    assert code == 0, said
+    (decision,) = conversion["verdict"]["decisions"]
+    assert 0 < decision["flips"] == decision["excused"] < 200
+    (folder,) = published(source)
+    session = open_session(folder / "model.onnx", provider="cpu")
+    assert check_canary(folder, lambda inputs: run(session, inputs)) is None

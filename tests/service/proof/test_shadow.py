@@ -1,5 +1,6 @@
 """Shadow checks: live answers are compared with the reference in the background, and nobody waits for it."""
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fold.proof.decisions import Decision
@@ -74,8 +76,10 @@ def test_at_most_a_few_rows_of_a_request_are_compared(folded: Path, start: Calla
 
 
 def test_another_graph_than_the_reference_is_found_and_told_without_its_tensors(
-    tmp_path: Path, start: Callable[..., Any], make_net: Callable[..., None]
+    tmp_path: Path, start: Callable[..., Any], make_net: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.proof.shadow.LOG_SECONDS", math.inf)  # or a slow machine would be told twice
+    monkeypatch.setattr("service.proof.shadow.REST", 0)
     make_net(tmp_path, "net", wrong=True)
     with start(tmp_path, shadow=1) as service:
         wrong = f'bnfold_shadow_disagreements_total{{kind="error",{LABELS}}}'
