@@ -223,6 +223,7 @@ def test_every_folder_of_code_is_a_package() -> None:
     """A folder that setuptools does not find would be missing from the wheel, and so from the image."""
     folders = {path.parent for top in ("fold", "service") for path in (ROOT / top).rglob("*.py")}
     assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} <= PACKAGES
+    assert {package.partition(".")[0] for package in PACKAGES} == {"fold", "service"}, "the networks are examples"
 
 
 def test_the_example_is_trained_and_folded_where_the_service_looks() -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,6 +19,7 @@ from fold.sources import silenced
 from support import loadable
 from support.commands import refused, run
 from support.folding import randomise
+from support.service import serving
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +139,17 @@ def test_a_batch_that_the_code_fixes(tmp_path) -> None:
     manifest = json.loads((tmp_path / "r/m/1/manifest.json").read_text())
     assert [spec["shape"] for spec in manifest["inputs"] + manifest["outputs"]] == [[2, 36], [2, 6, 3]]
     x = np.random.default_rng(0).standard_normal((2, 36)).astype(np.float32)
-    (served,) = onnxruntime.InferenceSession(tmp_path / "r/m/1/model.onnx").run(None, {"x": x})
-    np.testing.assert_allclose(served, module(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
+    with serving.start(tmp_path / "r") as service:
+
+        def infer(rows: np.ndarray) -> httpx.Response:
+            tensor = {"name": "x", "datatype": "FP32", "shape": rows.shape, "data": rows.ravel().tolist()}
+            return service.post("/v2/models/m/infer", json={"inputs": [tensor]})
+
+        (output,) = infer(x).json()["outputs"]
+        served = np.reshape(output["data"], output["shape"])
+        np.testing.assert_allclose(served, module(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
+        refusal = infer(x[:1])
+        assert (refusal.status_code, "[2, 36] is expected" in refusal.json()["error"]) == (400, True)
 
 
 def test_a_published_model_reads_no_options_of_files_and_holds_no_other_model(tmp_path, files) -> None:

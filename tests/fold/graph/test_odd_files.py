@@ -227,9 +227,57 @@ def normalised(net: Net) -> onnx.ModelProto:
     return net.model(net.op("LayerNormalization", [net.conv_bn(), scale], "y", stash_type=1), ["n", 4, 6, 5])
 
 
+def recurrent(net: Net) -> onnx.ModelProto:
+    """A GRU over the four channels, of which each row reads three."""
+    rows = net.op("Gather", [net.op("Shape", ["x"], "sizes"), net.constant("zero", np.array([0]))], "rows")
+    lengths = net.op("ConstantOfShape", [rows], "l", value=numpy_helper.from_array(np.array([3], np.int32)))
+    flat = net.op("Reshape", [net.conv_bn(), net.constant("flat", np.array([0, 4, 30]))], "f")
+    steps = net.op("Transpose", [flat], "steps", perm=[1, 0, 2])
+    weights = [net.constant("W", net.drawn(1, 15, 30) / 5), net.constant("R", net.drawn(1, 15, 5) / 5)]
+    states = net.op("GRU", [steps, *weights, "", lengths], "states", hidden_size=5)
+    return net.model(net.op("Transpose", [states], "y", perm=[2, 0, 1, 3]), ["n", 4, 1, 5])
+
+
+def counted(net: Net) -> onnx.ModelProto:
+    """A Loop with a trip count and without a condition."""
+    types = {"i": TensorProto.INT64, "on": TensorProto.BOOL, "a": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, None if name == "a" else []) for name, kind in types.items()]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Mul", ["a", "a"], ["squared"])],
+        "body",
+        inputs,
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("squared", TensorProto.FLOAT, None),
+        ],
+    )
+    return net.model(
+        net.op("Loop", [net.constant("times", np.array(2)), "", net.conv_bn()], "y", body=body), ["n", 4, 6, 5]
+    )
+
+
+def sampled(net: Net) -> onnx.ModelProto:
+    """A cubic GridSample that reads beyond the border."""
+    rows = net.op("Gather", [net.op("Shape", ["x"], "sizes"), net.constant("zero", np.array([0]))], "rows")
+    times = net.op("Concat", [rows, net.constant("ones", np.array([1, 1, 1]))], "times", axis=0)
+    places = net.op("Tile", [net.constant("g", net.drawn(1, 3, 2, 2)), times], "places")
+    y = net.op("GridSample", [net.conv_bn(), places], "y", mode="bicubic", padding_mode="border")
+    return net.model(y, ["n", 4, 3, 2])
+
+
+def gathered(net: Net) -> onnx.ModelProto:
+    largest = net.op("ArgMax", [net.conv_bn()], "largest", axis=2)
+    return net.model(net.op("GatherElements", ["n", largest], "y", axis=2), ["n", 4, 1, 5])
+
+
+def powered(net: Net) -> onnx.ModelProto:
+    return net.model(net.op("GlobalLpPool", [net.conv_bn()], "y", p=3), ["n", 4, 1, 1])
+
+
 NETS: list[tuple[Callable[[Net], onnx.ModelProto], int]] = [
     *((quantised, opset) for opset in (10, 13, 17, 18, 19)),
     *((one, 17) for one in (split, joined, scaled, filled, diagonal, standardised, local, normalised)),
+    *((one, 17) for one in (recurrent, counted, sampled, gathered, powered)),
 ]
 
 
