@@ -1,21 +1,20 @@
 """Measures a GPU: folded graphs beside the unfolded one and PyTorch, and the service beside its own session.
 
-    python -m benchmarks.gpu [--seconds 240] [--only resnet50 …] [--batches 1,8,64,256] [--device cuda] [--dry-run]
+    python -m benchmarks.gpu [--seconds 200] [--only resnet50 …] [--batches 1,8,64,256] [--device cuda] [--dry-run]
 
-Equivalence: part C of the certificate (docs/certificate.md) for each network in float32, TF32 and float16.
+1. Equivalence: part C of the certificate (docs/certificate.md) for each network in float32, TF32 and float16.
+2. Latency: the unfolded graph and the folded one (closed, and with activations opened) in ONNX Runtime, through the
+   buffers of the service, and closed in float16, also with the channels last; PyTorch eager in float32 with TF32 off,
+   and in float16 with the channels last. All times are host to host (benchmarks/contestants.py). Answers are first
+   compared with PyTorch's in float32. Contestants take turns, every other round in the opposite order, and medians are
+   compared.
+3. Serving: `bnfold serve` as a process, loaded by several others (benchmarks/clients.py), compared with R*, the best
+   rate of the session alone over batch sizes and one or two threads, before and after.
+4. One network in compiled PyTorch, in float16 and in float32, and then with the options that the service offers.
 
-Latency: the unfolded graph and the folded one (closed, and with activations opened) in ONNX Runtime, through the
-buffers of the service; PyTorch eager in float32 with TF32 off, and in float16 with the channels last. One network is
-also measured in compiled PyTorch, and with the options that the service offers. All times are host to host
-(benchmarks/contestants.py). Answers are first compared with PyTorch's in float32. Contestants take turns, every other
-round in the opposite order, and medians are compared.
-
-Serving: `bnfold serve` as a process, loaded by several others (benchmarks/clients.py), compared with R*, the best rate
-of the session alone over batch sizes and one or two threads, before and after.
-
-Every part gets a share of `--seconds`. Each result is a line at once, and what there is of them is written after each
-network; at the end, or on SIGTERM, tables follow. The exit code is 1 if an answer was wrong. `--dry-run` takes the same
-steps on the CPU, with little work.
+The first three share half of `--seconds`, the fourth takes what is left. Each result is a line at once, and what there
+is of them is written after each network; at the end, or on SIGTERM, tables follow. The exit code is 1 if an answer was
+wrong. `--dry-run` takes the same steps on the CPU, with little work.
 """
 
 import argparse
@@ -26,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from rich.table import Table
 
 from benchmarks.contestants import Answer, halved, in_onnxruntime, in_torch, relative_error
 from benchmarks.graphs import GRAPHS, build, file_of, network
-from benchmarks.published import NETWORKS
+from benchmarks.published import FIRST, NETWORKS
 from benchmarks.service_on_gpu import Serving, serve
 from fold.bench.measure import interleaved, parse_batches
 from fold.errors import first_line
@@ -50,9 +50,16 @@ from fold.runtime import CudaOptions, loaded_cudnn, this_machine, tool_versions
 
 OPTIONS_OF = "resnet50"
 """The network on which options and `torch.compile` are tried."""
-COMPILED_ROWS, COMPILE_SECONDS = 64, 30
-"""`torch.compile` gets one batch size, comes last, and does not begin with less time left."""
-LATENCY_SHARE, SERVED_SHARE = 0.65, 0.5
+OPTIONS = {
+    "closed, CUDA graphs": ("closed", CudaOptions(graphs=True)),
+    "closed, NHWC": ("closed", CudaOptions(nhwc=True)),
+    "closed tf32": ("closed", CudaOptions(tf32=True)),
+    "closed tf32, NHWC": ("closed", CudaOptions(tf32=True, nhwc=True)),
+    "closed fp16, NHWC, CUDA graphs": ("closed fp16", CudaOptions(graphs=True, tf32=True, nhwc=True)),
+}
+COMPILED_ROWS, COMPILE_SECONDS, COMPILED_SECONDS = 64, 20, 2.0
+"""`torch.compile` begins with this batch size. No compilation begins with less time left; then it is measured."""
+FIRST_SHARE, LATENCY_SHARE, SERVED_SHARE, COMPILED_SHARE = 0.5, 0.7, 0.6, 0.7
 """Shares of the time that is left when each part begins."""
 WRONG = 2e-4
 """Relative to the largest number. Rounding of float32 is ten times smaller; a wrong fold is larger."""
@@ -141,30 +148,30 @@ class Makers:
             raise RuntimeError((said.strip().splitlines() or ["no word"])[-1])
 
 
+@contextmanager
+def telling(what: str, results: Results) -> Iterator[None]:
+    """Any error of the device, the driver or the compiler, and a service that does not start, is reported, and ends
+    this block alone."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        results.told.append(f"{what}: {first_line(error)}")
+
+
 def contestants(name: str, folder: Path, device: str, batches: tuple[int, ...], results: Results) -> dict[str, Answer]:
     """Contestants by name; those that cannot be opened are reported. The first is PyTorch in float32, with which the
     others are compared."""
     module = build(name).to(device)
     found = {"PyTorch": in_torch(module, device)}
 
-    def add(contestant: str, opened: Callable[[], Answer]) -> None:
-        try:
-            found[contestant] = opened()
-        except Exception as error:  # any error of the device, the driver or the compiler
-            results.told.append(f"{name}, {contestant}: {first_line(error)}")
-
-    def graph(of: str, cuda: CudaOptions) -> Callable[[], Answer]:
-        return lambda: in_onnxruntime(file_of(folder, of), device, batches, cuda=cuda)
-
-    for of in GRAPHS:
-        add(of, graph(of, CudaOptions(tf32="fp16" in of)))  # without TF32 no type has tensor cores
-    add("PyTorch fp16", lambda: in_torch(halved(build(name).to(device)), device, half=True))
-    if name == OPTIONS_OF and device != "cpu":
-        add("closed, CUDA graphs", graph("closed", CudaOptions(graphs=True)))
-        add("closed, NHWC", graph("closed", CudaOptions(nhwc=True)))
-        add("closed tf32", graph("closed", CudaOptions(tf32=True)))
-        add("closed tf32, NHWC", graph("closed", CudaOptions(tf32=True, nhwc=True)))
-        add("closed fp16, NHWC", graph("closed fp16", CudaOptions(tf32=True, nhwc=True)))
+    for of in GRAPHS:  # without TF32 no type has tensor cores
+        with telling(f"{name}, {of}", results):
+            found[of] = in_onnxruntime(file_of(folder, of), device, batches, cuda=CudaOptions(tf32="fp16" in of))
+    with telling(f"{name}, closed fp16, NHWC", results):
+        cuda = CudaOptions(tf32=True, nhwc=True)
+        found["closed fp16, NHWC"] = in_onnxruntime(file_of(folder, "closed fp16"), device, batches, cuda=cuda)
+    with telling(f"{name}, PyTorch fp16", results):
+        found["PyTorch fp16"] = in_torch(halved(build(name).to(device)), device, half=True)
     return found
 
 
@@ -179,11 +186,10 @@ def prove(name: str, folder: Path, found: dict[str, Answer], results: Results) -
     with torch.inference_mode():
         exact = build(name).to(device).double()(torch.from_numpy(x).to(device).double()).cpu().numpy()
     compared = dict(found)
-    if device != "cpu":
-        for of in ("unfolded", "closed"):
-            compared[f"{of} tf32"] = in_onnxruntime(
-                file_of(folder, of), device, (PROVEN_ROWS,), cuda=CudaOptions(tf32=True)
-            )
+    for of in ("unfolded", "closed"):
+        compared[f"{of} tf32"] = in_onnxruntime(
+            file_of(folder, of), device, (PROVEN_ROWS,), cuda=CudaOptions(tf32=True)
+        )
     for precision, (unfolded, folded) in PROVEN.items():
         if unfolded not in compared or folded not in compared:
             continue
@@ -253,18 +259,31 @@ def latency(name: str, found: dict[str, Answer], batches: tuple[int, ...], clock
         measure(name, batch, found, 0.8 * clock.left / (len(batches) - done), results)
 
 
-def compiled(name: str, batch: int, found: dict[str, Answer], results: Results) -> None:
-    """`torch.compile` beside the closed graphs, in a measurement of its own: it may fail or take too long."""
-    device = results.device
-    kept = ("PyTorch", "closed", "closed fp16, NHWC")
-    try:
-        chosen: dict[str, Answer] = {key: found[key] for key in kept if key in found}
-        chosen["torch.compile"] = in_torch(torch.compile(build(name).to(device)), device)
-        half = torch.compile(halved(build(name).to(device)))
-        chosen["torch.compile fp16"] = in_torch(half, device, half=True)
-        measure(name, batch, chosen, 5.0, results)
-    except Exception as error:  # any error of the compiler
-        results.told.append(f"{name}, torch.compile: {first_line(error)}")
+def compiled(name: str, batches: tuple[int, ...], found: dict[str, Answer], clock: Clock, results: Results) -> None:
+    """`torch.compile` beside the closed graphs. Each batch size is compiled by itself, in float16 first."""
+    device, first = results.device, min(COMPILED_ROWS, max(batches))
+    kept = {key: found[key] for key in ("PyTorch", "closed", "closed fp16, NHWC") if key in found}
+    for batch in sorted(batches, key=lambda batch: (batch != first, batch)):
+        for contestant, half in (("torch.compile fp16", True), ("torch.compile", False)):
+            if clock.left < COMPILE_SECONDS:
+                results.told.append(f"{name} at {batch}, {contestant}: no time was left")
+                continue
+            torch.compiler.reset()
+            with telling(f"{name} at {batch}, {contestant}", results):
+                module = halved(build(name).to(device)) if half else build(name).to(device)
+                answer = in_torch(torch.compile(module, dynamic=False), device, half=half)
+                measure(name, batch, {**kept, contestant: answer}, COMPILED_SECONDS, results)
+
+
+def with_options(
+    name: str, folder: Path, batches: tuple[int, ...], found: dict[str, Answer], clock: Clock, results: Results
+) -> None:
+    """The closed graph with the options of the service."""
+    chosen = {key: found[key] for key in ("PyTorch", "closed") if key in found}
+    for option, (of, cuda) in OPTIONS.items():
+        with telling(f"{name}, {option}", results):
+            chosen[option] = in_onnxruntime(file_of(folder, of), results.device, batches, cuda=cuda)
+    latency(name, chosen, batches, clock, results)
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
@@ -297,8 +316,10 @@ def as_json(results: Results) -> str:
 
 
 def run(arguments: argparse.Namespace, results: Results) -> None:
-    clock, device = Clock(arguments.seconds), results.device
+    clock, first = Clock(arguments.seconds), Clock(FIRST_SHARE * arguments.seconds)
+    device, batches = results.device, arguments.batches
     served = "small" if arguments.dry_run else OPTIONS_OF
+    of_options = OPTIONS_OF if OPTIONS_OF in arguments.only else arguments.only[0]
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: Path(scratch) / name for name in ("served", *arguments.only)}
         for folder in folders.values():
@@ -306,20 +327,29 @@ def run(arguments: argparse.Namespace, results: Results) -> None:
         making = {name: [name, str(folders[name])] for name in arguments.only}
         found: dict[str, Answer] = {}
         with Makers({"served": [served, str(folders["served"]), device], **making}) as makers:
+            # 1. The networks, each proven, then measured.
+            until_served = Clock(LATENCY_SHARE * first.left)
             for done, name in enumerate(arguments.only):
-                own = Clock(clock.left * LATENCY_SHARE / (len(arguments.only) - done))
-                if makers.ready(name, clock.left, results):
-                    opened = contestants(name, folders[name], device, arguments.batches, results)
-                    prove(name, folders[name], opened, results)
-                    latency(name, opened, arguments.batches, own, results)
-                    found = opened if name == OPTIONS_OF else found
+                own = Clock(until_served.left / (len(arguments.only) - done))
+                if makers.ready(name, first.left, results):
+                    with telling(name, results):
+                        opened = contestants(name, folders[name], device, batches, results)
+                        found = opened if name == of_options else found
+                        with telling(f"{name}, equivalence", results):
+                            prove(name, folders[name], opened, results)
+                        latency(name, opened, batches, own, results)
                     arguments.out.write_text(as_json(results))
+            # 2. The service.
             if makers.ready("served", clock.left, results):
-                seconds = SERVED_SHARE * clock.left
-                results.serving = serve(served, folders["served"], device, seconds, results.wrong)
+                seconds = SERVED_SHARE * first.left
+                with telling("served", results):
+                    results.serving = serve(served, folders["served"], device, seconds, results.wrong)
                 arguments.out.write_text(as_json(results))
-        if found and device != "cpu" and clock.left > COMPILE_SECONDS:
-            compiled(OPTIONS_OF, min(COMPILED_ROWS, max(arguments.batches)), found, results)
+        # 3. One network compiled, and with options.
+        if found:
+            compiled(of_options, batches, found, Clock(COMPILED_SHARE * clock.left), results)
+            arguments.out.write_text(as_json(results))
+            with_options(of_options, folders[of_options], batches, found, clock, results)
     results.cudnn = loaded_cudnn() if device != "cpu" else None
 
 
@@ -334,8 +364,8 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(given)
     dry = arguments.dry_run
     arguments.device = arguments.device or ("cpu" if dry else "cuda")
-    arguments.seconds = arguments.seconds or (60.0 if dry else 240.0)
-    arguments.only = arguments.only or (["preact18"] if dry else list(NETWORKS))
+    arguments.seconds = arguments.seconds or (100.0 if dry else 200.0)
+    arguments.only = arguments.only or (["preact18"] if dry else list(FIRST))
     arguments.batches = arguments.batches or ((1, 2) if dry else (1, 8, 64, 256))
     return arguments
 

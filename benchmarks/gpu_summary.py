@@ -17,6 +17,10 @@ from typing import Any
 CERTIFICATE = "test_certificate_holds_on_the_device"
 SHOWN = ("unfolded", "opened", "PyTorch", "PyTorch fp16", "torch.compile", "closed fp16, NHWC", "torch.compile fp16")
 WIDTH = 34
+BRANCHED = ("repvgg_a0", "mobileone_s0", "fastvit_t8")
+BRANCHES_MERGED, OF_COMPILED, OF_BEST, P99_OVER_P50 = 1.4, 0.9, 0.9, 3.0
+"""The goals: how much faster a graph is whose branches are merged, float16 beside `torch.compile`, the service beside
+its session, and the spread of its latencies at mixed sizes."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,40 @@ def of_benchmark(results: dict[str, Any]) -> list[str]:
     return lines + [_line("not measured", text) for text in results["told"]]
 
 
+def of_goals(results: dict[str, Any]) -> list[str]:
+    """Whether each goal is reached, with the number that is furthest from it."""
+
+    def least(other: str, base: str, network: str = "") -> tuple[float, str] | None:
+        rows = [row for row in results["latency"] if network in ("", row["network"])]
+        both = [(row, row["median_ms"]) for row in rows if {other, base} <= set(row["median_ms"])]
+        found = [(times[other] / times[base], f" ({row['network']}, {row['batch']} rows)") for row, times in both]
+        return min(found, default=None)
+
+    def told(name: str, number: float, where: str, *, reached: bool) -> str:
+        return _line(f"goal: {name}", f"{'reached' if reached else 'NOT reached'}: {number:.2f}{where}")
+
+    ratios = [("never slower than unfolded", 1.0, least("unfolded", "closed"))]
+    for network in BRANCHED:
+        found = least("unfolded", "closed", network)
+        ratios.append((f"{network} {BRANCHES_MERGED} times", BRANCHES_MERGED, found))
+    found = least("torch.compile fp16", "closed fp16, NHWC")
+    ratios.append((f"fp16 {OF_COMPILED} of compiled", OF_COMPILED, found))
+    lines = [
+        told(name, *found, reached=found[0] >= limit) if found else _line(f"goal: {name}", "not measured")
+        for name, limit, found in ratios
+    ]
+    serving = results["serving"]
+    if serving is None:
+        return [*lines, _line("goal: served", "not measured")]
+    seen, mixed = serving["seen"]["64"], serving["mixed"]
+    share, spread = seen["rows"] / seen["seconds"] / serving["best"], mixed["p99"] / mixed["p50"]
+    return [
+        *lines,
+        told(f"served {OF_BEST} of R*", share, "", reached=share >= OF_BEST),
+        told(f"mixed p99 < {P99_OVER_P50:.0f} p50", spread, "", reached=spread < P99_OVER_P50),
+    ]
+
+
 def _line(name: str, text: str) -> str:
     return f"{name:{WIDTH}}{text}"
 
@@ -96,7 +134,7 @@ def main() -> None:
         lines, wrong = [_line("tests", f"no report: {error}")], True
     try:
         results = json.loads(benchmark.read_text())
-        lines += of_benchmark(results)
+        lines += [*of_benchmark(results), *of_goals(results)]
         lines += [_line("WRONG", text) for text in results["wrong"]]
         wrong |= bool(results["wrong"])
     except (OSError, ValueError) as error:

@@ -1,7 +1,8 @@
 """Networks of published widths and depths, for measurements on a GPU, built here or from the blocks of models/.
 
-Weights are random, so nothing is downloaded. MobileNet-V2, RepVGG-A0, DenseNet-121 and ResNet-50 are the networks of
-the papers, for 3×224×224. PreActResNet-18 has no stem in models/: the part behind the stem is run, at 3×56×56.
+Weights are random, so nothing is downloaded. All but PreActResNet-18 are the networks of the papers, for 3×224×224;
+RepVGG-A0, MobileOne-S0 and FastViT-T8 as they are trained, with parallel branches. PreActResNet-18 has no stem in
+models/: the part behind the stem is run, at 3×56×56.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from benchmarks.networks import ResNet, resnet50
 from models.batchnorm import Norm
 from models.cnn import cnn
+from models.fastvit import fastvit
 from models.mobilenet import InvertedResidual, conv_bn_relu6
+from models.mobileone import mobileone
 from models.preact_resnet import preact_resnet
 from models.repvgg import repvgg
+from models.senet import SqueezeExcite
 
 NORM = Norm()
 GROWTH, BOTTLENECK, LAYERS = 32, 4, (6, 12, 24, 16)
@@ -80,13 +84,25 @@ def mobilenetv2() -> nn.Module:
     return ResNet(*steps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
 
 
+def fastvit_t8() -> nn.Module:
+    """4.03 million parameters, with the branches that it is trained with."""
+    network = fastvit(in_channels=3, channels=(48, 96, 192, 384), depths=(2, 2, 4, 2), classes=1000)
+    network.layers[-1].se = SqueezeExcite(768, 16)  # that of models/ is wider
+    return network
+
+
 A0 = partial(repvgg, in_channels=3, channels=(48, 48, 96, 192, 1280), depth=(1, 2, 4, 14, 1), stride=2, classes=1000)
+S0 = partial(mobileone, in_channels=3, channels=(48, 128, 256, 1024), depths=(2, 8, 10, 1), branches=4, classes=1000)
 PREACT = partial(preact_resnet, in_channels=3, channels=(64, 128, 256, 512), depth=2, classes=1000)
 PICTURE = (3, 224, 224)
+FIRST = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "resnet50", "densenet121")
+"""The networks that are measured if none is chosen, the most important first."""
 NETWORKS = {
     "resnet50": Network("ResNet-50", resnet50, PICTURE, 25.6),
     "densenet121": Network("DenseNet-121", densenet121, PICTURE, 7.98),
     "repvgg_a0": Network("RepVGG-A0", A0, PICTURE, 9.11),
+    "mobileone_s0": Network("MobileOne-S0", S0, PICTURE, 5.29),
+    "fastvit_t8": Network("FastViT-T8", fastvit_t8, PICTURE, 4.03),
     "mobilenetv2": Network("MobileNet-V2", mobilenetv2, PICTURE, 3.50),
     "preact18": Network("PreActResNet-18 behind its stem", PREACT, (3, 56, 56), 11.7),
 }

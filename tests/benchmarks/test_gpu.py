@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from benchmarks import gpu, gpu_facts, gpu_summary
 from benchmarks.clients import Client, Seen, question, read_questions, total, write_questions
 from benchmarks.contestants import relative_error, seconds_of
 from benchmarks.convolutions import convolutions
-from benchmarks.published import NETWORKS
+from benchmarks.published import FIRST, NETWORKS
 from benchmarks.service_on_gpu import Serving, best_rate
 from fold.runtime import open_session
 from support import ROOT
@@ -246,8 +248,15 @@ def summarised(folder: Path, tests: str | None, benchmark: gpu.Results | None) -
 
 def test_the_summary_counts_by_precision_and_fails_where_something_was_wrong(tmp_path) -> None:
     found = results()
+    compiled = {"closed": 8.0, "closed fp16, NHWC": 5.0, "torch.compile fp16": 4.0}
     found.latency = [
-        {"network": "resnet50", "batch": 8, "median_ms": {"closed": 2.0, "unfolded": 2.5, "PyTorch": 4.0}, "errors": {}}
+        {"network": network, "batch": batch, "median_ms": times, "errors": {}}
+        for network, batch, times in (
+            ("resnet50", 8, {"closed": 2.0, "unfolded": 2.5, "PyTorch": 4.0}),
+            ("repvgg_a0", 8, {"closed": 2.0, "unfolded": 3.0}),
+            ("repvgg_a0", 64, {"closed": 20.0, "unfolded": 26.0}),
+            ("resnet50", 64, compiled),
+        )
     ]
     found.equivalence = [
         {"network": name, "precision": "fp16", "equivalent": name != "vgg"} for name in ("resnet50", "vgg")
@@ -267,6 +276,17 @@ def test_the_summary_counts_by_precision_and_fails_where_something_was_wrong(tmp
     assert (lines["cuDNN"], lines["machine"]) == ("9.12.0", "A GPU")
     assert lines["versions"] == "python 3.12, torch 2, onnxruntime-gpu 1"
     assert lines["not measured"] == "resnet50, torch.compile: no compiler"
+    goals = {line.removeprefix("goal: "): told for line, told in lines.items() if line.startswith("goal: ")}
+    assert goals == {
+        "never slower than unfolded": "reached: 1.25 (resnet50, 8 rows)",
+        "repvgg_a0 1.4 times": "NOT reached: 1.30 (repvgg_a0, 64 rows)",
+        "mobileone_s0 1.4 times": "not measured",
+        "fastvit_t8 1.4 times": "not measured",
+        "fp16 0.9 of compiled": "NOT reached: 0.80 (resnet50, 64 rows)",
+        "served 0.9 of R*": "NOT reached: 0.25",
+        "mixed p99 < 3 p50": "reached: 2.67",
+    }
+    assert set(gpu_summary.BRANCHED) < set(FIRST) < set(NETWORKS)
 
     code, text = summarised(tmp_path, TESTS, None)
     assert code == 1
@@ -280,6 +300,37 @@ def test_missing_reports_are_no_success(tmp_path) -> None:
     assert code == 1
     assert "no report" in text
     assert "no results" in text
+
+
+INTERPRETER = """#!/bin/sh
+echo "ran $*"
+case "$*" in *benchmarks.gpu\\ *) echo measuring; exec sleep 60;; esac
+"""
+"""In place of Python for scripts/gpu-check: it says what it should run, and the networks take long."""
+
+
+def test_the_script_tells_each_step_at_once_and_ends_with_a_table_also_if_it_is_stopped(tmp_path) -> None:
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(INTERPRETER)
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "OUT": str(out)}
+    command = [str(ROOT / "scripts" / "gpu-check"), "--dry-run"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as done:
+        assert done.stdout is not None
+        said = list(takewhile(lambda line: line != "measuring\n", done.stdout))
+        done.terminate()
+        said += done.stdout.readlines()
+    assert [line.split()[1] for line in said if ", at most" in line] == ["machine,", "loads,", "networks,"]
+    assert f"ran -m benchmarks.gpu_summary {out}/tests.txt {out}/benchmark.json\n" in said
+    told = (out / "report.txt").read_text().splitlines(keepends=True)
+    assert sorted(line.split()[2] for line in told if line.startswith("ran ")) == [
+        "benchmarks.gpu",
+        "benchmarks.gpu_facts",
+        "benchmarks.gpu_facts",
+    ]
+    assert set(told) <= {*said, "measuring\n"}
 
 
 def test_what_was_measured_is_shown_though_the_rest_is_missing() -> None:
