@@ -141,6 +141,7 @@ def _compute(model: LoadedModel, job: Job, shards: Sequence[Shard], told: Told) 
             told(shard.rows)
             yield noted
             _give_next(actor, blocks, working)
+        del actor  # if it is idle, it ends, and one that waits for its processors begins
 
 
 def _give_next(actor: _Actor, blocks: deque[deque[Shard]], working: dict[Any, _Actor]) -> None:
