@@ -57,21 +57,21 @@ def inspect(
     refuse_missing(source)
     from fold.artifact import published_version  # noqa: PLC0415
     from fold.inspection import inspect_graph  # noqa: PLC0415
-    from fold.remote import is_url, local  # noqa: PLC0415
+    from fold.remote import local, named  # noqa: PLC0415
     from fold.reports import check_inspection_page, write_inspection_page  # noqa: PLC0415
     from fold.sources import Source, read_source  # noqa: PLC0415
 
     # 1. Check the options.
-    named = source if is_url(source) else str(Path(source))
+    shown = named(source)
     if html is not None:
         check_inspection_page(html)
     # 2. Read the source, and fold it to see where each BatchNorm would go.
     with StepBar() as bar, local(source) as path:
-        bar.announce(f"reading {named}")
+        bar.announce(f"reading {shown}")
         if (version := published_version(path)) is not None:
             if arch or arch_arg or inputs or batch or key or ema or trust or overridable:
                 raise BnfoldError(
-                    f"{named}: is a published model; --arch, --input and such are for files, leave them out"
+                    f"{shown}: is a published model; --arch, --input and such are for files, leave them out"
                 )
             given = _reference(version)
         else:
@@ -86,19 +86,19 @@ def inspect(
         )
     # 3. Print what was converted while the source was read, then the findings.
     changes = tuple(unfolded.described.get("changes", ()))
-    print_changes(named, changes, arch, unfolded.arch_file)
+    print_changes(shown, changes, arch, unfolded.arch_file)
     if as_json:
-        print_json({"source": named, "changes": list(changes), **inspection.to_dict()})
+        print_json({"source": shown, "changes": list(changes), **inspection.to_dict()})
     else:
         advice = "" if inspection.batchnorms else unfolded.keep_batchnorm or ""
-        _print_findings(named, inspection, everything=everything, advice=advice)
+        _print_findings(shown, inspection, everything=everything, advice=advice)
     # 4. Write the page.
     if html is not None:
         write_inspection_page(html, inspection, Path(source).name)
         console.print(f"written to {escape(str(html))}", soft_wrap=True, highlight=False)
 
 
-def _print_findings(named: str, inspection: "Inspection", *, everything: bool, advice: str) -> None:
+def _print_findings(source: str, inspection: "Inspection", *, everything: bool, advice: str) -> None:
     from fold.reports import (  # noqa: PLC0415
         affines_line,
         folding_listing,
@@ -124,7 +124,7 @@ def _print_findings(named: str, inspection: "Inspection", *, everything: bool, a
     hint = ". --all lists each of them." if inspection.batchnorms and not everything else ""
     if inspection.affines:
         console.print(affines_line(inspection.affines), soft_wrap=True, highlight=False)
-    text = f"{named}: {inspection_summary(inspection)}{f'; {advice}' if advice else hint}"
+    text = f"{source}: {inspection_summary(inspection)}{f'; {advice}' if advice else hint}"
     console.print(escape(text), soft_wrap=True, highlight=False)
 
 

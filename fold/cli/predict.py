@@ -57,12 +57,13 @@ def predict(
         if find_spec(package) is None:
             raise BnfoldError(f"{package} is not installed; install bnfold[{extra}]")
     from fold.prediction import Choices, RowError, load, predict_files  # noqa: PLC0415
+    from fold.remote import named  # noqa: PLC0415
 
     # 1. Load the model as the service does.
     choices = Choices(_columns(column or ()), id_column, top_k, outputs, shard_rows, strict, verify)
     bar = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with bar_of(*bar) as shown:
-        task = shown.add_task(f"loading {escape(model_dir)}", total=None, rate="")
+        task = shown.add_task(f"loading {escape(named(model_dir))}", total=None, rate="")
         model = load(model_dir, device=device, threads=threads)
         # 2. Predict what is not there yet.
         shown.update(task, description=escape(str(model)))

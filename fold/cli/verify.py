@@ -30,11 +30,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove a published model again on this machine, from its directory alone."""
-    from fold.remote import open_version  # noqa: PLC0415
+    from fold.remote import named, open_version  # noqa: PLC0415
 
     # 1. Read the model directory, and check its precision. The imports take a second.
     with StepBar() as bar:
-        bar.announce(f"reading {model_dir}")
+        bar.announce(f"reading {named(model_dir)}")
         version = open_version(model_dir)
         from fold.inputs import read_inputs  # noqa: PLC0415
         from fold.proof import certify  # noqa: PLC0415

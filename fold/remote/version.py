@@ -8,7 +8,7 @@ from pathlib import Path
 from fold.artifact import VERSION_PATTERN, ModelVersion, read_version, version_folder
 from fold.errors import BnfoldError
 from fold.remote.cache import Cache
-from fold.remote.store import Store, is_url
+from fold.remote.store import Store, is_url, without_credentials
 
 Place = str | os.PathLike[str]
 """A path, or a URL."""
@@ -28,6 +28,11 @@ def local(place: Place) -> Iterator[Path]:
     """The folder of a version behind a URL, which stays in the cache until the block ends; any other place as it is."""
     version = open_version(place) if is_url(place) else None
     yield Path(place) if version is None else version.path
+
+
+def named(place: Place) -> str:
+    """How a place is shown: of a URL without its credentials."""
+    return without_credentials(place) if is_url(place) else str(Path(place))
 
 
 def _download(url: str) -> ModelVersion:

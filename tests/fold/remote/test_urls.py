@@ -68,6 +68,15 @@ def test_every_command_takes_a_url(files: Files, tmp_path: Path) -> None:
     assert len(files.downloaded) == 2
 
 
+def test_credentials_of_a_url_are_not_shown(files: Files) -> None:
+    done = bnfold("inspect", f"{files.url.replace('//', '//me:secret@')}/net/2", "--json")
+    assert json.loads(done.stdout)["source"] == f"{files.url}/net/2"
+    assert "secret" not in done.stdout + done.stderr
+    assert_one_line(
+        bnfold("verify", f"{files.url.replace('//', '//me:secret@')}/nobody"), f"{files.url}/nobody: is not"
+    )
+
+
 def test_a_server_that_lists_nothing_needs_the_version(files: Files) -> None:
     files.lists = False
     assert fold.load(f"{files.url}/net/2").version == "2"
