@@ -20,6 +20,7 @@ from fold.graph import save_graph
 from fold.precision import lower, prepare
 from fold.sources import Source
 from fold.sources.export import export_program, save_program
+from models.mobileone import MobileOneBlock
 
 GRAPHS = ("unfolded", "closed", "opened", "closed fp16")
 MODEL = "net"
@@ -33,7 +34,13 @@ def network(name: str) -> Network:
 def build(name: str) -> nn.Module:
     """The network in eval mode, with random weights and statistics that are the same in every process."""
     torch.manual_seed(0)
-    return randomise(network(name).build())
+    module = randomise(network(name).build())
+    for block in module.modules():
+        if isinstance(block, MobileOneBlock):
+            for branch in block.branches.modules():
+                if isinstance(branch, nn.BatchNorm2d):  # or the sums of 42 blocks would leave the range of float16
+                    branch.weight.data /= len(block.branches) ** 0.3
+    return module
 
 
 class OfBytes(nn.Module):
