@@ -77,11 +77,21 @@ class _Unpickler(pickle.Unpickler):
             return torch.Size
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        if (module, name) == ("builtins", "getattr"):
+            return self._member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if self.trust:
             return super().find_class(module, name)
         raise _RefusedError(f"{module}.{name}")
+
+    def _member(self, kind: Any, name: str) -> Any:
+        """A member of an enumeration, which Python 3.11.2 pickles as `getattr(class, name)`."""
+        if kind is _Record:
+            return _Record(name)
+        if self.trust:
+            return getattr(kind, name)
+        raise _RefusedError("builtins.getattr")
 
     def persistent_load(self, pid: Any) -> Any:
         raise _RefusedError("a persistent object")

@@ -6,6 +6,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, MetadataIndex
 
 from fold.errors import BnfoldError
 from fold.sources.checkpoint.checkpoint import load_checkpoint
@@ -139,7 +140,14 @@ def test_shards_are_merged_folded_and_published(tmp_path, module, given, name) -
     np.testing.assert_allclose(found, module(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_of_a_distributed_checkpoint_are_merged_as_pytorch_does(tmp_path, module) -> None:
+def by_name(self: _MEM_FORMAT_ENCODING, protocol: int) -> tuple[Any, ...]:
+    """As Python 3.11.2 pickles a member of an enumeration."""
+    return getattr, (type(self), self.name)
+
+
+@pytest.mark.parametrize("reduce", [_MEM_FORMAT_ENCODING.__reduce_ex__, by_name])
+def test_chunks_of_a_distributed_checkpoint_are_merged_as_pytorch_does(monkeypatch, tmp_path, module, reduce) -> None:
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", reduce)
     content = {"model": module.state_dict(), "optimizer": {"lr": 0.1, "exp_avg": torch.ones(3)}, "epoch": 3}
     folder = distributed(tmp_path / "net", content)
     split(folder, "model.3.weight")
@@ -265,6 +273,13 @@ class Runs:
         return Path.touch, (self.path,)
 
 
+class Counts:
+    """Unpickling one of these takes a method of a class that the metadata may name."""
+
+    def __reduce__(self):
+        return getattr, (torch.Size, "count")
+
+
 def test_metadata_runs_no_code_without_trust(tmp_path, module) -> None:
     folder = distributed(tmp_path / "net", {"model": module.state_dict()})
     metadata = pickle.loads((folder / ".metadata").read_bytes())
@@ -276,6 +291,9 @@ def test_metadata_runs_no_code_without_trust(tmp_path, module) -> None:
     assert not (tmp_path / "was-run").exists()
     assert len(inspected(folder, "--trust")[0]["batchnorms"]) == 2
     assert (tmp_path / "was-run").exists()
+    metadata.planner_data["more"] = Counts()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert "names builtins.getattr" in refusal(folder)
 
 
 def test_metadata_that_is_wrong_is_refused(tmp_path, module) -> None:

@@ -339,8 +339,9 @@ def test_too_little_memory(tmp_path, state, monkeypatch, place, error) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".incoming")]
 
 
-@pytest.mark.parametrize("command", [["serve", "."], ["verify", "."]])
+@pytest.mark.parametrize("command", [["serve", "."], ["fold", "m.onnx", "--out", "r"]])
 def test_without_onnxruntime(tmp_path, command) -> None:
+    (tmp_path / "m.onnx").touch()
     code = f"import sys; sys.modules['onnxruntime'] = None; from fold.cli import main; main({command})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")
