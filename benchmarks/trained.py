@@ -27,7 +27,7 @@ from matplotlib import cbook
 from PIL import Image
 
 from benchmarks.folding import machine, markdown
-from benchmarks.rows import append, read
+from benchmarks.rows import append, latest, read
 from fold.arrays import Arrays
 from fold.artifact import read_version
 from fold.convert import Target, convert
@@ -244,7 +244,7 @@ def main() -> None:
         row.seconds = round(time.process_time() - began, 1)
         append(arguments.out, asdict(row))
         print(name, row.batchnorms, row.failed or row.certified, row.real, row.seconds, file=sys.stderr)
-    print(page(read(arguments.out)))
+    print(page(latest(arguments.out)))
 
 
 if __name__ == "__main__":

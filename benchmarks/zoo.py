@@ -24,15 +24,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks import rows
 from benchmarks.limited import limited
+from benchmarks.rows import append, latest
 from fold.bench import speed_ratio
 from fold.bench.measure import interleaved
 from fold.convert import Target, convert
@@ -274,7 +273,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     order = names()
     random.Random(arguments.seed).shuffle(order)
-    known = () if arguments.only else read(arguments.out)
+    known = () if arguments.only else latest(arguments.out)
     done = {row["name"] for row in known if not row["left_out"] or row["parameters"] > arguments.parameters}
     end = time.monotonic() + 60 * arguments.minutes
     for name in order:
@@ -287,14 +286,9 @@ def run(arguments: argparse.Namespace) -> None:
             row = limited(partial(attempt, row, arguments.seed), arguments.seconds, arguments.megabytes)
         except (TimeoutError, ChildProcessError) as error:
             row.failed = str(error)
-        rows.append(arguments.out, asdict(row))
+        append(arguments.out, asdict(row))
         result = "left out" if row.left_out else row.failed or row.certified
         print(name, row.batchnorms, result, row.cpu_seconds, file=sys.stderr)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The last row of each name."""
-    return list({row["name"]: row for row in rows.read(path)}.values())
 
 
 def main() -> None:

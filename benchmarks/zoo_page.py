@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.folding import machine, markdown
-from benchmarks.zoo import OUT, ROUNDS, ZOOS, names, read
+from benchmarks.rows import latest
+from benchmarks.zoo import OUT, ROUNDS, ZOOS, names
 
 NOTES = {
     "pytorchcv/deeplabv3_resnetd152b_voc": "it takes 480×480 alone, which was not tried when it was drawn",
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT, help="the rows")
     arguments = parser.parse_args()
-    print(page(read(arguments.out), arguments.seed, len(names())))
+    print(page(latest(arguments.out), arguments.seed, len(names())))
 
 
 if __name__ == "__main__":
